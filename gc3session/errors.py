@@ -1,0 +1,107 @@
+"""Every exception of gc3session, grouped by the moment at which it is raised.
+
+All derive from `Error`.  Each message says what happened, where, and what to do.
+"""
+
+from __future__ import annotations
+
+
+class Error(Exception):
+    """The base of every exception that gc3session raises on purpose."""
+
+
+# -- calling ------------------------------------------------------------------
+
+
+class InvalidArgument(Error, ValueError):
+    """An argument has a value that the call can't use."""
+
+
+class NotInSession(InvalidArgument):
+    """The session has no task of that ID (`remove`, `forget`)."""
+
+
+class UnstorableValue(InvalidArgument, TypeError):
+    """An object holds a value that no record can keep; nothing was written."""
+
+
+class ReadOnlyError(Error):
+    """The session or store was opened read-only, or its files forbid writing."""
+
+
+class ClosedError(Error):
+    """The session or store has been closed."""
+
+
+# -- opening ------------------------------------------------------------------
+
+
+class OpenError(Error):
+    """A session or store can't be opened; the base of what `Session(path)` raises."""
+
+
+class NotASession(OpenError, InvalidArgument):
+    """There is no session at that path."""
+
+
+class DamagedSession(OpenError):
+    """A session directory lacks a file, or one of its files can't be read."""
+
+
+class CorruptStore(OpenError):
+    """The store's data file is damaged or isn't one."""
+
+
+class UnknownFormat(OpenError):
+    """The store was written in a format that this version doesn't know."""
+
+
+class NetworkFilesystemError(OpenError):
+    """The store would lie on a network filesystem, which LMDB can't use safely."""
+
+
+# -- reading ------------------------------------------------------------------
+
+
+class LoadError(Error):
+    """An object can't be loaded."""
+
+
+class NotFound(LoadError, KeyError):
+    """There is no object of that ID."""
+
+    __str__ = Exception.__str__  # KeyError would print the message's repr
+
+
+class CorruptRecord(LoadError):
+    """The bytes of a record are damaged: its checksum or its contents are wrong."""
+
+
+# -- writing ------------------------------------------------------------------
+
+
+class WriteError(Error):
+    """A transaction failed; nothing of it was written and the batch is kept."""
+
+
+class StoreFull(WriteError):
+    """The disk, a quota or the address space leaves no room for the transaction."""
+
+
+class ConflictError(WriteError):
+    """A record has changed since the object was loaded; nothing was written.
+
+    Attributes:
+        ids: the IDs of the objects concerned, a tuple of str.
+    """
+
+    def __init__(self, message: str, ids: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.ids = ids
+
+
+# -- warnings -----------------------------------------------------------------
+
+
+class MirrorWarning(UserWarning):
+    """`session_ids.txt` did not agree with the index and was, or must be, mended."""

@@ -1,0 +1,79 @@
+"""Which filesystem a path lies on, and files that survive a power cut."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+NETWORK_FILESYSTEMS = frozenset(
+    "9p acfs afs beegfs ceph cifs coda fhgfs fuse.ceph fuse.glusterfs fuse.sshfs gfs gfs2 glusterfs"
+    " gpfs lustre ncpfs nfs nfs4 ocfs2 orangefs panfs pvfs2 smb2 smb3 smbfs wekafs".split()
+)
+"""Types of filesystem whose memory maps and locks don't reach other machines."""
+
+_MOUNTINFO = "/proc/self/mountinfo"
+
+
+def filesystem_of(path: str, mountinfo: str = _MOUNTINFO) -> str | None:
+    """Return the type of the filesystem that *path* is on, such as 'ext4'.
+
+    None if the system does not tell.  *mountinfo* is in the format of proc(5).
+    """
+    real = os.path.realpath(path)
+    try:
+        lines = Path(mountinfo).read_bytes().decode(errors="surrogateescape").splitlines()
+    except OSError:
+        return None
+    best, type_ = -1, None
+    for line in lines:
+        left, dash, right = line.partition(" - ")
+        fields = left.split(" ")
+        if not dash or len(fields) < 5:
+            continue
+        mount = re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), fields[4])
+        inside = real == mount or real.startswith(mount.rstrip("/") + "/")
+        if inside and len(mount) >= best:  # of two on one place, the later hides the former
+            best, type_ = len(mount), right.split(" ")[0]
+    return type_
+
+
+def sync_directory(path: str) -> None:
+    """Write the names in the directory *path* to disk."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def sync_file(path: str) -> None:
+    """Write the contents of the file *path* to disk."""
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def write_durably(path: str, contents: bytes, *, replace: bool = True) -> None:
+    """Make *contents* those of the file *path*: after a power cut it is the old file or the new.
+
+    Raise FileExistsError if it is there and *replace* is False.
+    """
+    directory = os.path.dirname(path)
+    temporary = f"{path}.{os.getpid()}.tmp"
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o666)
+    try:
+        with open(fd, "wb") as file:
+            file.write(contents)
+            file.flush()
+            os.fsync(fd)
+        if replace:
+            os.replace(temporary, path)
+        else:
+            os.link(temporary, path)
+    finally:
+        if not replace or os.path.lexists(temporary):
+            os.unlink(temporary)
+    sync_directory(directory)

@@ -1,0 +1,388 @@
+"""LMDB environments: one for each directory in a process, opened safely, grown, and kept from forks.
+
+LMDB's own rules, most of which it breaks in silence, are kept here and nowhere else:
+
+- one environment for each directory in a process: `acquire` counts its users;
+- its map grows only while this process has no transaction open: the *gate*;
+- no transaction is open while the process forks, and the child opens the environment anew;
+- a write transaction begins and ends in one thread;
+- its exceptions leave only as those of errors.py, chained.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import resource
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import lmdb
+
+from .errors import CorruptStore, Error, OpenError, ReadOnlyError, StoreFull, WriteError
+from .filesystem import sync_directory, sync_file
+from .lmdb_files import check_before_opening, missing_bytes
+from .tables import PLAIN_TABLES, SET_TABLES
+
+DEFAULT_MAP_SIZE = 1 << 40
+"""Bytes of address space; they cost neither memory nor disk until they are used."""
+
+_SMALLEST_MAP = 1 << 24
+_MAX_READERS = 1022  # only the first opener's count; at LMDB's own 126 even opening fails
+_NO_ROOM = (errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # LMDB turns short writes into EIO
+
+Transaction = Any  # lmdb.Transaction is generic in its stubs only
+
+
+def translated(error: lmdb.Error, path: str) -> Error:
+    """Return our exception for one of LMDB's."""
+    told = f"{path}: LMDB says: {error}"
+    code = getattr(error, "code", 0)
+    if isinstance(error, lmdb.PanicError):
+        return WriteError(f"{told}; the environment was closed and is opened again at the next call")
+    if isinstance(error, lmdb.MemoryError) or code == errno.ENOMEM:
+        return StoreFull(
+            f"{told}; the address space is limited: raise `ulimit -v`, or pass a smaller map_size"
+        )
+    if code in _NO_ROOM:
+        return StoreFull(
+            f"{told}; the disk is full, a quota is reached, or the disk fails. Nothing of this"
+            " transaction was written; make room and flush again"
+        )
+    if isinstance(error, lmdb.ReadersFullError):
+        return Error(f"{told}; too many processes read at once: wait for some of them to end")
+    if isinstance(error, lmdb.ReadonlyError) or code in (errno.EACCES, errno.EROFS, errno.EPERM):
+        return ReadOnlyError(f"{told}; open the session with read_only=True")
+    if isinstance(error, (lmdb.CorruptedError, lmdb.PageNotFoundError, lmdb.InvalidError, lmdb.BadDbiError)):
+        return CorruptStore(f"{told}; the data file is damaged: restore it from a backup")
+    return WriteError(f"{told}; close the session and open it again")
+
+
+class _Gate:
+    """Lets any number of transactions in, or one caller alone."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition(threading.Lock())
+        self._inside = 0
+        self._shut = False
+
+    def __enter__(self) -> None:
+        with self._changed:
+            while self._shut:
+                self._changed.wait()
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._changed:
+            self._inside -= 1
+            if self._shut:
+                self._changed.notify_all()
+
+    def shut(self) -> None:
+        """Wait until nobody is inside, and let nobody in."""
+        with self._changed:
+            while self._shut:
+                self._changed.wait()
+            self._shut = True
+            while self._inside:
+                self._changed.wait()
+
+    def open(self) -> None:
+        with self._changed:
+            self._shut = False
+            self._changed.notify_all()
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        self.shut()
+        try:
+            yield
+        finally:
+            self.open()
+
+
+class Environment:
+    """The LMDB environment in *path*, shared by all that use it in this process.
+
+    Attributes:
+        gate: entered for each transaction.
+        writing: held for each write transaction.
+    """
+
+    def __init__(self, path: str, read_only: bool, map_size: int) -> None:
+        self.path = path
+        self.data = os.path.join(path, "data.mdb")
+        self.read_only = read_only
+        self.users = 0
+        self.gate = _Gate()
+        self.writing = threading.RLock()
+        self._map_size = map_size
+        self._lmdb: lmdb.Environment | None = None
+        self._opening = threading.Lock()
+        self.tables: dict[str, Any] = {}
+        self._page_size = 4096
+
+    # -- opening
+
+    def opened(self) -> lmdb.Environment:
+        """Return the open environment; to be called inside the gate."""
+        env = self._lmdb
+        if env is None:
+            with self._opening:
+                if self._lmdb is None:
+                    self._open()
+                env = self._lmdb
+                assert env is not None
+        return env
+
+    def _open(self) -> None:
+        check_before_opening(self.path)
+        lock = os.path.join(self.path, "lock.mdb")
+        if not self.read_only and not os.access(self.path, os.W_OK | os.X_OK):
+            raise ReadOnlyError(f"{self.path} can't be written; open the session with read_only=True")
+        # A reader that may not write lock.mdb, or would have to make it, reads without a lock.
+        locked = not self.read_only or os.access(lock, os.W_OK)
+        size = self._affordable(self._map_size)
+        while True:
+            try:
+                env = lmdb.open(
+                    self.path,
+                    map_size=size,
+                    create=False,
+                    readonly=self.read_only,
+                    lock=locked,
+                    mode=0o777,
+                    max_dbs=16,
+                    max_readers=_MAX_READERS,
+                )
+                break
+            except (lmdb.MemoryError, lmdb.MapResizedError) as error:
+                smaller = size // 2
+                if isinstance(error, lmdb.MapResizedError):
+                    smaller = size * 2
+                elif smaller < max(_SMALLEST_MAP, os.stat(self.data).st_size):
+                    raise translated(error, self.path) from error
+                size = smaller
+            except lmdb.Error as error:
+                raise translated(error, self.path) from error
+        self._map_size = size
+        try:
+            if locked and not self.read_only:
+                env.reader_check()
+            self.tables = self._handles(env, create=False)
+        except lmdb.Error as error:
+            env.close()
+            if isinstance(error, lmdb.NotFoundError):
+                raise CorruptStore(f"{self.path} is not a store of gc3session: {error}") from error
+            raise translated(error, self.path) from error
+        self._page_size = env.stat()["psize"]
+        self._lmdb = env
+
+    def _affordable(self, size: int) -> int:
+        """Return *size*, or less where the address space is limited: the program needs some, too."""
+        limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+        if limit != resource.RLIM_INFINITY:
+            size = min(size, max(_SMALLEST_MAP, limit // 4))
+        used = os.stat(self.data).st_size
+        return max(size, used + used // 4, _SMALLEST_MAP) // 4096 * 4096
+
+    @staticmethod
+    def _handles(env: lmdb.Environment, create: bool) -> dict[str, Any]:
+        handles: dict[str, Any] = {name: env.open_db(name.encode(), create=create) for name in PLAIN_TABLES}
+        for name in SET_TABLES:
+            handles[name] = env.open_db(name.encode(), create=create, dupsort=True, dupfixed=True)
+        return handles
+
+    @classmethod
+    def create(cls, path: str, fill: Any) -> None:
+        """Make an environment with empty tables at *path*, unless another process is faster.
+
+        *fill* is called with its first transaction and its table handles.  After a power cut
+        there is the whole environment or none: it is made under another name.
+        """
+        parent = os.path.dirname(path)
+        temporary = f"{path}.{os.getpid()}.{threading.get_ident()}.tmp"
+        try:
+            os.makedirs(parent, exist_ok=True)
+            os.mkdir(temporary)
+            try:
+                env = lmdb.open(
+                    temporary,
+                    map_size=_SMALLEST_MAP,
+                    max_dbs=16,
+                    max_readers=_MAX_READERS,
+                    mode=0o777,
+                    lib_version=0,
+                )
+                try:
+                    tables = cls._handles(env, create=True)
+                    with env.begin(write=True) as txn:
+                        fill(txn, tables)
+                finally:
+                    env.close()
+                sync_file(os.path.join(temporary, "data.mdb"))
+                sync_directory(temporary)
+                os.rename(temporary, path)
+            finally:
+                _delete(temporary)
+            sync_directory(parent)
+        except lmdb.Error as error:
+            raise translated(error, path) from error
+        except OSError as error:
+            if error.errno in (errno.ENOTEMPTY, errno.EEXIST) and os.path.isdir(path):
+                return
+            if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+                raise ReadOnlyError(f"the store {path} can't be made: {error.strerror}") from error
+            if error.errno in _NO_ROOM:
+                raise StoreFull(f"the store {path} can't be made: {error.strerror}; make room") from error
+            raise OpenError(f"the store {path} can't be made: {error}") from error
+
+    # -- transactions, all inside the gate
+
+    def begin(self, write: bool = False) -> Transaction:
+        """Begin a transaction on the newest committed state."""
+        for attempt in range(3):
+            env = self.opened()
+            try:
+                return env.begin(write=write)
+            except lmdb.MapResizedError:
+                raise
+            except lmdb.ReadersFullError as error:
+                if attempt or not env.reader_check():
+                    raise translated(error, self.path) from error
+            except lmdb.PanicError as error:
+                if attempt:
+                    raise translated(error, self.path) from error
+                raise _Panic from error
+            except lmdb.Error as error:
+                raise translated(error, self.path) from error
+        raise Error(f"{self.path}: no transaction could be begun; open the session again")
+
+    def fill_gap(self) -> None:
+        """Lengthen the data file to all its pages: a file that stays short looks truncated."""
+        env = self.opened()
+        info = env.info()
+        if os.stat(self.data).st_size >= (info["last_pgno"] + 1) * self._page_size:
+            return
+        with contextlib.suppress(lmdb.Error, OSError):  # only a slower opening would come of it
+            txn = env.begin(write=True)  # so that no other process writes there meanwhile
+            try:
+                missing = missing_bytes(self.data)
+                if missing:
+                    os.truncate(self.data, os.stat(self.data).st_size + missing)
+            finally:
+                txn.abort()
+
+    # -- alone, outside the gate
+
+    def grow(self) -> None:
+        """Double the map.  Raise StoreFull if the address space has no room for that."""
+        with self.gate.alone():
+            env = self.opened()
+            size = max(env.info()["map_size"], self._map_size) * 2
+            self._remap(env, size)
+            self._map_size = size
+
+    def adopt_size(self) -> None:
+        """Take over the size that another process has grown the map to."""
+        with self.gate.alone():
+            env = self.opened()
+            self._remap(env, 0)
+            self._map_size = max(self._map_size, env.info()["map_size"])
+
+    def _remap(self, env: lmdb.Environment, size: int) -> None:
+        try:
+            env.set_mapsize(size)
+        except lmdb.Error as error:  # this has ended the environment
+            self.drop()
+            raise translated(error, self.path) from error
+
+    def reopen(self) -> None:
+        """Close the environment; the next transaction opens it again."""
+        with self.gate.alone():
+            self.drop()
+
+    def drop(self) -> None:
+        """Close the environment; only where no transaction is open."""
+        env, self._lmdb, self.tables = self._lmdb, None, {}
+        if env is not None:
+            env.close()
+
+
+class _Panic(Exception):
+    """A meta page could not be written: the environment must be opened again."""
+
+
+def _delete(directory: str) -> None:
+    """Delete a directory of an environment that nobody uses, if it is there."""
+    if os.path.isdir(directory) and not os.path.islink(directory):
+        for name in os.listdir(directory):
+            os.unlink(os.path.join(directory, name))
+        os.rmdir(directory)
+
+
+# -- the environments of this process ------------------------------------------
+
+_environments: dict[str, Environment] = {}
+_registry = threading.Lock()
+
+
+def acquire(path: str, read_only: bool, map_size: int) -> Environment:
+    """Return the environment in the directory *path*, for one more user."""
+    with _registry:
+        env = _environments.get(path)
+        if env is None:
+            env = _environments[path] = Environment(path, read_only, map_size)
+        elif env.read_only and not read_only:
+            with env.gate.alone():
+                env.drop()
+                env.read_only = False
+        env.users += 1
+        return env
+
+
+def discard(path: str) -> None:
+    """Close the environment of a directory that is being deleted, whoever uses it."""
+    with _registry:
+        env = _environments.pop(path, None)
+    if env is not None:
+        env.reopen()
+
+
+def release(env: Environment) -> None:
+    """Take one user away from *env*; the last one closes it."""
+    with _registry:
+        env.users -= 1
+        if env.users == 0:
+            env.reopen()
+            if _environments.get(env.path) is env:
+                del _environments[env.path]
+
+
+def _before_fork() -> None:
+    _registry.acquire()
+    for env in _environments.values():
+        env.gate.shut()
+
+
+def _after_in_parent() -> None:
+    for env in _environments.values():
+        env.gate.open()
+    _registry.release()
+
+
+def _after_in_child() -> None:
+    global _registry
+    _registry = threading.Lock()
+    for env in _environments.values():
+        env.gate = _Gate()
+        env.writing = threading.RLock()
+        env._opening = threading.Lock()
+        env.drop()
+
+
+os.register_at_fork(
+    before=_before_fork, after_in_parent=_after_in_parent, after_in_child=_after_in_child
+)

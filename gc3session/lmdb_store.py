@@ -1,0 +1,284 @@
+"""Tables of bytes on LMDB."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
+from typing import Any, TypeVar
+from urllib.parse import quote
+
+import lmdb
+
+from .errors import ClosedError, NetworkFilesystemError, ReadOnlyError
+from .filesystem import NETWORK_FILESYSTEMS, filesystem_of
+from .lmdb_environment import (
+    DEFAULT_MAP_SIZE,
+    Environment,
+    Transaction,
+    _Panic,
+    acquire,
+    discard,
+    release,
+    translated,
+)
+from .tables import Item, Reader, Tables, Writer
+
+T = TypeVar("T")
+
+
+class _LmdbReader(Reader):
+    """One LMDB transaction; what it hands out are copies, valid after its end."""
+
+    __slots__ = ("_tables", "_txn", "serial")
+
+    def __init__(self, txn: Transaction, tables: dict[str, Any]) -> None:
+        self._txn = txn
+        self._tables = tables
+        self.serial = txn.id()
+
+    def get(self, table: str, key: bytes) -> bytes | None:
+        return self._txn.get(key, db=self._tables[table])  # type: ignore[no-any-return]
+
+    def get_many(self, table: str, keys: Sequence[bytes]) -> list[Item]:
+        return self._txn.cursor(self._tables[table]).getmulti(keys)  # type: ignore[no-any-return]
+
+    def scan(self, table: str, start: bytes, limit: int) -> list[Item]:
+        cursor = self._txn.cursor(self._tables[table])
+        return list(islice(cursor.iternext(), limit)) if cursor.set_range(start) else []
+
+    def entries(self, table: str) -> int:
+        return self._txn.stat(self._tables[table])["entries"]  # type: ignore[no-any-return]
+
+    def values(self, table: str, key: bytes, start: bytes, limit: int) -> list[bytes]:
+        cursor = self._txn.cursor(self._tables[table])
+        return list(islice(cursor.iternext_dup(), limit)) if cursor.set_range_dup(key, start) else []
+
+    def last_value(self, table: str, key: bytes) -> bytes | None:
+        cursor = self._txn.cursor(self._tables[table])
+        return cursor.value() if cursor.set_key(key) and cursor.last_dup() else None
+
+    def count(self, table: str, key: bytes) -> int:
+        cursor = self._txn.cursor(self._tables[table])
+        return cursor.count() if cursor.set_key(key) else 0  # type: ignore[no-any-return]
+
+    def counts(self, table: str, prefix: bytes) -> list[tuple[bytes, int]]:
+        cursor = self._txn.cursor(self._tables[table])
+        found = []
+        at_key = cursor.set_range(prefix)
+        while at_key and cursor.key().startswith(prefix):
+            found.append((cursor.key(), cursor.count()))
+            at_key = cursor.next_nodup()
+        return found
+
+
+class _LmdbWriter(_LmdbReader, Writer):
+    __slots__ = ()
+
+    def put(self, table: str, items: Sequence[Item]) -> None:
+        if len(items) == 1:
+            self._txn.put(*items[0], db=self._tables[table])
+        else:
+            self._txn.cursor(self._tables[table]).putmulti(items)
+
+    def delete(self, table: str, keys: Iterable[bytes]) -> None:
+        db = self._tables[table]
+        for key in keys:
+            self._txn.delete(key, db=db)
+
+    def put_values(self, table: str, key: bytes, values: Sequence[bytes]) -> None:
+        if not values:
+            return
+        cursor = self._txn.cursor(self._tables[table])
+        last = cursor.value() if cursor.set_key(key) and cursor.last_dup() else b""
+        # Appending fills the pages to the brim; out of order it would store nothing.
+        cursor.putmulti([(key, value) for value in values], append=last < values[0])
+
+    def delete_values(self, table: str, key: bytes, values: Iterable[bytes]) -> None:
+        db = self._tables[table]
+        for value in values:
+            self._txn.delete(key, value, db=db)
+
+
+class _NoTables(Reader):
+    """The state of tables that have not been made yet."""
+
+    serial = 0
+
+    def get(self, table: str, key: bytes) -> bytes | None:
+        return None
+
+    def get_many(self, table: str, keys: Sequence[bytes]) -> list[Item]:
+        return []
+
+    def scan(self, table: str, start: bytes, limit: int) -> list[Item]:
+        return []
+
+    def entries(self, table: str) -> int:
+        return 0
+
+    def values(self, table: str, key: bytes, start: bytes, limit: int) -> list[bytes]:
+        return []
+
+    def last_value(self, table: str, key: bytes) -> bytes | None:
+        return None
+
+    def count(self, table: str, key: bytes) -> int:
+        return 0
+
+    def counts(self, table: str, prefix: bytes) -> list[tuple[bytes, int]]:
+        return []
+
+
+_NO_TABLES = _NoTables()
+
+
+class _Reading:
+    """`with` this, a transaction is open."""
+
+    __slots__ = ("_env", "_gate", "_owner", "_txn")
+
+    def __init__(self, owner: LmdbTables) -> None:
+        self._owner = owner
+
+    def __enter__(self) -> Reader:
+        env = self._env = self._owner._environment()
+        if env is None:
+            return _NO_TABLES
+        while True:
+            gate = self._gate = env.gate
+            gate.__enter__()
+            try:
+                self._txn = env.begin()
+                return _LmdbReader(self._txn, env.tables)
+            except (lmdb.MapResizedError, _Panic) as error:
+                failure = error
+                gate.__exit__()
+            except BaseException:
+                gate.__exit__()
+                raise
+            _recover(env, failure)
+
+    def __exit__(self, cls: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        if self._env is None:
+            return
+        try:
+            self._txn.abort()
+        finally:
+            self._gate.__exit__()
+        if isinstance(error, lmdb.Error):
+            raise translated(error, self._env.path) from error
+
+
+def _recover(env: Environment, failure: Exception) -> None:
+    """Make the environment usable again after a transaction could not begin or found no room."""
+    if isinstance(failure, lmdb.MapFullError):
+        env.grow()
+    elif isinstance(failure, lmdb.MapResizedError):
+        env.adopt_size()
+    else:
+        env.reopen()
+
+
+class LmdbTables(Tables):
+    """The tables in an LMDB environment, a directory of its own.
+
+    Args:
+        path: the directory; it is made by the first write.
+        read_only: never write, not even a lock where the rights forbid it.
+        map_size: bytes of address space to begin with; it grows when it is full.
+        allow_network_filesystem: use the store even where LMDB's locks and memory maps don't
+            reach other machines: right only while a single machine uses it.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        read_only: bool = False,
+        map_size: int = DEFAULT_MAP_SIZE,
+        allow_network_filesystem: bool = False,
+    ) -> None:
+        self.path = os.path.realpath(os.fspath(path))
+        self.url = f"lmdb://{quote(self.path)}"
+        self.read_only = read_only
+        self._map_size = map_size
+        self._env: Environment | None = None
+        self._closed = False
+        type_ = filesystem_of(self.path)
+        if type_ in NETWORK_FILESYSTEMS and not allow_network_filesystem:
+            raise NetworkFilesystemError(
+                f"{self.path} is on a network filesystem ({type_}), where LMDB can lose data: put the"
+                " store on a local disk (store_or_url='lmdb:///local/path'), or pass"
+                " allow_network_filesystem=True if only this machine uses it"
+            )
+
+    def exists(self) -> bool:
+        return os.path.lexists(self.path)
+
+    def _environment(self) -> Environment | None:
+        """Return the environment, or None if it has not been made yet."""
+        if self._env is None:
+            if self._closed:
+                raise ClosedError(f"the store {self.url} is closed")
+            if not self.exists():
+                return None
+            self._env = acquire(self.path, self.read_only, self._map_size)
+        return self._env
+
+    def read(self) -> _Reading:
+        return _Reading(self)
+
+    def write(self, unit: Callable[[Writer], T], committed: Callable[[T], None] | None = None) -> T:
+        if self.read_only:
+            raise ReadOnlyError(f"the store {self.url} was opened read-only")
+        env = self._environment()
+        if env is None:
+            Environment.create(self.path, self._fill)
+            env = self._environment()
+            assert env is not None
+        with env.writing:
+            while True:
+                try:
+                    with env.gate:
+                        txn = env.begin(write=True)
+                        try:
+                            result = unit(_LmdbWriter(txn, env.tables))
+                            txn.commit()
+                        except BaseException:
+                            txn.abort()
+                            raise
+                        env.fill_gap()
+                        if committed is not None:
+                            committed(result)
+                        return result
+                except (lmdb.MapFullError, lmdb.MapResizedError, _Panic) as error:
+                    failure: Exception = error
+                except lmdb.PanicError as error:
+                    env.reopen()
+                    raise translated(error, env.path) from error
+                except lmdb.Error as error:
+                    raise translated(error, env.path) from error
+                _recover(env, failure)
+
+    def _fill(self, txn: Transaction, tables: dict[str, Any]) -> None:
+        if self.on_create is not None:
+            self.on_create(_LmdbWriter(txn, tables))
+
+    def pre_fork(self) -> None:
+        if self._env is not None:
+            self._env.gate.shut()
+
+    def post_fork(self) -> None:
+        if self._env is not None:
+            self._env.gate.open()
+
+    def close(self) -> None:
+        env, self._env, self._closed = self._env, None, True
+        if env is not None:
+            release(env)
+
+    def discard(self) -> None:
+        """Close the environment, for whoever uses it: its directory is about to be deleted."""
+        self.close()
+        discard(self.path)

@@ -1,0 +1,141 @@
+"""Tables of bytes: what a store is written over, and what a second kind of store must provide.
+
+The tables, their keys and values (numbers are big-endian, `order` is the place of a task in
+its session; see index.py)::
+
+    table         key                        value
+    records       N (8)                      record (codec.py)
+    schemas       schema number (4)          schema (codec.py)
+    meta          name                       b'format', b'store', b'next ...' (store.py)
+    sessions      identity (16)              session row (index.py)
+    members *     session (4)                order (8), schema number (4; bit 31: late)
+    states *      session (4), state UTF-8   order (8)
+    late          order (8)                  N (8)
+    late_members  N (8), session (4)         order (8)
+
+A table with a star holds a sorted set of values for each key, all of one length; the others
+hold one value for each key.  Both are sorted by bytes.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
+from typing import Final, TypeVar
+
+T = TypeVar("T")
+
+RECORDS: Final = "records"
+SCHEMAS: Final = "schemas"
+META: Final = "meta"
+SESSIONS: Final = "sessions"
+MEMBERS: Final = "members"
+STATES: Final = "states"
+LATE: Final = "late"
+LATE_MEMBERS: Final = "late_members"
+
+PLAIN_TABLES: Final = (RECORDS, SCHEMAS, META, SESSIONS, LATE, LATE_MEMBERS)
+SET_TABLES: Final = (MEMBERS, STATES)
+
+Item = tuple[bytes, bytes]
+
+
+class Reader(ABC):
+    """One consistent state of the tables: the newest committed one when it was begun."""
+
+    serial: int
+    """The number of the last committed transaction; it grows with each."""
+
+    @abstractmethod
+    def get(self, table: str, key: bytes) -> bytes | None:
+        """Return the value of *key*, or None."""
+
+    @abstractmethod
+    def get_many(self, table: str, keys: Sequence[bytes]) -> list[Item]:
+        """Return the items of those *keys* that are there, in the order of *keys*."""
+
+    @abstractmethod
+    def scan(self, table: str, start: bytes, limit: int) -> list[Item]:
+        """Return at most *limit* items whose keys are at least *start*, in order."""
+
+    @abstractmethod
+    def entries(self, table: str) -> int:
+        """Return how many items the table has, of a set table how many values in all."""
+
+    @abstractmethod
+    def values(self, table: str, key: bytes, start: bytes, limit: int) -> list[bytes]:
+        """Return at most *limit* values of *key* that are at least *start*, in order."""
+
+    @abstractmethod
+    def last_value(self, table: str, key: bytes) -> bytes | None:
+        """Return the greatest value of *key*, or None if it has none."""
+
+    @abstractmethod
+    def count(self, table: str, key: bytes) -> int:
+        """Return how many values *key* has."""
+
+    @abstractmethod
+    def counts(self, table: str, prefix: bytes) -> list[tuple[bytes, int]]:
+        """Return each key that begins with *prefix*, and how many values it has."""
+
+
+class Writer(Reader):
+    """A transaction: what it changes is seen by itself at once, by others after the commit."""
+
+    @abstractmethod
+    def put(self, table: str, items: Sequence[Item]) -> None:
+        """Set the values of some keys."""
+
+    @abstractmethod
+    def delete(self, table: str, keys: Iterable[bytes]) -> None:
+        """Delete some keys; those that aren't there are passed over."""
+
+    @abstractmethod
+    def put_values(self, table: str, key: bytes, values: Sequence[bytes]) -> None:
+        """Add values (sorted) to the set of *key*."""
+
+    @abstractmethod
+    def delete_values(self, table: str, key: bytes, values: Iterable[bytes]) -> None:
+        """Take values out of the set of *key*; those that aren't there are passed over."""
+
+
+class Tables(ABC):
+    """The tables of one store.  Threads may share it; the transactions are theirs."""
+
+    url: str
+    """Where it is, as `make_store` takes it."""
+
+    read_only: bool
+
+    on_create: Callable[[Writer], None] | None = None
+    """Called with the first transaction of tables that are being made."""
+
+    @abstractmethod
+    def exists(self) -> bool:
+        """Return whether the tables have been made; the first `write` makes them."""
+
+    @abstractmethod
+    def read(self) -> AbstractContextManager[Reader]:
+        """Return the newest committed state.  No user code may run while it is open."""
+
+    @abstractmethod
+    def write(self, unit: Callable[[Writer], T], committed: Callable[[T], None] | None = None) -> T:
+        """Run *unit* in a transaction, commit, and return its result.
+
+        The unit runs again from the start if the first attempt found no room, so what it
+        does outside the transaction must bear that.  If it raises, nothing is written.
+        After the commit *committed* is called with the result, before any fork.
+        """
+
+    @abstractmethod
+    def pre_fork(self) -> None:
+        """Wait until no transaction is open in this process, and let none begin."""
+
+    @abstractmethod
+    def post_fork(self) -> None:
+        """Undo `pre_fork`, in the parent as in the child."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Give the tables back.  Closing twice does nothing."""

@@ -1,0 +1,452 @@
+"""The values that msgpack has no type for: Python value <-> msgpack extension.
+
+None, bool, int of 64 bits, float, str, bytes, list and dict are msgpack's own.  Every other
+type has an extension code; its data are msgpack again, unless the table says otherwise::
+
+    code  type         data
+       1  tuple        array of the items
+       2  set          array of the items, sorted by their packed bytes
+       3  frozenset    the same
+       4  int          two's complement, big-endian, as few bytes as it needs (not msgpack)
+       5  complex      array: real, imaginary
+       6  datetime     array: year, month, day, hour, minute, second, microsecond, fold, zone
+       7  date         array: year, month, day
+       8  time         array: hour, minute, second, microsecond, fold, zone
+       9  timedelta    array: days, seconds, microseconds
+      10  Decimal      str
+      11  Fraction     array: numerator, denominator
+      12  UUID         its 16 bytes (not msgpack)
+      13  path         array: class name, str
+      14  enum member  array: class tag, name (of a Flag: class tag, value)
+      15  attrs object array: class tag, array of the field names, array of the values
+      16  reference    N of the record, 8 bytes, big-endian (not msgpack)
+      17  NumPy scalar array: dtype, bytes (of a NumPy str or bytes: nil, the str or bytes)
+      18  NumPy array  array: dtype, shape, bytes in C order
+
+A zone is nil, or the offset from UTC in microseconds, or an array of that and a name, or the
+key of a `zoneinfo.ZoneInfo`.  A dtype is as `numpy.lib.format.dtype_to_descr` gives it, with
+lists for tuples.  Strings are UTF-8 in which lone surrogates may stand.
+
+Nothing is imported or called on behalf of a record: an enum or attrs class is used only if
+the program has defined it, NumPy only if the program has imported it.  What can't be built is
+given as an `Opaque` value, which is written back as the same bytes.
+"""
+
+from __future__ import annotations
+
+import enum
+import functools
+import pathlib
+import reprlib
+import struct
+import sys
+import zoneinfo
+from collections.abc import Callable, Iterable
+from datetime import date, datetime, time, timedelta, timezone, tzinfo
+from decimal import Decimal
+from fractions import Fraction
+from typing import Any, NoReturn
+from uuid import UUID
+from weakref import WeakValueDictionary
+
+import attrs
+import msgpack
+
+from .errors import CorruptRecord, Error, UnstorableValue
+from .tasks import Persistable, class_tag, field_names, importable_name
+
+MAX_DEPTH = 100
+"""How deep tuples, sets, dict keys and attrs objects may be nested (lists and dicts: 500)."""
+
+(TUPLE, SET, FROZENSET, INT, COMPLEX, DATETIME, DATE, TIME, TIMEDELTA) = range(1, 10)
+(DECIMAL, FRACTION, UUID_, PATH, ENUM, ATTRS, REFERENCE, NUMPY_SCALAR, NUMPY_ARRAY) = range(10, 19)
+
+RECORD_KEY = struct.Struct(">Q")
+"""N as bytes: the key of a record, and what a reference holds."""
+
+_PATHS = {
+    cls.__name__: cls
+    for cls in (pathlib.PosixPath, pathlib.WindowsPath, pathlib.PurePosixPath, pathlib.PureWindowsPath)
+}
+# Enum and attrs classes that were packed here: a class inside a function is found no other way.
+_packed: WeakValueDictionary[str, type] = WeakValueDictionary()
+_PLAIN = frozenset((type(None), bool, int, float, str, bytes))
+
+
+@attrs.frozen
+class Opaque:
+    """A value that this program can't build; it is written back as it was read.
+
+    Attributes:
+        code: the msgpack extension code.
+        data: its bytes.
+        why: what is missing.
+    """
+
+    code: int
+    data: bytes = attrs.field(repr=False)
+    why: str = attrs.field(default="", eq=False)
+
+
+class _Unpackable(Exception):
+    """Raised inside the packer for a value that can't be packed."""
+
+
+_UNPACKABLE = (_Unpackable, ValueError, OverflowError, RecursionError, TypeError)
+
+
+# -- Python value -> bytes ----------------------------------------------------
+
+
+class Encoder:
+    """Packs values.  *refer* gives the N of a Persistable inside another.
+
+    One encoder is used by one thread at a time.
+    """
+
+    def __init__(self, refer: Callable[[Persistable], int]) -> None:
+        self._refer = refer
+        self._depth = 0
+        self._packers = [self._new_packer(1 << 16)]
+
+    def _new_packer(self, size: int, unicode_errors: str | None = None) -> msgpack.Packer:
+        return msgpack.Packer(
+            default=self._extension,
+            strict_types=True,
+            use_bin_type=True,
+            unicode_errors=unicode_errors,
+            buf_size=size,
+        )
+
+    def pack(self, value: Any, parts: Callable[[], Iterable[tuple[str, Any]]]) -> bytes:
+        """Return the bytes of *value*.
+
+        Raise UnstorableValue if it holds something that can't be stored, naming the place:
+        *parts* gives the names of the parts of *value*, and the parts.
+        """
+        self._depth = 0
+        try:
+            return self._packers[0].pack(value)  # type: ignore[no-any-return]
+        except UnicodeEncodeError:
+            return self._pack_surrogates(value, parts)
+        except _UNPACKABLE as error:
+            self._explain(parts, error)
+
+    def _pack_surrogates(self, value: Any, parts: Callable[[], Iterable[tuple[str, Any]]]) -> bytes:
+        # Slower for every str, so it is done only for values that need it.
+        self._packers = [self._new_packer(256, "surrogatepass") for _ in range(MAX_DEPTH + 1)]
+        self._depth = 0
+        try:
+            return self._packers[0].pack(value)  # type: ignore[no-any-return]
+        except _UNPACKABLE as error:
+            self._explain(parts, error)
+        finally:
+            self._packers = [self._new_packer(1 << 16)]
+
+    def _explain(self, parts: Callable[[], Iterable[tuple[str, Any]]], error: Exception) -> NoReturn:
+        self._packers = [self._new_packer(1 << 16)]  # whatever the failure left in them
+        if isinstance(error, Error):
+            raise error
+        for where, part in parts():
+            problem = _find_problem(part, where, 0, set())
+            if problem:
+                raise UnstorableValue(f"{problem[0]}: {problem[1]}; nothing was written") from None
+        raise UnstorableValue(f"{error}; nothing was written") from error
+
+    def _inner(self, value: Any) -> bytes:
+        """Pack *value* while an outer value is being packed."""
+        self._depth += 1
+        if self._depth > MAX_DEPTH:
+            raise _Unpackable
+        if self._depth == len(self._packers):
+            self._packers.append(self._new_packer(256))
+        packed = self._packers[self._depth].pack(value)
+        self._depth -= 1
+        return packed  # type: ignore[no-any-return]
+
+    def _extension(self, value: Any) -> msgpack.ExtType:
+        """Called by msgpack for whatever has no type of its own there."""
+        cls = type(value)
+        convert = _CONVERT.get(cls)
+        if convert is not None:
+            code, data = convert(value)
+            return msgpack.ExtType(code, data if type(data) is bytes else self._inner(data))
+        if cls is set or cls is frozenset:
+            items = sorted(self._inner(item) for item in value)
+            return msgpack.ExtType(SET if cls is set else FROZENSET, self._array_of(items))
+        if isinstance(value, Persistable):
+            return msgpack.ExtType(REFERENCE, RECORD_KEY.pack(self._refer(value)))
+        if isinstance(value, enum.Enum):
+            told = value.value if isinstance(value, enum.Flag) else value.name
+            return msgpack.ExtType(ENUM, self._inner([_tag(cls), told]))
+        numpy = sys.modules.get("numpy")
+        if numpy is not None and (cls is numpy.ndarray or isinstance(value, numpy.generic)):
+            return msgpack.ExtType(*self._numpy(numpy, value))
+        if "__attrs_attrs__" in cls.__dict__:
+            names = field_names(cls)
+            values = [getattr(value, name) for name in names]
+            return msgpack.ExtType(ATTRS, self._inner([_tag(cls), list(names), values]))
+        raise _Unpackable
+
+    def _array_of(self, items: list[bytes]) -> bytes:
+        header = msgpack.Packer(autoreset=False)
+        header.pack_array_header(len(items))
+        return header.bytes() + b"".join(items)  # type: ignore[no-any-return]
+
+    def _numpy(self, numpy: Any, value: Any) -> tuple[int, bytes]:
+        if value.dtype.hasobject:
+            raise _Unpackable
+        if isinstance(value, (numpy.str_, numpy.bytes_)):  # their bytes would lose NULs at the end
+            return NUMPY_SCALAR, self._inner([None, value.item()])
+        dtype = _listed(numpy.lib.format.dtype_to_descr(value.dtype))
+        if isinstance(value, numpy.generic):
+            return NUMPY_SCALAR, self._inner([dtype, value.tobytes()])
+        return NUMPY_ARRAY, self._inner([dtype, list(value.shape), value.tobytes()])
+
+
+def _tag(cls: type) -> str:
+    tag = class_tag(cls)
+    _packed[tag] = cls
+    return tag
+
+
+def _listed(value: Any) -> Any:
+    return [_listed(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def _zone(zone: tzinfo | None) -> Any:
+    if zone is None:
+        return None
+    if type(zone) is timezone:
+        offset = zone.utcoffset(None) // timedelta(microseconds=1)
+        name = zone.tzname(None)
+        return offset if name == timezone(zone.utcoffset(None)).tzname(None) else [offset, name]
+    if type(zone) is zoneinfo.ZoneInfo and zone.key is not None:
+        return zone.key
+    raise _Unpackable
+
+
+_CONVERT: dict[type, Callable[[Any], tuple[int, Any]]] = {
+    tuple: lambda v: (TUPLE, [*v]),
+    int: lambda v: (INT, v.to_bytes((v.bit_length() + 8) // 8, "big", signed=True)),
+    complex: lambda v: (COMPLEX, [v.real, v.imag]),
+    datetime: lambda v: (
+        DATETIME,
+        [v.year, v.month, v.day, v.hour, v.minute, v.second, v.microsecond, v.fold, _zone(v.tzinfo)],
+    ),
+    date: lambda v: (DATE, [v.year, v.month, v.day]),
+    time: lambda v: (TIME, [v.hour, v.minute, v.second, v.microsecond, v.fold, _zone(v.tzinfo)]),
+    timedelta: lambda v: (TIMEDELTA, [v.days, v.seconds, v.microseconds]),
+    Decimal: lambda v: (DECIMAL, str(v)),
+    Fraction: lambda v: (FRACTION, [v.numerator, v.denominator]),
+    UUID: lambda v: (UUID_, v.bytes),
+    Opaque: lambda v: (v.code, v.data),
+    **dict.fromkeys(_PATHS.values(), lambda v: (PATH, [type(v).__name__, str(v)])),
+}
+
+
+def _find_problem(value: Any, where: str, depth: int, above: set[int]) -> tuple[str, str] | None:
+    """Return the place of the first part of *value* that can't be stored, and what it is."""
+    cls = type(value)
+    if cls in _PLAIN or isinstance(value, Persistable):
+        return None
+    if id(value) in above:
+        return where, f"a {cls.__name__} that contains itself can't be stored"
+    if depth > MAX_DEPTH:
+        return where, "values nested as deep as this can't be stored"
+    parts: list[tuple[str, Any]] = []
+    if cls in (list, tuple):
+        parts = [(f"{where}[{i}]", item) for i, item in enumerate(value)]
+    elif cls in (set, frozenset):
+        parts = [(f"{where}{{{reprlib.repr(item)}}}", item) for item in value]
+    elif cls is dict:
+        parts = [(f"{where} key {reprlib.repr(key)}", key) for key in value]
+        parts += [(f"{where}[{reprlib.repr(key)}]", item) for key, item in value.items()]
+    elif "__attrs_attrs__" in cls.__dict__:
+        parts = [(f"{where}.{name}", getattr(value, name)) for name in field_names(cls)]
+    for place, part in parts:
+        problem = _find_problem(part, place, depth + 1, above | {id(value)})
+        if problem:
+            return problem
+    if parts or cls in (list, tuple, set, frozenset, dict) or isinstance(value, enum.Enum):
+        return None
+    if cls in (datetime, time):
+        return where, f"a {cls.__name__} with the time zone {value.tzinfo!r} can't be stored; use zoneinfo"
+    article = "an" if cls.__name__[0].lower() in "aeiou" else "a"
+    return where, f"{article} {cls.__name__} can't be stored"
+
+
+# -- bytes -> Python value ----------------------------------------------------
+
+
+class Decoder:
+    """Unpacks values.  *resolve* gives the object for the N of a reference."""
+
+    def __init__(self, resolve: Callable[[int], Any]) -> None:
+        self._resolve = resolve
+
+    def unpack(self, data: bytes) -> Any:
+        """Return the value that *data* are the bytes of.  Raise CorruptRecord if none."""
+        try:
+            try:
+                return _unpackb(data, ext_hook=self._build)
+            except UnicodeDecodeError:
+                return _unpackb(data, ext_hook=self._build, unicode_errors="surrogatepass")
+        except _DAMAGE as error:
+            raise CorruptRecord(f"its value can't be built: {error}") from error
+
+    def _build(self, code: int, data: bytes) -> Any:
+        """Called by msgpack for an extension."""
+        if code == REFERENCE:
+            return self._resolve(RECORD_KEY.unpack(data)[0])
+        if code == INT:
+            return int.from_bytes(data, "big", signed=True)
+        if code == UUID_:
+            return UUID(bytes=data)
+        build = _BUILD.get(code)
+        if build is None:
+            return Opaque(code, data, "a type that this version doesn't know")
+        value = build(self.unpack(data))
+        return Opaque(code, data, value.why) if type(value) is _Missing else value
+
+
+_DAMAGE = (
+    ValueError,
+    TypeError,
+    LookupError,
+    ArithmeticError,
+    AttributeError,
+    RecursionError,
+    SyntaxError,
+    struct.error,
+    msgpack.UnpackException,
+)
+_unpackb = functools.partial(msgpack.unpackb, strict_map_key=False)
+
+
+@attrs.frozen
+class _Missing:
+    why: str
+
+
+@functools.cache
+def _zone_keys() -> frozenset[str]:
+    return frozenset(zoneinfo.available_timezones())
+
+
+def _unzone(zone: Any) -> tzinfo | None:
+    if zone is None:
+        return None
+    if isinstance(zone, str):
+        # Asked first: ZoneInfo would try to import a module named after the key.
+        if zone not in _zone_keys():
+            raise ValueError(f"this machine does not know the time zone {zone!r}; install tzdata")
+        return zoneinfo.ZoneInfo(zone)
+    offset, *name = zone if isinstance(zone, list) else (zone,)
+    return timezone(timedelta(microseconds=offset), *name)
+
+
+def _unpath(parts: list[str]) -> pathlib.PurePath:
+    name, text = parts
+    cls = _PATHS[name]
+    native = type(pathlib.Path())
+    if issubclass(cls, pathlib.Path) and cls is not native:  # the other system's
+        cls = pathlib.PureWindowsPath if "Windows" in name else pathlib.PurePosixPath
+    return cls(text)
+
+
+def _defined_class(tag: str) -> type | None:
+    """Return the class of that *tag* if this program defines it; nothing is imported."""
+    if tag in _packed:
+        return _packed[tag]
+    module, _, qualified = tag.partition(":")
+    place: Any = sys.modules.get("__main__" if module == importable_name("__main__") else module)
+    for name in qualified.split("."):
+        place = getattr(place, "__dict__", {}).get(name)
+    return place if isinstance(place, type) and class_tag(place) == tag else None
+
+
+def _unenum(parts: list[Any]) -> Any:
+    tag, told = parts
+    cls = _defined_class(tag)
+    if cls is None or not issubclass(cls, enum.Enum):
+        return _Missing(f"the program has not defined the enum {tag}")
+    if issubclass(cls, enum.Flag):
+        return cls(told)
+    member = cls.__members__.get(told)
+    return _Missing(f"the enum {tag} has no member {told}") if member is None else member
+
+
+def _unattrs(parts: list[Any]) -> Any:
+    tag, names, values = parts
+    cls = _defined_class(tag)
+    if cls is None or "__attrs_attrs__" not in cls.__dict__ or field_names(cls) != tuple(names):
+        return _Missing(f"the program has not defined the attrs class {tag} with these fields")
+    value = object.__new__(cls)
+    for name, item in zip(names, values, strict=True):
+        object.__setattr__(value, name, item)
+    return value
+
+
+def _dtype(numpy: Any, listed: Any) -> Any:
+    """Return the dtype that `_listed` was given; structured ones are lists of fields."""
+
+    def field(parts: list[Any]) -> tuple[Any, ...]:
+        name, inner, *shape = parts
+        return (
+            tuple(name) if isinstance(name, list) else name,
+            [field(p) for p in inner] if isinstance(inner, list) else inner,
+            *(tuple(s) for s in shape),
+        )
+
+    dtype = numpy.lib.format.descr_to_dtype([field(p) for p in listed] if isinstance(listed, list) else listed)
+    if dtype.hasobject:
+        raise ValueError("a dtype that holds objects")
+    return dtype
+
+
+def _numpy() -> Any:
+    return sys.modules.get("numpy") or _Missing("import numpy before loading it")
+
+
+def _unscalar(parts: list[Any]) -> Any:
+    numpy = _numpy()
+    if type(numpy) is _Missing:
+        return numpy
+    dtype, data = parts
+    if dtype is None:
+        return numpy.str_(data) if isinstance(data, str) else numpy.bytes_(data)
+    return _filled(numpy, _dtype(numpy, dtype), (1,), data)[0]
+
+
+def _unarray(parts: list[Any]) -> Any:
+    numpy = _numpy()
+    if type(numpy) is _Missing:
+        return numpy
+    dtype, shape, data = parts
+    return _filled(numpy, _dtype(numpy, dtype), shape, data)
+
+
+def _filled(numpy: Any, dtype: Any, shape: Any, data: bytes) -> Any:
+    if dtype.itemsize == 0 or 0 in shape:
+        return numpy.zeros(shape, dtype=dtype)
+    return numpy.frombuffer(data, dtype=dtype).reshape(shape).copy()
+
+
+_BUILD: dict[int, Callable[[Any], Any]] = {
+    TUPLE: tuple,
+    SET: set,
+    FROZENSET: frozenset,
+    COMPLEX: lambda v: complex(*v),
+    DATETIME: lambda v: datetime(*v[:7], fold=v[7], tzinfo=_unzone(v[8])),
+    DATE: lambda v: date(*v),
+    TIME: lambda v: time(*v[:4], fold=v[4], tzinfo=_unzone(v[5])),
+    TIMEDELTA: lambda v: timedelta(*v),
+    DECIMAL: Decimal,
+    FRACTION: lambda v: Fraction(*v),
+    PATH: _unpath,
+    ENUM: _unenum,
+    ATTRS: _unattrs,
+    NUMPY_SCALAR: _unscalar,
+    NUMPY_ARRAY: _unarray,
+}

@@ -176,6 +176,8 @@ class Layout:
         generic: the class stands in for one that the program doesn't have.
         values: object -> list of the values.
         build: (values, store, N, revision, schema) -> a new object, saved and unchanged.
+        stored: (object, store, N, state, schema): note that the object, which was new, is stored.
+        name: what the IDs of its objects begin with.
     """
 
     def __init__(self, cls: type[Persistable]) -> None:
@@ -186,8 +188,10 @@ class Layout:
             COLLECTION if issubclass(cls, TaskCollection) else TASK if issubclass(cls, Task) else PERSISTABLE
         )
         self.generic = issubclass(cls, Generic)
+        self.name = cls.__name__
         self.values = _reader(self.fields)
         self.build = _builder(self)
+        self.stored = _storer(self)
 
     def schema(self, name: str | None = None) -> Schema:
         """Return the schema of the class as it is now, not yet stored."""
@@ -208,6 +212,7 @@ def _builder(layout: Layout) -> Callable[[list[Any], Any, int, int, Schema], Per
 
     Its source holds nothing but the field names of a class that the program has defined.
     """
+    state = "obj.state" if layout.kind != PERSISTABLE else "''"
     targets = "".join(f"obj.{field}, " for field in layout.fields)
     source = f"""def build(values, store, number, revision, schema):
     obj = new(quiet)
@@ -215,6 +220,7 @@ def _builder(layout: Layout) -> Callable[[list[Any], Any, int, int, Schema], Per
     obj._store = store
     obj._number = number
     obj._revision = revision
+    obj._stored_state = {state}
     obj._schema = schema
     obj._leftover = None
     obj.changed = False
@@ -224,6 +230,22 @@ def _builder(layout: Layout) -> Callable[[list[Any], Any, int, int, Schema], Per
     namespace: dict[str, Any] = {"new": object.__new__, "quiet": layout.quiet, "cls": layout.cls}
     exec(source, namespace)
     return namespace["build"]  # type: ignore[no-any-return]
+
+
+def _storer(layout: Layout) -> Callable[[Any, Any, int, str, Schema], None]:
+    cls, quiet, assign = layout.cls, layout.quiet, object.__setattr__
+
+    def stored(obj: Any, store: Any, number: int, state: str, schema: Schema) -> None:
+        assign(obj, "__class__", quiet)
+        obj._store = store
+        obj._number = number
+        obj._revision = 1
+        obj._stored_state = state
+        obj._schema = schema
+        obj.changed = False
+        obj.__class__ = cls
+
+    return stored
 
 
 def layout_of(cls: type[Persistable]) -> Layout:
@@ -265,6 +287,7 @@ def fill(obj: Persistable, schema: Schema, values: list[Any], revision: int) -> 
         for name in missing:
             setattr(obj, name, _default(cls, name, obj))
         obj._revision = revision
+        obj._stored_state = obj.state if layout.kind != PERSISTABLE else ""  # type: ignore[attr-defined]
         obj.changed = False
     finally:
         obj.__class__ = cls

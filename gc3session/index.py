@@ -3,30 +3,35 @@
 A task that is added when its record is made has its N for its place in the session (its
 *order*); at most one session can hold a record so.  A task that was stored before takes a fresh
 number of the same sequence for its order, and two small tables lead from it to N and back
-(LATE, LATE_MEMBERS).  So sorting by order is the order of adding, and an entry is 8 + 4 bytes::
+(LATE, LATE_MEMBERS).  So sorting by order is the order of adding, and an entry is 20 bytes::
 
-    members:  session number (4)  ->  order (8), schema number (4; bit 31 set: late)
+    members:  session number (4)  ->  order (8), schema number (4; bit 31 set: late), line (8)
     states:   session number (4), state  ->  order (8)
 
-The schema number gives the ID's name even where the record can't be read.  A persistable that
-isn't a task has the state ''.  A state of more than MAX_STATE bytes is cut and its SHA-256 added.
+The schema number gives the ID's name even where the record can't be read.  The line is where
+the ID stands in the mirror, in bytes from its beginning: so it is found again when the task
+leaves, and the whole file can be written anew without a change of the index.  A persistable
+that isn't a task has the state ''.  A state of more than MAX_STATE bytes is cut and its SHA-256
+added.
 
 The row of a session in the table `sessions` has the frame of a record (codec.py) around
-`[ session number, mirror ]`; what the mirror keeps there is mirror.py's.
+`[ session number, size, blank, mark ]`: the bytes of the mirror, how many of them are blank,
+and what mirror.py has noted there, nil if the mirror is to be written anew.
 """
 
 from __future__ import annotations
 
 import hashlib
 from bisect import bisect_right
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from itertools import pairwise
 from struct import Struct
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import msgpack
 
 from .codec import seal, unseal
-from .errors import CorruptStore
+from .errors import ConflictError, CorruptRecord, CorruptStore
 from .tables import LATE, LATE_MEMBERS, MEMBERS, META, RECORDS, SESSIONS, STATES, Reader, Writer
 from .values import RECORD_KEY
 
@@ -36,10 +41,13 @@ if TYPE_CHECKING:
 MAX_STATE = 400
 """Bytes of a state's name in a key; LMDB's keys have at most 511."""
 
-_ENTRY = Struct(">QI")
-_SESSION = Struct(">I")
-_LATE_BIT = 1 << 31
-_CHUNK = 256  # entries read in one transaction
+MEMBER = Struct(">QIQ")
+SESSION_KEY = Struct(">I")
+LATE_BIT = 1 << 31
+CHUNK = 512
+"""Entries that are read in one transaction."""
+
+SetItem = Callable[[dict[int, int], int, int | None], None]
 
 
 class Entry(NamedTuple):
@@ -50,11 +58,52 @@ class Entry(NamedTuple):
     schema: int  # the number of a schema that has the ID's name
 
 
-class Listener(Protocol):
-    """Who follows a session's commits: its mirror."""
+class Row(NamedTuple):
+    """What the table `sessions` holds of a session."""
 
-    def prepare(self, writer: Writer, kept: Any, change: Change) -> Any:
-        """Called in the transaction; return what the session's row is to keep."""
+    number: int
+    size: int
+    blank: int
+    mark: Any
+
+    def write(self, writer: Writer, identity: bytes) -> None:
+        writer.put(SESSIONS, [(identity, seal(0, msgpack.packb(list(self))))])
+
+    @classmethod
+    def read(cls, reader: Reader, identity: bytes) -> Row | None:
+        """Return the session's row, or None if it has never been written."""
+        data = reader.get(SESSIONS, identity)
+        return None if data is None else cls.from_bytes(identity, data)
+
+    @classmethod
+    def from_bytes(cls, identity: bytes, data: bytes) -> Row:
+        try:
+            return cls(*msgpack.unpackb(unseal(0, data)))
+        except (ValueError, TypeError, CorruptRecord) as error:
+            raise CorruptStore(
+                f"the row of session {identity.hex()} is damaged ({error}); restore the store from a backup"
+            ) from error
+
+
+class Change(NamedTuple):
+    """What a transaction changes in a mirror.
+
+    Attributes:
+        text: the lines after its end.
+        blanks: which become blank: where, and how many bytes.
+        anew: all of it is to be written anew.
+    """
+
+    text: bytes
+    blanks: list[tuple[int, int]]
+    anew: bool
+
+
+class Listener(Protocol):
+    """Who follows a session's transactions: its mirror."""
+
+    def prepare(self, writer: Writer, before: Row, after: Row, change: Change) -> Any:
+        """Called at the end of the transaction; return the mark for the session's row."""
 
     def apply(self) -> None:
         """Called after the commit."""
@@ -63,157 +112,254 @@ class Listener(Protocol):
         """Called in the end, whether there was a commit or not."""
 
 
-class Change(NamedTuple):
-    """What a commit does to a session's index, in the order of adding."""
-
-    number: int
-    added: list[str]
-    removed: list[str]
-
-
-class Row(NamedTuple):
-    """What the table `sessions` holds of a session."""
-
-    number: int
-    mirror: Any
-
-    def to_bytes(self) -> bytes:
-        return seal(0, msgpack.packb(list(self)))
-
-    @classmethod
-    def read(cls, reader: Reader, identity: bytes) -> Row | None:
-        """Return the session's row, or None if it has never been written."""
-        data = reader.get(SESSIONS, identity)
-        if data is None:
-            return None
-        try:
-            return cls(*msgpack.unpackb(unseal(0, data), use_list=True))
-        except (ValueError, TypeError) as error:
-            raise CorruptStore(f"the row of session {identity.hex()} is damaged: {error}") from error
-
-
 def state_key(session: int, state: str) -> bytes:
     """Return the key of a state of a session in the table `states`."""
     name = state.encode("utf-8", "surrogatepass")
     if len(name) > MAX_STATE:
         name = name[: MAX_STATE - 32] + hashlib.sha256(name).digest()
-    return _SESSION.pack(session) + name
+    return SESSION_KEY.pack(session) + name
 
 
-class Holdings:
-    """Writes the entries of all sessions of a store, in one transaction."""
+def member(reader: Reader, session: int, order: int) -> tuple[int, int] | None:
+    """Return schema number (with the late bit) and line of a session's entry of that order, or None."""
+    values = reader.values(MEMBERS, SESSION_KEY.pack(session), MEMBER.pack(order, 0, 0), 1)
+    if values:
+        found, schema, line = MEMBER.unpack(values[0])
+        if found == order:
+            return schema, line
+    return None
 
-    def __init__(self, writer: Writer, first: list[int]) -> None:
+
+def members(reader: Reader, session: int) -> Iterator[tuple[Entry, int]]:
+    """Give all committed entries of a session and their lines, in order."""
+    after = 0
+    while True:
+        values = reader.values(MEMBERS, SESSION_KEY.pack(session), MEMBER.pack(after + 1, 0, 0), 4096)
+        for order, schema, line in map(MEMBER.unpack, values):
+            yield _entry(reader, order, schema), line
+            after = order
+        if len(values) < 4096:
+            return
+
+
+def _entry(reader: Reader, order: int, schema: int) -> Entry:
+    if not schema & LATE_BIT:
+        return Entry(order, order, schema)
+    number = reader.get(LATE, RECORD_KEY.pack(order))
+    if number is None:
+        raise CorruptStore(f"the index has no record for its entry {order}; restore the store from a backup")
+    return Entry(order, RECORD_KEY.unpack(number)[0], schema & ~LATE_BIT)
+
+
+class _Holding(NamedTuple):
+    """A session that holds a record."""
+
+    session: int
+    order: int
+
+
+class Ledger:
+    """What one transaction writes into the index of any session of the store."""
+
+    def __init__(self, store: Store, writer: Writer) -> None:
+        self._store = store
         self._writer = writer
-        self._first = first  # the sessions that are asked first
         self._late = writer.entries(LATE_MEMBERS) > 0
-        self._sessions: list[int] | None = None
+        self._identities: dict[int, bytes] | None = None
+        self._rows: dict[int, tuple[bytes, Row]] = {}
+        self._blanks: dict[int, list[tuple[int, int]]] = {}
+        self._text: dict[int, bytes] = {}
+        self._anew: set[int] = set()
 
-    def of(self, number: int) -> list[tuple[int, int, bool]]:
-        """Return session, order and whether it is late, for each session that holds record N."""
-        key = RECORD_KEY.pack(number)
-        found: list[tuple[int, int, bool]] = []
-        start = key
-        while self._late:
-            items = self._writer.scan(LATE_MEMBERS, start, 16)
-            found += [
-                (_SESSION.unpack(item[8:])[0], RECORD_KEY.unpack(order)[0], True)
-                for item, order in items
-                if item[:8] == key
-            ]
-            if len(items) < 16 or items[-1][0][:8] != key:
-                break
-            start = items[-1][0] + b"\0"
-        for session in self._candidates():
-            if member(self._writer, session, number) is not None:
-                found.append((session, number, False))
+    # -- which sessions hold a record
+
+    def holdings(self, number: int) -> list[_Holding]:
+        """Return the sessions that hold record N, and its order in each."""
+        found: list[_Holding] = []
+        if self._late:
+            key = RECORD_KEY.pack(number)
+            for item, order in self._writer.scan(LATE_MEMBERS, key, prefix=key):
+                found.append(_Holding(SESSION_KEY.unpack(item[8:])[0], RECORD_KEY.unpack(order)[0]))
+        for session in self._sessions():
+            entry = member(self._writer, session, number)
+            if entry is not None and not entry[0] & LATE_BIT:
+                found.append(_Holding(session, number))
                 break  # a record has its own N for its order in one session at most
         return found
 
-    def _candidates(self) -> Iterator[int]:
-        yield from self._first
-        if self._sessions is None:
-            rows = self._writer.scan(SESSIONS, b"", 1 << 30)
-            numbers = (msgpack.unpackb(unseal(0, row))[0] for _, row in rows)
-            self._sessions = [number for number in numbers if number not in self._first]
-        yield from self._sessions
+    def _sessions(self) -> Iterable[int]:
+        """Return the numbers of all sessions, those that this program uses first."""
+        if self._identities is None:
+            rows = self._writer.scan(SESSIONS, b"")
+            self._identities = {Row.from_bytes(key, data).number: key for key, data in rows}
+            ours = {index.identity for index in self._store.indexes}
+            self._identities = dict(
+                sorted(self._identities.items(), key=lambda item: item[1] not in ours)
+            )
+        return self._identities
 
-    def move(self, number: int, before: str | None, after: str) -> None:
-        """Note in each session that record N is now in another state."""
-        for session, order, _ in self.of(number):
-            self._leave_state(session, order, before)
-            self._writer.put_values(STATES, state_key(session, after), [RECORD_KEY.pack(order)])
+    # -- changing them
 
-    def leave(self, session: int, order: int, number: int, state: str | None) -> None:
-        """Take record N, which is in *state* (None: unknown), out of a session."""
+    def leave(self, holding: _Holding, number: int, state: str | None) -> None:
+        """Take record N, which is in *state* (None: it can't be read), out of a session."""
+        session, order = holding
         entry = member(self._writer, session, order)
         if entry is None:
             return
-        self._writer.delete_values(MEMBERS, _SESSION.pack(session), [_ENTRY.pack(order, entry)])
-        if entry & _LATE_BIT:
+        schema, line = entry
+        self._writer.delete_values(MEMBERS, SESSION_KEY.pack(session), [MEMBER.pack(order, schema, line)])
+        if schema & LATE_BIT:
             self._writer.delete(LATE, [RECORD_KEY.pack(order)])
-            self._writer.delete(LATE_MEMBERS, [RECORD_KEY.pack(number) + _SESSION.pack(session)])
-        self._leave_state(session, order, state)
-
-    def _leave_state(self, session: int, order: int, state: str | None) -> None:
+            self._writer.delete(LATE_MEMBERS, [RECORD_KEY.pack(number) + SESSION_KEY.pack(session)])
         value = [RECORD_KEY.pack(order)]
         if state is not None:
             self._writer.delete_values(STATES, state_key(session, state), value)
-        else:  # a damaged record: it may be in any
-            for key, _ in self._writer.counts(STATES, _SESSION.pack(session)):
+        else:
+            for key, _ in self._writer.counts(STATES, SESSION_KEY.pack(session)):
                 self._writer.delete_values(STATES, key, value)
+        name = self._store.schemas.name(schema & ~LATE_BIT, self._writer)
+        self._blanks.setdefault(session, []).append((line, len(f"{name}.{number}")))
 
-    def join(self, session: int, entries: list[tuple[Entry, str]]) -> None:
-        """Add entries with their states, in their order."""
-        values, states = [], {}
+    def move(self, moves: dict[tuple[str, str], list[int]]) -> None:
+        """Note the records that go from one state to another: (before, after) -> Ns, sorted."""
+        leaving: dict[bytes, list[bytes]] = {}
+        coming: dict[bytes, list[bytes]] = {}
+        for (before, after), numbers in moves.items():
+            for number in numbers:
+                for session, order in self.holdings(number):
+                    value = RECORD_KEY.pack(order)
+                    leaving.setdefault(state_key(session, before), []).append(value)
+                    coming.setdefault(state_key(session, after), []).append(value)
+        for key, values in leaving.items():
+            self._writer.delete_values(STATES, key, values)
+        for key, values in coming.items():
+            values.sort()
+            self._writer.put_values(STATES, key, values)
+
+    def join(self, identity: bytes, entries: list[tuple[Entry, str]]) -> None:
+        """Add entries, with their states, to a session, in their order."""
+        row = self._row(identity)
+        values, states, lines = [], {}, []
+        names: dict[int, str] = {}
+        line = row.size
+        pack, key = MEMBER.pack, RECORD_KEY.pack
         for (order, number, schema), state in entries:
-            late = order != number
-            values.append(_ENTRY.pack(order, schema | _LATE_BIT if late else schema))
-            states.setdefault(state, []).append(RECORD_KEY.pack(order))
-            if late:
-                key, session_key = RECORD_KEY.pack(number), _SESSION.pack(session)
-                self._writer.put(LATE, [(RECORD_KEY.pack(order), key)])
-                self._writer.put(LATE_MEMBERS, [(key + session_key, RECORD_KEY.pack(order))])
-        self._writer.put_values(MEMBERS, _SESSION.pack(session), values)
+            name = names.get(schema) or names.setdefault(schema, self._store.schemas.name(schema, self._writer))
+            text = f"{name}.{number}\n"
+            lines.append(text)
+            if order == number:
+                values.append(pack(order, schema, line))
+            else:
+                values.append(pack(order, schema | LATE_BIT, line))
+                self._writer.put(LATE, [(key(order), key(number))])
+                pair = key(number) + SESSION_KEY.pack(row.number)
+                self._writer.put(LATE_MEMBERS, [(pair, key(order))])
+                self._late = True
+            line += len(text)
+            try:
+                states[state].append(key(order))
+            except KeyError:
+                states[state] = [key(order)]
+        self._writer.put_values(MEMBERS, SESSION_KEY.pack(row.number), values)
         for state, orders in states.items():
-            self._writer.put_values(STATES, state_key(session, state), orders)
+            self._writer.put_values(STATES, state_key(row.number, state), orders)
+        self._text[row.number] = self._text.get(row.number, b"") + "".join(lines).encode()
+        self._rows[row.number] = identity, row._replace(size=line)
 
+    def mend(self, identity: bytes) -> None:
+        """Have a session's mirror compared with the index, and written anew if it differs."""
+        self._row(identity)
 
-def member(reader: Reader, session: int, order: int) -> int | None:
-    """Return the schema number (and late bit) of a session's entry of that order, or None."""
-    values = reader.values(MEMBERS, _SESSION.pack(session), _ENTRY.pack(order, 0), 1)
-    if values:
-        found, schema = _ENTRY.unpack(values[0])
-        if found == order:
-            return schema  # type: ignore[no-any-return]
-    return None
+    def tidy(self, identity: bytes) -> None:
+        """Give the entries of a session lines without blank ones between them."""
+        row = self._row(identity)
+        key, line = SESSION_KEY.pack(row.number), 0
+        for (order, number, schema), former in list(members(self._writer, row.number)):
+            stored = schema if order == number else schema | LATE_BIT
+            if line != former:
+                self._writer.delete_values(MEMBERS, key, [MEMBER.pack(order, stored, former)])
+                self._writer.put_values(MEMBERS, key, [MEMBER.pack(order, stored, line)])
+            line += len(f"{self._store.schemas.name(schema, self._writer)}.{number}\n")
+        self._rows[row.number] = identity, row._replace(size=line, blank=0)
+        self._anew.add(row.number)
+
+    def erase(self, identity: bytes) -> None:
+        """Take all entries of a session away, and its row; the records stay."""
+        row = Row.read(self._writer, identity)
+        if row is None:
+            return
+        for (order, number, _), _ in list(members(self._writer, row.number)):
+            if order != number:
+                self._writer.delete(LATE, [RECORD_KEY.pack(order)])
+                self._writer.delete(LATE_MEMBERS, [RECORD_KEY.pack(number) + SESSION_KEY.pack(row.number)])
+        for key, _ in self._writer.counts(STATES, SESSION_KEY.pack(row.number)):
+            self._writer.delete(STATES, [key])
+        self._writer.delete(MEMBERS, [SESSION_KEY.pack(row.number)])
+        self._writer.delete(SESSIONS, [identity])
+
+    def _row(self, identity: bytes) -> Row:
+        """Return the session's row as it is in this transaction; a new one if it has none."""
+        for known, row in self._rows.values():
+            if known == identity:
+                return row
+        found = Row.read(self._writer, identity)
+        if found is None:
+            number = SESSION_KEY.unpack(self._writer.get(META, b"next session") or SESSION_KEY.pack(1))[0]
+            self._writer.put(META, [(b"next session", SESSION_KEY.pack(number + 1))])
+            found = Row(number, 0, 0, None)
+            self._identities = None
+        self._rows[found.number] = identity, found
+        return found
+
+    def finish(self, indexes: Iterable[Index]) -> None:
+        """Write the rows of the sessions that have changed; the listeners of *indexes* prepare."""
+        listeners = {index.identity: index.listener for index in indexes}
+        for session in self._blanks:
+            if session not in self._rows:
+                self._sessions()
+                assert self._identities is not None
+                self._row(self._identities[session])
+        for session, (identity, row) in self._rows.items():
+            blanks = self._blanks.get(session, [])
+            before = Row.read(self._writer, identity) or Row(session, 0, 0, None)
+            after = row._replace(blank=row.blank + sum(length + 1 for _, length in blanks), mark=None)
+            listener = listeners.get(identity)
+            if listener is not None:
+                change = Change(self._text.get(session, b""), blanks, session in self._anew)
+                after = after._replace(mark=listener.prepare(self._writer, before, after, change))
+            after.write(self._writer, identity)
 
 
 class Index:
     """One session's entries: those that are committed, and over them those of the batch.
 
     Attributes:
-        identity: 16 bytes that name the session in its store; None for an index that is kept
-            in memory alone (TemporarySession).
+        identity: 16 bytes that name the session in its store.
+        listener: who is told of each commit; None if nobody.
         joined: order -> N, entries that the batch adds.
         late: N -> order, those of them whose order isn't their N.
         left: order -> N, committed entries that the batch takes away.
     """
 
-    def __init__(self, store: Store, identity: bytes | None, listener: Listener | None = None) -> None:
+    def __init__(self, store: Store, identity: bytes) -> None:
         self.identity = identity
-        self.listener = listener
+        self.listener: Listener | None = None
+        self._store = store
+        self._number: int | None = None
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the batch."""
         self.joined: dict[int, int] = {}
         self.late: dict[int, int] = {}
         self.left: dict[int, int] = {}
-        self._store = store
-        self._number: int | None = None
+        self._orders: list[int] = []  # of joined, sorted; valid if as many
 
     # -- reading; each takes the state that it is to be read from
 
     def session(self, reader: Reader) -> int | None:
         """Return the session's number in the store, or None if nothing of it was written yet."""
-        if self._number is None and self.identity is not None:
+        if self._number is None:
             row = Row.read(reader, self.identity)
             self._number = None if row is None else row.number
         return self._number
@@ -224,16 +370,18 @@ class Index:
             return number
         if number in self.late:
             return self.late[number]
-        order = self._committed_order(reader, number)
+        order = self.committed_order(reader, number)
         return None if order is None or order in self.left else order
 
-    def _committed_order(self, reader: Reader, number: int) -> int | None:
+    def committed_order(self, reader: Reader, number: int) -> int | None:
+        """Return what `order_of` would without the batch."""
         session = self.session(reader)
         if session is None:
             return None
-        if member(reader, session, number) is not None:
+        entry = member(reader, session, number)
+        if entry is not None and not entry[0] & LATE_BIT:
             return number
-        late = reader.get(LATE_MEMBERS, RECORD_KEY.pack(number) + _SESSION.pack(session))
+        late = reader.get(LATE_MEMBERS, RECORD_KEY.pack(number) + SESSION_KEY.pack(session))
         return None if late is None else RECORD_KEY.unpack(late)[0]  # type: ignore[no-any-return]
 
     def count(self, reader: Reader) -> int:
@@ -242,42 +390,32 @@ class Index:
         count = len(self.joined)
         if session is None:
             return count
-        count += reader.count(MEMBERS, _SESSION.pack(session))
+        count += reader.count(MEMBERS, SESSION_KEY.pack(session))
         # Of both kinds, another process may have done the same meanwhile.
         count -= sum(member(reader, session, order) is not None for order in self.left)
-        return count - sum(self._committed_order(reader, number) is not None for number in self.late)
+        return count - sum(self._doubled(reader, number) for number in self.late)
 
-    def last(self, reader: Reader) -> int:
-        """Return the greatest order, or 0."""
-        session = self.session(reader)
-        value = None if session is None else reader.last_value(MEMBERS, _SESSION.pack(session))
-        committed = 0 if value is None else _ENTRY.unpack(value)[0]
-        return max(committed, max(self.joined, default=0))
+    def _doubled(self, reader: Reader, number: int) -> bool:
+        """Return whether another process has added record N, too, since the batch did."""
+        order = self.committed_order(reader, number)
+        return order is not None and order not in self.left
 
     def chunk(self, reader: Reader, after: int) -> list[Entry]:
         """Return the next entries after an order; none means that there are no more."""
         session = self.session(reader)
         if session is None:
             return self._merged(reader, [], after, None)
-        start = _ENTRY.pack(after + 1, 0)
         while True:
-            values = reader.values(MEMBERS, _SESSION.pack(session), start, _CHUNK)
-            entries = [self._entry(reader, *_ENTRY.unpack(value)) for value in values]
-            full = len(values) == _CHUNK
+            start = MEMBER.pack(after + 1, 0, 0)
+            values = reader.values(MEMBERS, SESSION_KEY.pack(session), start, CHUNK)
+            entries = []
+            for order, schema, _ in map(MEMBER.unpack, values):
+                entries.append(Entry(order, order, schema) if schema < LATE_BIT else _entry(reader, order, schema))
+            full = len(values) == CHUNK
             merged = self._merged(reader, entries, after, entries[-1].order if full else None)
             if merged or not full:
                 return merged
             after = entries[-1].order  # all of these have left
-            start = _ENTRY.pack(after + 1, 0)
-
-    @staticmethod
-    def _entry(reader: Reader, order: int, schema: int) -> Entry:
-        if not schema & _LATE_BIT:
-            return Entry(order, order, schema)
-        number = reader.get(LATE, RECORD_KEY.pack(order))
-        if number is None:
-            raise CorruptStore(f"the index has no record for its entry {order}; run a repair")
-        return Entry(order, RECORD_KEY.unpack(number)[0], schema & ~_LATE_BIT)
 
     def _merged(self, reader: Reader, committed: list[Entry], after: int, until: int | None) -> list[Entry]:
         """Return committed entries with those of the batch, up to an order."""
@@ -285,11 +423,11 @@ class Index:
             committed = [entry for entry in committed if entry.order not in self.left]
         if not self.joined:
             return committed
-        orders = self._sorted_joined()
+        orders = self._sorted_orders()
         first = bisect_right(orders, after)
         last = len(orders) if until is None else bisect_right(orders, until)
         if until is None and not committed:
-            last = min(last, first + _CHUNK)
+            last = min(last, first + CHUNK)
         if first == last:
             return committed
         known = {entry.number for entry in committed}
@@ -300,25 +438,26 @@ class Index:
         ]
         return sorted(committed + staged)
 
-    def _sorted_joined(self) -> list[int]:
-        orders = list(self.joined)
-        if any(a > b for a, b in zip(orders, orders[1:], strict=False)):
-            orders.sort()
-        return orders
+    def _sorted_orders(self) -> list[int]:
+        if len(self._orders) != len(self.joined):
+            self._orders = list(self.joined)
+            if any(a > b for a, b in pairwise(self._orders)):
+                self._orders.sort()
+        return self._orders
 
     def counts(self, reader: Reader) -> dict[str, int]:
-        """Return how many tasks are in which state."""
+        """Return how many tasks are in which state; persistables that have none are left out."""
         session = self.session(reader)
         counts: dict[str, int] = {}
         if session is not None:
-            for key, count in reader.counts(STATES, _SESSION.pack(session)):
+            for key, count in reader.counts(STATES, SESSION_KEY.pack(session)):
                 counts[self._state_name(reader, session, key)] = count
         for before, after in self._moves(reader):
             if before is not None:
                 counts[before] -= 1
             if after is not None:
                 counts[after] = counts.get(after, 0) + 1
-        return {state: count for state, count in sorted(counts.items()) if count}
+        return {state: count for state, count in sorted(counts.items()) if state and count}
 
     def _state_name(self, reader: Reader, session: int, key: bytes) -> str:
         name = key[4:]
@@ -327,21 +466,21 @@ class Index:
         value = reader.last_value(STATES, key)  # a name that was cut: its tasks know it
         assert value is not None
         order = RECORD_KEY.unpack(value)[0]
-        schema = member(reader, session, order)
-        entry = self._entry(reader, order, schema or 0)
+        schema, _ = member(reader, session, order) or (0, 0)
+        entry = _entry(reader, order, schema)
         return self._store.committed_state(reader, entry.number) or name.decode("utf-8", "replace")
 
     def _moves(self, reader: Reader) -> Iterator[tuple[str | None, str | None]]:
         """Give the state before and after for each entry that the batch changes."""
         store = self._store
         for order, number in self.joined.items():
-            if order == number or self._committed_order(reader, number) is None:
+            if order == number or not self._doubled(reader, number):
                 yield None, store.state_of(reader, number)
         for order, number in self.left.items():
-            if self._committed_order(reader, number) == order:
+            if self.committed_order(reader, number) == order:
                 yield store.committed_state(reader, number), None
-        for number in store.staged_updates():
-            order_now = self._committed_order(reader, number)
+        for number in store.batch.updates():
+            order_now = self.committed_order(reader, number)
             if order_now is not None and order_now not in self.left:
                 yield store.committed_state(reader, number), store.state_of(reader, number)
 
@@ -349,24 +488,24 @@ class Index:
         """Return the next entries in a state after an order; none means there are no more."""
         session = self.session(reader)
         changed = sorted(self._changed_to(reader, state))
-        first = bisect_right(changed, (after,), key=lambda entry: entry[:1])
+        first = bisect_right(changed, after, key=lambda entry: entry.order)
         if session is None:
-            return changed[first : first + _CHUNK]
+            return changed[first : first + CHUNK]
         start = RECORD_KEY.pack(after + 1)
         while True:
-            values = reader.values(STATES, state_key(session, state), start, _CHUNK)
+            values = reader.values(STATES, state_key(session, state), start, CHUNK)
             orders = [RECORD_KEY.unpack(value)[0] for value in values]
-            full = len(values) == _CHUNK
+            full = len(values) == CHUNK
             entries = []
             for order in orders:
-                schema = member(reader, session, order)
-                if schema is not None and order not in self.left:
-                    entry = self._entry(reader, order, schema)
-                    if not self._store.is_staged(entry.number):
+                found = member(reader, session, order)
+                if found is not None and order not in self.left:
+                    entry = _entry(reader, order, found[0])
+                    if entry.number not in self._store.batch.records:
                         entries.append(entry)
             last = len(changed)
             if full:
-                last = bisect_right(changed, (orders[-1],), key=lambda entry: entry[:1])
+                last = bisect_right(changed, orders[-1], key=lambda entry: entry.order)
             merged = sorted(entries + changed[first:last])
             if merged or not full:
                 return merged
@@ -378,23 +517,25 @@ class Index:
         for order, number in self.joined.items():
             if store.state_of(reader, number) == state:
                 yield Entry(order, number, store.schema_number_of(reader, number))
-        for number in store.staged_updates():
-            order_now = self._committed_order(reader, number)
+        for number in store.batch.updates():
+            order_now = self.committed_order(reader, number)
             if order_now is None or order_now in self.left or number in self.late:
                 continue
             if store.state_of(reader, number) == state:
                 yield Entry(order_now, number, store.schema_number_of(reader, number))
 
-    # -- the batch; *set_item* is the store's, so that it can be undone
+    # -- the batch; *set_item* is the batch's, so that it can be undone
 
-    def join(self, set_item: Callable[[dict[int, int], int, int | None], None], order: int, number: int) -> None:
+    def join(self, set_item: SetItem, order: int, number: int) -> None:
         """Add record N at an order."""
+        self._orders = []
         set_item(self.joined, order, number)
         if order != number:
             set_item(self.late, number, order)
 
-    def leave(self, set_item: Callable[[dict[int, int], int, int | None], None], order: int, number: int) -> None:
+    def leave(self, set_item: SetItem, order: int, number: int) -> None:
         """Take the entry of an order, which is record N, away."""
+        self._orders = []
         if order in self.joined:
             set_item(self.joined, order, None)
             if order != number:
@@ -402,44 +543,40 @@ class Index:
         else:
             set_item(self.left, order, number)
 
-    def changed(self) -> bool:
-        """Return whether the batch holds entries to be written."""
-        return self.identity is not None and bool(self.joined or self.left)
-
     # -- writing
 
-    def register(self, writer: Writer) -> Row:
-        """Return the session's row, a new one if it has none yet."""
-        assert self.identity is not None
-        row = Row.read(writer, self.identity)
-        if row is None:
-            last = writer.get(META, b"next session") or _SESSION.pack(1)
-            number = _SESSION.unpack(last)[0]
-            writer.put(META, [(b"next session", _SESSION.pack(number + 1))])
-            row = Row(number, None)
-        return row
-
-    def write_row(self, writer: Writer, row: Row, change: Change) -> None:
-        """Write the session's row, with what its listener keeps there."""
-        assert self.identity is not None
-        kept = row.mirror if self.listener is None else self.listener.prepare(writer, row.mirror, change)
-        writer.put(SESSIONS, [(self.identity, Row(row.number, kept).to_bytes())])
-
-    def committed(self) -> None:
-        """The batch was written."""
-        if self.identity is not None:
-            self.joined, self.late, self.left = {}, {}, {}
-
-
-def entries_of(reader: Reader, session: int) -> Iterator[Entry]:
-    """Give all committed entries of a session, in order."""
-    start = _ENTRY.pack(0, 0)
-    while True:
-        values = reader.values(MEMBERS, _SESSION.pack(session), start, 4096)
-        for value in values:
-            yield Index._entry(reader, *_ENTRY.unpack(value))
-        if len(values) < 4096:
+    def write(self, ledger: Ledger, writer: Writer) -> None:
+        """Write what the batch changes.  Raise ConflictError if an added record is gone."""
+        for order, number in self.left.items():
+            if self.committed_order(writer, number) == order:
+                session = self.session(writer)
+                assert session is not None
+                ledger.leave(_Holding(session, order), number, self._store.committed_state(writer, number))
+        if not self.joined:
             return
-        start = _ENTRY.pack(_ENTRY.unpack(values[-1])[0] + 1, 0)
+        store, records = self._store, self._store.batch.records
+        entries: list[tuple[Entry, str]] = []
+        for order in self._sorted_orders():
+            number = self.joined[order]
+            staged = records.get(number)
+            if staged is not None and staged[2] is not None and order == number:
+                entries.append((Entry(order, number, staged[2].number), staged[3]))
+            elif self.committed_order(writer, number) is None:
+                if staged is None and writer.get(RECORDS, RECORD_KEY.pack(number)) is None:
+                    raise ConflictError(
+                        f"record {number} was removed from the store while it was being added; nothing was written"
+                    )
+                schema = store.schema_number_of(writer, number)
+                entries.append((Entry(order, number, schema), store.state_of(writer, number) or ""))
+        if entries and entries[0][0].order <= self._last(writer):
+            # Another process has added meanwhile: these come after it.
+            first = store.sequence.take(writer, len(entries))
+            entries = [(e._replace(order=first + i), state) for i, (e, state) in enumerate(entries)]
+        if entries:
+            ledger.join(self.identity, entries)
 
-
+    def _last(self, reader: Reader) -> int:
+        """Return the greatest committed order, or 0."""
+        session = self.session(reader)
+        value = None if session is None else reader.last_value(MEMBERS, SESSION_KEY.pack(session))
+        return 0 if value is None else MEMBER.unpack(value)[0]  # type: ignore[no-any-return]

@@ -3,7 +3,7 @@
 LMDB's own rules, most of which it breaks in silence, are kept here and nowhere else:
 
 - one environment for each directory in a process: `acquire` counts its users;
-- its map grows only while this process has no transaction open: the *gate*;
+- its map grows only while this process has no transaction open: `alone`;
 - no transaction is open while the process forks, and the child opens the environment anew;
 - a write transaction begins and ends in one thread;
 - its exceptions leave only as those of errors.py, chained.
@@ -60,55 +60,13 @@ def translated(error: lmdb.Error, path: str) -> Error:
     return WriteError(f"{told}; close the session and open it again")
 
 
-class _Gate:
-    """Lets any number of transactions in, or one caller alone."""
-
-    def __init__(self) -> None:
-        self._changed = threading.Condition(threading.Lock())
-        self._inside = 0
-        self._shut = False
-
-    def __enter__(self) -> None:
-        with self._changed:
-            while self._shut:
-                self._changed.wait()
-            self._inside += 1
-
-    def __exit__(self, *_: object) -> None:
-        with self._changed:
-            self._inside -= 1
-            if self._shut:
-                self._changed.notify_all()
-
-    def shut(self) -> None:
-        """Wait until nobody is inside, and let nobody in."""
-        with self._changed:
-            while self._shut:
-                self._changed.wait()
-            self._shut = True
-            while self._inside:
-                self._changed.wait()
-
-    def open(self) -> None:
-        with self._changed:
-            self._shut = False
-            self._changed.notify_all()
-
-    @contextlib.contextmanager
-    def alone(self) -> Iterator[None]:
-        self.shut()
-        try:
-            yield
-        finally:
-            self.open()
-
-
 class Environment:
     """The LMDB environment in *path*, shared by all that use it in this process.
 
     Attributes:
-        gate: entered for each transaction.
-        writing: held for each write transaction.
+        writing: held for each write transaction, which may wait long for another process.
+        reading: held for each read transaction, which copies what it needs and ends.  Whoever
+            takes both takes `writing` first.
     """
 
     def __init__(self, path: str, read_only: bool, map_size: int) -> None:
@@ -116,8 +74,8 @@ class Environment:
         self.data = os.path.join(path, "data.mdb")
         self.read_only = read_only
         self.users = 0
-        self.gate = _Gate()
         self.writing = threading.RLock()
+        self.reading = threading.RLock()
         self._map_size = map_size
         self._lmdb: lmdb.Environment | None = None
         self._opening = threading.Lock()
@@ -127,17 +85,14 @@ class Environment:
     # -- opening
 
     def opened(self) -> lmdb.Environment:
-        """Return the open environment; to be called inside the gate."""
+        """Return the open environment; to be called with `reading` or `writing` held."""
         env = self._lmdb
         if env is None:
             with self._opening:
-                if self._lmdb is None:
-                    self._open()
-                env = self._lmdb
-                assert env is not None
+                env = self._lmdb or self._open()
         return env
 
-    def _open(self) -> None:
+    def _open(self) -> lmdb.Environment:
         check_before_opening(self.path)
         lock = os.path.join(self.path, "lock.mdb")
         if not self.read_only and not os.access(self.path, os.W_OK | os.X_OK):
@@ -179,6 +134,7 @@ class Environment:
             raise translated(error, self.path) from error
         self._page_size = env.stat()["psize"]
         self._lmdb = env
+        return env
 
     def _affordable(self, size: int) -> int:
         """Return *size*, or less where the address space is limited: the program needs some, too."""
@@ -239,7 +195,7 @@ class Environment:
                 raise StoreFull(f"the store {path} can't be made: {error.strerror}; make room") from error
             raise OpenError(f"the store {path} can't be made: {error}") from error
 
-    # -- transactions, all inside the gate
+    # -- transactions, with `reading` or `writing` held
 
     def begin(self, write: bool = False) -> Transaction:
         """Begin a transaction on the newest committed state."""
@@ -255,7 +211,7 @@ class Environment:
             except lmdb.PanicError as error:
                 if attempt:
                     raise translated(error, self.path) from error
-                raise _Panic from error
+                raise Panic from error
             except lmdb.Error as error:
                 raise translated(error, self.path) from error
         raise Error(f"{self.path}: no transaction could be begun; open the session again")
@@ -275,11 +231,17 @@ class Environment:
             finally:
                 txn.abort()
 
-    # -- alone, outside the gate
+    # -- alone
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Wait until this process has no transaction open, and let none begin."""
+        with self.writing, self.reading:
+            yield
 
     def grow(self) -> None:
         """Double the map.  Raise StoreFull if the address space has no room for that."""
-        with self.gate.alone():
+        with self.alone():
             env = self.opened()
             size = max(env.info()["map_size"], self._map_size) * 2
             self._remap(env, size)
@@ -287,7 +249,7 @@ class Environment:
 
     def adopt_size(self) -> None:
         """Take over the size that another process has grown the map to."""
-        with self.gate.alone():
+        with self.alone():
             env = self.opened()
             self._remap(env, 0)
             self._map_size = max(self._map_size, env.info()["map_size"])
@@ -301,7 +263,7 @@ class Environment:
 
     def reopen(self) -> None:
         """Close the environment; the next transaction opens it again."""
-        with self.gate.alone():
+        with self.alone():
             self.drop()
 
     def drop(self) -> None:
@@ -311,7 +273,7 @@ class Environment:
             env.close()
 
 
-class _Panic(Exception):
+class Panic(Exception):
     """A meta page could not be written: the environment must be opened again."""
 
 
@@ -336,7 +298,7 @@ def acquire(path: str, read_only: bool, map_size: int) -> Environment:
         if env is None:
             env = _environments[path] = Environment(path, read_only, map_size)
         elif env.read_only and not read_only:
-            with env.gate.alone():
+            with env.alone():
                 env.drop()
                 env.read_only = False
         env.users += 1
@@ -364,12 +326,14 @@ def release(env: Environment) -> None:
 def _before_fork() -> None:
     _registry.acquire()
     for env in _environments.values():
-        env.gate.shut()
+        env.writing.acquire()
+        env.reading.acquire()
 
 
 def _after_in_parent() -> None:
     for env in _environments.values():
-        env.gate.open()
+        env.reading.release()
+        env.writing.release()
     _registry.release()
 
 
@@ -377,8 +341,8 @@ def _after_in_child() -> None:
     global _registry
     _registry = threading.Lock()
     for env in _environments.values():
-        env.gate = _Gate()
         env.writing = threading.RLock()
+        env.reading = threading.RLock()
         env._opening = threading.Lock()
         env.drop()
 

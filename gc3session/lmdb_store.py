@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Sequence
-from itertools import islice
+from itertools import islice, takewhile
 from typing import Any, TypeVar
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 import lmdb
 
-from .errors import ClosedError, NetworkFilesystemError, ReadOnlyError
+from .errors import ClosedError, InvalidArgument, NetworkFilesystemError, ReadOnlyError
 from .filesystem import NETWORK_FILESYSTEMS, filesystem_of
 from .lmdb_environment import (
     DEFAULT_MAP_SIZE,
     Environment,
     Transaction,
-    _Panic,
+    Panic,
     acquire,
     discard,
     release,
     translated,
 )
+from .store import register
 from .tables import Item, Reader, Tables, Writer
 
 T = TypeVar("T")
@@ -43,9 +44,12 @@ class _LmdbReader(Reader):
     def get_many(self, table: str, keys: Sequence[bytes]) -> list[Item]:
         return self._txn.cursor(self._tables[table]).getmulti(keys)  # type: ignore[no-any-return]
 
-    def scan(self, table: str, start: bytes, limit: int) -> list[Item]:
+    def scan(self, table: str, start: bytes, limit: int | None = None, prefix: bytes = b"") -> list[Item]:
         cursor = self._txn.cursor(self._tables[table])
-        return list(islice(cursor.iternext(), limit)) if cursor.set_range(start) else []
+        if not (cursor.set_range(start) if start else cursor.first()):
+            return []
+        items = islice(cursor.iternext(), limit)
+        return list(takewhile(lambda item: item[0].startswith(prefix), items) if prefix else items)
 
     def entries(self, table: str) -> int:
         return self._txn.stat(self._tables[table])["entries"]  # type: ignore[no-any-return]
@@ -111,7 +115,7 @@ class _NoTables(Reader):
     def get_many(self, table: str, keys: Sequence[bytes]) -> list[Item]:
         return []
 
-    def scan(self, table: str, start: bytes, limit: int) -> list[Item]:
+    def scan(self, table: str, start: bytes, limit: int | None = None, prefix: bytes = b"") -> list[Item]:
         return []
 
     def entries(self, table: str) -> int:
@@ -136,7 +140,7 @@ _NO_TABLES = _NoTables()
 class _Reading:
     """`with` this, a transaction is open."""
 
-    __slots__ = ("_env", "_gate", "_owner", "_txn")
+    __slots__ = ("_env", "_owner", "_txn")
 
     def __init__(self, owner: LmdbTables) -> None:
         self._owner = owner
@@ -146,16 +150,15 @@ class _Reading:
         if env is None:
             return _NO_TABLES
         while True:
-            gate = self._gate = env.gate
-            gate.__enter__()
+            env.reading.acquire()
             try:
                 self._txn = env.begin()
                 return _LmdbReader(self._txn, env.tables)
-            except (lmdb.MapResizedError, _Panic) as error:
+            except (lmdb.MapResizedError, Panic) as error:
                 failure = error
-                gate.__exit__()
+                env.reading.release()
             except BaseException:
-                gate.__exit__()
+                env.reading.release()
                 raise
             _recover(env, failure)
 
@@ -165,7 +168,7 @@ class _Reading:
         try:
             self._txn.abort()
         finally:
-            self._gate.__exit__()
+            self._env.reading.release()
         if isinstance(error, lmdb.Error):
             raise translated(error, self._env.path) from error
 
@@ -240,19 +243,18 @@ class LmdbTables(Tables):
         with env.writing:
             while True:
                 try:
-                    with env.gate:
-                        txn = env.begin(write=True)
-                        try:
-                            result = unit(_LmdbWriter(txn, env.tables))
-                            txn.commit()
-                        except BaseException:
-                            txn.abort()
-                            raise
-                        env.fill_gap()
-                        if committed is not None:
-                            committed(result)
-                        return result
-                except (lmdb.MapFullError, lmdb.MapResizedError, _Panic) as error:
+                    txn = env.begin(write=True)
+                    try:
+                        result = unit(_LmdbWriter(txn, env.tables))
+                        txn.commit()
+                    except BaseException:
+                        txn.abort()
+                        raise
+                    env.fill_gap()
+                    if committed is not None:
+                        committed(result)
+                    return result
+                except (lmdb.MapFullError, lmdb.MapResizedError, Panic) as error:
                     failure: Exception = error
                 except lmdb.PanicError as error:
                     env.reopen()
@@ -265,13 +267,9 @@ class LmdbTables(Tables):
         if self.on_create is not None:
             self.on_create(_LmdbWriter(txn, tables))
 
-    def pre_fork(self) -> None:
+    def suspend(self) -> None:
         if self._env is not None:
-            self._env.gate.shut()
-
-    def post_fork(self) -> None:
-        if self._env is not None:
-            self._env.gate.open()
+            self._env.reopen()
 
     def close(self) -> None:
         env, self._env, self._closed = self._env, None, True
@@ -282,3 +280,14 @@ class LmdbTables(Tables):
         """Close the environment, for whoever uses it: its directory is about to be deleted."""
         self.close()
         discard(self.path)
+
+
+def _from_url(url: str, **options: Any) -> LmdbTables:
+    """Return the tables at `lmdb:///path` or `lmdb:path`, which are percent-encoded."""
+    path = unquote(url.removeprefix("lmdb:").removeprefix("//"))
+    if not path:
+        raise InvalidArgument(f"{url!r} names no path; write lmdb:///absolute/path")
+    return LmdbTables(path, **options)
+
+
+register("lmdb", _from_url)

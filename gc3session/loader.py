@@ -130,7 +130,7 @@ class Loader:
     def _shell(self, cls: type[Persistable], number: int, schema: Schema) -> Persistable:
         obj: Persistable = object.__new__(cls._quiet)
         obj._store, obj._number, obj._revision, obj._schema = self._store(), number, 0, schema
-        obj._leftover, obj.changed = None, False
+        obj._stored_state, obj._leftover, obj.changed = "", None, False
         obj.__class__ = cls
         return obj
 

@@ -16,6 +16,7 @@ class Schemas:
         self._by_number: dict[int, Schema] = {}
         self._stored: dict[Schema, Schema] = {}  # whatever number the key has
         self._by_class: dict[tuple[Layout, str], Schema] = {}
+        self._of_layout: dict[Layout, Schema] = {}
 
     def get(self, number: int, reader: Reader) -> Schema:
         """Return the schema of that number.  Raise CorruptRecord if there is none."""
@@ -38,6 +39,13 @@ class Schemas:
             return self.get(number, reader).name
         except CorruptRecord:
             return "Unreadable"
+
+    def of_class(self, layout: Layout) -> Schema:
+        """Return the schema of new objects of a class."""
+        schema = self._of_layout.get(layout)
+        if schema is None:
+            schema = self._of_layout[layout] = self.stored(layout.schema())
+        return schema
 
     def to_write(self, obj: Persistable, layout: Layout, name: str) -> Schema:
         """Return the schema to write *obj* with, whose ID begins with *name*.
@@ -82,7 +90,7 @@ class Schemas:
     def _read(self, reader: Reader) -> int:
         """Read the table; return the greatest number in it."""
         last = 0
-        for key, data in reader.scan(SCHEMAS, b"\0", 1 << 31):
+        for key, data in reader.scan(SCHEMAS, b""):
             last = int.from_bytes(key, "big")
             if last not in self._by_number:
                 try:

@@ -8,7 +8,7 @@ its session; see index.py)::
     schemas       schema number (4)          schema (codec.py)
     meta          name                       b'format', b'store', b'next ...' (store.py)
     sessions      identity (16)              session row (index.py)
-    members *     session (4)                order (8), schema number (4; bit 31: late)
+    members *     session (4)                order (8), schema number (4; bit 31: late), line (8)
     states *      session (4), state UTF-8   order (8)
     late          order (8)                  N (8)
     late_members  N (8), session (4)         order (8)
@@ -56,8 +56,8 @@ class Reader(ABC):
         """Return the items of those *keys* that are there, in the order of *keys*."""
 
     @abstractmethod
-    def scan(self, table: str, start: bytes, limit: int) -> list[Item]:
-        """Return at most *limit* items whose keys are at least *start*, in order."""
+    def scan(self, table: str, start: bytes, limit: int | None = None, prefix: bytes = b"") -> list[Item]:
+        """Return at most *limit* items whose keys are at least *start* and begin with *prefix*, in order."""
 
     @abstractmethod
     def entries(self, table: str) -> int:
@@ -129,13 +129,13 @@ class Tables(ABC):
         """
 
     @abstractmethod
-    def pre_fork(self) -> None:
-        """Wait until no transaction is open in this process, and let none begin."""
-
-    @abstractmethod
-    def post_fork(self) -> None:
-        """Undo `pre_fork`, in the parent as in the child."""
+    def suspend(self) -> None:
+        """Close the files once no transaction is open; the next one opens them again."""
 
     @abstractmethod
     def close(self) -> None:
         """Give the tables back.  Closing twice does nothing."""
+
+    @abstractmethod
+    def discard(self) -> None:
+        """Close the tables for all that use them in this process: they are about to be deleted."""

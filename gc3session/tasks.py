@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 _assign = object.__setattr__
 
 # What of a class is not stored: the slots below, which are the store's own.
-_SLOTS = ("_store", "_number", "_revision", "_schema", "_leftover", "changed", "_hash")
+_SLOTS = ("_store", "_number", "_revision", "_stored_state", "_schema", "_leftover", "changed", "_hash")
 _RESERVED = frozenset((*_SLOTS, "persistent_id", "class_tag", "upgrade_record"))
 
 # Methods that attrs would write anew for each class, unless the class has them already.
@@ -101,6 +101,7 @@ def _quietly(init: Callable[..., None]) -> Callable[..., None]:
         try:
             self._store = self._schema = self._leftover = None
             self._number = self._revision = 0
+            self._stored_state = ""
             self.changed = True
             init(self, *args, **kwargs)
         finally:
@@ -152,6 +153,7 @@ class _Tracked:
     _store: Store | None  # where the object is kept; None until it is saved
     _number: int  # its N, the key of its record
     _revision: int  # of the record that it was last read from or written to
+    _stored_state: str  # the state in that record; '' if it has none
     _schema: Schema | None  # of that record
     _leftover: dict[str, Any] | None  # fields of that record that the class doesn't have
 
@@ -256,6 +258,7 @@ class Persistable(_Tracked):
         _assign(self, "__class__", cls._quiet)
         self._store = self._schema = self._leftover = None
         self._number = self._revision = 0
+        self._stored_state = ""
         self.changed = True
         for name, value in state.items():
             setattr(self, name, value)

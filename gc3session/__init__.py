@@ -1,0 +1,83 @@
+"""Persistent collections of tasks in an embedded key-value store.
+
+    from gc3session import Session, Task
+
+    with Session('campaign') as session:
+        session.add(Task(jobname='first', state='RUNNING'))
+"""
+
+from .errors import (
+    ClosedError,
+    ConflictError,
+    CorruptRecord,
+    CorruptStore,
+    DamagedSession,
+    Error,
+    InvalidArgument,
+    LoadError,
+    MirrorWarning,
+    NetworkFilesystemError,
+    NotASession,
+    NotFound,
+    NotInSession,
+    OpenError,
+    ReadOnlyError,
+    StoreFull,
+    UnknownFormat,
+    UnstorableValue,
+    WriteError,
+)
+from .lmdb_store import LmdbTables as _LmdbTables  # noqa: F401
+from .session import Session, TemporarySession
+from .store import Store, make_store, register
+from .tasks import (
+    Event,
+    GenericCollection,
+    GenericPersistable,
+    GenericTask,
+    Persistable,
+    State,
+    Task,
+    TaskCollection,
+    Unreadable,
+)
+from .values import Opaque
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ClosedError",
+    "ConflictError",
+    "CorruptRecord",
+    "CorruptStore",
+    "DamagedSession",
+    "Error",
+    "Event",
+    "GenericCollection",
+    "GenericPersistable",
+    "GenericTask",
+    "InvalidArgument",
+    "LoadError",
+    "MirrorWarning",
+    "NetworkFilesystemError",
+    "NotASession",
+    "NotFound",
+    "NotInSession",
+    "Opaque",
+    "OpenError",
+    "Persistable",
+    "ReadOnlyError",
+    "Session",
+    "State",
+    "Store",
+    "StoreFull",
+    "Task",
+    "TaskCollection",
+    "TemporarySession",
+    "UnknownFormat",
+    "Unreadable",
+    "UnstorableValue",
+    "WriteError",
+    "make_store",
+    "register",
+]

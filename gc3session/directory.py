@@ -1,0 +1,214 @@
+"""The session directory: `created`, `session_ids.txt`, `store.url`, `jobs/` and `finished`.
+
+`store.url` is one line: the URL of the store, relative to the directory if the store is inside
+it, and after a `#` the session's own identity, 32 hexadecimal digits that were drawn when the
+session was made::
+
+    lmdb:jobs#5f1c7ad5e8b44f9c8d5c9f8a0e6b2d31
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import secrets
+import shutil
+import stat
+from pathlib import Path
+from typing import ClassVar
+from urllib.parse import quote, unquote
+
+from .errors import DamagedSession, InvalidArgument, NotASession, OpenError, ReadOnlyError, StoreFull
+from .filesystem import sync_directory, write_durably
+
+_STORE_URL = re.compile(r"([a-z0-9+]+):([^#\s][^#\n]*)#([0-9a-f]{32})\n?")
+
+
+class SessionDirectory:
+    """The files of a session, but for the contents of the store and of the mirror."""
+
+    INDEX_FILENAME: ClassVar[str] = "session_ids.txt"
+    STORE_URL_FILENAME: ClassVar[str] = "store.url"
+    TIMESTAMP_FILES: ClassVar[dict[str, str]] = {"start": "created", "end": "finished"}
+    DEFAULT_JOBS_DIR: ClassVar[str] = "jobs"
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        text = os.fspath(path)
+        if not isinstance(text, str) or not text or "\0" in text:
+            raise InvalidArgument(f"a session's path must be a non-empty str or path, not {path!r}")
+        self.path = os.path.abspath(text)
+        self.name = os.path.basename(self.path)
+        self.mirror = os.path.join(self.path, self.INDEX_FILENAME)
+        self.url_file = os.path.join(self.path, self.STORE_URL_FILENAME)
+
+    def check(self, *, create: bool) -> bool:
+        """Return whether there is a session, False if one can be made here.
+
+        Raise NotASession if there is none and none may be made, DamagedSession if it lacks a file.
+        """
+        try:
+            names = set(os.listdir(self.path))
+        except FileNotFoundError:
+            names = set()
+            if not create:
+                raise NotASession(f"there is no session at {self.path}; the directory is missing") from None
+        except NotADirectoryError:
+            raise NotASession(f"{self.path} is a file, not the directory of a session") from None
+        except OSError as error:
+            raise NotASession(f"{self.path} can't be read: {error.strerror}") from error
+        if self.STORE_URL_FILENAME in names:
+            return True
+        if names & {self.INDEX_FILENAME, self.DEFAULT_JOBS_DIR}:
+            if self._was_being_made(names):
+                if create:
+                    return False
+                raise NotASession(f"{self.path} is not a session yet: its making was interrupted")
+            raise DamagedSession(
+                f"{self.path} holds a session's data but no {self.STORE_URL_FILENAME}: restore that file, which"
+                f" for a store in it is the line 'lmdb:{self.DEFAULT_JOBS_DIR}#' and the session's identity,"
+                " 32 hexadecimal digits; or move what is there elsewhere"
+            )
+        if names - {self.TIMESTAMP_FILES["start"]} and not all(name.endswith(".tmp") for name in names):
+            raise NotASession(f"{self.path} is not a session, and not empty; choose an empty or new directory")
+        if not create:
+            raise NotASession(f"there is no session at {self.path}; the directory is empty")
+        return False
+
+    def _was_being_made(self, names: set[str]) -> bool:
+        """Return whether what is there is what a crash in the middle of `make` leaves."""
+        if self.DEFAULT_JOBS_DIR in names:
+            return False
+        try:
+            return os.lstat(self.mirror).st_size == 0
+        except OSError:
+            return False
+
+    def make(self, url: str | None, command: str) -> None:
+        """Make the files of a new session, whose store is at *url* (None: inside the directory).
+
+        *command* is what `created` is to say.  `store.url` comes last: with it the session is there.
+        """
+        created = os.path.join(self.path, self.TIMESTAMP_FILES["start"])
+        finished = os.path.join(self.path, self.TIMESTAMP_FILES["end"])
+        try:
+            os.makedirs(self.path, exist_ok=True)
+            if os.path.lexists(finished):
+                os.unlink(finished)
+            write_durably(created, command.encode(errors="surrogateescape"))
+            line = f"{self._written(url)}#{secrets.token_hex(16)}\n"
+            if os.path.lexists(self.url_file):  # made anew: the old mirror is of the old identity
+                write_durably(self.url_file, line.encode())
+                write_durably(self.mirror, b"")
+            else:
+                write_durably(self.mirror, b"")
+                try:
+                    write_durably(self.url_file, line.encode(), replace=False)
+                except FileExistsError:
+                    pass  # another process has made the session meanwhile: its identity holds
+            sync_directory(os.path.dirname(self.path))
+        except OSError as error:
+            told = f"no session can be made at {self.path}: {error.strerror}"
+            if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+                raise ReadOnlyError(f"{told}; choose a directory that you may write to") from error
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise StoreFull(f"{told}; make room") from error
+            raise OpenError(told) from error
+
+    def _written(self, url: str | None) -> str:
+        """Return how *url* is written in `store.url`."""
+        if url is None:
+            return f"lmdb:{self.DEFAULT_JOBS_DIR}"
+        scheme, colon, rest = url.partition(":")
+        if not colon or "/" in scheme:
+            scheme, rest = "lmdb", quote(os.path.abspath(url))
+        if "#" in rest or "\n" in rest:
+            raise InvalidArgument(f"the URL of a store can't have a '#' or a line break: {url!r}")
+        if scheme != "lmdb":
+            return f"{scheme}:{rest}"
+        place = os.path.realpath(os.path.abspath(unquote(rest.removeprefix("//"))))
+        inside = os.path.realpath(self.path)
+        if place.startswith(inside + os.sep):
+            return f"lmdb:{quote(os.path.relpath(place, inside))}"
+        return f"lmdb://{quote(place)}"
+
+    def store_url(self) -> tuple[str, bytes]:
+        """Return the URL of the store, absolute, and the session's identity.
+
+        Raise DamagedSession if `store.url` doesn't say.
+        """
+        try:
+            status = os.lstat(self.url_file)
+            if not stat.S_ISREG(status.st_mode):
+                raise DamagedSession(f"{self.url_file} is not a regular file; restore it from a backup")
+            with open(self.url_file, "rb") as file:
+                text = file.read(65536).decode()
+        except (OSError, UnicodeDecodeError) as error:
+            raise DamagedSession(f"{self.url_file} can't be read ({error}); restore it from a backup") from error
+        match = _STORE_URL.fullmatch(text)
+        if match is None:
+            raise DamagedSession(
+                f"{self.url_file} says {text[:80]!r}, which is not the URL of a store, a '#' and 32"
+                " hexadecimal digits; restore it from a backup"
+            )
+        scheme, rest, identity = match.groups()
+        if scheme == "lmdb" and not rest.startswith("/"):
+            place = os.path.normpath(os.path.join(self.path, unquote(rest)))
+            if not place.startswith(self.path.rstrip(os.sep) + os.sep):
+                raise DamagedSession(f"{self.url_file}: {rest!r} leads out of the session directory; edit it")
+            rest = f"//{quote(place)}"
+        return f"{scheme}:{rest}", bytes.fromhex(identity)
+
+    def holds(self, url: str) -> bool:
+        """Return whether the store at *url* is inside the directory."""
+        scheme, _, rest = url.partition(":")
+        place = unquote(rest.removeprefix("//"))
+        return scheme == "lmdb" and os.path.realpath(place).startswith(os.path.realpath(self.path) + os.sep)
+
+    def check_no_tasks(self, url: str) -> None:
+        """Raise DamagedSession if the mirror lists tasks, though the store at *url* is missing."""
+        try:
+            listed = sum(bool(line.strip()) for line in Path(self.mirror).read_bytes().splitlines())
+        except OSError:
+            return
+        if listed:
+            raise DamagedSession(
+                f"{self.mirror} lists {listed} tasks, but the store {url} is missing: restore it from a backup,"
+                " or make the session anew with load=False"
+            )
+
+    # -- timestamps
+
+    def _timestamp_file(self, which: str) -> str:
+        return os.path.join(self.path, self.TIMESTAMP_FILES[which])
+
+    def timestamp(self, which: str) -> float | None:
+        """Return the time ('start' or 'end') in seconds since 1970, or None."""
+        try:
+            return os.stat(self._timestamp_file(which)).st_mtime
+        except OSError:
+            return None
+
+    def set_timestamp(self, which: str, time: float) -> None:
+        """Set the time ('start' or 'end'), in seconds since 1970; the file is made if it is missing."""
+        if isinstance(time, bool) or not isinstance(time, (int, float)):
+            raise InvalidArgument(f"a time is a number of seconds since 1970, not {time!r}")
+        path = self._timestamp_file(which)
+        try:
+            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+            try:
+                os.utime(fd, (time, time))
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+            sync_directory(self.path)
+        except (OSError, OverflowError, ValueError) as error:
+            raise InvalidArgument(f"the time of {path} can't be set to {time!r}: {error}") from error
+
+    # -- the end
+
+    def delete(self) -> None:
+        """Delete the directory: it vanishes at once, and then bit by bit."""
+        doomed = os.path.join(os.path.dirname(self.path), f".{self.name}.{secrets.token_hex(4)}.deleted")
+        os.rename(self.path, doomed)
+        shutil.rmtree(doomed)

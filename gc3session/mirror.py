@@ -1,0 +1,208 @@
+"""The mirror: `session_ids.txt`, one task ID a line, in the order of adding.
+
+LMDB and a text file can't change together, so the index is what holds, and the mirror follows::
+
+    in the transaction  lock `store.url`; is the mirror as the session's row says?
+                        note its next size and time of change in the row
+    after the commit    append the new lines, blank those that left, set the time of change
+                        unlock
+
+Whatever ends the process in between leaves a file whose size or time of change is not that of
+the row, and the next transaction or opening writes it anew.  It is not flushed: the row has the
+boot ID too, and after another boot the file is written anew as well.  So is one that was edited,
+with a MirrorWarning.
+
+A mark, as the row keeps it, is `[ time of change in ns, boot ID, size before the last lines,
+time of change before the transaction ]`.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import stat
+import time
+import warnings
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from .errors import MirrorWarning
+from .index import Change, Row, members
+from .schemas import Schemas
+from .tables import Reader, Writer
+
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+_PIECE = 1 << 20
+
+
+@cache
+def _boot_id() -> str:
+    return _BOOT_ID.read_text().strip() if _BOOT_ID.exists() else ""
+
+
+class Mirror:
+    """The mirror at *path*; *lock* is a file of the session that stays for ever.
+
+    It is told of the transactions by its session's index (see `index.Listener`).
+    """
+
+    def __init__(self, path: str, lock: str, schemas: Schemas) -> None:
+        self.path = path
+        self._lock_path = lock
+        self._schemas = schemas
+        self._lock: int | None = None
+        self._change: Change | None = None
+        self._end = 0
+        self._time = 0
+
+    @property
+    def _temporary(self) -> str:
+        return f"{self.path}.tmp"
+
+    def intact(self, row: Row | None) -> bool:
+        """Return whether the file is as *row* says; in constant time."""
+        if row is None:
+            row = Row(0, 0, 0, None)
+        try:
+            status = os.lstat(self.path)
+        except FileNotFoundError:
+            return False
+        if not stat.S_ISREG(status.st_mode) or status.st_size != row.size:
+            return False
+        if row.mark is None:
+            return row.size == 0
+        return bool(row.mark[:2] == [status.st_mtime_ns, _boot_id()])
+
+    # -- the three steps of a transaction
+
+    def prepare(self, writer: Writer, before: Row, after: Row, change: Change) -> Any:
+        """Lock the mirror and plan what `apply` is to do; return the mark for the row."""
+        if self._lock is None:
+            self._lock = os.open(self._lock_path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+            fcntl.flock(self._lock, fcntl.LOCK_EX)
+        kept = before.size
+        if change.anew or not self.intact(before):
+            self._write_anew(writer, after)
+            if not change.anew:
+                self._warn_if_edited(before)
+            change = change._replace(anew=True)
+            kept = after.size
+        self._change, self._end, self._time = change, before.size, time.time_ns()
+        return [self._time, _boot_id(), kept, before.mark[0] if before.mark else 0]
+
+    def apply(self) -> None:
+        """Write to the file what has been committed.
+
+        A failure is only warned of: the tasks are stored, and the next transaction mends the file.
+        """
+        change, self._change = self._change, None
+        if change is None:
+            return
+        try:
+            if change.anew:
+                os.utime(self._temporary, ns=(self._time, self._time))
+                os.rename(self._temporary, self.path)
+                return
+            fd = os.open(self.path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            try:
+                _write_at(fd, change.text, self._end)
+                for offset, length in change.blanks:
+                    _write_at(fd, b" " * length, offset)
+                os.utime(fd, ns=(self._time, self._time))
+            finally:
+                os.close(fd)
+        except OSError as error:
+            warnings.warn(
+                f"{self.path} could not be written ({error.strerror}): the tasks are stored, but it lists"
+                " not all of them; make room, and the next flush mends it",
+                MirrorWarning,
+                stacklevel=2,
+            )
+
+    def release(self) -> None:
+        """Unlock the mirror, and drop a plan that was not carried out."""
+        if self._lock is None:
+            return
+        change, self._change = self._change, None
+        if change is not None and change.anew and os.path.lexists(self._temporary):
+            os.unlink(self._temporary)
+        fd, self._lock = self._lock, None
+        os.close(fd)
+
+    # -- writing it anew
+
+    def _write_anew(self, reader: Reader, row: Row) -> None:
+        """Write the whole file, with each ID at its line, under a temporary name."""
+        if os.path.lexists(self._temporary):
+            os.unlink(self._temporary)
+        fd = os.open(self._temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+        try:
+            for offset in range(0, row.size, _PIECE):
+                _write_at(fd, b" " * min(_PIECE, row.size - offset), offset)
+            lines: list[str] = []
+            begin = end = 0
+            for (_, number, schema), line in members(reader, row.number):
+                if line != end or end - begin > _PIECE:
+                    self._write_lines(fd, lines, begin)
+                    lines, begin, end = [], line, line
+                lines.append(f"{self._schemas.name(schema, reader)}.{number}\n")
+                end += len(lines[-1])
+            self._write_lines(fd, lines, begin)
+            if row.size:
+                _write_at(fd, b"\n", row.size - 1)
+        finally:
+            os.close(fd)
+
+    @staticmethod
+    def _write_lines(fd: int, lines: list[str], offset: int) -> None:
+        # Before a line another one ends, blank or not.
+        text = "".join(lines).encode()
+        _write_at(fd, b"\n" + text if offset else text, offset - 1 if offset else 0)
+
+    def _warn_if_edited(self, before: Row) -> None:
+        """Warn if what the mirror holds can't be what a killed process has left."""
+        if before.mark is None:
+            edited = before.size == 0 and self._differs(0)
+        else:
+            _, boot, kept, former = before.mark
+            edited = boot == _boot_id() and self._differs(kept, former)
+        if edited:
+            warnings.warn(
+                f"{self.path} was changed by another program; it was written anew from the session's index."
+                " Use Session.add and Session.forget to change what belongs to the session",
+                MirrorWarning,
+                stacklevel=2,
+            )
+
+    def _differs(self, kept: int, former: int = 0) -> bool:
+        """Return whether the file is shorter than *kept* or has other lines than the new one.
+
+        A killed process leaves the file as it was, which has the time *former*; or lines that
+        the new file has blank, or a part of the last ones.
+        """
+        try:
+            status = os.lstat(self.path)
+        except FileNotFoundError:
+            return True
+        if not stat.S_ISREG(status.st_mode):
+            return True
+        if status.st_mtime_ns == former:
+            return False
+        if status.st_size < kept:
+            return True
+        with open(self.path, "rb") as old, open(self._temporary, "rb") as new:
+            while piece := old.read(_PIECE):
+                other = new.read(len(piece))
+                if piece.startswith(other) and len(piece) > len(other):
+                    return True
+                if piece != other and any(a != b and b not in b" \n" for a, b in zip(piece, other, strict=False)):
+                    return True
+        return False
+
+
+def _write_at(fd: int, data: bytes, offset: int) -> None:
+    view = memoryview(data)
+    while view:
+        written = os.pwrite(fd, view, offset)
+        view, offset = view[written:], offset + written

@@ -1,0 +1,699 @@
+"""Sessions: persistent collections of tasks, each in a directory."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+import secrets
+import shlex
+import shutil
+import sys
+import time as clock
+from collections import deque
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any, ClassVar, Self
+
+from .codec import layout_of
+from .directory import SessionDirectory
+from .errors import ClosedError, InvalidArgument, LoadError, NotFound, NotInSession
+from .index import Entry, Index, Row
+from .mirror import Mirror
+from .store import DEFAULT_BATCH_BYTES, IDs, Store, all_ids, make_store
+from .tasks import Persistable, TaskCollection
+
+_FULL_OF_BLANKS = 1 << 16  # bytes of a mirror that may be blank before closing tidies it
+
+
+class _SessionBase:
+    """What a session does with its index and its store, wherever it keeps its metadata."""
+
+    name: str
+
+    def __init__(self, store: Store, identity: bytes, *, owns_store: bool) -> None:
+        self.store = store
+        self._owns_store = owns_store
+        self._index = Index(store, identity)
+        store.indexes.append(self._index)
+        self._closed = False
+
+    # -- adding
+
+    def add(self, task: Persistable, flush: bool = True) -> str:
+        """Store *task* and add it to the session; return its ID.
+
+        A task that the session has already is saved if it has changed, and keeps its ID.  With
+        `flush=False` it goes to disk at the next `flush`, at `close`, or when the batch is full.
+
+        Raise UnstorableValue if it holds what can't be stored, ConflictError if its record has
+        changed since it was loaded, StoreFull if there is no room: nothing has changed then.
+        """
+        store = self.store
+        if not flush and isinstance(task, Persistable) and task._store is None:
+            with store.lock:
+                if store.batch.journal is None:
+                    self._ensure_writable()
+                    if store.batch.bytes >= store.batch_bytes:
+                        store.commit()
+                    id_ = store.stage_new(task, layout_of(type(task)), self._index)
+                    if id_ is not None:
+                        return id_
+        with self._unit(flush):
+            return self._add(task)
+
+    def _add(self, task: Persistable) -> str:
+        store = self.store
+        number = store.own_number(task)
+        if number is None or task.changed:
+            new = number is None
+            number = store.stage(task)
+            if new:
+                self._index.join(store.batch.set_item, number, number)
+                return store.id_of(number)
+        self._include(number)
+        return store.id_of(number)
+
+    def _include(self, number: int) -> None:
+        """Add record N to the index, if it isn't there.  Raise NotFound if there is no such record."""
+        store = self.store
+        with store.reading() as reader:
+            if self._index.order_of(reader, number) is not None:
+                return
+            if store.record(reader, number) is None:
+                raise NotFound(f"the record {number} is no longer in {store.url}: it was removed")
+        order = store.sequence.next()
+        self._index.join(store.batch.set_item, order, number)
+
+    def add_many(self, tasks: Iterable[Persistable], flush: bool = True) -> Sequence[str]:
+        """Store tasks and add them to the session; return their IDs.
+
+        The tasks may come from a generator of any length: whenever the batch is full it is
+        written, so memory stays flat.  If one of them can't be stored, those before it are in
+        the session, and its exception is raised; to have all or nothing use `transaction`.
+        """
+        ids = IDs()
+        store, index = self.store, self._index
+        with store.lock:
+            self._ensure_writable()
+            if store.batch.journal is not None:
+                for task in tasks:
+                    ids.append(*_parts(self._add(task)))
+                return ids
+        source = iter(tasks)
+        try:
+            # The lock is held for some at a time, as the generator is the user's code.
+            while some := list(itertools.islice(source, 64)):
+                with store.lock:
+                    for task in some:
+                        if store.batch.bytes >= store.batch_bytes:
+                            store.commit()
+                        id_ = None
+                        if isinstance(task, Persistable) and task._store is None:
+                            layout = task._layout
+                            if layout is None or layout.cls is not type(task):
+                                layout = layout_of(type(task))
+                            id_ = store.stage_new(task, layout, index)
+                        if id_ is None:
+                            with store.unit(flush=False):
+                                id_ = self._add(task)
+                            ids.append(*_parts(id_))
+                        else:
+                            ids.append(task._schema.name, task._number)  # type: ignore[union-attr]
+        finally:
+            if flush:
+                store.flush()
+        return ids
+
+    # -- taking away
+
+    def remove(self, task_id: str, flush: bool = True) -> None:
+        """Take a task out of the session and delete it, and the tasks in it, from the store.
+
+        In a shared store it leaves every session.  Raise NotInSession if it isn't in this one.
+        """
+        self.remove_many([task_id], flush=flush)
+
+    def remove_many(self, ids: Iterable[str], flush: bool = True) -> None:
+        """Remove several tasks in one transaction: all of them, or, if one isn't there, none."""
+        with self._unit(flush):
+            for id_ in all_ids(ids):
+                number, _ = self._find(id_)
+                self.store.stage_removal(number)
+
+    def forget(self, task_id: str, flush: bool = True) -> None:
+        """Take a task out of the session; it stays in the store.
+
+        Raise NotInSession if it isn't in the session.
+        """
+        with self._unit(flush):
+            number, order = self._find(task_id)
+            self._index.leave(self.store.batch.set_item, order, number)
+
+    def _find(self, id_: str) -> tuple[int, int]:
+        """Return N and order of a task of the session.  Raise NotInSession if it isn't one."""
+        found = self._lookup(id_)
+        if found is None:
+            raise NotInSession(f"{id_!r} is not in the session {self.name!r}; list_ids() gives the IDs that are")
+        return found
+
+    def _lookup(self, id_: object) -> tuple[int, int] | None:
+        """Return N and order of a task of the session, or None."""
+        try:
+            number = self.store.number_of(id_)  # type: ignore[arg-type]
+        except NotFound:
+            return None
+        with self.store.lock, self.store.reading() as reader:
+            order = self._index.order_of(reader, number)
+            if order is None:
+                return None
+            name = str(id_).rpartition(".")[0]
+            stored = self.store.name_of(reader, number)
+            return (number, order) if stored in (name, "Unreadable", "") else None
+
+    # -- reading
+
+    def load(self, obj_id: str, add: bool = False, flush: bool = True) -> Any:
+        """Return the object of that ID from the store, whether the session has it or not.
+
+        With *add* it is added to the session.  Raise NotFound if there is none, LoadError if it
+        can't be read.
+        """
+        self._ensure_open()
+        obj = self.store.load(obj_id)
+        if add:
+            self.add(obj, flush=flush)
+        return obj
+
+    def load_many(self, ids: Iterable[str]) -> Iterator[Any]:
+        """Give the objects of some IDs, one by one; raise as `load` does, at the one concerned."""
+        return map(self.load, all_ids(ids))
+
+    def __getitem__(self, task_id: str) -> Any:
+        """Return the task of that ID.  Raise NotInSession if the session hasn't got it."""
+        self._ensure_open()
+        self._find(task_id)
+        return self.store.load(task_id)
+
+    def __contains__(self, task: object) -> bool:
+        self._ensure_open()
+        if not isinstance(task, Persistable):
+            return self._lookup(task) is not None
+        if task._store is None:
+            return False
+        try:
+            number = self.store.own_number(task)
+        except InvalidArgument:
+            return False
+        with self.store.lock, self.store.reading() as reader:
+            return number is not None and self._index.order_of(reader, number) is not None
+
+    def __len__(self) -> int:
+        self._ensure_open()
+        with self.store.lock, self.store.reading() as reader:
+            return self._index.count(reader)
+
+    def __bool__(self) -> bool:
+        return True
+
+    def __iter__(self) -> Iterator[Any]:
+        """Give the tasks in the order of adding.
+
+        A task whose record can't be read raises LoadError; the iterator goes on after it.
+        """
+        self._ensure_open()
+        return _Tasks(self.store, self._index)
+
+    def ids(self) -> Iterator[str]:
+        """Give the IDs of the session's tasks in the order of adding; no record is read."""
+        self._ensure_open()
+        after = 0
+        while True:
+            with self.store.lock, self.store.reading() as reader:
+                entries = self._index.chunk(reader, after)
+                name = self.store.schemas.name
+                found = [f"{name(schema, reader)}.{number}" for _, number, schema in entries]
+            if not entries:
+                return
+            yield from found
+            after = entries[-1].order
+
+    def list_ids(self) -> set[str]:
+        """Return the set of the IDs of the session's tasks."""
+        return set(self.ids())
+
+    def list_names(self) -> set[str]:
+        """Return the set of the `jobname`s of the session's tasks."""
+        return {task.jobname for task in self if hasattr(task, "jobname")}
+
+    @property
+    def tasks(self) -> Mapping[str, Any]:
+        """The tasks by ID, in the order of adding; each is loaded when it is asked for."""
+        return _TasksByID(self)
+
+    def iter_workflow(self) -> Iterator[Any]:
+        """Give the session's tasks and those inside collections, breadth first, each once.
+
+        First all tasks of the session, then those in their collections, and so on.
+        """
+        seen: set[tuple[int, int]] = set()  # of collections, and of what is in them
+        level: deque[TaskCollection] = deque()
+
+        def first_time(task: Persistable) -> bool:
+            key = (task._number, 0) if task._store is not None else (0, id(task))
+            if key in seen:
+                return False
+            seen.add(key)
+            return True
+
+        for task in self:
+            if isinstance(task, TaskCollection):
+                if first_time(task):
+                    level.append(task)
+            elif task in seen:
+                continue
+            yield task
+        while level:
+            for task in level.popleft().tasks:
+                if first_time(task) and task not in self:
+                    if isinstance(task, TaskCollection):
+                        level.append(task)
+                    yield task
+
+    def stats(self) -> dict[str, int]:
+        """Return how many of the session's tasks are in each state.
+
+        Persistables that have no state aren't counted.
+        """
+        self._ensure_open()
+        with self.store.lock, self.store.reading() as reader:
+            return self._index.counts(reader)
+
+    def select(
+        self, state: str | Collection[str] | None = None, name: str | re.Pattern[str] | None = None, **fields: Any
+    ) -> Iterator[Any]:
+        """Give the tasks that fit all that is asked for, in the order of adding.
+
+        Args:
+            state: one state or several of them.
+            name: a regular expression that is searched for in the `jobname`.
+            fields: values that the fields of those names must have; a task that has no such
+                field doesn't fit.
+
+        Of a *state* only the tasks in it are read.  Raise InvalidArgument for a wrong *name*.
+        """
+        self._ensure_open()
+        try:
+            pattern = None if name is None else re.compile(name)
+        except (re.error, TypeError) as error:
+            raise InvalidArgument(f"name must be a regular expression, not {name!r}: {error}") from error
+        if state is None:
+            tasks: Iterator[Any] = iter(self)
+        elif isinstance(state, str):
+            tasks = _Tasks(self.store, self._index, state)
+        else:
+            states = frozenset(state)
+            tasks = (task for task in self if getattr(task, "state", None) in states)
+            if len(states) == 1:
+                tasks = _Tasks(self.store, self._index, *states)
+        return _selected(tasks, pattern, fields)
+
+    # -- saving
+
+    def save(self, obj: Persistable, *, force: bool = False) -> str:
+        """Write *obj* to the store, durably; return its ID.  It isn't added to the session.
+
+        Raise ConflictError if its record has changed since it was loaded; *force* overwrites it.
+        """
+        with self._unit(True):
+            return self.store.id_of(self.store.stage(obj, force=force))
+
+    def save_all(self, flush: bool = True) -> None:
+        """Save all objects of this session's store that have unsaved changes.
+
+        Raise ConflictError, with nothing written, if the record of one has changed since it was
+        loaded: `refresh` or `save(obj, force=True)` those of its `ids`, and call again.
+        """
+        with self._unit(flush):
+            for obj in list(self.store.changed.values()):
+                if obj.changed:
+                    self.store.stage(obj)
+
+    def refresh(self, obj: Persistable) -> None:
+        """Take over the stored state of *obj*; what was changed in it since is given up."""
+        self._ensure_open()
+        self.store.refresh(obj)
+
+    def flush(self) -> None:
+        """Write the batch: all that was done with `flush=False`.
+
+        If it raises StoreFull the batch is kept: make room and flush again.
+        """
+        self._ensure_open()
+        self.store.flush()
+
+    @contextmanager
+    def transaction(self) -> Iterator[Self]:
+        """`with` this, what is done to the session is written whole at the end, or not at all.
+
+        If the block or the writing raises, the session is as before, in memory, too; the
+        objects' own fields stay as they are.  Other threads wait until it ends.
+        """
+        with self._unit(True):
+            yield self
+
+    # -- ending
+
+    def close(self) -> None:
+        """Write the batch and close the session.  Closing twice does nothing.
+
+        If the writing fails the session stays open.
+        """
+        if self._closed:
+            return
+        store = self.store
+        with store.lock:
+            if store.read_only:
+                self._index.reset()
+            else:
+                store.flush()
+                self._tidy()
+            if self._index in store.indexes:
+                store.indexes.remove(self._index)
+            self._closed = True
+        if self._owns_store:
+            store.close()
+
+    def _tidy(self) -> None:
+        """Do what is to be done before closing."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, cls: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # -- checks
+
+    @contextmanager
+    def _unit(self, flush: bool) -> Iterator[None]:
+        self._ensure_open()
+        with self.store.unit(flush=flush):
+            yield
+
+    def _ensure_open(self) -> None:
+        if self._closed:
+            raise ClosedError(f"the session {self.name!r} is closed; open it again")
+
+    def _ensure_writable(self) -> None:
+        self._ensure_open()
+        self.store.ensure_writable()
+
+
+class Session(_SessionBase):
+    """A persistent collection of tasks that lives in a directory.
+
+    Args:
+        path: the directory; its last part is the session's name.  An existing session is
+            opened; else, if it is missing or empty, a session is made there.
+        create: if False, only an existing session is opened.
+        store_or_url: where to keep the tasks of a new session: a Store, or the URL or path of
+            one; unless told, in the subdirectory `jobs`.  An existing session uses the store
+            that its file `store.url` names.
+        load: if False, an existing session is made anew, without tasks; the old ones stay in
+            the store.
+        read_only: never write, neither to the session nor to the store.
+        batch_bytes: bytes of memory at which what was done with `flush=False` is written.
+        store_options: the store's own; for LMDB `map_size` (bytes of address space to begin
+            with) and `allow_network_filesystem`.
+
+    Raise OpenError (NotASession, DamagedSession, CorruptStore, UnknownFormat,
+    NetworkFilesystemError), or InvalidArgument for an option that there isn't.
+
+    >>> import os, tempfile
+    >>> session = Session(os.path.join(tempfile.mkdtemp(), 'example'))
+    >>> sorted(os.listdir(session.path))
+    ['created', 'session_ids.txt', 'store.url']
+    >>> from gc3session import Task
+    >>> id1, id2 = session.add(Task(jobname='first')), session.add(Task())
+    >>> len(session)
+    2
+    >>> session[id1].jobname
+    'first'
+    >>> session.remove(id1)
+    >>> len(session)
+    1
+    >>> session.destroy()
+    >>> os.path.exists(session.path)
+    False
+    """
+
+    INDEX_FILENAME: ClassVar[str] = SessionDirectory.INDEX_FILENAME
+    STORE_URL_FILENAME: ClassVar[str] = SessionDirectory.STORE_URL_FILENAME
+    TIMESTAMP_FILES: ClassVar[dict[str, str]] = SessionDirectory.TIMESTAMP_FILES
+    DEFAULT_JOBS_DIR: ClassVar[str] = SessionDirectory.DEFAULT_JOBS_DIR
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        create: bool = True,
+        store_or_url: Store | str | os.PathLike[str] | None = None,
+        *,
+        load: bool = True,
+        read_only: bool = False,
+        batch_bytes: int = DEFAULT_BATCH_BYTES,
+        **store_options: Any,
+    ) -> None:
+        self._directory = directory = SessionDirectory(path)
+        self.path = directory.path
+        self.name = directory.name
+        given = store_or_url if isinstance(store_or_url, Store) else None
+        if given is not None and store_options:
+            raise InvalidArgument(f"{', '.join(store_options)}: a Store that is there takes no options")
+        if not directory.check(create=create and not read_only) or not load:
+            if read_only:
+                raise InvalidArgument(f"{self.path}: load=False makes a session anew; read_only=True forbids that")
+            url = given.url if given is not None else None if store_or_url is None else os.fspath(store_or_url)
+            directory.make(url, f"{shlex.join(sys.orig_argv)}\n")
+        url, identity = directory.store_url()
+        owned = given is None or (load and given.url != url)
+        if owned:
+            store = make_store(url, read_only=read_only, batch_bytes=batch_bytes, **store_options)
+        else:
+            assert given is not None
+            store = given
+        try:
+            super().__init__(store, identity, owns_store=owned)
+            self._mirror = Mirror(directory.mirror, directory.url_file, store.schemas)
+            self._index.listener = self._mirror
+            self._mend_mirror()
+        except BaseException:
+            if self._index in store.indexes:
+                store.indexes.remove(self._index)
+            if owned:
+                store.close()
+            raise
+
+    @property
+    def store_url(self) -> str:
+        """The URL of the session's store."""
+        return self.store.url
+
+    @property
+    def created(self) -> float | None:
+        """When the session was started, in seconds since 1970; None if that isn't known."""
+        return self._directory.timestamp("start")
+
+    @property
+    def finished(self) -> float | None:
+        """When the session ended, in seconds since 1970; None before `set_end_timestamp`."""
+        return self._directory.timestamp("end")
+
+    def set_start_timestamp(self, time: float | None = None) -> None:
+        """Set `created` to *time* (seconds since 1970), or to now."""
+        self._set_timestamp("start", time)
+
+    def set_end_timestamp(self, time: float | None = None) -> None:
+        """Set `finished` to *time* (seconds since 1970), or to now."""
+        self._set_timestamp("end", time)
+
+    def _set_timestamp(self, which: str, time: float | None) -> None:
+        self._ensure_writable()
+        self._directory.set_timestamp(which, clock.time() if time is None else time)
+
+    def _mend_mirror(self) -> None:
+        store, identity = self.store, self._index.identity
+        if store.read_only:
+            return
+        with store.lock:
+            if not store.tables.exists():
+                self._directory.check_no_tasks(store.url)
+            with store.reading() as reader:
+                row = Row.read(reader, identity)
+            if not self._mirror.intact(row):
+                store.write(lambda ledger, writer: ledger.mend(identity))
+
+    def _tidy(self) -> None:
+        store, identity = self.store, self._index.identity
+        if not store.tables.exists():
+            return
+        with store.reading() as reader:
+            row = Row.read(reader, identity)
+        if row is not None and row.blank > max(_FULL_OF_BLANKS, row.size // 2):
+            store.write(lambda ledger, writer: ledger.tidy(identity))
+
+    def destroy(self) -> None:
+        """Delete the session directory, and the session's tasks from its store.
+
+        A store inside the directory is deleted with it.  The session is closed then.
+        """
+        self._ensure_writable()
+        store = self.store
+        with store.lock:
+            if self._directory.holds(store.url):
+                store.indexes.clear()
+                store.discard()
+            else:
+                with self._unit(True):
+                    for id_ in list(self.ids()):
+                        self.store.stage_removal(store.number_of(id_))
+                self._index.listener = None
+                store.write(lambda ledger, writer: ledger.erase(self._index.identity))
+                self.close()
+            self._closed = True
+        self._directory.delete()
+
+    def __repr__(self) -> str:
+        return f"<Session {self.name!r} at {self.path}{' (closed)' if self._closed else ''}>"
+
+
+class TemporarySession(_SessionBase):
+    """A session without a directory: its tasks are stored, its index goes when it is closed.
+
+    Args:
+        store_or_url: a Store, or the URL or path of one.
+        batch_bytes: bytes of memory at which what was done with `flush=False` is written.
+        store_options: those of the store, as in `make_store`.
+
+    The tasks stay in the store after `close`; `destroy` deletes them.
+    """
+
+    def __init__(
+        self,
+        store_or_url: Store | str | os.PathLike[str],
+        *,
+        batch_bytes: int = DEFAULT_BATCH_BYTES,
+        **store_options: Any,
+    ) -> None:
+        self.path = None
+        self.name = "(temporary)"
+        owned = not isinstance(store_or_url, Store)
+        if isinstance(store_or_url, Store):
+            store = store_or_url
+            if store_options:
+                raise InvalidArgument(f"{', '.join(store_options)}: a Store that is there takes no options")
+        else:
+            store = make_store(store_or_url, batch_bytes=batch_bytes, **store_options)
+        super().__init__(store, secrets.token_bytes(16), owns_store=owned)
+
+    @property
+    def store_url(self) -> str:
+        """The URL of the session's store."""
+        return self.store.url
+
+    def _tidy(self) -> None:
+        if self.store.tables.exists():
+            self.store.write(lambda ledger, writer: ledger.erase(self._index.identity))
+
+    def destroy(self) -> None:
+        """Delete the session's tasks from the store, and close the session."""
+        with self._unit(True):
+            for id_ in list(self.ids()):
+                self.store.stage_removal(self.store.number_of(id_))
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<TemporarySession in {self.store.url}{' (closed)' if self._closed else ''}>"
+
+
+def _parts(id_: str) -> tuple[str, int]:
+    name, _, digits = id_.rpartition(".")
+    return name, int(digits)
+
+
+class _Tasks(Iterator[Any]):
+    """The tasks of an index, or those in one state, read some at a time."""
+
+    def __init__(self, store: Store, index: Index, state: str | None = None) -> None:
+        self._store = store
+        self._index = index
+        self._state = state
+        self._after = 0
+        self._ready: list[Persistable | LoadError] = []
+
+    def __next__(self) -> Any:
+        while True:
+            while self._ready:
+                task = self._ready.pop()
+                if isinstance(task, LoadError):
+                    raise task
+                if task._store is not None:  # it may have been removed meanwhile
+                    return task
+            self._read()
+
+    def _read(self) -> None:
+        store = self._store
+        while not self._ready:
+            with store.lock, store.reading() as reader:
+                entries = self._chunk(reader)
+                if entries:
+                    self._ready = store.objects(reader, entries)
+            if not entries:
+                raise StopIteration
+            self._ready.reverse()
+            self._after = entries[-1].order
+
+    def _chunk(self, reader: Any) -> list[Entry]:
+        if self._state is None:
+            return self._index.chunk(reader, self._after)
+        return self._index.chunk_in_state(reader, self._state, self._after)
+
+
+def _selected(
+    tasks: Iterator[Any], pattern: re.Pattern[str] | None, fields: dict[str, Any]
+) -> Iterator[Any]:
+    missing = object()
+    for task in tasks:
+        if pattern is not None and not pattern.search(getattr(task, "jobname", "")):
+            continue
+        if all(_same(getattr(task, field, missing), value) for field, value in fields.items()):
+            yield task
+
+
+def _same(a: Any, b: Any) -> bool:
+    return a is b or bool(a == b)
+
+
+class _TasksByID(Mapping[str, Any]):
+    """The tasks of a session by ID; nothing is loaded before it is asked for."""
+
+    def __init__(self, session: _SessionBase) -> None:
+        self._session = session
+
+    def __getitem__(self, task_id: str) -> Any:
+        return self._session[task_id]
+
+    def __iter__(self) -> Iterator[str]:
+        return self._session.ids()
+
+    def __len__(self) -> int:
+        return len(self._session)
+
+    def __contains__(self, task_id: object) -> bool:
+        return isinstance(task_id, str) and task_id in self._session
+
+    def __repr__(self) -> str:
+        return f"<{len(self)} tasks of {self._session!r}>"

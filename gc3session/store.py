@@ -1,0 +1,849 @@
+"""The store: objects kept by their IDs, over any tables of bytes.
+
+What a session's calls change goes into the batch first: objects are encoded, get their IDs and
+are seen by this program at once.  A *unit* is a change that is staged whole or not at all; a
+commit writes the batch, records and index together, in one transaction.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import uuid
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Sequence as AbstractSequence
+from contextlib import contextmanager
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+from zlib import crc32
+
+import msgpack
+
+from .batch import ANY_REVISION, NO_SLOTS, Batch, Staged
+from .codec import (
+    COLLECTION,
+    PERSISTABLE,
+    Layout,
+    Schema,
+    layout_of,
+    parse_id,
+    read_header,
+    references,
+    schema_number,
+    seal,
+    values_of,
+)
+from .errors import (
+    ClosedError,
+    ConflictError,
+    CorruptRecord,
+    InvalidArgument,
+    LoadError,
+    NotFound,
+    ReadOnlyError,
+    UnknownFormat,
+)
+from .index import Index, Ledger
+from .loader import Loader
+from .schemas import Schemas
+from .sequence import NEXT_KEY, Sequence
+from .tables import META, RECORDS, Reader, Tables, Writer
+from .tasks import Persistable, Unreadable
+from .values import RECORD_KEY, Encoder
+
+if TYPE_CHECKING:
+    from .index import Entry
+
+FORMAT = 1
+"""The version of the format of records and tables."""
+
+DEFAULT_BATCH_BYTES = 64 << 20
+
+_FORMAT_KEY, _STORE_KEY = b"format", b"store"
+_CHUNK = 512
+_key = RECORD_KEY.pack
+
+
+class IDs(AbstractSequence[str]):
+    """The IDs of many objects; those that follow one another take no memory each."""
+
+    def __init__(self) -> None:
+        self._runs: list[tuple[str, int, int]] = []  # name, first N, end
+        self._length = 0
+
+    def append(self, name: str, number: int) -> None:
+        """Add the ID of record N."""
+        if self._runs and self._runs[-1][0] == name and self._runs[-1][2] == number:
+            self._runs[-1] = (name, self._runs[-1][1], number + 1)
+        else:
+            self._runs.append((name, number, number + 1))
+        self._length += 1
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __iter__(self) -> Iterator[str]:
+        for name, first, end in self._runs:
+            for number in range(first, end):
+                yield f"{name}.{number}"
+
+    def __getitem__(self, place: Any) -> Any:
+        if isinstance(place, slice):
+            return [self[i] for i in range(*place.indices(self._length))]
+        left = place + self._length if place < 0 else place
+        for name, first, end in self._runs:
+            if 0 <= left < end - first:
+                return f"{name}.{first + left}"
+            left -= end - first
+        raise IndexError(f"there are {self._length} IDs, none at {place}")
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, (IDs, list, tuple)):
+            return NotImplemented
+        return len(self) == len(other) and all(a == b for a, b in zip(self, other, strict=True))
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        shown = ", ".join(map(repr, islice(self, 3)))
+        return f"<{self._length} IDs: {shown}{', ...' if self._length > 3 else ''}>"
+
+
+class Store:
+    """Objects kept by their IDs (`ClassName.N`); any number of sessions may share it.
+
+    Args:
+        tables: the tables of bytes to keep them in.
+        batch_bytes: bytes of memory at which what was done with `flush=False` is written.
+
+    Threads may share a store.  Make one with `make_store`.
+    """
+
+    def __init__(self, tables: Tables, *, batch_bytes: int = DEFAULT_BATCH_BYTES) -> None:
+        if not isinstance(batch_bytes, int) or batch_bytes < 1:
+            raise InvalidArgument(f"batch_bytes must be a positive int, not {batch_bytes!r}")
+        self.tables = tables
+        self.batch_bytes = batch_bytes
+        self.schemas = Schemas(tables)
+        self.sequence = Sequence(tables)
+        self.batch = Batch()
+        self.indexes: list[Index] = []
+        self.changed: dict[int, Persistable] = {}
+        self.loader = Loader(self, self.reading, self.record)
+        self.lock = threading.RLock()
+        self._encoder = Encoder(self._refer)
+        self._pending: list[Persistable] = []
+        self._identity: bytes | None = None
+        self._closed = False
+        self._pid = os.getpid()
+        tables.on_create = self._on_create
+        if tables.exists():
+            with self.reading():
+                pass
+        _stores.add(self)
+
+    @property
+    def url(self) -> str:
+        """Where the store is, as `make_store` takes it."""
+        return self.tables.url
+
+    @property
+    def read_only(self) -> bool:
+        """Whether the store was opened so that it is never written."""
+        return self.tables.read_only
+
+    @property
+    def identity(self) -> bytes | None:
+        """16 bytes that were drawn when the store was made; None before that."""
+        if self._identity is None:
+            with self.reading():
+                pass
+        return self._identity
+
+    # -- the public operations
+
+    def save(self, obj: Persistable, *, force: bool = False) -> str:
+        """Write *obj*, and what it refers to if that is new or changed; return its ID.
+
+        Raise UnstorableValue if it holds what can't be stored, ConflictError if its record has
+        changed since it was loaded (unless *force*), StoreFull if there is no room.  If it
+        raises, nothing has changed.
+        """
+        with self.unit(flush=True):
+            return self.id_of(self.stage(obj, force=force))
+
+    def load(self, id_: str) -> Persistable:
+        """Return the object stored as *id_*; the same object as before if that is alive.
+
+        Raise NotFound if there is none, CorruptRecord if its record is damaged, LoadError if its
+        class can't take it.
+        """
+        number = self.number_of(id_)
+        with self.lock:
+            with self.reading() as reader:
+                record = self.record(reader, number)
+            if record is None:
+                raise self._not_found(id_)
+            try:
+                obj = self.loader.load(number, record)
+            except LoadError as error:
+                raise type(error)(f"{id_} in {self.url}: {error}") from error
+            schema = obj._schema
+            assert schema is not None
+            if schema.name != id_.rpartition(".")[0]:
+                raise self._not_found(id_)
+            return obj
+
+    def replace(self, id_: str, obj: Persistable) -> None:
+        """Write *obj* in place of the object stored as *id_*.
+
+        An *obj* without an ID becomes the object of that ID; one with another ID keeps that,
+        and is copied.  Raise NotFound if nothing is stored as *id_*.
+        """
+        number = self.number_of(id_)
+        with self.unit(flush=True):
+            with self.reading() as reader:
+                record = self.record(reader, number)
+                if record is None or self.name_of(reader, number) != id_.rpartition(".")[0]:
+                    raise self._not_found(id_)
+                base, state = self._base_of(reader, number)
+            living = self.loader.living(number)
+            if self.own_number(obj) not in (None, number):
+                copy = type(obj).__new__(type(obj))
+                copy.__setstate__(obj.__getstate__())
+                obj = copy
+            elif living is not obj:
+                if living is not None:
+                    self._detach(living)
+                self.batch.set_item(self.loader.live, number, weakref.ref(obj))
+            name = id_.rpartition(".")[0]
+            schema = self.schemas.to_write(obj, layout_of(type(obj)), name)
+            self.batch.set_slots(obj, (self, number, base, state, schema, True))
+            self.stage(obj)
+
+    def remove(self, id_: str) -> None:
+        """Delete the object stored as *id_* and, of a collection, the tasks in it.
+
+        They leave every session that held them.  Raise NotFound if there is none.
+        """
+        number = self.number_of(id_)
+        with self.unit(flush=True):
+            with self.reading() as reader:
+                if self.record(reader, number) is None or self.name_of(reader, number) != id_.rpartition(".")[0]:
+                    raise self._not_found(id_)
+            self.stage_removal(number)
+
+    def list(self) -> Iterator[str]:
+        """Give the IDs of all objects, in the order in which they were first saved."""
+        after = 0
+        while True:
+            with self.lock, self.reading() as reader:
+                items = reader.scan(RECORDS, _key(after + 1), _CHUNK)
+                found = [(RECORD_KEY.unpack(key)[0], record) for key, record in items]
+                last = found[-1][0] if len(found) == _CHUNK else None
+                fresh = [
+                    (number, staged[0])
+                    for number, staged in (self.batch.records.items() if self.batch.records else ())
+                    if number > after and (last is None or number <= last) and staged[1] == 0 and staged[0]
+                ]
+                ids = [
+                    f"{self.schemas.name(_schema_number(record), reader)}.{number}"
+                    for number, record in sorted({**dict(found), **dict(fresh)}.items())
+                    if number not in self.batch.records or self.batch.records[number][0] is not None
+                ]
+            yield from ids
+            if last is None:
+                return
+            after = last
+
+    def invalidate_cache(self) -> None:
+        """Forget which objects are alive: whatever is loaded next is a new object."""
+        with self.lock:
+            self.loader.live.clear()
+
+    def pre_fork(self) -> None:
+        """Write the batch and close the files; the next use opens them again.
+
+        `os.fork` needs no such call; a fork that Python does not know of does.
+        """
+        with self.lock:
+            self.flush()
+            self.tables.suspend()
+
+    def post_fork(self) -> None:
+        """Begin afresh in a child that was forked without Python's knowledge; see `pre_fork`."""
+        if os.getpid() != self._pid:
+            self.after_fork_in_child()
+
+    def flush(self) -> None:
+        """Write the batch.  If that fails the batch is kept."""
+        with self.lock:
+            if self.batch.journal is not None:
+                raise InvalidArgument("flush() inside a transaction: it is written as a whole at its end")
+            self.commit()
+
+    def refresh(self, obj: Persistable) -> None:
+        """Take over the stored state of *obj*; what was changed in it since is given up.
+
+        Raise NotFound if its record was removed.
+        """
+        with self.unit(flush=False):
+            number = self.own_number(obj)
+            if number is None:
+                raise InvalidArgument(f"{obj!r} was never saved: there is nothing to refresh it from")
+            staged = self.batch.records.get(number)
+            if staged is not None and staged[1] > 0:
+                self.batch.unstage(number)
+            with self.reading() as reader:
+                record = self.record(reader, number)
+            if record is None:
+                raise self._not_found(str(obj.persistent_id))
+            self.loader.refill(obj, record)
+            self.changed.pop(number, None)
+
+    def close(self) -> None:
+        """Write the batch and close the files.  Closing twice does nothing."""
+        with self.lock:
+            if self._closed:
+                return
+            if not self.read_only:
+                self.flush()
+                if self.tables.exists():
+                    self.sequence.give_back()
+            self._closed = True
+            self.tables.close()
+
+    def discard(self) -> None:
+        """Close the store without writing the batch: it is about to be deleted."""
+        with self.lock:
+            self._closed = True
+            self.batch = Batch()
+            self.tables.discard()
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Store {self.url}>"
+
+    # -- reading
+
+    def reading(self) -> Any:
+        """Return the newest committed state, for `with`.  Raise UnknownFormat if it isn't ours."""
+        if self._closed:
+            raise ClosedError(f"the store {self.url} is closed; open it again")
+        if self._identity is None and self.tables.exists():
+            with self.tables.read() as reader:
+                self._check_format(reader)
+        return self.tables.read()
+
+    def _check_format(self, reader: Reader) -> None:
+        data = reader.get(META, _FORMAT_KEY)
+        format_ = None if data is None else msgpack.unpackb(data)
+        if format_ != FORMAT:
+            raise UnknownFormat(
+                f"the store {self.url} has the format version {format_}; this version of gc3session"
+                f" knows version {FORMAT} only: upgrade gc3session"
+            )
+        self._identity = reader.get(META, _STORE_KEY)
+
+    def _on_create(self, writer: Writer) -> None:
+        items = [(_FORMAT_KEY, msgpack.packb(FORMAT)), (_STORE_KEY, uuid.uuid4().bytes), (NEXT_KEY, _key(1))]
+        writer.put(META, items)
+
+    def record(self, reader: Reader, number: int) -> bytes | None:
+        """Return the record of N as this program sees it, or None."""
+        staged = self.batch.records.get(number)
+        return reader.get(RECORDS, _key(number)) if staged is None else staged[0]
+
+    def name_of(self, reader: Reader, number: int) -> str:
+        """Return what the ID of record N begins with."""
+        record = self.record(reader, number)
+        return "" if record is None else self.schemas.name(_schema_number(record), reader)
+
+    def schema_number_of(self, reader: Reader, number: int) -> int:
+        """Return the schema number of record N; 0 if it can't be told."""
+        staged = self.batch.records.get(number)
+        if staged is not None and staged[2] is not None:
+            return staged[2].number
+        record = reader.get(RECORDS, _key(number))
+        return 0 if record is None else _schema_number(record)
+
+    def state_of(self, reader: Reader, number: int) -> str | None:
+        """Return the state of record N as this program sees it; None if it can't be told."""
+        staged = self.batch.records.get(number)
+        return self.committed_state(reader, number) if staged is None else staged[3]
+
+    def committed_state(self, reader: Reader, number: int) -> str | None:
+        """Return the state in the committed record N; None if it can't be told."""
+        record = reader.get(RECORDS, _key(number))
+        if record is None:
+            return None
+        try:
+            schema_number_, _, values = values_of(number, record)
+            schema = self.schemas.get(schema_number_, reader)
+            return "" if schema.kind == PERSISTABLE else str(values[schema.fields.index("state")])
+        except (CorruptRecord, LookupError, ValueError):
+            return None
+
+    def objects(self, reader: Reader, entries: list[Entry]) -> list[Persistable | LoadError]:
+        """Return the objects of some entries, with the error in place of one that can't be loaded.
+
+        Those whose records are gone are left out.
+        """
+        staged = self.batch.records
+        found = dict(reader.get_many(RECORDS, [_key(entry.number) for entry in entries]))
+        loaded: list[Persistable | LoadError] = []
+        load = self.loader.load
+        for _, number, schema in entries:
+            record = found.get(_key(number))
+            if staged and number in staged:
+                record = staged[number][0]
+            if record is None:
+                continue
+            try:
+                loaded.append(load(number, record))
+            except LoadError as error:
+                id_ = f"{self.schemas.name(schema, reader)}.{number}"
+                failure = type(error)(f"{id_} in {self.url}: {error}")
+                failure.__cause__ = error
+                loaded.append(failure)
+        return loaded
+
+    # -- IDs
+
+    def id_of(self, number: int) -> str:
+        """Return the ID of record N."""
+        staged = self.batch.records.get(number)
+        if staged is not None and staged[2] is not None:
+            return f"{staged[2].name}.{number}"
+        with self.reading() as reader:
+            return f"{self.name_of(reader, number)}.{number}"
+
+    @staticmethod
+    def number_of(id_: str) -> int:
+        """Return the N of an ID.  Raise NotFound if it can't be one."""
+        parts = parse_id(id_)
+        if parts is None:
+            raise NotFound(f"{id_!r} is not an ID: they are of the form ClassName.N")
+        return parts[1]
+
+    def _not_found(self, id_: str) -> NotFound:
+        return NotFound(f"there is no object {id_} in {self.url}; Store.list() gives the IDs of all")
+
+    def own_number(self, obj: Persistable) -> int | None:
+        """Return the N of *obj* in this store, or None if it has no ID yet.
+
+        Raise InvalidArgument if it isn't a persistable, or belongs to another store.
+        """
+        if not isinstance(obj, Persistable):
+            raise InvalidArgument(
+                f"only objects of attrs classes derived from Persistable or Task can be stored, not {obj!r}"
+            )
+        if obj._store is None:
+            return None
+        if obj._store is not self and (self.identity is None or obj._store.identity != self.identity):
+            raise InvalidArgument(
+                f"{obj!r} belongs to the store {obj._store.url}; store a copy of it here (copy.copy)"
+            )
+        return obj._number
+
+    # -- staging
+
+    @contextmanager
+    def unit(self, *, flush: bool) -> Iterator[None]:
+        """`with` this, what is staged is staged whole or not at all, and written if *flush*.
+
+        Inside a transaction it is written at the end of that.
+        """
+        with self.lock:
+            self.ensure_writable()
+            batch = self.batch
+            outermost = batch.journal is None
+            if outermost:
+                self.make_room()
+                batch.journal = []
+            mark = len(batch.journal or ())
+            try:
+                yield
+                if flush and outermost:
+                    self.commit()
+            except BaseException:
+                batch.undo(mark)
+                raise
+            finally:
+                if outermost:
+                    batch.journal = None
+
+    def ensure_writable(self) -> None:
+        """Raise ReadOnlyError or ClosedError if the store can't be written."""
+        if self._closed:
+            raise ClosedError(f"the store {self.url} is closed; open it again")
+        if self.tables.read_only:
+            raise ReadOnlyError(f"{self.url} was opened read-only; open it without read_only=True to change it")
+
+    def make_room(self) -> None:
+        """Write the batch if it is full."""
+        if self.batch.bytes >= self.batch_bytes:
+            self.commit()
+
+    def stage(self, obj: Persistable, *, force: bool = False) -> int:
+        """Encode *obj*, and what it refers to that is new or changed, into the batch; return its N.
+
+        To be called in a unit.
+        """
+        number = self.own_number(obj)
+        if isinstance(obj, Unreadable):
+            raise InvalidArgument(f"{obj!r} stands for a record that can't be read; it can't be saved")
+        if number is None:
+            number = self._assign(obj)
+        base = state = None
+        if force:
+            with self.reading() as reader:
+                base, state = self._base_of(reader, number)
+        pending = self._pending
+        pending.clear()
+        done = {number}
+        self._stage_one(obj, number, base, state)
+        while pending:
+            other = pending.pop()
+            if other._number not in done:
+                done.add(other._number)
+                self._stage_one(other, other._number, None, None)
+        return number
+
+    def _base_of(self, reader: Reader, number: int) -> tuple[int, str]:
+        """Return revision and state of the committed record N; 0 if there is none."""
+        record = reader.get(RECORDS, _key(number))
+        if record is None:
+            return 0, ""
+        try:
+            return read_header(record)[1], self.committed_state(reader, number) or ""
+        except CorruptRecord:
+            return 0, ""
+
+    def _assign(self, obj: Persistable) -> int:
+        """Give *obj*, which is new, its N."""
+        former = obj._schema
+        layout = layout_of(type(obj))
+        name = former.name if former is not None and layout.generic else layout.name
+        schema = self.schemas.to_write(obj, layout, name)
+        number = self.sequence.next()
+        self.batch.set_slots(obj, (self, number, 0, "", schema, True))
+        self.loader.note(number, obj)
+        return number
+
+    def _refer(self, obj: Persistable) -> int:
+        """Return the N for a reference to *obj*; called while its holder is encoded."""
+        number = self.own_number(obj)
+        if number is None:
+            number = self._assign(obj)
+            self._pending.append(obj)
+        elif obj.changed:
+            self._pending.append(obj)
+        return number
+
+    def _stage_one(self, obj: Persistable, number: int, base: int | None, state: str | None) -> None:
+        assert obj._schema is not None
+        layout = layout_of(type(obj))
+        schema = self.schemas.to_write(obj, layout, obj._schema.name)
+        values, names = layout.values(obj), layout.fields
+        if schema.fields != names:
+            fields = {**(obj._leftover or {}), **dict(zip(names, values, strict=True))}
+            names = schema.fields
+            values = [fields[name] for name in names]
+        staged = self.batch.records.get(number)
+        if base is None or state is None:
+            base, state = obj._revision, obj._stored_state
+            if staged is not None and staged[0] is not None and staged[1] >= 0:
+                base, state = staged[1], staged[4]
+        cls = type(obj).__qualname__
+        body = self._encoder.pack(
+            [schema.number, base + 1, values],
+            lambda: ((f"{cls}.{name}", value) for name, value in zip(names, values, strict=True)),
+        )
+        now = "" if layout.kind == PERSISTABLE else obj.state  # type: ignore[attr-defined]
+        self.batch.stage(number, (seal(number, body), base, schema, now, state))
+        self.batch.set_slots(obj, (obj._store, number, base + 1, now, schema, False))
+        self.batch.set_item(self.changed, number, None)
+
+    def stage_new(self, obj: Persistable, layout: Layout, index: Index | None) -> str | None:
+        """Encode *obj*, which is new, and add it to *index*: the short way, for many.
+
+        Return its ID, or None, with nothing changed, if that takes the long way (`stage`): it
+        refers to other objects, or brings fields of a former class along.
+        """
+        if obj._leftover is not None or obj._schema is not None:
+            return None
+        batch = self.batch
+        schema = self.schemas.of_class(layout)
+        number = self.sequence.next()
+        values = layout.values(obj)
+        batch.journal = journal = []
+        try:
+            body = self._encoder.pack(
+                [schema.number, 1, values],
+                lambda: ((f"{layout.cls.__qualname__}.{name}", v) for name, v in zip(layout.fields, values, strict=True)),
+            )
+            if journal:
+                batch.undo(0)
+                return None
+        except BaseException:
+            batch.undo(0)
+            raise
+        finally:
+            batch.journal = None
+        state: str = "" if layout.kind == PERSISTABLE else obj.state  # type: ignore[attr-defined]
+        batch.records[number] = (
+            crc32(body, number & 0xFFFFFFFF).to_bytes(4, "big") + body, 0, schema, state, ""
+        )
+        batch.bytes += 420 + len(body)
+        if index is not None:
+            index.joined[number] = number
+        layout.stored(obj, self, number, state, schema)
+        self.loader.note(number, obj)
+        return f"{schema.name}.{number}"
+
+    def stage_removal(self, number: int) -> None:
+        """Take record N, and those in its `tasks`, out of the store and of every index.  In a unit."""
+        with self.reading() as reader:
+            for n in self._with_parts(reader, number):
+                staged = self.batch.records.get(n)
+                if staged is not None and staged[1] == 0:
+                    self.batch.unstage(n)
+                else:
+                    self.batch.stage(n, (None, ANY_REVISION, None, "", ""))
+                for index in self.indexes:
+                    order = index.order_of(reader, n)
+                    if order is not None:
+                        index.leave(self.batch.set_item, order, n)
+                obj = self.loader.living(n)
+                if obj is not None:
+                    self._detach(obj)
+                self.batch.set_item(self.changed, n, None)
+
+    def _with_parts(self, reader: Reader, number: int) -> list[int]:
+        """Return N and the Ns of the records in its `tasks`, of all depths."""
+        found: dict[int, None] = {}
+        pending = [number]
+        while pending:
+            n = pending.pop()
+            record = None if n in found else self.record(reader, n)
+            if record is None:
+                continue
+            found[n] = None
+            try:
+                schema_number_, _, values = values_of(n, record)
+                schema = self.schemas.get(schema_number_, reader)
+                if schema.kind == COLLECTION:
+                    pending += references(values[schema.fields.index("tasks")])
+            except (CorruptRecord, LookupError, ValueError):
+                continue  # a damaged record is removed, too; its parts can't be known
+        return list(found)
+
+    def _detach(self, obj: Persistable) -> None:
+        """Make *obj* an object without an ID: its record is gone."""
+        hash(obj)  # it keeps that
+        self.batch.set_item(self.loader.live, obj._number, None)
+        self.batch.set_slots(obj, NO_SLOTS)
+
+    def note_changed(self, obj: Persistable) -> None:
+        """Keep a saved object alive while it has unsaved changes."""
+        if obj.changed:
+            self.changed[obj._number] = obj
+        else:
+            self.changed.pop(obj._number, None)
+
+    # -- writing
+
+    def commit(self) -> None:
+        """Write the batch, records and indexes in one transaction; keep it if that fails."""
+        if not self.batch.records and not any(index.joined or index.left for index in self.indexes):
+            return
+        self.write(lambda ledger, writer: None)
+
+    def write(self, more: Callable[[Ledger, Writer], None]) -> None:
+        """Write the batch, and what *more* does, in one transaction."""
+
+        def unit(writer: Writer) -> tuple[int, int] | None:
+            ledger = Ledger(self, writer)
+            self._write_batch(ledger, writer)
+            more(ledger, writer)
+            ledger.finish(self.indexes)
+            return self.sequence.reserve(writer) if self.sequence.low() else None
+
+        try:
+            self.tables.write(unit, self._committed)
+        finally:
+            for index in self.indexes:
+                if index.listener is not None:
+                    index.listener.release()
+
+    def _committed(self, block: tuple[int, int] | None) -> None:
+        if block is not None:
+            self.sequence.took(block)
+        self.batch.records = {}
+        self.batch.bytes = 0
+        if self.batch.journal is not None:
+            self.batch.journal.clear()  # what is on disk can't be undone
+        for index in self.indexes:
+            index.reset()
+            if index.listener is not None:
+                index.listener.apply()
+
+    def _write_batch(self, ledger: Ledger, writer: Writer) -> None:
+        records = self.batch.records
+        updates = sorted(self.batch.updates())
+        if updates:
+            self._check_conflicts(writer, updates)
+        removed = [number for number, staged in records.items() if staged[0] is None]
+        for number in removed:
+            state = self.committed_state(writer, number)
+            for holding in ledger.holdings(number):
+                ledger.leave(holding, number, state)
+        writer.delete(RECORDS, map(_key, removed))
+        for index in self.indexes:
+            index.write(ledger, writer)
+        moves: dict[tuple[str, str], list[int]] = {}
+        for number in updates:
+            _, _, _, after, before = records[number]
+            if before != after:
+                moves.setdefault((before, after), []).append(number)
+        if moves:
+            ledger.move(moves)
+        writer.put(RECORDS, [(_key(n), r[0]) for n, r in sorted(records.items()) if r[0] is not None])
+
+    def _check_conflicts(self, writer: Writer, updates: list[int]) -> None:
+        """Raise ConflictError if a stored record isn't of the revision that the batch expects."""
+        records = self.batch.records
+        conflicts: list[str] = []
+        for i in range(0, len(updates), _CHUNK):
+            numbers = updates[i : i + _CHUNK]
+            found = dict(writer.get_many(RECORDS, list(map(_key, numbers))))
+            for number in numbers:
+                record = found.get(_key(number))
+                if record is None or _revision(record) != records[number][1]:
+                    schema = records[number][2]
+                    conflicts.append(f"{'' if schema is None else schema.name}.{number}")
+        if conflicts:
+            shown = ", ".join(conflicts[:3]) + (f" and {len(conflicts) - 3} more" if len(conflicts) > 3 else "")
+            raise ConflictError(
+                f"{shown} changed or removed in {self.url} since loaded here; nothing was written. refresh()"
+                " takes over the stored state, save(force=True) overwrites it",
+                tuple(conflicts),
+            )
+
+    # -- fork
+
+    def after_fork_in_child(self) -> None:
+        """Begin afresh: the batch and the sequence's block stay the parent's."""
+        self._pid = os.getpid()
+        self.lock = threading.RLock()
+        self.batch = Batch()
+        self.sequence.reset()
+        for index in self.indexes:
+            index.reset()
+
+
+def _schema_number(record: bytes) -> int:
+    try:
+        return schema_number(record)
+    except CorruptRecord:
+        return 0
+
+
+def _revision(record: bytes) -> int:
+    """Return the revision of a record, -1 if it can't be told: the short way for small numbers."""
+    if len(record) > 6 and record[5] < 0x80 and record[6] < 0x80:
+        return record[6]
+    try:
+        return read_header(record)[1]
+    except CorruptRecord:
+        return -1
+
+
+_stores: weakref.WeakSet[Store] = weakref.WeakSet()
+
+
+def _before_fork() -> None:
+    for store in list(_stores):
+        store.lock.acquire()
+
+
+def _after_in_parent() -> None:
+    for store in list(_stores):
+        store.lock.release()
+
+
+def _after_in_child() -> None:
+    for store in list(_stores):
+        store.after_fork_in_child()
+
+
+os.register_at_fork(
+    before=_before_fork, after_in_parent=_after_in_parent, after_in_child=_after_in_child
+)
+
+
+# -- where stores are made -----------------------------------------------------
+
+_constructors: dict[str, Callable[..., Tables]] = {}
+
+
+def register(scheme: str, constructor: Callable[..., Tables]) -> None:
+    """Have `make_store` use *constructor* for URLs that begin with *scheme* and a colon.
+
+    It is called with the URL, and `read_only` and the store's own options as keyword arguments;
+    it returns the tables (tables.Tables).
+    """
+    if not isinstance(scheme, str) or not scheme.replace("+", "").isalnum():
+        raise InvalidArgument(f"the scheme of a URL must be letters and digits, not {scheme!r}")
+    _constructors[scheme] = constructor
+
+
+def make_store(
+    url: str | os.PathLike[str],
+    *,
+    read_only: bool = False,
+    batch_bytes: int = DEFAULT_BATCH_BYTES,
+    **options: Any,
+) -> Store:
+    """Return the store at *url*; it is made by the first write.
+
+    Args:
+        url: `lmdb:///absolute/path`, `lmdb:relative/path`, or a path alone.
+        read_only: never write.
+        batch_bytes: bytes of memory at which what was done with `flush=False` is written.
+        options: those of the kind of store, for LMDB `map_size` (bytes) and
+            `allow_network_filesystem`.
+
+    Raise InvalidArgument for an unknown scheme or option, OpenError if it can't be opened.
+    """
+    text = os.fspath(url)
+    if not isinstance(text, str) or not text:
+        raise InvalidArgument(f"a store's URL must be a non-empty str or path, not {url!r}")
+    scheme, colon, _ = text.partition(":")
+    if not colon or "/" in scheme:
+        scheme, text = "lmdb", os.path.abspath(text)
+    constructor = _constructors.get(scheme)
+    if constructor is None:
+        raise InvalidArgument(
+            f"{text!r}: no store is registered for the scheme {scheme!r}; known are {', '.join(sorted(_constructors))}"
+        )
+    try:
+        tables = constructor(text, read_only=read_only, **options)
+    except TypeError as error:
+        if "keyword argument" not in str(error):
+            raise
+        raise InvalidArgument(f"{scheme} stores: {error}") from error
+    return Store(tables, batch_bytes=batch_bytes)
+
+
+def all_ids(ids: Iterable[str]) -> list[str]:
+    """Return some IDs as a list.  Raise InvalidArgument for a lone str, which is a sequence, too."""
+    if isinstance(ids, str):
+        raise InvalidArgument(f"a collection of IDs is needed, not the str {ids!r}; write [{ids!r}]")
+    return list(ids)

@@ -1,0 +1,298 @@
+"""Executions of workflows, from documents in WfFormat 1.5 (https://github.com/wfcommons/WfFormat).
+
+A document becomes a `Workflow`, a task collection, and each of its tasks a `WorkflowTask` in
+it.  Every value of the document is kept, with its type, in one of two places:
+
+- what WfFormat 1.5 defines is in the field that the tables below name for it;
+- what it doesn't define, or defines with another type (null, for one), is in `extra`, under
+  the name of the object that it stands in: 'document', 'workflow', 'specification' or
+  'execution'.
+
+A field is None where the document doesn't have the key.  So `Workflow.document` can return
+what `Workflow.from_document` was given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Mapping
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+
+import attrs
+
+from .errors import InvalidArgument
+from .tasks import State, Task, TaskCollection
+
+VERSIONS: Final = ("1.5", "1.6")
+"""The values of 'schemaVersion' that are read: 1.6 is 1.5 with two more optional objects."""
+
+_Keys = dict[str, tuple[str, tuple[type, ...]]]  # key in the document -> field, its types there
+_TEXT, _NUMBER, _LIST, _OBJECT = (str,), (int, float), (list,), (dict,)
+
+_DOCUMENT: Final[_Keys] = {
+    "name": ("jobname", _TEXT),
+    "description": ("description", _TEXT),
+    "createdAt": ("created_at", _TEXT),
+    "schemaVersion": ("schema_version", _TEXT),
+    "author": ("author", _OBJECT),
+    "runtimeSystem": ("runtime_system", _OBJECT),
+}
+_SPECIFICATION: Final[_Keys] = {"files": ("files", _LIST)}
+_EXECUTION: Final[_Keys] = {
+    "makespanInSeconds": ("makespan", _NUMBER),
+    "executedAt": ("executed_at", _TEXT),
+    "machines": ("machines", _LIST),
+}
+_TASK_SPECIFICATION: Final[_Keys] = {
+    "name": ("jobname", _TEXT),
+    "id": ("id", _TEXT),
+    "parents": ("parents", _LIST),
+    "children": ("children", _LIST),
+    "inputFiles": ("input_files", _LIST),
+    "outputFiles": ("output_files", _LIST),
+}
+_TASK_EXECUTION: Final[_Keys] = {
+    "command": ("command", _OBJECT),
+    "runtimeInSeconds": ("runtime", _NUMBER),
+    "executedAt": ("executed_at", _TEXT),
+    "machines": ("machines", _LIST),
+    "coreCount": ("core_count", _NUMBER),
+    "avgCPU": ("avg_cpu", _NUMBER),
+    "readBytes": ("read_bytes", _NUMBER),
+    "writtenBytes": ("written_bytes", _NUMBER),
+    "memoryInBytes": ("memory_bytes", _NUMBER),
+    "energyInKWh": ("energy_kwh", _NUMBER),
+    "avgPowerInW": ("avg_power_w", _NUMBER),
+    "priority": ("priority", _NUMBER),
+}
+
+
+@attrs.define(eq=False, repr=False, kw_only=True)
+class WorkflowTask(Task):
+    """A task of a workflow, and how it ran.
+
+    It is TERMINATED if the document says that it ran, and NEW otherwise.  Its history has the
+    times of its run if the document has them, and is empty if it ran at an unknown time.
+
+    Attributes:
+        id: the name by which the document's other parts refer to the task.
+        command: what ran: a dict with 'program' (str) and 'arguments' (list of str).
+        runtime: seconds.
+        machines: the names of the machines that it ran on; `Workflow.machines` describes them.
+        parents, children: the `id` of the tasks that must come before and after this one.
+        input_files, output_files: names of files; `Workflow.files` describes them.
+        executed_at: when it started, as the document has it.
+        core_count: how many cores it needs.
+        avg_cpu: the use of the CPU, per cent.
+        read_bytes, written_bytes, memory_bytes: how much it read, wrote and occupied.
+        energy_kwh, avg_power_w: energy in kWh, average power in W.
+        priority: the scheduler's.
+    """
+
+    id: str = ""
+    command: dict[str, Any] | None = None
+    runtime: float | None = None
+    machines: list[str] | None = None
+    parents: list[str] | None = None
+    children: list[str] | None = None
+    input_files: list[str] | None = None
+    output_files: list[str] | None = None
+    executed_at: str | None = None
+    core_count: float | None = None
+    avg_cpu: float | None = None
+    read_bytes: float | None = None
+    written_bytes: float | None = None
+    memory_bytes: float | None = None
+    energy_kwh: float | None = None
+    avg_power_w: float | None = None
+    priority: float | None = None
+
+
+@attrs.define(eq=False, repr=False, kw_only=True)
+class Workflow(TaskCollection):
+    """A workflow, and how it ran; its `tasks` are WorkflowTasks, in the document's order.
+
+    Attributes:
+        description, created_at, schema_version, author, runtime_system: of the document.
+        executed_at: when the run started, as the document has it.
+        makespan: how long the run took, in seconds.
+        machines: a dict for each machine, with its 'nodeName', 'cpu' and so on.
+        files: a dict for each file, with its 'id' and 'sizeInBytes'.
+        executed: the `id` of each task that ran, in the order in which the document tells of
+            their runs; None if it tells of none.
+    """
+
+    description: str | None = None
+    created_at: str | None = None
+    schema_version: str | None = None
+    author: dict[str, Any] | None = None
+    runtime_system: dict[str, Any] | None = None
+    executed_at: str | None = None
+    makespan: float | None = None
+    machines: list[dict[str, Any]] | None = None
+    files: list[dict[str, Any]] | None = None
+    executed: list[str] | None = None
+
+    @classmethod
+    def from_document(cls, document: Any) -> Workflow:
+        """Return the workflow that a WfFormat document (as `json.load` gives it) describes.
+
+        The values are taken over, not copied.  Raise InvalidArgument, saying where, if it is
+        not such a document.
+        """
+        fields, rest = _taken(_object(document, "the document"), _DOCUMENT)
+        version = document.get("schemaVersion")
+        if version not in VERSIONS:
+            said = "no 'schemaVersion'" if version is None else f"schemaVersion {version!r}"
+            raise InvalidArgument(
+                f"it has {said}: only WfFormat {' and '.join(VERSIONS)} are read; WfFormat's migration"
+                " tool turns older versions into them"
+            )
+        if "jobname" not in fields:
+            raise InvalidArgument("it has no 'name' (a string), which WfFormat requires")
+        inner = dict(_object(rest.pop("workflow", None), "'workflow'"))
+        specification = dict(_object(inner.pop("specification", None), "'workflow.specification'"))
+        tasks = _by_id(specification.pop("tasks", None), "workflow.specification.tasks")
+        extra = {"document": rest}
+        ran = inner.pop("execution") if isinstance(inner.get("execution"), dict) else None
+        runs = None
+        if ran is not None:
+            run_fields, run_rest = _taken(ran, _EXECUTION)
+            if isinstance(run_rest.get("tasks"), list):
+                runs = _by_id(run_rest.pop("tasks"), "workflow.execution.tasks", tasks)
+                fields["executed"] = list(runs)
+            fields |= run_fields
+            extra["execution"] = run_rest
+        file_fields, extra["specification"] = _taken(specification, _SPECIFICATION)
+        extra["workflow"] = inner
+        extra = {place: rest for place, rest in extra.items() if rest}
+        if ran == {}:
+            extra["execution"] = {}
+        return cls(
+            **fields,
+            **file_fields,
+            **_past(ran is not None, fields.get("executed_at"), fields.get("makespan")),
+            extra=extra,
+            tasks=[_task(entry, None if runs is None else runs.get(id_)) for id_, entry in tasks.items()],
+        )
+
+    def document(self) -> dict[str, Any]:
+        """Return the WfFormat document that `from_document` made the workflow from.
+
+        What has been changed since then is in it; its parts are the workflow's own values.
+        Raise InvalidArgument if the collection holds anything but the document's tasks.
+        """
+        tasks = self.by_id()
+        document = _given(self, _DOCUMENT, "document")
+        inner = document["workflow"] = dict(self.extra.get("workflow", {}))
+        specification = inner["specification"] = _given(self, _SPECIFICATION, "specification")
+        specification["tasks"] = [_given(task, _TASK_SPECIFICATION, "specification") for task in tasks.values()]
+        execution = _given(self, _EXECUTION, "execution")
+        if self.executed is not None:
+            missing = [id_ for id_ in self.executed if id_ not in tasks]
+            if missing:
+                raise InvalidArgument(f"{self!r} has no task {missing[0]!r} any more, which it says has run")
+            execution["tasks"] = [
+                {"id": id_, **_given(tasks[id_], _TASK_EXECUTION, "execution")} for id_ in self.executed
+            ]
+        if execution or "execution" in self.extra:
+            inner["execution"] = execution
+        return document
+
+    def by_id(self) -> dict[str, WorkflowTask]:
+        """Return the tasks by their `id`, in order.
+
+        Raise InvalidArgument if one is not a WorkflowTask, or two have the same.
+        """
+        tasks: dict[str, WorkflowTask] = {}
+        for task in self.tasks:
+            if not isinstance(task, WorkflowTask):
+                raise InvalidArgument(f"{self!r} holds {task!r}, which is not a WorkflowTask")
+            if tasks.setdefault(task.id, task) is not task:
+                raise InvalidArgument(f"{self!r} has two tasks with the id {task.id!r}")
+        return tasks
+
+
+def _task(specification: dict[str, Any], run: dict[str, Any] | None) -> WorkflowTask:
+    fields, rest = _taken(specification, _TASK_SPECIFICATION)
+    run_fields, run_rest = _taken(run or {}, _TASK_EXECUTION)
+    run_rest.pop("id", None)
+    extra = {"specification": rest, "execution": run_rest}
+    return WorkflowTask(
+        **fields,
+        **run_fields,
+        **_past(run is not None, run_fields.get("executed_at"), run_fields.get("runtime")),
+        extra={place: rest for place, rest in extra.items() if rest},
+    )
+
+
+def _past(ran: bool, executed_at: str | None, duration: float | None) -> dict[str, Any]:
+    """Return the state and, if it ran, the history of a task."""
+    if not ran:
+        return {"state": State.NEW}
+    history: list[list[Any]] = []
+    start = None if executed_at is None else _time(executed_at)
+    if start is not None:
+        history.append([start.timestamp(), State.RUNNING])
+        with suppress(ValueError, OverflowError, TypeError):  # a duration that no clock can show, or None
+            end = start + timedelta(seconds=duration)  # type: ignore[arg-type]
+            history.append([end.timestamp(), State.TERMINATED])
+    return {"state": State.TERMINATED, "history": history}
+
+
+def _time(text: str) -> datetime | None:
+    """Return a time in ISO 8601, or None if it isn't one; without an offset it is taken as UTC."""
+    try:
+        time = datetime.fromisoformat(text)
+    except ValueError:
+        return None
+    return time if time.tzinfo else time.replace(tzinfo=UTC)
+
+
+def _object(value: Any, what: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise InvalidArgument(f"it is not WfFormat: {what} {'is missing' if value is None else 'is no object'}")
+    return value
+
+
+def _by_id(entries: Any, where: str, known: Container[str] | None = None) -> dict[str, dict[str, Any]]:
+    """Return the objects of a list by their 'id', in order."""
+    if not isinstance(entries, list):
+        raise InvalidArgument(
+            f"it is not WfFormat: {where!r} {'is missing' if entries is None else 'is no array'}"
+        )
+    found: dict[str, dict[str, Any]] = {}
+    for position, value in enumerate(entries):
+        entry = _object(value, f"'{where}[{position}]'")
+        id_ = entry.get("id")
+        if not isinstance(id_, str):
+            raise InvalidArgument(f"'{where}[{position}]' has no 'id' (a string), which WfFormat requires")
+        if id_ in found:
+            raise InvalidArgument(
+                f"'{where}[{position}]' has the id {id_!r}, which an earlier one has: make them differ"
+            )
+        if known is None and not isinstance(entry.get("name"), str):
+            raise InvalidArgument(f"'{where}[{position}]' has no 'name' (a string), which WfFormat requires")
+        if known is not None and id_ not in known:
+            raise InvalidArgument(
+                f"'{where}[{position}]' has the id {id_!r}, which no task of the specification has"
+            )
+        found[id_] = entry
+    return found
+
+
+def _taken(entry: Mapping[str, Any], keys: _Keys) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the fields that are in an object of the document, and the rest of the object."""
+    rest = dict(entry)
+    fields = {}
+    for key, (field, types) in keys.items():
+        if type(rest.get(key)) in types:
+            fields[field] = rest.pop(key)
+    return fields, rest
+
+
+def _given(task: Task, keys: _Keys, place: str) -> dict[str, Any]:
+    """Return the object of the document that `_taken` took apart."""
+    entry = {key: getattr(task, field) for key, (field, _) in keys.items()}
+    return task.extra.get(place, {}) | {key: value for key, value in entry.items() if value is not None}

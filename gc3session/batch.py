@@ -2,57 +2,73 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, MutableMapping
+from collections.abc import MutableMapping
 from typing import Any
 
 from .codec import Schema
 from .tasks import Persistable
 
-ANY_REVISION = -1
-"""The base of a record that is removed whatever is there."""
+REMOVED = b""
+"""In place of a record: it is to be removed."""
 
-_STAGED_BYTES = 420  # of memory that a record in the batch takes, beside its bytes
-
-Staged = tuple[bytes | None, int, Schema | None, str, str]
-"""A record in the batch: its bytes (None: it is to be removed), the revision that must be there
-(0: none, it is new), its schema, its state, and the state at that revision."""
+STAGED_BYTES = 300
+"""Of memory that a record in the batch takes, beside its bytes, with its entry in an index."""
 
 
 class Batch:
     """Staged records, and a journal by which a failed change is undone.
 
     Attributes:
-        records: N -> Staged.
-        bytes: of memory that the records take, about.
-        journal: what undoes the changes since the outermost unit began; None outside of units.
+        records: N -> record, or REMOVED.
+        states: N -> state in that record.
+        bases: N -> the revision that must be in the store, and the state in it; new records
+            have no base.
+        bytes: of memory that all this takes, about.
+        journal: what undoes the changes since the outermost unit began: mapping, key, value
+            before; or None, object, slots before.  None outside of units.
     """
 
     def __init__(self) -> None:
-        self.records: dict[int, Staged] = {}
-        self.bytes = 0
-        self.journal: list[Callable[[], object]] | None = None
+        self.journal: list[tuple[Any, Any, Any]] | None = None
+        self.clear()
 
-    def stage(self, number: int, staged: Staged) -> None:
+    def clear(self) -> None:
+        """Forget what was staged: it is on disk, and can't be undone."""
+        self.records: dict[int, bytes] = {}
+        self.states: dict[int, str] = {}
+        self.bases: dict[int, tuple[int, str]] = {}
+        self.bytes = 0
+        if self.journal is not None:
+            self.journal.clear()
+
+    def stage(self, number: int, record: bytes, state: str, base: tuple[int, str] | None) -> None:
         """Put a record into the batch."""
-        self.set_item(self.records, number, staged)
-        self.bytes += _STAGED_BYTES + len(staged[0] or b"")
+        self.set_item(self.records, number, record)
+        self.set_item(self.states, number, state)
+        self.set_item(self.bases, number, base)
+        self.bytes += STAGED_BYTES + len(record)
 
     def unstage(self, number: int) -> None:
         """Take a record out of the batch, if it is there."""
-        self.set_item(self.records, number, None)
+        for column in (self.records, self.states, self.bases):
+            self.set_item(column, number, None)
+
+    def is_new(self, number: int) -> bool:
+        """Return whether record N is in the batch and nowhere else."""
+        return number in self.records and number not in self.bases
 
     def updates(self) -> list[int]:
         """Return the Ns of the stored records that the batch overwrites."""
-        return [n for n, (record, base, *_) in self.records.items() if base > 0 and record is not None]
+        return [number for number in self.bases if self.records[number] != REMOVED]
+
+    def removals(self) -> list[int]:
+        """Return the Ns of the stored records that the batch removes."""
+        return [number for number in self.bases if self.records[number] == REMOVED]
 
     def set_item(self, mapping: MutableMapping[Any, Any], key: Any, value: Any) -> None:
         """Set an item of any mapping, or delete it (None), so that it can be undone."""
         if self.journal is not None:
-            before = mapping.get(key)
-            if before is None:
-                self.journal.append(lambda: mapping.pop(key, None))
-            else:
-                self.journal.append(lambda: mapping.__setitem__(key, before))
+            self.journal.append((mapping, key, mapping.get(key)))
         if value is None:
             mapping.pop(key, None)
         else:
@@ -62,14 +78,20 @@ class Batch:
         """Set what an object knows of its record, so that it can be undone."""
         if self.journal is not None:
             before = (obj._store, obj._number, obj._revision, obj._stored_state, obj._schema, obj.changed)
-            self.journal.append(lambda: set_slots(obj, before))
+            self.journal.append((None, obj, before))
         set_slots(obj, slots)
 
     def undo(self, mark: int) -> None:
         """Undo all changes since the journal had *mark* entries."""
         assert self.journal is not None
         while len(self.journal) > mark:
-            self.journal.pop()()
+            mapping, key, before = self.journal.pop()
+            if mapping is None:
+                set_slots(key, before)
+            elif before is None:
+                mapping.pop(key, None)
+            else:
+                mapping[key] = before
 
 
 Slots = tuple[Any, int, int, str, Schema | None, bool]

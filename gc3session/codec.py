@@ -21,7 +21,6 @@ A schema's own bytes have the same frame (with the schema's number for N), aroun
 from __future__ import annotations
 
 from collections.abc import Callable
-from operator import attrgetter
 from typing import Any
 from zlib import crc32
 
@@ -126,6 +125,16 @@ def schema_number(record: bytes) -> int:
     return read_header(record)[0]
 
 
+def revision_of(record: bytes) -> int:
+    """Return a record's revision, -1 if it can't be told: the short way for the numbers below 128."""
+    if len(record) > 6 and record[5] < 0x80 and record[6] < 0x80:
+        return record[6]
+    try:
+        return read_header(record)[1]
+    except CorruptRecord:
+        return -1
+
+
 def values_of(number: int, record: bytes) -> tuple[int, int, list[Any]]:
     """Return a record's schema number, revision and values, extensions left as they are.
 
@@ -199,19 +208,23 @@ class Layout:
 
 
 def _reader(fields: tuple[str, ...]) -> Callable[[Any], list[Any]]:
-    if not fields:
-        return lambda obj: []
-    get = attrgetter(*fields)
-    if len(fields) == 1:
-        return lambda obj: [get(obj)]
-    return lambda obj: list(get(obj))
+    """Return the function that takes an object apart; compiled, as `_builder` is."""
+    return _compiled(f"def values(obj):\n    return [{', '.join(f'obj.{field}' for field in fields)}]\n")
+
+
+def _compiled(source: str, **names: Any) -> Any:
+    """Return the one function that *source* defines.
+
+    The source holds nothing but the field names of a class that the program has defined; attrs
+    makes __init__ in the same way.
+    """
+    before = {*names, "__builtins__"}
+    exec(source, names)
+    return next(value for name, value in names.items() if name not in before)
 
 
 def _builder(layout: Layout) -> Callable[[list[Any], Any, int, int, Schema], Persistable]:
-    """Return the function that builds an object; it is compiled, as attrs does for __init__.
-
-    Its source holds nothing but the field names of a class that the program has defined.
-    """
+    """Return the function that builds an object."""
     state = "obj.state" if layout.kind != PERSISTABLE else "''"
     targets = "".join(f"obj.{field}, " for field in layout.fields)
     source = f"""def build(values, store, number, revision, schema):
@@ -227,25 +240,22 @@ def _builder(layout: Layout) -> Callable[[list[Any], Any, int, int, Schema], Per
     obj.__class__ = cls
     return obj
 """
-    namespace: dict[str, Any] = {"new": object.__new__, "quiet": layout.quiet, "cls": layout.cls}
-    exec(source, namespace)
-    return namespace["build"]  # type: ignore[no-any-return]
+    return _compiled(source, new=object.__new__, quiet=layout.quiet, cls=layout.cls)  # type: ignore[no-any-return]
 
 
 def _storer(layout: Layout) -> Callable[[Any, Any, int, str, Schema], None]:
-    cls, quiet, assign = layout.cls, layout.quiet, object.__setattr__
-
-    def stored(obj: Any, store: Any, number: int, state: str, schema: Schema) -> None:
-        assign(obj, "__class__", quiet)
-        obj._store = store
-        obj._number = number
-        obj._revision = 1
-        obj._stored_state = state
-        obj._schema = schema
-        obj.changed = False
-        obj.__class__ = cls
-
-    return stored
+    """Return the function that notes that an object, which was new, is stored."""
+    source = """def stored(obj, store, number, state, schema):
+    assign(obj, "__class__", quiet)
+    obj._store = store
+    obj._number = number
+    obj._revision = 1
+    obj._stored_state = state
+    obj._schema = schema
+    obj.changed = False
+    obj.__class__ = cls
+"""
+    return _compiled(source, assign=object.__setattr__, quiet=layout.quiet, cls=layout.cls)  # type: ignore[no-any-return]
 
 
 def layout_of(cls: type[Persistable]) -> Layout:

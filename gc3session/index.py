@@ -25,12 +25,13 @@ import hashlib
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise
+from operator import itemgetter
 from struct import Struct
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import msgpack
 
-from .codec import seal, unseal
+from .codec import schema_number, seal, unseal
 from .errors import ConflictError, CorruptRecord, CorruptStore
 from .tables import LATE, LATE_MEMBERS, MEMBERS, META, RECORDS, SESSIONS, STATES, Reader, Writer
 from .values import RECORD_KEY
@@ -50,12 +51,8 @@ CHUNK = 512
 SetItem = Callable[[dict[int, int], int, int | None], None]
 
 
-class Entry(NamedTuple):
-    """A task's place in a session."""
-
-    order: int
-    number: int  # its N
-    schema: int  # the number of a schema that has the ID's name
+Entry = tuple[int, int, int]
+"""A task's place in a session: its order, its N, the number of a schema that has the ID's name."""
 
 
 class Row(NamedTuple):
@@ -144,11 +141,11 @@ def members(reader: Reader, session: int) -> Iterator[tuple[Entry, int]]:
 
 def _entry(reader: Reader, order: int, schema: int) -> Entry:
     if not schema & LATE_BIT:
-        return Entry(order, order, schema)
+        return order, order, schema
     number = reader.get(LATE, RECORD_KEY.pack(order))
     if number is None:
         raise CorruptStore(f"the index has no record for its entry {order}; restore the store from a backup")
-    return Entry(order, RECORD_KEY.unpack(number)[0], schema & ~LATE_BIT)
+    return order, RECORD_KEY.unpack(number)[0], schema & ~LATE_BIT
 
 
 class _Holding(NamedTuple):
@@ -173,18 +170,28 @@ class Ledger:
 
     # -- which sessions hold a record
 
-    def holdings(self, number: int) -> list[_Holding]:
-        """Return the sessions that hold record N, and its order in each."""
-        found: list[_Holding] = []
+    def holdings(self, numbers: list[int]) -> list[tuple[int, _Holding]]:
+        """Return which sessions hold some records: (N, holding), once for each session."""
+        found: list[tuple[int, _Holding]] = []
         if self._late:
-            key = RECORD_KEY.pack(number)
-            for item, order in self._writer.scan(LATE_MEMBERS, key, prefix=key):
-                found.append(_Holding(SESSION_KEY.unpack(item[8:])[0], RECORD_KEY.unpack(order)[0]))
+            for number in numbers:
+                key = RECORD_KEY.pack(number)
+                for item, order in self._writer.scan(LATE_MEMBERS, key, prefix=key):
+                    holding = _Holding(SESSION_KEY.unpack(item[8:])[0], RECORD_KEY.unpack(order)[0])
+                    found.append((number, holding))
         for session in self._sessions():
-            entry = member(self._writer, session, number)
-            if entry is not None and not entry[0] & LATE_BIT:
-                found.append(_Holding(session, number))
-                break  # a record has its own N for its order in one session at most
+            key, starts = SESSION_KEY.pack(session), [MEMBER.pack(number, 0, 0) for number in numbers]
+            values = self._writer.first_values(MEMBERS, key, starts)
+            others: list[int] = []
+            for number, value in zip(numbers, values, strict=True):
+                order, schema, _ = (0, 0, 0) if value is None else MEMBER.unpack(value)
+                if order == number and schema < LATE_BIT:
+                    found.append((number, _Holding(session, number)))
+                else:
+                    others.append(number)
+            numbers = others  # a record has its own N for its order in one session at most
+            if not numbers:
+                break
         return found
 
     def _sessions(self) -> Iterable[int]:
@@ -225,27 +232,34 @@ class Ledger:
         leaving: dict[bytes, list[bytes]] = {}
         coming: dict[bytes, list[bytes]] = {}
         for (before, after), numbers in moves.items():
-            for number in numbers:
-                for session, order in self.holdings(number):
-                    value = RECORD_KEY.pack(order)
-                    leaving.setdefault(state_key(session, before), []).append(value)
-                    coming.setdefault(state_key(session, after), []).append(value)
+            orders: dict[int, list[int]] = {}
+            for _, (session, order) in self.holdings(numbers):
+                orders.setdefault(session, []).append(order)
+            for session, some in orders.items():
+                values = [RECORD_KEY.pack(order) for order in sorted(some)]
+                leaving.setdefault(state_key(session, before), []).extend(values)
+                coming.setdefault(state_key(session, after), []).extend(values)
         for key, values in leaving.items():
             self._writer.delete_values(STATES, key, values)
         for key, values in coming.items():
             values.sort()
             self._writer.put_values(STATES, key, values)
 
-    def join(self, identity: bytes, entries: list[tuple[Entry, str]]) -> None:
-        """Add entries, with their states, to a session, in their order."""
+    def join(self, identity: bytes, entries: list[tuple[int, int, int, str]]) -> None:
+        """Add entries (order, N, schema number, state), sorted, to a session."""
         row = self._row(identity)
-        values, states, lines = [], {}, []
+        values: list[bytes] = []
+        lines: list[str] = []
+        states: dict[str, list[bytes]] = {}
         names: dict[int, str] = {}
         line = row.size
         pack, key = MEMBER.pack, RECORD_KEY.pack
-        for (order, number, schema), state in entries:
-            name = names.get(schema) or names.setdefault(schema, self._store.schemas.name(schema, self._writer))
-            text = f"{name}.{number}\n"
+        for order, number, schema, state in entries:
+            try:
+                text = f"{names[schema]}.{number}\n"
+            except KeyError:
+                names[schema] = self._store.schemas.name(schema, self._writer)
+                text = f"{names[schema]}.{number}\n"
             lines.append(text)
             if order == number:
                 values.append(pack(order, schema, line))
@@ -382,7 +396,7 @@ class Index:
         if entry is not None and not entry[0] & LATE_BIT:
             return number
         late = reader.get(LATE_MEMBERS, RECORD_KEY.pack(number) + SESSION_KEY.pack(session))
-        return None if late is None else RECORD_KEY.unpack(late)[0]  # type: ignore[no-any-return]
+        return None if late is None else RECORD_KEY.unpack(late)[0]
 
     def count(self, reader: Reader) -> int:
         """Return how many entries there are."""
@@ -408,19 +422,20 @@ class Index:
         while True:
             start = MEMBER.pack(after + 1, 0, 0)
             values = reader.values(MEMBERS, SESSION_KEY.pack(session), start, CHUNK)
-            entries = []
-            for order, schema, _ in map(MEMBER.unpack, values):
-                entries.append(Entry(order, order, schema) if schema < LATE_BIT else _entry(reader, order, schema))
+            entries = [
+                (order, order, schema) if schema < LATE_BIT else _entry(reader, order, schema)
+                for order, schema, _ in map(MEMBER.unpack, values)
+            ]
             full = len(values) == CHUNK
-            merged = self._merged(reader, entries, after, entries[-1].order if full else None)
+            merged = self._merged(reader, entries, after, entries[-1][0] if full else None)
             if merged or not full:
                 return merged
-            after = entries[-1].order  # all of these have left
+            after = entries[-1][0]  # all of these have left
 
     def _merged(self, reader: Reader, committed: list[Entry], after: int, until: int | None) -> list[Entry]:
         """Return committed entries with those of the batch, up to an order."""
         if self.left:
-            committed = [entry for entry in committed if entry.order not in self.left]
+            committed = [entry for entry in committed if entry[0] not in self.left]
         if not self.joined:
             return committed
         orders = self._sorted_orders()
@@ -430,9 +445,9 @@ class Index:
             last = min(last, first + CHUNK)
         if first == last:
             return committed
-        known = {entry.number for entry in committed}
+        known = {number for _, number, _ in committed}
         staged = [
-            Entry(order, self.joined[order], self._store.schema_number_of(reader, self.joined[order]))
+            (order, self.joined[order], self._store.schema_number_of(reader, self.joined[order]))
             for order in orders[first:last]
             if self.joined[order] not in known
         ]
@@ -468,7 +483,7 @@ class Index:
         order = RECORD_KEY.unpack(value)[0]
         schema, _ = member(reader, session, order) or (0, 0)
         entry = _entry(reader, order, schema)
-        return self._store.committed_state(reader, entry.number) or name.decode("utf-8", "replace")
+        return self._store.committed_state(reader, entry[1]) or name.decode("utf-8", "replace")
 
     def _moves(self, reader: Reader) -> Iterator[tuple[str | None, str | None]]:
         """Give the state before and after for each entry that the batch changes."""
@@ -488,7 +503,7 @@ class Index:
         """Return the next entries in a state after an order; none means there are no more."""
         session = self.session(reader)
         changed = sorted(self._changed_to(reader, state))
-        first = bisect_right(changed, after, key=lambda entry: entry.order)
+        first = bisect_right(changed, after, key=itemgetter(0))
         if session is None:
             return changed[first : first + CHUNK]
         start = RECORD_KEY.pack(after + 1)
@@ -501,11 +516,11 @@ class Index:
                 found = member(reader, session, order)
                 if found is not None and order not in self.left:
                     entry = _entry(reader, order, found[0])
-                    if entry.number not in self._store.batch.records:
+                    if entry[1] not in self._store.batch.records:
                         entries.append(entry)
             last = len(changed)
             if full:
-                last = bisect_right(changed, orders[-1], key=lambda entry: entry.order)
+                last = bisect_right(changed, orders[-1], key=itemgetter(0))
             merged = sorted(entries + changed[first:last])
             if merged or not full:
                 return merged
@@ -516,13 +531,13 @@ class Index:
         store = self._store
         for order, number in self.joined.items():
             if store.state_of(reader, number) == state:
-                yield Entry(order, number, store.schema_number_of(reader, number))
+                yield order, number, store.schema_number_of(reader, number)
         for number in store.batch.updates():
             order_now = self.committed_order(reader, number)
             if order_now is None or order_now in self.left or number in self.late:
                 continue
             if store.state_of(reader, number) == state:
-                yield Entry(order_now, number, store.schema_number_of(reader, number))
+                yield order_now, number, store.schema_number_of(reader, number)
 
     # -- the batch; *set_item* is the batch's, so that it can be undone
 
@@ -554,29 +569,34 @@ class Index:
                 ledger.leave(_Holding(session, order), number, self._store.committed_state(writer, number))
         if not self.joined:
             return
-        store, records = self._store, self._store.batch.records
-        entries: list[tuple[Entry, str]] = []
-        for order in self._sorted_orders():
-            number = self.joined[order]
-            staged = records.get(number)
-            if staged is not None and staged[2] is not None and order == number:
-                entries.append((Entry(order, number, staged[2].number), staged[3]))
-            elif self.committed_order(writer, number) is None:
-                if staged is None and writer.get(RECORDS, RECORD_KEY.pack(number)) is None:
-                    raise ConflictError(
-                        f"record {number} was removed from the store while it was being added; nothing was written"
-                    )
-                schema = store.schema_number_of(writer, number)
-                entries.append((Entry(order, number, schema), store.state_of(writer, number) or ""))
-        if entries and entries[0][0].order <= self._last(writer):
+        store = self._store
+        records, states = store.batch.records, store.batch.states
+        orders = self._sorted_orders()
+        entries = [
+            (order, order, schema_number(records[order]), states[order])
+            if self.joined[order] == order
+            else self._late_entry(writer, order)
+            for order in orders
+        ]
+        if self.late:  # another process may have added the same
+            entries = [e for e in entries if e[1] not in self.late or self.committed_order(writer, e[1]) is None]
+        if entries and entries[0][0] <= self._last(writer):
             # Another process has added meanwhile: these come after it.
             first = store.sequence.take(writer, len(entries))
-            entries = [(e._replace(order=first + i), state) for i, (e, state) in enumerate(entries)]
+            entries = [(first + i, *entry[1:]) for i, entry in enumerate(entries)]
         if entries:
             ledger.join(self.identity, entries)
+
+    def _late_entry(self, writer: Writer, order: int) -> tuple[int, int, int, str]:
+        store, number = self._store, self.joined[order]
+        if store.record(writer, number) is None:
+            raise ConflictError(
+                f"record {number} was removed from the store while it was being added; nothing was written"
+            )
+        return order, number, store.schema_number_of(writer, number), store.state_of(writer, number) or ""
 
     def _last(self, reader: Reader) -> int:
         """Return the greatest committed order, or 0."""
         session = self.session(reader)
         value = None if session is None else reader.last_value(MEMBERS, SESSION_KEY.pack(session))
-        return 0 if value is None else MEMBER.unpack(value)[0]  # type: ignore[no-any-return]
+        return 0 if value is None else MEMBER.unpack(value)[0]

@@ -84,6 +84,10 @@ class Environment:
 
     # -- opening
 
+    @property
+    def is_open(self) -> bool:
+        return self._lmdb is not None
+
     def opened(self) -> lmdb.Environment:
         """Return the open environment; to be called with `reading` or `writing` held."""
         env = self._lmdb

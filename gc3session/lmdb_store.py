@@ -42,7 +42,7 @@ class _LmdbReader(Reader):
         return self._txn.get(key, db=self._tables[table])  # type: ignore[no-any-return]
 
     def get_many(self, table: str, keys: Sequence[bytes]) -> list[Item]:
-        return self._txn.cursor(self._tables[table]).getmulti(keys)  # type: ignore[no-any-return]
+        return self._txn.cursor(self._tables[table]).getmulti(keys)
 
     def scan(self, table: str, start: bytes, limit: int | None = None, prefix: bytes = b"") -> list[Item]:
         cursor = self._txn.cursor(self._tables[table])
@@ -57,6 +57,11 @@ class _LmdbReader(Reader):
     def values(self, table: str, key: bytes, start: bytes, limit: int) -> list[bytes]:
         cursor = self._txn.cursor(self._tables[table])
         return list(islice(cursor.iternext_dup(), limit)) if cursor.set_range_dup(key, start) else []
+
+    def first_values(self, table: str, key: bytes, starts: Iterable[bytes]) -> list[bytes | None]:
+        cursor = self._txn.cursor(self._tables[table])
+        find, value = cursor.set_range_dup, cursor.value
+        return [value() if find(key, start) else None for start in starts]
 
     def last_value(self, table: str, key: bytes) -> bytes | None:
         cursor = self._txn.cursor(self._tables[table])
@@ -99,9 +104,10 @@ class _LmdbWriter(_LmdbReader, Writer):
         cursor.putmulti([(key, value) for value in values], append=last < values[0])
 
     def delete_values(self, table: str, key: bytes, values: Iterable[bytes]) -> None:
-        db = self._tables[table]
+        cursor = self._txn.cursor(self._tables[table])
         for value in values:
-            self._txn.delete(key, value, db=db)
+            if cursor.set_key_dup(key, value):
+                cursor.delete()
 
 
 class _NoTables(Reader):
@@ -123,6 +129,9 @@ class _NoTables(Reader):
 
     def values(self, table: str, key: bytes, start: bytes, limit: int) -> list[bytes]:
         return []
+
+    def first_values(self, table: str, key: bytes, starts: Iterable[bytes]) -> list[bytes | None]:
+        return [None for _ in starts]
 
     def last_value(self, table: str, key: bytes) -> bytes | None:
         return None
@@ -231,6 +240,17 @@ class LmdbTables(Tables):
 
     def read(self) -> _Reading:
         return _Reading(self)
+
+    def get(self, table: str, key: bytes) -> bytes | None:
+        env = self._env
+        if env is not None and env.is_open:
+            with env.reading:
+                try:
+                    with env.begin() as txn:
+                        return txn.get(key, db=env.tables[table])  # type: ignore[no-any-return]
+                except (lmdb.Error, Panic):
+                    pass  # the long way tells, or mends it
+        return super().get(table, key)
 
     def write(self, unit: Callable[[Writer], T], committed: Callable[[T], None] | None = None) -> T:
         if self.read_only:

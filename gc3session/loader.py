@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import functools
 import weakref
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
+from weakref import ref
+from zlib import crc32
 
-from .codec import PERSISTABLE, Schema, fill, layout_for, read_header, schema_number, unseal
+import msgpack
+
+from .codec import PERSISTABLE, Schema, fill, layout_for, revision_of, schema_number, unseal
 from .errors import CorruptRecord
 from .tables import Reader
-from .tasks import Persistable, Unreadable
-from .values import Decoder
+from .tasks import Persistable, Unreadable, adoptions
+from .values import DAMAGE, REFERENCE, Decoder
 
 if TYPE_CHECKING:
     from .store import Store
 
 _UNREADABLE = Schema(0, "", "Unreadable", PERSISTABLE, ())
+
+
+class _Reference(Exception):
+    """Raised where a record refers to another."""
 
 
 class Loader:
@@ -42,7 +51,10 @@ class Loader:
         self._record = record
         self._decoder = Decoder(self._resolve)
         self.live: dict[int, weakref.ref[Persistable]] = {}
-        self._limit = 1024
+        self.limit = 1024
+        self._builders: dict[int, tuple[Callable[..., Persistable], Schema]] = {}  # by schema number
+        self._adopted = 0
+        self._unpack = functools.partial(msgpack.unpackb, strict_map_key=False, ext_hook=self._build_plain)
         self._shells: dict[int, Persistable] = {}
         self._to_fill: list[tuple[int, bytes]] = []
 
@@ -53,15 +65,43 @@ class Loader:
 
     def note(self, number: int, obj: Persistable) -> None:
         """Remember the object of record N, without keeping it alive."""
-        self.live[number] = weakref.ref(obj)
-        if len(self.live) > self._limit:
+        self.live[number] = ref(obj)
+        if len(self.live) > self.limit:
             self.sweep()
 
     def sweep(self) -> None:
         """Drop what is dead; as this is done when that may be half of all, it costs little."""
         for number in [number for number, ref in self.live.items() if ref() is None]:
             del self.live[number]
-        self._limit = max(1024, 2 * len(self.live))
+        self.limit = max(1024, 2 * len(self.live))
+
+    def quick(self, number: int, record: bytes) -> Persistable | None:
+        """Return a new object for a record: the short way, for very many.
+
+        Return None if that takes the long way (`load`): the object is alive, refers to others,
+        its class has changed since or isn't here, or the record is damaged.
+        """
+        held = self.live.get(number)
+        if held is not None and held() is not None:
+            return None
+        body = record[4:]
+        if crc32(body, number & 0xFFFFFFFF) != int.from_bytes(record[:4], "big"):
+            return None
+        try:
+            schema_number, revision, values = self._unpack(body)
+            build, schema = self._builders[schema_number]
+            obj: Persistable = build(values, self._store(), number, revision, schema)
+        except (_Reference, *DAMAGE):
+            return None
+        self.live[number] = ref(obj)
+        if len(self.live) > self.limit:
+            self.sweep()
+        return obj
+
+    def _build_plain(self, code: int, data: bytes) -> Any:
+        if code == REFERENCE:
+            raise _Reference
+        return self._decoder.build(code, data)
 
     def load(self, number: int, record: bytes) -> Persistable:
         """Return the object of a record, with all that it refers to.
@@ -71,8 +111,14 @@ class Loader:
         """
         obj = self.living(number)
         if obj is not None:
-            if not obj.changed and read_header(record)[1] > obj._revision:
+            if not obj.changed and revision_of(record) > obj._revision:
                 self.refill(obj, record)
+            return obj
+        if self._adopted != adoptions():  # other classes than when the builders were noted
+            self._builders.clear()
+            self._adopted = adoptions()
+        obj = self.quick(number, record)
+        if obj is not None:
             return obj
         try:
             obj = self._build(number, record)
@@ -99,6 +145,7 @@ class Loader:
         layout = layout_for(schema)
         obj = self._shells.get(number)
         if obj is None and layout.fields == schema.fields and not layout.generic:
+            self._builders[schema.number] = layout.build, schema
             obj = layout.build(values, self._store(), number, revision, schema)
         else:
             if obj is None:

@@ -9,10 +9,13 @@ NEXT_KEY = b"next N"
 _FIRST_BLOCK, _LARGEST_BLOCK = 16, 8192
 
 
-class Sequence:
+class NumberSequence:
     """Hands out Ns from blocks that are taken from the store inside its transactions.
 
     What a crash leaves of a block stays unused.  The numbers of one process increase.
+
+    Attributes:
+        numbers: the rest of the block; `next` goes on where it ends.
     """
 
     def __init__(self, tables: Tables) -> None:
@@ -21,24 +24,23 @@ class Sequence:
 
     def reset(self) -> None:
         """Forget the block: it belongs to the process that this one was forked from."""
-        self._next = self._end = 0
-        self._spare: tuple[int, int] | None = None  # the block after the one in use
+        self.numbers = iter(range(0))
+        self._spare = range(0)  # the block after the one in use
         self._size = _FIRST_BLOCK
 
     def next(self) -> int:
         """Return a number that nobody has had."""
-        number = self._next
-        if number == self._end:
-            if self._spare is None:
+        number = next(self.numbers, 0)
+        if not number:
+            if not self._spare:
                 self.took(self._tables.write(self.reserve))
-            number, self._end = self._spare  # type: ignore[misc]
-            self._spare = None
-        self._next = number + 1
+            self.numbers, self._spare = iter(self._spare), range(0)
+            number = next(self.numbers)
         return number
 
     def low(self) -> bool:
         """Return whether a transaction that is made anyway should take a block along."""
-        return self._spare is None and self._end - self._next < self._size // 4
+        return not self._spare and self.numbers.__length_hint__() < self._size // 4
 
     def reserve(self, writer: Writer) -> tuple[int, int]:
         """Take a block in a transaction; `took` is to be called once that is committed."""
@@ -47,20 +49,19 @@ class Sequence:
 
     def took(self, block: tuple[int, int]) -> None:
         """Use a block whose transaction was committed."""
-        self._spare = block
+        self._spare = range(*block)
         self._size = min(2 * self._size, _LARGEST_BLOCK)
 
     def give_back(self) -> None:
         """Return what is left to the store, if nobody has taken a block since."""
-        blocks = [(self._next, self._end), self._spare or (self._end, self._end)]
+        left = [*self.numbers, *self._spare]
         self.reset()
-        first = min((a for a, b in blocks if a < b), default=0)
-        if first == 0 or blocks[0][1] != blocks[1][0]:
+        if not left or left[-1] - left[0] != len(left) - 1:
             return
 
         def unit(writer: Writer) -> None:
-            if writer.get(META, NEXT_KEY) == RECORD_KEY.pack(blocks[1][1]):
-                writer.put(META, [(NEXT_KEY, RECORD_KEY.pack(first))])
+            if writer.get(META, NEXT_KEY) == RECORD_KEY.pack(left[-1] + 1):
+                writer.put(META, [(NEXT_KEY, RECORD_KEY.pack(left[0]))])
 
         self._tables.write(unit)
 

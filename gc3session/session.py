@@ -24,6 +24,7 @@ from .mirror import Mirror
 from .store import DEFAULT_BATCH_BYTES, IDs, Store, all_ids, make_store
 from .tasks import Persistable, TaskCollection
 
+_SOME = 100  # tasks that add_many takes from its argument at a time
 _FULL_OF_BLANKS = 1 << 16  # bytes of a mirror that may be blank before closing tidies it
 
 
@@ -51,15 +52,13 @@ class _SessionBase:
         changed since it was loaded, StoreFull if there is no room: nothing has changed then.
         """
         store = self.store
-        if not flush and isinstance(task, Persistable) and task._store is None:
+        if not flush:
             with store.lock:
                 if store.batch.journal is None:
                     self._ensure_writable()
-                    if store.batch.bytes >= store.batch_bytes:
-                        store.commit()
-                    id_ = store.stage_new(task, layout_of(type(task)), self._index)
-                    if id_ is not None:
-                        return id_
+                    store.make_room()
+                    if store.stage_new((task,), self._index):
+                        return f"{task._schema.name}.{task._number}"  # type: ignore[union-attr]
         with self._unit(flush):
             return self._add(task)
 
@@ -95,34 +94,24 @@ class _SessionBase:
         """
         ids = IDs()
         store, index = self.store, self._index
-        with store.lock:
-            self._ensure_writable()
-            if store.batch.journal is not None:
-                for task in tasks:
-                    ids.append(*_parts(self._add(task)))
-                return ids
         source = iter(tasks)
         try:
-            # The lock is held for some at a time, as the generator is the user's code.
-            while some := list(itertools.islice(source, 64)):
+            # The lock is held for some at a time, as a generator is the user's code.
+            while some := list(itertools.islice(source, _SOME)):
                 with store.lock:
-                    for task in some:
-                        if store.batch.bytes >= store.batch_bytes:
-                            store.commit()
-                        id_ = None
-                        if isinstance(task, Persistable) and task._store is None:
-                            layout = task._layout
-                            if layout is None or layout.cls is not type(task):
-                                layout = layout_of(type(task))
-                            id_ = store.stage_new(task, layout, index)
-                        if id_ is None:
+                    self._ensure_writable()
+                    done = 0
+                    while done < len(some):
+                        if store.batch.journal is None:
+                            store.make_room()
+                            done += store.stage_new(some[done:] if done else some, index)
+                        if done < len(some):
                             with store.unit(flush=False):
-                                id_ = self._add(task)
-                            ids.append(*_parts(id_))
-                        else:
-                            ids.append(task._schema.name, task._number)  # type: ignore[union-attr]
+                                self._add(some[done])
+                            done += 1
+                    ids.extend(some)
         finally:
-            if flush:
+            if flush and store.batch.journal is None:
                 store.flush()
         return ids
 
@@ -237,7 +226,7 @@ class _SessionBase:
             if not entries:
                 return
             yield from found
-            after = entries[-1].order
+            after = entries[-1][0]
 
     def list_ids(self) -> set[str]:
         """Return the set of the IDs of the session's tasks."""
@@ -336,9 +325,7 @@ class _SessionBase:
         loaded: `refresh` or `save(obj, force=True)` those of its `ids`, and call again.
         """
         with self._unit(flush):
-            for obj in list(self.store.changed.values()):
-                if obj.changed:
-                    self.store.stage(obj)
+            self.store.stage_changed()
 
     def refresh(self, obj: Persistable) -> None:
         """Take over the stored state of *obj*; what was changed in it since is given up."""
@@ -476,12 +463,15 @@ class Session(_SessionBase):
         if not directory.check(create=create and not read_only) or not load:
             if read_only:
                 raise InvalidArgument(f"{self.path}: load=False makes a session anew; read_only=True forbids that")
-            url = given.url if given is not None else None if store_or_url is None else os.fspath(store_or_url)
+            if isinstance(store_or_url, Store):
+                url = store_or_url.url
+            else:
+                url = None if store_or_url is None else os.fspath(store_or_url)
             directory.make(url, f"{shlex.join(sys.orig_argv)}\n")
-        url, identity = directory.store_url()
-        owned = given is None or (load and given.url != url)
+        location, identity = directory.store_url()
+        owned = given is None or (load and given.url != location)
         if owned:
-            store = make_store(url, read_only=read_only, batch_bytes=batch_bytes, **store_options)
+            store = make_store(location, read_only=read_only, batch_bytes=batch_bytes, **store_options)
         else:
             assert given is not None
             store = given
@@ -619,11 +609,6 @@ class TemporarySession(_SessionBase):
         return f"<TemporarySession in {self.store.url}{' (closed)' if self._closed else ''}>"
 
 
-def _parts(id_: str) -> tuple[str, int]:
-    name, _, digits = id_.rpartition(".")
-    return name, int(digits)
-
-
 class _Tasks(Iterator[Any]):
     """The tasks of an index, or those in one state, read some at a time."""
 
@@ -647,14 +632,15 @@ class _Tasks(Iterator[Any]):
     def _read(self) -> None:
         store = self._store
         while not self._ready:
-            with store.lock, store.reading() as reader:
-                entries = self._chunk(reader)
-                if entries:
-                    self._ready = store.objects(reader, entries)
-            if not entries:
-                raise StopIteration
+            with store.lock:
+                with store.reading() as reader:
+                    entries = self._chunk(reader)
+                    records = store.records(reader, entries)
+                if not entries:
+                    raise StopIteration
+                self._ready = store.objects(entries, records)
             self._ready.reverse()
-            self._after = entries[-1].order
+            self._after = entries[-1][0]
 
     def _chunk(self, reader: Any) -> list[Entry]:
         if self._state is None:

@@ -68,6 +68,10 @@ class Reader(ABC):
         """Return at most *limit* values of *key* that are at least *start*, in order."""
 
     @abstractmethod
+    def first_values(self, table: str, key: bytes, starts: Iterable[bytes]) -> list[bytes | None]:
+        """Return for each of *starts* the first value of *key* that is at least that, or None."""
+
+    @abstractmethod
     def last_value(self, table: str, key: bytes) -> bytes | None:
         """Return the greatest value of *key*, or None if it has none."""
 
@@ -118,6 +122,11 @@ class Tables(ABC):
     @abstractmethod
     def read(self) -> AbstractContextManager[Reader]:
         """Return the newest committed state.  No user code may run while it is open."""
+
+    def get(self, table: str, key: bytes) -> bytes | None:
+        """Return the newest committed value of *key*, or None."""
+        with self.read() as reader:
+            return reader.get(table, key)
 
     @abstractmethod
     def write(self, unit: Callable[[Writer], T], committed: Callable[[T], None] | None = None) -> T:

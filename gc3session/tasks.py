@@ -15,6 +15,7 @@ belongs to it during `__init__` and while a record is being filled in, and at no
 from __future__ import annotations
 
 import functools
+import itertools
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -41,6 +42,8 @@ _RESERVED = frozenset((*_SLOTS, "persistent_id", "class_tag", "upgrade_record"))
 _KEPT = ("__eq__", "__hash__", "__getstate__", "__setstate__")
 
 _classes: WeakValueDictionary[str, type[Any]] = WeakValueDictionary()
+_adoption = itertools.count(1)
+_adopted = 0
 
 
 class State:
@@ -91,6 +94,11 @@ def known_class(tag: str) -> type[Persistable] | None:
     return _classes.get(tag)
 
 
+def adoptions() -> int:
+    """Return a number that grows with each persistable class that the program defines."""
+    return _adopted
+
+
 def _quietly(init: Callable[..., None]) -> Callable[..., None]:
     """Return *init* run with the instance in its quiet class: nothing is tracked in it."""
 
@@ -106,6 +114,9 @@ def _quietly(init: Callable[..., None]) -> Callable[..., None]:
             init(self, *args, **kwargs)
         finally:
             self.__class__ = cls
+        if cls._open:
+            for name in [*self.__dict__]:
+                self._refuse_undeclared(name)
 
     return __init__
 
@@ -116,7 +127,14 @@ def _tracking(setter: Callable[[Any, str, Any], None]) -> Callable[[Any, str, An
     @functools.wraps(setter)
     def __setattr__(self: Persistable, name: str, value: Any) -> None:
         setter(self, name, value)
-        self._assigned(name)
+        if name != "changed":
+            if self._open:
+                self._refuse_undeclared(name)
+            if self.changed:
+                return
+            _set_changed(self, True)
+        if self._store is not None:
+            self._store.note_changed(self)
 
     return __setattr__
 
@@ -133,7 +151,9 @@ def _adopt(cls: type[_Tracked]) -> None:
     cls._quiet = type(cls)(cls.__name__, (cls,), namespace)
     cls._quiet._quiet = cls._quiet
     cls._open = any("__dict__" in base.__dict__ for base in cls.__mro__)
+    global _adopted
     _classes[class_tag(cls)] = cls
+    _adopted = next(_adoption)
 
 
 def field_names(cls: type[Any]) -> tuple[str, ...]:
@@ -156,6 +176,8 @@ class _Tracked:
     _stored_state: str  # the state in that record; '' if it has none
     _schema: Schema | None  # of that record
     _leftover: dict[str, Any] | None  # fields of that record that the class doesn't have
+
+    _hash: int  # once it has been hashed
 
     changed: bool
     """Whether a field was assigned since the object was last saved or loaded.
@@ -189,19 +211,17 @@ class _Tracked:
 
     __setattr__ = _tracking(_assign)
 
-    def _assigned(self, name: str) -> None:
-        """Take note that the attribute *name* was assigned."""
-        if self._open and name in self.__dict__ and name not in field_names(type(self)):
+    def _refuse_undeclared(self, name: str) -> None:
+        """Raise AttributeError if *name*, just assigned, is not a field: it would be lost."""
+        if name in self.__dict__ and name not in field_names(type(self)):
             del self.__dict__[name]
             raise AttributeError(
                 f"{type(self).__qualname__!r} object has no field {name!r}: declare it in the"
                 " class, decorated with @attrs.define, or use a task's `extra`"
             )
-        if name == "changed":
-            if self._store is not None:
-                self._store.note_changed(self)  # type: ignore[arg-type]
-        elif not self.changed:
-            self.changed = True
+
+
+_set_changed = _Tracked.changed.__set__  # type: ignore[attr-defined]  # past __setattr__
 
 
 @attrs.define(eq=False, repr=False)
@@ -272,6 +292,15 @@ def _state(value: str) -> str:
     return str.__str__(value)
 
 
+def _new_state(task: Task, _: object, value: str) -> str:
+    """Return the state to assign, and note when; called for each assignment of `state`."""
+    if type(value) is not str or not value:
+        value = _state(value)
+    if not (task.history and task.history[-1][1] == value):
+        task.history.append([time.time(), value])
+    return value
+
+
 def _first_event(task: Task) -> list[list[Any]]:
     return [[time.time(), task.state]]
 
@@ -290,7 +319,7 @@ class Task(Persistable):
     """
 
     jobname: str = ""
-    state: str = attrs.field(default=State.NEW, converter=_state)
+    state: str = attrs.field(default=State.NEW, converter=_state, on_setattr=_new_state)
     returncode: int | None = None
     history: list[list[Any]] = attrs.Factory(_first_event, takes_self=True)
     extra: dict[Any, Any] = attrs.Factory(dict)
@@ -299,11 +328,6 @@ class Task(Persistable):
     def events(self) -> list[Event]:
         """The history with its times as aware datetimes."""
         return [Event(datetime.fromtimestamp(seconds, UTC), state) for seconds, state in self.history]
-
-    def _assigned(self, name: str) -> None:
-        if name == "state" and not (self.history and self.history[-1][1] == self.state):
-            self.history.append([time.time(), self.state])
-        super()._assigned(name)
 
 
 @attrs.define(eq=False, repr=False, kw_only=True)

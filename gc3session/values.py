@@ -45,7 +45,7 @@ from collections.abc import Callable, Iterable
 from datetime import date, datetime, time, timedelta, timezone, tzinfo
 from decimal import Decimal
 from fractions import Fraction
-from typing import Any, NoReturn
+from typing import Any, Final, NoReturn
 from uuid import UUID
 from weakref import WeakValueDictionary
 
@@ -92,7 +92,7 @@ class _Unpackable(Exception):
     """Raised inside the packer for a value that can't be packed."""
 
 
-_UNPACKABLE = (_Unpackable, ValueError, OverflowError, RecursionError, TypeError)
+UNPACKABLE: Final = (_Unpackable, ValueError, OverflowError, RecursionError, TypeError)
 
 
 # -- Python value -> bytes ----------------------------------------------------
@@ -102,12 +102,16 @@ class Encoder:
     """Packs values.  *refer* gives the N of a Persistable inside another.
 
     One encoder is used by one thread at a time.
+
+    Attributes:
+        packer: packs any value that `pack` does, but explains nothing; raises UNPACKABLE.
     """
 
     def __init__(self, refer: Callable[[Persistable], int]) -> None:
         self._refer = refer
         self._depth = 0
         self._packers = [self._new_packer(1 << 16)]
+        self.packer = self._packers[0]
 
     def _new_packer(self, size: int, unicode_errors: str | None = None) -> msgpack.Packer:
         return msgpack.Packer(
@@ -129,7 +133,7 @@ class Encoder:
             return self._packers[0].pack(value)  # type: ignore[no-any-return]
         except UnicodeEncodeError:
             return self._pack_surrogates(value, parts)
-        except _UNPACKABLE as error:
+        except UNPACKABLE as error:
             self._explain(parts, error)
 
     def _pack_surrogates(self, value: Any, parts: Callable[[], Iterable[tuple[str, Any]]]) -> bytes:
@@ -138,13 +142,14 @@ class Encoder:
         self._depth = 0
         try:
             return self._packers[0].pack(value)  # type: ignore[no-any-return]
-        except _UNPACKABLE as error:
+        except UNPACKABLE as error:
             self._explain(parts, error)
         finally:
-            self._packers = [self._new_packer(1 << 16)]
+            self._packers = [self.packer]
 
     def _explain(self, parts: Callable[[], Iterable[tuple[str, Any]]], error: Exception) -> NoReturn:
         self._packers = [self._new_packer(1 << 16)]  # whatever the failure left in them
+        self.packer = self._packers[0]
         if isinstance(error, Error):
             raise error
         for where, part in parts():
@@ -289,14 +294,14 @@ class Decoder:
         """Return the value that *data* are the bytes of.  Raise CorruptRecord if none."""
         try:
             try:
-                return _unpackb(data, ext_hook=self._build)
+                return _unpackb(data, ext_hook=self.build)
             except UnicodeDecodeError:
-                return _unpackb(data, ext_hook=self._build, unicode_errors="surrogatepass")
-        except _DAMAGE as error:
+                return _unpackb(data, ext_hook=self.build, unicode_errors="surrogatepass")
+        except DAMAGE as error:
             raise CorruptRecord(f"its value can't be built: {error}") from error
 
-    def _build(self, code: int, data: bytes) -> Any:
-        """Called by msgpack for an extension."""
+    def build(self, code: int, data: bytes) -> Any:
+        """Return the value of an extension; called by msgpack."""
         if code == REFERENCE:
             return self._resolve(RECORD_KEY.unpack(data)[0])
         if code == INT:
@@ -310,7 +315,7 @@ class Decoder:
         return Opaque(code, data, value.why) if type(value) is _Missing else value
 
 
-_DAMAGE = (
+DAMAGE: Final = (
     ValueError,
     TypeError,
     LookupError,

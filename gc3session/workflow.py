@@ -295,4 +295,4 @@ def _taken(entry: Mapping[str, Any], keys: _Keys) -> tuple[dict[str, Any], dict[
 def _given(task: Task, keys: _Keys, place: str) -> dict[str, Any]:
     """Return the object of the document that `_taken` took apart."""
     entry = {key: getattr(task, field) for key, (field, _) in keys.items()}
-    return task.extra.get(place, {}) | {key: value for key, value in entry.items() if value is not None}
+    return {**task.extra.get(place, {}), **{key: value for key, value in entry.items() if value is not None}}

@@ -1,0 +1,93 @@
+"""What the commands share: opening a session, text that is safe to show, error lines, colours."""
+
+from __future__ import annotations
+
+import os
+import sys
+from datetime import datetime, tzinfo
+from typing import IO, Any, Final
+
+from ..session import Session
+
+_LONGEST_COMPLAINT: Final = 2000  # characters
+
+
+class Failure(Exception):
+    """The end of a command: one line on stderr, and the exit status."""
+
+    def __init__(self, message: str, status: int = 1) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+# -- sessions -----------------------------------------------------------------
+
+
+def open_session(path: str, *, read_only: bool) -> Session:
+    """Return the session at *path*; unless it is only read, one is made if there is none.
+
+    Raise OpenError, or Failure with status 2, if it can't be opened.
+    """
+    try:
+        return Session(path, create=not read_only, read_only=read_only)
+    except OSError as error:
+        raise Failure(f"{path}: {error.strerror or error}", 2) from error
+
+
+# -- text ---------------------------------------------------------------------
+
+
+def escaped(text: str) -> str:
+    """Return *text* with each character that could control a terminal written as Python does."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def quantity(number: int, noun: str) -> str:
+    """Return '1 task' or '2,000 tasks'."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def time_of(seconds: Any, zone: tzinfo | None = None) -> datetime | None:
+    """Return the time of *seconds* since 1970, naive and local if no zone is told; None if they are none."""
+    try:
+        return datetime.fromtimestamp(seconds, zone)
+    except (TypeError, ValueError, OverflowError, OSError):
+        return None
+
+
+def complain(message: str) -> None:
+    """Write one line on stderr, beginning with the program's name; one of endless length is cut."""
+    text = escaped(message)
+    if len(text) > _LONGEST_COMPLAINT:
+        text = f"{text[: _LONGEST_COMPLAINT - 400]} ... {text[-400:]}"
+    try:
+        sys.stderr.write(f"gc3session: {text}\n")
+        sys.stderr.flush()
+    except OSError:  # nobody can be told; the exit status still tells
+        pass
+
+
+def colours(stream: IO[str]) -> bool:
+    """Return whether colours are wanted on *stream*."""
+    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+STATE_COLOURS: Final = {
+    "NEW": "bright_black",
+    "SUBMITTED": "yellow",
+    "RUNNING": "cyan",
+    "STOPPED": "magenta",
+    "TERMINATING": "blue",
+    "TERMINATED": "green",
+    "UNKNOWN": "red",
+}
+FAILED_COLOUR: Final = "red"
+
+
+def state_colour(state: Any, returncode: Any) -> str | None:
+    """Return the colour of a task's state; a task that ended with a return code but 0 has failed."""
+    if returncode not in (None, 0):
+        return FAILED_COLOUR
+    return STATE_COLOURS.get(state) if isinstance(state, str) else None

@@ -1,0 +1,274 @@
+"""The fields of an object as lines of text: nested values indented, times local and UTC.
+
+What is short stands on one line, as Python would write it; the rest is a line for each item.
+Text of records is never written raw: characters that could control a terminal are escaped.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from datetime import UTC, datetime
+from typing import Any, Final, NamedTuple
+
+import msgpack
+
+from ..errors import LoadError
+from ..tasks import Generic, Persistable, Task, TaskCollection, Unreadable, field_names
+from ..values import ATTRS, ENUM, NUMPY_ARRAY, NUMPY_SCALAR, Decoder, Opaque
+from .console import escaped, state_colour, time_of
+
+_INDENT: Final = "  "
+_SHORT: Final = 72  # characters of a value that stands on one line
+_COUNTED: Final = 10  # items of a field; if there are more, it is said how many
+_MOST_BYTES: Final = 256  # of a bytes value that are shown
+_BRACKETS: Final[dict[type, str]] = {list: "[]", tuple: "()", set: "{}", frozenset: "{}", dict: "{}"}
+
+Style = Callable[[str, str], str]
+"""(text, colour) -> the text with the codes of that colour, or as it is."""
+
+
+def object_lines(obj: Persistable, style: Style) -> Iterator[str]:
+    """Give the lines that show an object: its ID, its class, and each field."""
+    yield style(escaped(obj.persistent_id or ""), "bold")
+    schema = obj._schema
+    fields = _fields(obj)
+    names = {name: escaped(name) for name in fields}
+    widest = max(len("class"), *(len(name) for name in names.values()))
+    yield _labelled("class", widest, escaped("" if schema is None else schema.tag), style)
+    for name, value in fields.items():
+        lines = list(_field_lines(obj, name, value, style))
+        if len(lines) == 1:
+            yield _labelled(names[name], widest, lines[0], style)
+        else:
+            count = f"{len(value):,} items" if type(value) in _BRACKETS and len(value) > _COUNTED else ""
+            yield _labelled(names[name], widest, style(count, "faint"), style).rstrip()
+            yield from (_INDENT * 2 + line for line in lines)
+
+
+def _labelled(name: str, widest: int, text: str, style: Style) -> str:
+    return f"{_INDENT}{style(name, 'label')}{' ' * (widest - len(name) + 2)}{text}"
+
+
+def _fields(obj: Persistable) -> dict[str, Any]:
+    """Return the fields of an object's record, also of those that its class lacks; tasks last."""
+    if isinstance(obj, Generic):
+        fields = obj.fields
+    else:
+        fields = {name: getattr(obj, name) for name in field_names(type(obj))} | (obj._leftover or {})
+    if isinstance(obj, TaskCollection) and "tasks" in fields:
+        fields["tasks"] = fields.pop("tasks")
+    return fields
+
+
+def _field_lines(obj: Persistable, name: str, value: Any, style: Style) -> Iterable[str]:
+    if isinstance(obj, Task):
+        if name == "history" and type(value) is list:
+            return [_event(event, style) for event in value] or [style("(no times known)", "faint")]
+        if name == "state" and type(value) is str:
+            return [style(escaped(value), state_colour(value, obj.returncode) or "")]
+        if name == "tasks" and type(value) is list and value:
+            return (f"- {_one_line(task)}" for task in value)
+    if type(value) is str and _plain(value):
+        return [escaped(value)]
+    return _lines(value)
+
+
+def _event(event: Any, style: Style) -> str:
+    try:
+        seconds, state = event
+    except (TypeError, ValueError):
+        return _one_line(event)
+    time = time_of(seconds, UTC)
+    if time is None or type(state) is not str:
+        return _one_line(event)
+    return f"{_time(time)}  {style(escaped(state), state_colour(state, None) or '')}"
+
+
+def _time(time: datetime) -> str:
+    """Return an aware time as local time and UTC (once, if they are the same)."""
+    try:
+        local, utc = time.astimezone(), time.astimezone(UTC)
+    except (ValueError, OverflowError, OSError):  # at the ends of the calendar
+        return str(time)
+    told = [f"{t.replace(tzinfo=None).isoformat(' ', 'milliseconds')} {t.tzname()}" for t in (local, utc)]
+    return told[1] if told[0] == told[1] else f"{told[0]} ({told[1]})"
+
+
+def _plain(text: str) -> bool:
+    """Return whether *text* can stand without quotes and still can't be taken for another value."""
+    if not text or text != text.strip() or "\n" in text or text[0] in "[](){}<>'\"":
+        return False
+    if text in ("None", "True", "False"):
+        return False
+    with suppress(ValueError):
+        complex(text)
+        return False
+    return True
+
+
+# -- values -------------------------------------------------------------------
+
+
+_Part = tuple[str, str, Any]
+"""What the first line begins with, what the others begin with, and a value."""
+
+
+def _lines(value: Any) -> Iterator[str]:
+    """Give the lines that show any value; of any depth, as a record may be."""
+    above: list[Iterator[str | _Part]] = [iter([("", "", value)])]
+    while above:
+        part = next(above[-1], None)
+        if part is None:
+            above.pop()
+        elif isinstance(part, str):
+            yield part
+        else:
+            first, others, value = part
+            short = _short(value)
+            if short is None:
+                above.append(_parts(first, others, _built(value)))
+            else:
+                yield first + short
+
+
+def _parts(first: str, others: str, value: Any) -> Iterator[str | _Part]:
+    """Give the lines, and the values inside, of a value that is too long for one line."""
+    cls = type(value)
+    if cls is dict:
+        for key, item in value.items():
+            short = _short(item)
+            yield f"{first}{_key(key)}: {short or ''}".rstrip(" ")
+            if short is None:
+                yield others + _INDENT, others + _INDENT, item
+            first = others
+    elif cls is _Object:
+        yield first + escaped(value.name)
+        yield others + _INDENT, others + _INDENT, value.fields
+    elif cls in _BRACKETS:
+        if cls is not list:
+            yield f"{first}{cls.__name__} of {len(value):,}"
+            first = others
+        for item in value:
+            yield f"{first}- ", f"{others}{_INDENT}", item
+            first = others
+    elif cls is str and "\n" not in value:
+        yield first + repr(value)
+    else:
+        bar, text = ("| ", value) if cls is str else ("", _atom(value))
+        for line in text.split("\n"):
+            yield f"{first}{bar}{escaped(line)}"
+            first = others
+
+
+def _key(key: Any) -> str:
+    return key if type(key) is str and key.isprintable() and _plain(key) and ":" not in key else _one_line(key)
+
+
+def _one_line(value: Any) -> str:
+    return "".join(_pieces(value))
+
+
+def _short(value: Any) -> str | None:
+    """Return a value on one line, or None if it is too long for one."""
+    text = ""
+    value = _built(value)
+    if type(value) is str and "\n" in value.strip():
+        return None
+    for piece in _pieces(value):
+        text += piece
+        if len(text) > _SHORT and type(value) in (*_BRACKETS, _Object, str):
+            return None
+    return text if "\n" not in text else None
+
+
+def _pieces(value: Any) -> Iterator[str]:
+    """Give the parts of a value on one line."""
+    value = _built(value)
+    cls = type(value)
+    if cls is _Object:
+        yield escaped(value.name)
+        if value.fields is None:
+            return
+        value, cls = value.fields, dict
+    if cls not in _BRACKETS:
+        yield _atom(value)
+        return
+    if not value and cls in (set, frozenset):
+        yield f"{cls.__name__}()"
+        return
+    yield _BRACKETS[cls][0]
+    separator = ""
+    for item in value:
+        yield separator
+        yield from _pieces(item)
+        if cls is dict:
+            yield ": "
+            yield from _pieces(value[item])
+        separator = ", "
+    yield ",)" if cls is tuple and len(value) == 1 else _BRACKETS[cls][1]
+
+
+def _atom(value: Any) -> str:
+    """Return the text of a value that is no container."""
+    if type(value) is int:
+        try:
+            return str(value)
+        except ValueError:  # Python writes no more than some 4,300 digits
+            return hex(value)
+    if type(value) is bytes and len(value) > _MOST_BYTES:
+        return f"{value[:_MOST_BYTES]!r} and so on: {len(value):,} bytes"
+    if type(value) is datetime:
+        return _time(value) if value.tzinfo is not None else f"{value} (no time zone)"
+    if isinstance(value, Unreadable):
+        return f"<{escaped(value.persistent_id or '')} unreadable: {escaped(value.reason)}>"
+    if isinstance(value, Persistable):
+        told = [value.persistent_id, getattr(value, "jobname", None), getattr(value, "state", None)]
+        return f"<{' '.join(escaped(str(part)) for part in told if part)}>"
+    if type(value) is _Reference:
+        return f"<record {value.number}>"
+    if type(value) is Opaque:
+        return f"<{len(value.data):,} bytes of extension {value.code}: {escaped(value.why)}>"
+    numpy = sys.modules.get("numpy")
+    if numpy is not None and isinstance(value, numpy.ndarray):
+        shape = " x ".join(str(n) for n in value.shape) or "()"
+        return f"{escaped(str(value.dtype))} array, {shape}\n{value}"
+    return escaped(repr(value))
+
+
+# -- values that need a class -------------------------------------------------
+
+
+class _Reference(NamedTuple):
+    number: int
+
+
+class _Object(NamedTuple):
+    """An attrs object, or an enum member, whose class the program doesn't have."""
+
+    name: str
+    fields: dict[str, Any] | None = None
+
+
+_decoder = Decoder(_Reference)
+
+
+def _built(value: Any) -> Any:
+    """Return what can be told of an opaque value; another value is returned as it is."""
+    if type(value) is not Opaque:
+        return value
+    try:
+        if value.code in (NUMPY_SCALAR, NUMPY_ARRAY):
+            import numpy  # noqa: F401 (the decoder uses it if it is there)
+
+            return _decoder.unpack(msgpack.packb(msgpack.ExtType(value.code, value.data)))
+        if value.code == ENUM:
+            tag, member = _decoder.unpack(value.data)
+            return _Object(f"<{tag}.{member}>")
+        if value.code == ATTRS:
+            tag, names, values = _decoder.unpack(value.data)
+            return _Object(f"<{tag}>", dict(zip(names, values, strict=True)))
+    except (ImportError, LoadError, ValueError, TypeError):
+        pass
+    return value

@@ -1,0 +1,52 @@
+"""Ctrl-C that doesn't tear a transaction: signals are noted, and acted upon between two steps."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType, TracebackType
+from typing import Any, Final
+
+_SIGNALS: Final = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+
+
+class Interrupts:
+    """Within `with`, a signal that asks to end sets `caught`, and raises only in `waiting()`.
+
+    Attributes:
+        caught: the number of the first such signal, or None.
+    """
+
+    def __init__(self) -> None:
+        self.caught: int | None = None
+        self._waiting = False
+        self._former: dict[int, Any] = {}
+
+    def __enter__(self) -> Interrupts:
+        for number in _SIGNALS:
+            if signal.getsignal(number) is not signal.SIG_IGN:  # nohup, or a job in the background
+                self._former[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(
+        self, cls: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+    ) -> None:
+        for number, handler in self._former.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, _: FrameType | None) -> None:
+        self.caught = self.caught or number
+        if self._waiting:
+            raise KeyboardInterrupt
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Let a signal, also one caught before, raise KeyboardInterrupt: nothing is at stake here."""
+        self._waiting = True
+        try:
+            if self.caught is not None:
+                raise KeyboardInterrupt
+            yield
+        finally:
+            self._waiting = False

@@ -1,0 +1,116 @@
+"""The group of commands, and what becomes of the errors that they raise."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import warnings
+from io import TextIOWrapper
+from typing import Any, TextIO
+
+import click
+
+from ..errors import Error, OpenError
+from .console import Failure, complain
+from .import_wf import import_wf
+from .list_ import list_
+from .record import record
+from .show import show
+
+_BROKEN_PIPE = 128 + 13  # what a shell reports of a program that SIGPIPE ended
+
+
+class _Program(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)  # in the order in which they are needed, not of the alphabet
+
+    def invoke(self, ctx: click.Context) -> Any:
+        # Here, as click gives a broken pipe and an interruption other meanings.
+        try:
+            result = super().invoke(ctx)
+            sys.stdout.flush()
+        except BrokenPipeError:
+            # Nobody reads any more, as in `gc3session list ... | head`; what is left in the
+            # buffer must not meet the closed pipe again when Python ends.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return _BROKEN_PIPE
+        except KeyboardInterrupt:
+            complain("interrupted")
+            return 128 + signal.SIGINT
+        return result
+
+
+@click.group(
+    cls=_Program,
+    name="gc3session",
+    invoke_without_command=True,
+    subcommand_metavar="COMMAND [ARGS]...",
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="'gc3session COMMAND --help' tells more of a command.",
+)
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=lambda ctx, _, wanted: _print_version(ctx) if wanted else None,
+    help="Show the version and exit.",
+)
+@click.pass_context
+def gc3session(ctx: click.Context) -> int:
+    """Record tasks in a session, a directory that keeps them, and look at them."""
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help(), err=True)
+        return 2
+    return 0
+
+
+def _print_version(ctx: click.Context) -> None:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        click.echo(f"gc3session {version('gc3session')}")
+    except PackageNotFoundError:
+        click.echo("gc3session (run from its source; it is not installed)")
+    ctx.exit()
+
+
+for command in (record, import_wf, list_, show):
+    gc3session.add_command(command)
+
+
+def run(arguments: list[str]) -> int:
+    """Run a command line and return the exit status; every error is one line on stderr."""
+    sys.stdout = _tolerant(sys.stdout)
+    sys.stderr = _tolerant(sys.stderr)
+    warnings.showwarning = lambda message, *_, **__: complain(f"warning: {message}")
+    try:
+        status = gc3session.main(arguments, prog_name="gc3session", standalone_mode=False)
+        sys.stdout.flush()
+    except click.UsageError as error:
+        path = error.ctx.command_path if error.ctx else "gc3session"
+        complain(f"{error.format_message()} See '{path} --help'.")
+        return 2
+    except Failure as failure:
+        complain(str(failure))
+        return failure.status
+    except Error as error:
+        complain(str(error))
+        return 2 if isinstance(error, OpenError) else 1
+    except (click.Abort, KeyboardInterrupt):
+        complain("interrupted")
+        return 128 + signal.SIGINT
+    except OSError as error:
+        complain(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+        return 1
+    return status or 0
+
+
+def _tolerant(stream: TextIO | None) -> TextIO:
+    """Return a stream on which no text fails for its characters, and none if it is closed."""
+    if stream is None:
+        return open(os.devnull, "w")
+    if isinstance(stream, TextIOWrapper):
+        stream.reconfigure(errors="backslashreplace")
+    return stream

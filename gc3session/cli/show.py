@@ -1,0 +1,48 @@
+"""`gc3session show`: every field of a task."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from ..errors import LoadError
+from .console import colours, complain, open_session
+from .fields_text import object_lines
+
+_STYLES = {"bold": {"bold": True}, "label": {"fg": "blue"}, "faint": {"dim": True}, "": {}}
+
+_SUMMARY = """Show every field of the tasks with these IDs.
+
+They may also be tasks inside collections.  The class of a task need not be installed.
+"""
+
+
+@click.command(help=_SUMMARY, short_help="Show every field of some tasks.")
+@click.argument("session")
+@click.argument("ids", metavar="ID...", nargs=-1, required=True)
+def show(session: str, ids: tuple[str, ...]) -> int:
+    """Show each of the tasks, and return the exit status."""
+    style = _coloured if colours(sys.stdout) else _bare
+    shown = 0
+    with open_session(session, read_only=True) as source:
+        for id_ in ids:
+            try:
+                task = source.load(id_)
+            except LoadError as error:
+                complain(str(error))
+                continue
+            if shown:
+                sys.stdout.write("\n")
+            for line in object_lines(task, style):
+                sys.stdout.write(f"{line}\n")
+            shown += 1
+    return 0 if shown == len(ids) else 1
+
+
+def _bare(text: str, style: str) -> str:
+    return text
+
+
+def _coloured(text: str, style: str) -> str:
+    return click.style(text, **_STYLES.get(style, {"fg": style}))  # type: ignore[arg-type]

@@ -1,0 +1,135 @@
+"""A table that is written while its rows come in, so that a million rows take no memory.
+
+The first rows are measured, and their widths hold for the rest.  On a terminal it is drawn by
+rich; what is too wide for its column is folded, so that nothing is hidden on a narrow one.
+Into a pipe or a file it goes as text in aligned columns, and nothing is folded.
+"""
+
+from __future__ import annotations
+
+import sys
+import unicodedata
+from collections.abc import Iterable, Iterator
+from itertools import chain, islice
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from .console import colours
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_MEASURED: Final = 500  # rows
+_GAP: Final = 2  # blanks between columns
+
+
+class Cell(NamedTuple):
+    """The text of a cell, which must have been escaped, and its style on a terminal."""
+
+    text: str
+    style: str = ""
+
+
+class Column(NamedTuple):
+    """A column.
+
+    Attributes:
+        title: its heading.
+        least: to which it may shrink on a narrow terminal.
+        spare: by how much later rows may be wider than the measured ones.
+    """
+
+    title: str
+    least: int
+    spare: int = 0
+
+
+_MOST: Final = 60  # to which a column grows; the rare wider cell stands out, or is folded
+
+Row = tuple[Cell, Cell, Cell, Cell]
+Columns = tuple[Column, Column, Column, Column]
+
+
+def write_table(columns: Columns, rows: Iterable[Row], console: Console | None) -> None:
+    """Write the rows on *console*, or if it is None as plain text on stdout."""
+    rows = iter(rows)
+    measured = list(islice(rows, _MEASURED))
+    more = len(measured) == _MEASURED
+    widths = []
+    for i, column in enumerate(columns):
+        widest = max((width(row[i].text) for row in measured), default=0)
+        widths.append(max(len(column.title), min(widest, _MOST) + column.spare * more))
+    if console is None:
+        _write_plain(columns, widths, chain(measured, rows))
+    else:
+        _write_rich(columns, widths, chain(measured, rows), console)
+
+
+def terminal() -> Console | None:
+    """Return a console if stdout is a terminal."""
+    if not sys.stdout.isatty():
+        return None
+    from rich.console import Console
+
+    return Console(no_color=not colours(sys.stdout), highlight=False)
+
+
+def width(text: str) -> int:
+    """Return how many columns of a terminal *text* takes."""
+    if text.isascii():
+        return len(text)
+    return sum(
+        0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text
+    )
+
+
+def _write_plain(columns: Columns, widths: list[int], rows: Iterable[Row]) -> None:
+    write = sys.stdout.write
+    for row in chain([tuple(Cell(column.title) for column in columns)], rows):
+        *padded, last = (cell.text for cell in row)
+        for text, full in zip(padded, widths, strict=False):
+            write(text + " " * (max(0, full - width(text)) + _GAP))
+        write(f"{last}\n")
+
+
+def _fitted(widths: list[int], columns: Columns, available: int) -> list[int] | None:
+    """Return the widths shrunk, the widest first, until they fit; None if they can't."""
+    widths = list(widths)
+    while sum(widths) + _GAP * (len(widths) - 1) > available:
+        room = [full - column.least for full, column in zip(widths, columns, strict=True)]
+        if max(room) <= 0:
+            return None
+        widths[max((full, i) for i, full in enumerate(widths) if room[i] > 0)[1]] -= 1
+    return widths
+
+
+def _write_rich(columns: Columns, widths: list[int], rows: Iterator[Row], console: Console) -> None:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    def text(*cells: Cell) -> Text:
+        lines = [Text(cell.text, cell.style, overflow="fold") for cell in cells]
+        return Text("\n", overflow="fold").join(lines)
+
+    titles = [Cell(column.title, "bold") for column in columns]
+    fitted = _fitted(widths, columns, console.width)
+    # Two lines a row where four columns have no room: the last two go below the first two.
+    groups = [(0,), (1,), (2,), (3,)] if fitted else [(0, 2), (1, 3)]
+    if fitted is None:
+        left = min(max(widths[0], widths[2]), max(console.width // 2, 8))
+        fitted = [left, max(console.width - left - _GAP, 8)]
+    block, heading = list(islice(rows, _MEASURED)), True
+    while block or heading:
+        table = Table(
+            box=box.SIMPLE_HEAD,
+            padding=(0, 1, 0, 0),  # and a blank that the box has between columns: _GAP
+            show_edge=False,
+            pad_edge=False,
+            show_header=heading,
+        )
+        for group, full in zip(groups, fitted, strict=True):
+            table.add_column(text(*(titles[i] for i in group)), width=full, overflow="fold")
+        for row in block:
+            table.add_row(*(text(*(row[i] for i in group)) for group in groups))
+        console.print(table)
+        block, heading = list(islice(rows, _MEASURED)), False

@@ -286,7 +286,7 @@ def fill(obj: Persistable, schema: Schema, values: list[Any], revision: int) -> 
     fields = dict(zip(schema.fields, values, strict=True))
     if own != schema.fields:
         fields = _upgraded(cls, fields)
-    obj.__class__ = layout.quiet
+    object.__setattr__(obj, "__class__", layout.quiet)
     try:
         obj._schema = schema
         obj._leftover = {name: fields[name] for name in fields if name not in own} or None

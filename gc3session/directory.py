@@ -84,8 +84,8 @@ class SessionDirectory:
         except OSError:
             return False
 
-    def make(self, url: str | None, command: str) -> None:
-        """Make the files of a new session, whose store is at *url* (None: inside the directory).
+    def make(self, url: str, command: str) -> None:
+        """Make the files of a new session, whose store is at *url*.
 
         *command* is what `created` is to say.  `store.url` comes last: with it the session is there.
         """
@@ -115,17 +115,17 @@ class SessionDirectory:
                 raise StoreFull(f"{told}; make room") from error
             raise OpenError(told) from error
 
-    def _written(self, url: str | None) -> str:
+    def own_store_url(self) -> str:
+        """Return the URL of a store inside the directory."""
+        return f"lmdb://{quote(os.path.join(self.path, self.DEFAULT_JOBS_DIR))}"
+
+    def _written(self, url: str) -> str:
         """Return how *url* is written in `store.url`."""
-        if url is None:
-            return f"lmdb:{self.DEFAULT_JOBS_DIR}"
-        scheme, colon, rest = url.partition(":")
-        if not colon or "/" in scheme:
-            scheme, rest = "lmdb", quote(os.path.abspath(url))
+        scheme, _, rest = url.partition(":")
         if "#" in rest or "\n" in rest:
             raise InvalidArgument(f"the URL of a store can't have a '#' or a line break: {url!r}")
         if scheme != "lmdb":
-            return f"{scheme}:{rest}"
+            return url
         place = os.path.realpath(os.path.abspath(unquote(rest.removeprefix("//"))))
         inside = os.path.realpath(self.path)
         if place.startswith(inside + os.sep):

@@ -17,8 +17,10 @@ class InvalidArgument(Error, ValueError):
     """An argument has a value that the call can't use."""
 
 
-class NotInSession(InvalidArgument):
-    """The session has no task of that ID (`remove`, `forget`)."""
+class NotInSession(InvalidArgument, KeyError):
+    """The session has no task of that ID."""
+
+    __str__ = Exception.__str__  # KeyError would print the message's repr
 
 
 class UnstorableValue(InvalidArgument, TypeError):

@@ -21,7 +21,7 @@ from .directory import SessionDirectory
 from .errors import ClosedError, InvalidArgument, LoadError, NotFound, NotInSession
 from .index import Entry, Index, Row
 from .mirror import Mirror
-from .store import DEFAULT_BATCH_BYTES, IDs, Store, all_ids, make_store
+from .store import DEFAULT_BATCH_BYTES, IDs, Store, all_ids, full_url, make_store
 from .tasks import Persistable, TaskCollection
 
 _SOME = 100  # tasks that add_many takes from its argument at a time
@@ -460,21 +460,28 @@ class Session(_SessionBase):
         given = store_or_url if isinstance(store_or_url, Store) else None
         if given is not None and store_options:
             raise InvalidArgument(f"{', '.join(store_options)}: a Store that is there takes no options")
-        if not directory.check(create=create and not read_only) or not load:
-            if read_only:
-                raise InvalidArgument(f"{self.path}: load=False makes a session anew; read_only=True forbids that")
-            if isinstance(store_or_url, Store):
-                url = store_or_url.url
-            else:
-                url = None if store_or_url is None else os.fspath(store_or_url)
-            directory.make(url, f"{shlex.join(sys.orig_argv)}\n")
-        location, identity = directory.store_url()
-        owned = given is None or (load and given.url != location)
+        there = directory.check(create=create and not read_only)
+        if read_only and not load:
+            raise InvalidArgument(f"{self.path}: load=False makes a session anew; read_only=True forbids that")
+        if there and load:
+            location, identity = directory.store_url()
+        elif isinstance(store_or_url, Store):
+            location = store_or_url.url
+        else:
+            location = directory.own_store_url() if store_or_url is None else full_url(store_or_url)
+        owned = given is None or given.url != location
         if owned:
             store = make_store(location, read_only=read_only, batch_bytes=batch_bytes, **store_options)
         else:
             assert given is not None
             store = given
+        if not (there and load):  # what could be wrong with the arguments has been found by now
+            store.ensure_writable()
+            directory.make(location, f"{shlex.join(sys.orig_argv)}\n")
+            made, identity = directory.store_url()
+            if owned and made != location:  # another process was faster, and chose another store
+                store.close()
+                store = make_store(made, batch_bytes=batch_bytes, **store_options)
         try:
             super().__init__(store, identity, owns_store=owned)
             self._mirror = Mirror(directory.mirror, directory.url_file, store.schemas)

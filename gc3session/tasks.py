@@ -99,26 +99,52 @@ def adoptions() -> int:
     return _adopted
 
 
-def _quietly(init: Callable[..., None]) -> Callable[..., None]:
-    """Return *init* run with the instance in its quiet class: nothing is tracked in it."""
+def _initialised(init: Callable[..., None]) -> Callable[..., None]:
+    """Return the `__init__` *init*, after which an object is complete.
+
+    One that attrs has made runs with the object in its quiet class.
+    """
+    generated = init.__code__.co_filename.startswith("<attrs generated")
 
     @functools.wraps(init)
     def __init__(self: Persistable, *args: Any, **kwargs: Any) -> None:
         cls = type(self)
-        _assign(self, "__class__", cls._quiet)
+        quiet = cls._quiet
+        _assign(self, "__class__", quiet)
         try:
             self._store = self._schema = self._leftover = None
             self._number = self._revision = 0
             self._stored_state = ""
             self.changed = True
-            init(self, *args, **kwargs)
+            if generated:
+                init(self, *args, **kwargs)
         finally:
-            self.__class__ = cls
+            if cls is not quiet:
+                self.__class__ = cls
+        if not generated:
+            init(self, *args, **kwargs)
         if cls._open:
             for name in [*self.__dict__]:
                 self._refuse_undeclared(name)
 
     return __init__
+
+
+def _aloud(post_init: Callable[..., None]) -> Callable[..., None]:
+    """Return the `__attrs_post_init__`, run with the object in its own class: it is the user's code."""
+
+    @functools.wraps(post_init)
+    def __attrs_post_init__(self: Persistable, *args: Any) -> None:
+        cls = type(self)
+        if cls is not cls._quiet:
+            return post_init(self, *args)
+        _assign(self, "__class__", cls.__base__)
+        try:
+            post_init(self, *args)
+        finally:
+            _assign(self, "__class__", cls)
+
+    return __attrs_post_init__
 
 
 def _tracking(setter: Callable[[Any, str, Any], None]) -> Callable[[Any, str, Any], None]:
@@ -203,8 +229,11 @@ class _Tracked:
                     " needs itself; choose another name"
                 )
         own = cls.__dict__
-        if "__init__" in own:
-            cls.__init__ = _quietly(own["__init__"])  # type: ignore[method-assign]
+        for name in ("__init__", "__attrs_init__"):
+            if name in own:
+                setattr(cls, name, _initialised(own[name]))
+        if "__attrs_post_init__" in own:
+            cls.__attrs_post_init__ = _aloud(own["__attrs_post_init__"])  # type: ignore[attr-defined]
         if own.get("__attrs_own_setattr__"):
             cls.__setattr__ = _tracking(own["__setattr__"])  # type: ignore[assignment]
         _adopt(cls)

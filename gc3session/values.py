@@ -36,7 +36,9 @@ from __future__ import annotations
 
 import enum
 import functools
+import os
 import pathlib
+import re
 import reprlib
 import struct
 import sys
@@ -130,11 +132,15 @@ class Encoder:
         """
         self._depth = 0
         try:
-            return self._packers[0].pack(value)  # type: ignore[no-any-return]
+            packed: bytes = self._packers[0].pack(value)
         except UnicodeEncodeError:
-            return self._pack_surrogates(value, parts)
+            packed = self._pack_surrogates(value, parts)
         except UNPACKABLE as error:
             self._explain(parts, error)
+
+        if may_hold_bytes(packed):
+            self._find_unstorable(parts)
+        return packed
 
     def _pack_surrogates(self, value: Any, parts: Callable[[], Iterable[tuple[str, Any]]]) -> bytes:
         # Slower for every str, so it is done only for values that need it.
@@ -148,15 +154,21 @@ class Encoder:
             self._packers = [self.packer]
 
     def _explain(self, parts: Callable[[], Iterable[tuple[str, Any]]], error: Exception) -> NoReturn:
+        self._depth = 0
         self._packers = [self._new_packer(1 << 16)]  # whatever the failure left in them
         self.packer = self._packers[0]
         if isinstance(error, Error):
             raise error
+        self._find_unstorable(parts)
+        raise UnstorableValue(f"{error}; nothing was written") from error
+
+    @staticmethod
+    def _find_unstorable(parts: Callable[[], Iterable[tuple[str, Any]]]) -> None:
+        """Raise UnstorableValue if one of *parts* can't be stored."""
         for where, part in parts():
             problem = _find_problem(part, where, 0, set())
             if problem:
                 raise UnstorableValue(f"{problem[0]}: {problem[1]}; nothing was written") from None
-        raise UnstorableValue(f"{error}; nothing was written") from error
 
     def _inner(self, value: Any) -> bytes:
         """Pack *value* while an outer value is being packed."""
@@ -187,9 +199,12 @@ class Encoder:
         numpy = sys.modules.get("numpy")
         if numpy is not None and (cls is numpy.ndarray or isinstance(value, numpy.generic)):
             return msgpack.ExtType(*self._numpy(numpy, value))
-        if "__attrs_attrs__" in cls.__dict__:
+        if _is_attrs(cls):
             names = field_names(cls)
-            values = [getattr(value, name) for name in names]
+            try:
+                values = [getattr(value, name) for name in names]
+            except AttributeError as error:  # one isn't set
+                raise _Unpackable from error
             return msgpack.ExtType(ATTRS, self._inner([_tag(cls), list(names), values]))
         raise _Unpackable
 
@@ -199,14 +214,31 @@ class Encoder:
         return header.bytes() + b"".join(items)  # type: ignore[no-any-return]
 
     def _numpy(self, numpy: Any, value: Any) -> tuple[int, bytes]:
-        if value.dtype.hasobject:
-            raise _Unpackable
-        if isinstance(value, (numpy.str_, numpy.bytes_)):  # their bytes would lose NULs at the end
-            return NUMPY_SCALAR, self._inner([None, value.item()])
-        dtype = _listed(numpy.lib.format.dtype_to_descr(value.dtype))
-        if isinstance(value, numpy.generic):
-            return NUMPY_SCALAR, self._inner([dtype, value.tobytes()])
-        return NUMPY_ARRAY, self._inner([dtype, list(value.shape), value.tobytes()])
+        if type(value) is numpy.str_:  # as bytes these two would lose NULs at the end
+            return NUMPY_SCALAR, self._inner([None, "".join(value)])
+        if type(value) is numpy.bytes_:
+            return NUMPY_SCALAR, self._inner([None, b"".join([value])])
+        dtype = value.dtype
+        listed = None if dtype.hasobject else _listed(numpy.lib.format.dtype_to_descr(dtype))
+        scalar = isinstance(value, numpy.generic)
+        if listed is None or _dtype(numpy, listed).type is not (type(value) if scalar else dtype.type):
+            raise _Unpackable  # such as a numpy.record, whose type its dtype alone doesn't tell
+        if scalar:
+            return NUMPY_SCALAR, self._inner([listed, value.tobytes()])
+        return NUMPY_ARRAY, self._inner([listed, list(value.shape), value.tobytes()])
+
+
+def may_hold_bytes(packed: bytes) -> bool:
+    """Return whether packed bytes may have a `bytes` in them: msgpack packs a bytearray as one."""
+    return b"\xc4" in packed or b"\xc5" in packed or b"\xc6" in packed
+
+
+def _is_attrs(cls: type) -> bool:
+    """Return whether the objects of *cls* are the values of its attrs fields and nothing else."""
+    heap_type = 1 << 9  # of a class that Python code has made
+    return "__attrs_attrs__" in cls.__dict__ and all(
+        base is object or base.__flags__ & heap_type for base in cls.__mro__
+    )
 
 
 def _tag(cls: type) -> str:
@@ -267,18 +299,31 @@ def _find_problem(value: Any, where: str, depth: int, above: set[int]) -> tuple[
     elif cls is dict:
         parts = [(f"{where} key {reprlib.repr(key)}", key) for key in value]
         parts += [(f"{where}[{reprlib.repr(key)}]", item) for key, item in value.items()]
-    elif "__attrs_attrs__" in cls.__dict__:
+    elif _is_attrs(cls):
+        unset = [name for name in field_names(cls) if not hasattr(value, name)]
+        if unset:
+            return f"{where}.{unset[0]}", "a field that isn't set can't be stored"
         parts = [(f"{where}.{name}", getattr(value, name)) for name in field_names(cls)]
     for place, part in parts:
         problem = _find_problem(part, place, depth + 1, above | {id(value)})
         if problem:
             return problem
-    if parts or cls in (list, tuple, set, frozenset, dict) or isinstance(value, enum.Enum):
+    if parts or cls not in (bytearray, memoryview) and _packs(value):
         return None
     if cls in (datetime, time):
         return where, f"a {cls.__name__} with the time zone {value.tzinfo!r} can't be stored; use zoneinfo"
     article = "an" if cls.__name__[0].lower() in "aeiou" else "a"
     return where, f"{article} {cls.__name__} can't be stored"
+
+
+def _packs(value: Any) -> bool:
+    try:
+        Encoder(lambda obj: 0).packer.pack(value)
+    except UnicodeEncodeError:
+        return True  # a surrogate: see Encoder.pack
+    except UNPACKABLE:
+        return False
+    return True
 
 
 # -- bytes -> Python value ----------------------------------------------------
@@ -335,20 +380,37 @@ class _Missing:
 
 
 @functools.cache
-def _zone_keys() -> frozenset[str]:
-    return frozenset(zoneinfo.available_timezones())
+def _known_zone(key: str) -> bool:
+    """Return whether there is a file for a time zone; `ZoneInfo` would import a module to look for it."""
+    if not re.fullmatch(r"[\w+-]+(/[\w+-]+)*", key):
+        return False
+    places = (os.path.join(place, key) for place in zoneinfo.TZPATH)
+    return any(map(os.path.isfile, places)) or key in zoneinfo.available_timezones()
 
 
-def _unzone(zone: Any) -> tzinfo | None:
+def _unzone(zone: Any) -> Any:
     if zone is None:
         return None
     if isinstance(zone, str):
-        # Asked first: ZoneInfo would try to import a module named after the key.
-        if zone not in _zone_keys():
-            raise ValueError(f"this machine does not know the time zone {zone!r}; install tzdata")
+        if not _known_zone(zone):
+            return _Missing(f"this machine does not know the time zone {zone!r}; install tzdata")
         return zoneinfo.ZoneInfo(zone)
     offset, *name = zone if isinstance(zone, list) else (zone,)
     return timezone(timedelta(microseconds=offset), *name)
+
+
+def _undatetime(v: list[Any]) -> Any:
+    year, month, day, hour, minute, second, microsecond, fold, zone = v
+    tz = _unzone(zone)
+    if type(tz) is _Missing:
+        return tz
+    return datetime(year, month, day, hour, minute, second, microsecond, tz, fold=fold)
+
+
+def _untime(v: list[Any]) -> Any:
+    hour, minute, second, microsecond, fold, zone = v
+    tz = _unzone(zone)
+    return tz if type(tz) is _Missing else time(hour, minute, second, microsecond, tz, fold=fold)
 
 
 def _unpath(parts: list[str]) -> pathlib.PurePath:
@@ -385,11 +447,13 @@ def _unenum(parts: list[Any]) -> Any:
 def _unattrs(parts: list[Any]) -> Any:
     tag, names, values = parts
     cls = _defined_class(tag)
-    if cls is None or "__attrs_attrs__" not in cls.__dict__ or field_names(cls) != tuple(names):
+    if cls is None or not _is_attrs(cls) or field_names(cls) != tuple(names):
         return _Missing(f"the program has not defined the attrs class {tag} with these fields")
     value = object.__new__(cls)
     for name, item in zip(names, values, strict=True):
         object.__setattr__(value, name, item)
+    if "_attrs_cached_hash" in getattr(getattr(cls.__hash__, "__code__", None), "co_names", ()):
+        object.__setattr__(value, "_attrs_cached_hash", None)
     return value
 
 
@@ -443,9 +507,9 @@ _BUILD: dict[int, Callable[[Any], Any]] = {
     SET: set,
     FROZENSET: frozenset,
     COMPLEX: lambda v: complex(*v),
-    DATETIME: lambda v: datetime(*v[:7], fold=v[7], tzinfo=_unzone(v[8])),
+    DATETIME: _undatetime,
     DATE: lambda v: date(*v),
-    TIME: lambda v: time(*v[:4], fold=v[4], tzinfo=_unzone(v[5])),
+    TIME: _untime,
     TIMEDELTA: lambda v: timedelta(*v),
     DECIMAL: Decimal,
     FRACTION: lambda v: Fraction(*v),

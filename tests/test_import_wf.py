@@ -267,18 +267,17 @@ def test_a_document_that_is_not_wfformat_is_refused_saying_where() -> None:
 
 def test_broken_files_are_named_and_the_others_imported(path: Path, tmp_path: Path) -> None:
     good = write(tmp_path / "good.json", DOCUMENT)
-    text = json.dumps(DOCUMENT)
+    text = json.dumps(DOCUMENT, ensure_ascii=False)
     files: dict[str, tuple[bytes, str]] = {
         "cut.json": (text[:-10].encode(), "not JSON"),
         "empty.json": (b"", "not JSON"),
-        "latin1.json": (text.replace("split", "tränn").encode("latin-1"), "not JSON"),
+        "latin1.json": (text.replace("by hand", "für Hände").encode("latin-1"), "not UTF-8: byte 0xfc"),
         "bytes.json": (b'{"name": "\xff"}', "not UTF-8"),
         "twice.json": (text.replace('"cheap"', '"cheap", "category": "dear"').encode(), "'category' twice"),
         "deep.json": (b"[" * 200_000, "nested too deeply"),
         "other.json": (b"{}", "schemaVersion"),
         "digits.json": (b"9" * 10_000, "more than 4300 digits"),
     }
-    files["latin1.json"] = (b'"\xe4"', "not UTF-8")
     for name, (data, _) in files.items():
         (tmp_path / name).write_bytes(data)
     names = [*files, "missing.json", ".", "line\nend.json"]

@@ -228,8 +228,6 @@ class Sessions(RuleBasedStateMachine):
             return
         if by_load:
             session.load(id_, add=True, flush=flush)
-            if id_ in seen.index[HANDLES[name]]:
-                return  # `load` saves nothing
         else:
             assert session.add(session.load(id_), flush=flush) == id_
         if id_ in self.views[name].dirty:

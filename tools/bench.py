@@ -481,8 +481,8 @@ def report(done: Sequence[Row], bench: Bench, machine: dict[str, str]) -> str:
     return f"{ratios}\n\n{absolutes}\n\n{notes}\n\n{about}"
 
 
-def machine_facts(directory: str) -> dict[str, str]:
-    """Return what the figures were measured on."""
+def machine_facts(directory: str, load: float) -> dict[str, str]:
+    """Return what the figures were measured on; *load* is the load average before."""
     model = next(
         (
             line.partition(":")[2].strip()
@@ -493,7 +493,7 @@ def machine_facts(directory: str) -> dict[str, str]:
     )
     libraries = ("gc3session", "lmdb", "msgpack", "attrs")
     return {
-        "processor": f"{model}, {len(os.sched_getaffinity(0))} CPUs",
+        "processor": f"{model}, {len(os.sched_getaffinity(0))} CPUs; load average before: {load:.2f}",
         "system": f"{platform.system()} {platform.release()}, filesystem {filesystem_of(directory)}",
         "Python": platform.python_version(),
         "libraries": ", ".join(f"{name} {library_version(name)}" for name in libraries)
@@ -545,6 +545,7 @@ def main() -> int:
         print(f"bench.py: {args.dir} is in memory, where durability costs nothing: give --dir", file=sys.stderr)
         return 2
     directory = tempfile.mkdtemp(prefix="bench-", dir=args.dir)
+    load = os.getloadavg()[0]
     try:
         bench = Bench(directory, args)
         every = rows(bench)
@@ -561,7 +562,7 @@ def main() -> int:
                 took = time.monotonic() - start
                 print(f"{row.key}: {figure(row.ratio[Ours.name])} ({took:.1f} s)", file=sys.stderr, flush=True)
         bench.close()
-        machine = machine_facts(directory)
+        machine = machine_facts(directory, load)
         print(report(done, bench, machine))
         if args.json:
             figures = {"machine": machine, "rows": [attrs.asdict(row) for row in done]}

@@ -1,7 +1,8 @@
 """The command `gc3session`: a module for each of its commands.
 
-program.py has the group of commands and what becomes of errors; console.py what the commands
-share: opening a session, text that is safe to show, error lines, tables.
+program.py has the group of commands, and what becomes of errors.  The commands share console.py
+(opening a session, text that is safe to show, error lines), table.py, fields_text.py (values as
+text), json_input.py, line_input.py and interrupts.py.
 """
 
 from __future__ import annotations

@@ -225,7 +225,7 @@ def _atom(value: Any) -> str:
         return f"<{escaped(value.persistent_id or '')} unreadable: {escaped(value.reason)}>"
     if isinstance(value, Persistable):
         told = [value.persistent_id, getattr(value, "jobname", None), getattr(value, "state", None)]
-        return f"<{' '.join(escaped(str(part)) for part in told if part)}>"
+        return f"<{' '.join(escaped(part) for part in told if part and isinstance(part, str))}>"
     if type(value) is _Reference:
         return f"<record {value.number}>"
     if type(value) is Opaque:
@@ -234,7 +234,10 @@ def _atom(value: Any) -> str:
     if numpy is not None and isinstance(value, numpy.ndarray):
         shape = " x ".join(str(n) for n in value.shape) or "()"
         return f"{escaped(str(value.dtype))} array, {shape}\n{value}"
-    return escaped(repr(value))
+    try:
+        return escaped(repr(value))
+    except ValueError:  # too many digits, in a Fraction
+        return f"<{type(value).__name__} of too many digits to show>"
 
 
 # -- values that need a class -------------------------------------------------
@@ -260,7 +263,7 @@ def _built(value: Any) -> Any:
         return value
     try:
         if value.code in (NUMPY_SCALAR, NUMPY_ARRAY):
-            import numpy  # noqa: F401 (the decoder uses it if it is there)
+            import numpy  # noqa: F401 (not for the record, which names no module; the decoder uses it)
 
             return _decoder.unpack(msgpack.packb(msgpack.ExtType(value.code, value.data)))
         if value.code == ENUM:

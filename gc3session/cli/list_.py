@@ -24,6 +24,7 @@ _COLUMNS: Final = (
     Column("STATE", least=10),
     Column("LAST EVENT", least=19),
 )
+_NONE: Final = Cell("-", "dim")
 _CHUNK: Final = 256  # IDs handed to load_many at once
 
 _SUMMARY = """List the tasks of SESSION: ID, name, state, and when the state last changed (local time).
@@ -122,7 +123,7 @@ class _Listing:
     def _unreadable(self, id_: str, reason: str, depth: int) -> Row:
         self.unreadable += 1
         complain(f"{id_} is unreadable: {reason}")
-        return Cell("  " * depth + escaped(id_)), Cell("(unreadable)", "red"), Cell("-", "dim"), Cell("-", "dim")
+        return Cell("  " * depth + escaped(id_)), Cell("(unreadable)", "red"), _NONE, _NONE
 
 
 def _persistables(tasks: Any) -> Iterable[Persistable]:
@@ -131,15 +132,19 @@ def _persistables(tasks: Any) -> Iterable[Persistable]:
 
 def _row(id_: str, task: Persistable, depth: int) -> Row:
     """Return the cells of a task; a persistable that is no task has neither name nor state."""
-    name, state = getattr(task, "jobname", None), getattr(task, "state", None)
+    state = getattr(task, "state", None)
     return (
         Cell("  " * depth + escaped(id_)),
-        Cell(escaped(str(name)), "") if name else Cell("-", "dim"),
-        Cell(escaped(str(state)), state_colour(state, getattr(task, "returncode", None)) or "")
-        if state
-        else Cell("-", "dim"),
+        _cell(getattr(task, "jobname", None)),
+        _cell(state, state_colour(state, getattr(task, "returncode", None)) or ""),
         _last_event(getattr(task, "history", None), state),
     )
+
+
+def _cell(value: Any, style: str = "") -> Cell:
+    if isinstance(value, str):
+        return Cell(escaped(value), style) if value else _NONE
+    return _NONE if value is None else Cell(f"({type(value).__name__})", "dim")
 
 
 def _last_event(history: Any, state: Any) -> Cell:
@@ -147,9 +152,9 @@ def _last_event(history: Any, state: Any) -> Cell:
     try:
         seconds, last = history[-1]
     except (TypeError, ValueError, LookupError):
-        return Cell("-", "dim")
+        return _NONE
     time = time_of(seconds)
     if time is None:
-        return Cell("-", "dim")
+        return _NONE
     text = time.isoformat(" ", "seconds")
-    return Cell(text if last == state else f"{text} {escaped(str(last))}")
+    return Cell(text if last == state else f"{text} {_cell(last).text}")

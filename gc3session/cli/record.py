@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import os
-import select
 import stat
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
@@ -20,13 +17,10 @@ from ..tasks import Task
 from .console import Failure, complain, escaped, open_session, quantity
 from .interrupts import Interrupts
 from .json_input import parse_json
+from .line_input import LONGEST, Lines, opened
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
-
-_CHUNK: Final = 1 << 18  # bytes read at once
-_LONGEST: Final = 64 << 20  # bytes of a line
-_PAUSE: Final = 0.5  # seconds without input, after which what has come is committed
 
 # A batch is committed before the session would do so by itself, at 64 MiB: so it is known how
 # many tasks a failed commit has not written.  In a record a JSON value takes at most 9 bytes
@@ -34,6 +28,8 @@ _PAUSE: Final = 0.5  # seconds without input, after which what has come is commi
 _BATCH_BYTES: Final = 48 << 20
 _OBJECT_BYTES: Final = 512
 _GROWTH: Final = 2.25
+
+_MANY: Final = 10_000  # tasks whose rate is of interest at the end
 
 _SUMMARY = """Record tasks from FILE (or standard input), a JSON object a line, in SESSION.
 
@@ -71,23 +67,24 @@ pauses; on Ctrl-C, what has been read is kept.
 def record(session: str, file: str, batch: int, on_error: str) -> int:
     """Record the tasks of *file*, and return the exit status."""
     name = "standard input" if file == "-" else file
-    with _input(file) as fd:
+    with opened(file) as fd:
         recording = _Recording(open_session(session, read_only=False), batch)
         start = time.monotonic()
         try:
             with Interrupts() as interrupts, _Progress(fd) as progress:
-                broken = _record_lines(_Lines(fd, interrupts), recording, progress, name, on_error == "skip")
+                broken = _record_lines(Lines(fd, interrupts), recording, progress, name, on_error == "skip")
                 recording.commit()
-        except Error as error:
+                recording.close()
+        except (Error, OSError) as error:
+            what = str(error) if isinstance(error, Error) else f"{name}: {error.strerror}"
             lost = recording.close()
             left = f"; {quantity(lost, 'task')} of the last batch could not be" if lost else ""
             raise Failure(
-                f"{error}; {quantity(recording.committed, 'task')} recorded in {session}{left}"
+                f"{what}; {quantity(recording.committed, 'task')} recorded in {session}{left}"
             ) from error
-        recording.close()
         seconds = time.monotonic() - start
     told = f"recorded {quantity(recording.committed, 'task')} in {session}"
-    if seconds >= 1:
+    if recording.committed >= _MANY:
         told += f" ({seconds:,.1f} s, {recording.committed / seconds:,.0f} tasks/s)"
     if interrupts.caught is not None:
         complain(f"interrupted; {quantity(recording.committed, 'task')} read before are recorded")
@@ -97,7 +94,7 @@ def record(session: str, file: str, batch: int, on_error: str) -> int:
     return 128 + interrupts.caught if interrupts.caught is not None else 1 if broken else 0
 
 
-def _record_lines(lines: _Lines, recording: _Recording, progress: _Progress, name: str, skip: bool) -> int:
+def _record_lines(lines: Lines, recording: _Recording, progress: _Progress, name: str, skip: bool) -> int:
     """Record the tasks of *lines* until they end, a signal, or a broken one if not *skip*.
 
     Return the number of broken lines.
@@ -111,8 +108,8 @@ def _record_lines(lines: _Lines, recording: _Recording, progress: _Progress, nam
                 recording.commit()
                 continue
             try:
-                if len(line) > _LONGEST:
-                    raise ValueError(f"it is longer than {_LONGEST >> 20} MiB")
+                if len(line) > LONGEST:
+                    raise ValueError(f"it is longer than {LONGEST >> 20} MiB")
                 task = task_from_line(line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line)
                 if task is not None:
                     recording.add(task, len(line))
@@ -169,85 +166,6 @@ class _Recording:
         self.committed += self.pending
         self.pending = 0
         return 0
-
-
-# -- input --------------------------------------------------------------------
-
-
-@contextmanager
-def _input(file: str) -> Iterator[int]:
-    """Open a file, or standard input for '-', and give its descriptor."""
-    if file == "-":
-        if sys.stdin is None:
-            raise Failure("standard input is closed: pass a file, or pipe the tasks in")
-        if sys.stdin.isatty():
-            complain("reading a JSON object a line from the terminal; end with Ctrl-D")
-        yield sys.stdin.fileno()
-        return
-    try:
-        fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError as error:
-        raise Failure(f"{file}: {error.strerror}") from error
-    try:
-        if stat.S_ISDIR(os.fstat(fd).st_mode):
-            raise Failure(f"{file}: Is a directory")
-        yield fd
-    finally:
-        os.close(fd)
-
-
-class _Lines:
-    """The lines of a file as (number, bytes); where it pauses, (number of the last line, None).
-
-    Of a line that is too long only the beginning is given, a little more than is allowed.
-
-    Attributes:
-        position: how many bytes have been read.
-    """
-
-    def __init__(self, fd: int, interrupts: Interrupts) -> None:
-        self._fd = fd
-        self._interrupts = interrupts
-        self.position = 0
-
-    def __iter__(self) -> Iterator[tuple[int, bytes | None]]:
-        """Raise KeyboardInterrupt between two lines once a signal has been caught."""
-        number = 0
-        begun = bytearray()  # of a line whose end has not been read
-        cut = False  # that line has been given already, as it is too long
-        for chunk in self._chunks():
-            if chunk is None:
-                yield number, None
-                continue
-            *lines, rest = chunk.split(b"\n")
-            for line in lines:
-                if self._interrupts.caught is not None:
-                    raise KeyboardInterrupt
-                number += 1
-                if not cut:
-                    yield number, bytes(begun) + line if begun else line
-                begun.clear()
-                cut = False
-            if not cut:
-                begun += rest
-                if len(begun) > _LONGEST:
-                    yield number + 1, bytes(begun)
-                    begun.clear()
-                    cut = True
-        if begun:
-            yield number + 1, bytes(begun)
-
-    def _chunks(self) -> Iterator[bytes | None]:
-        pause: float | None = _PAUSE
-        while True:
-            with self._interrupts.waiting():
-                ready = select.select([self._fd], [], [], pause)[0]
-                chunk = os.read(self._fd, _CHUNK) if ready else None
-            if chunk == b"":
-                return
-            self.position += len(chunk or b"")
-            yield chunk
-            pause = None if chunk is None else _PAUSE
 
 
 # -- tasks --------------------------------------------------------------------

@@ -59,33 +59,29 @@ class SessionDirectory:
             raise NotASession(f"{self.path} can't be read: {error.strerror}") from error
         if self.STORE_URL_FILENAME in names:
             return True
-        if names & {self.INDEX_FILENAME, self.DEFAULT_JOBS_DIR}:
-            if self._was_being_made(names):
-                if create:
-                    return False
-                raise NotASession(f"{self.path} is not a session yet: its making was interrupted")
+        if self.DEFAULT_JOBS_DIR in names or (self.INDEX_FILENAME in names and not self._empty_mirror()):
             raise DamagedSession(
                 f"{self.path} holds a session's data but no {self.STORE_URL_FILENAME}: restore that file, which"
                 f" for a store in it is the line 'lmdb:{self.DEFAULT_JOBS_DIR}#' and the session's identity,"
                 " 32 hexadecimal digits; or move what is there elsewhere"
             )
-        if names - {self.TIMESTAMP_FILES["start"]} and not all(name.endswith(".tmp") for name in names):
+        # Of a session that is being made, or whose making was interrupted, there may be a part.
+        parts = (self.TIMESTAMP_FILES["start"], self.INDEX_FILENAME, self.STORE_URL_FILENAME)
+        pattern = re.compile(rf"({'|'.join(map(re.escape, parts))})(\.\d+\.tmp)?")
+        if not all(map(pattern.fullmatch, names)):
             raise NotASession(f"{self.path} is not a session, and not empty; choose an empty or new directory")
         if not create:
-            raise NotASession(f"there is no session at {self.path}; the directory is empty")
+            raise NotASession(f"there is no session at {self.path}; the directory has no {self.STORE_URL_FILENAME}")
         return False
 
-    def _was_being_made(self, names: set[str]) -> bool:
-        """Return whether what is there is what a crash in the middle of `make` leaves."""
-        if self.DEFAULT_JOBS_DIR in names:
-            return False
+    def _empty_mirror(self) -> bool:
         try:
             return os.lstat(self.mirror).st_size == 0
         except OSError:
             return False
 
-    def make(self, url: str, command: str) -> None:
-        """Make the files of a new session, whose store is at *url*.
+    def make(self, url: str, command: str, *, anew: bool) -> None:
+        """Make the files of a new session, whose store is at *url*; *anew* in place of one.
 
         *command* is what `created` is to say.  `store.url` comes last: with it the session is there.
         """
@@ -93,19 +89,17 @@ class SessionDirectory:
         finished = os.path.join(self.path, self.TIMESTAMP_FILES["end"])
         try:
             os.makedirs(self.path, exist_ok=True)
-            if os.path.lexists(finished):
-                os.unlink(finished)
-            write_durably(created, command.encode(errors="surrogateescape"))
             line = f"{self._written(url)}#{secrets.token_hex(16)}\n"
-            if os.path.lexists(self.url_file):  # made anew: the old mirror is of the old identity
-                write_durably(self.url_file, line.encode())
-                write_durably(self.mirror, b"")
-            else:
-                write_durably(self.mirror, b"")
+            files = {created: command, self.mirror: "", self.url_file: line}
+            if anew:
+                files = {created: command, self.url_file: line, self.mirror: ""}
+                if os.path.lexists(finished):
+                    os.unlink(finished)
+            for path, text in files.items():
                 try:
-                    write_durably(self.url_file, line.encode(), replace=False)
+                    write_durably(path, text.encode(errors="surrogateescape"), replace=anew)
                 except FileExistsError:
-                    pass  # another process has made the session meanwhile: its identity holds
+                    continue  # another process is making the session, too: whoever was first holds
             sync_directory(os.path.dirname(self.path))
         except OSError as error:
             told = f"no session can be made at {self.path}: {error.strerror}"

@@ -24,7 +24,7 @@ import struct
 
 import lmdb.verify
 
-from .errors import CorruptStore, UnknownFormat
+from .errors import CorruptStore, OpenError, UnknownFormat
 
 _MAGIC = 0xBEEFC0DE
 _META_FLAG = 8
@@ -100,6 +100,15 @@ def check_before_opening(directory: str) -> None:
     that it has freed again.  The store closes that gap after each commit (see `missing_bytes`),
     so that only a killed writer and a truncation leave such a file.
     """
+    try:
+        _check(directory)
+    except NotADirectoryError as error:
+        raise CorruptStore(f"{directory} is not the directory of a store; restore it from a backup") from error
+    except PermissionError as error:
+        raise OpenError(f"{error.filename} can't be read: {error.strerror}; ask its owner for the rights") from error
+
+
+def _check(directory: str) -> None:
     path = os.path.join(directory, "data.mdb")
     status = regular_file(path)
     regular_file(os.path.join(directory, "lock.mdb"))
@@ -110,7 +119,10 @@ def check_before_opening(directory: str) -> None:
     for _ in range(3):  # beside a live writer the walk may see two states at once
         if not missing_bytes(path):
             return
-        problems = lmdb.verify.verify(path)
+        try:
+            problems = lmdb.verify.verify(path)  # type: ignore[no-untyped-call]
+        except lmdb.verify.VerifyError as error:
+            problems = [error]
         if not problems:
             return
     raise CorruptStore(f"{path} is truncated or damaged ({problems[0]}); restore it from a backup")

@@ -477,7 +477,7 @@ class Session(_SessionBase):
             store = given
         if not (there and load):  # what could be wrong with the arguments has been found by now
             store.ensure_writable()
-            directory.make(location, f"{shlex.join(sys.orig_argv)}\n")
+            directory.make(location, f"{shlex.join(sys.orig_argv)}\n", anew=there)
             made, identity = directory.store_url()
             if owned and made != location:  # another process was faster, and chose another store
                 store.close()

@@ -364,10 +364,9 @@ class Store:
 
     def _check_format(self, reader: Reader) -> None:
         data = reader.get(META, _FORMAT_KEY)
-        format_ = None if data is None else msgpack.unpackb(data)
-        if format_ != FORMAT:
+        if data != msgpack.packb(FORMAT):
             raise UnknownFormat(
-                f"the store {self.url} has the format version {format_}; this version of gc3session"
+                f"the store {self.url} has the format version {_shown(data)}; this version of gc3session"
                 f" knows version {FORMAT} only: upgrade gc3session"
             )
         self._identity = reader.get(META, _STORE_KEY)
@@ -798,6 +797,13 @@ class Store:
         self.sequence.reset()
         for index in self.indexes:
             index.reset()
+
+
+def _shown(version: bytes | None) -> str:
+    try:
+        return str(msgpack.unpackb(version or b""))
+    except (ValueError, msgpack.UnpackException):
+        return repr(version)
 
 
 def _schema_number(record: bytes) -> int:

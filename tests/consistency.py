@@ -104,10 +104,11 @@ def check(path: str | os.PathLike[str], damaged: Collection[str] = (), mirror: b
         numbers = {int(id_.rpartition(".")[2]) for id_ in stored}
         assert held.records.keys() | held.damaged == numbers, "store.list"
         assert {record.id for record in held.records.values()} <= set(stored), "store.list"
-        if ids:
-            [index] = [index for index in held.sessions.values() if index.ids == ids]
-            if mirror:
-                _check_lines(Path(path, "session_ids.txt").read_bytes(), index)
+        identity = bytes.fromhex(Path(path, "store.url").read_text().strip().rpartition("#")[2])
+        index = held.sessions.get(identity)
+        assert ids == ([] if index is None else index.ids), "the session's index in the tables"
+        if index is not None and mirror:
+            _check_lines(Path(path, "session_ids.txt").read_bytes(), index)
     return ids
 
 

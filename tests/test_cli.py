@@ -750,7 +750,7 @@ def test_show_of_an_unknown_id_says_so_and_shows_the_others(path: Path, made: An
     ran = run("show", path, first, "Task.999", last)
     assert "Task.999" in one_error(ran, 1)
     assert [line for line in ran.out.splitlines() if line[:1] not in ("", " ")] == [first, last]
-    assert "nonsense" in one_error(run("show", path, "nonsense\n"), 1)
+    assert r"no task nonsense\n in" in one_error(run("show", path, "nonsense\n"), 1)
 
 
 def test_a_name_that_is_no_text_is_told_by_its_type(path: Path, made: Any) -> None:

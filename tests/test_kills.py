@@ -15,7 +15,7 @@ from consistency import check
 from examples import Simulation
 from killed_writer import Holds, held, plans, told, write
 
-from gc3session import MirrorWarning, Session, Task
+from gc3session import Error, MirrorWarning, Session, Task
 
 KILLS, KILLS_IN_LONG_FORM = 200, 5000
 LIVES = 25
@@ -83,9 +83,14 @@ def test_writer_killed_while_it_makes_the_session_leaves_one_that_opens(tmp_path
         child.kill()
         with pytest.raises(Died):
             child.result()
-        with Session(path) as session:
-            assert len(session) == len(list(session))
-            session.add(Task())
+        left = os.listdir(path) if path.exists() else []
+        try:
+            with Session(path) as session:
+                assert len(session) == len(list(session))
+                session.add(Task())
+        except Error as error:
+            error.add_note(f"what the writer has left: {left}")
+            raise
         check(path)
 
 

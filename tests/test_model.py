@@ -474,7 +474,7 @@ class Sessions(RuleBasedStateMachine):
 
 
 def test_any_sequence_of_calls_agrees_with_the_model(long_form: bool) -> None:
-    count, steps = (1000, 60) if long_form else (50, 25)
+    count, steps = (1000, 60) if long_form else (80, 30)
     hypothesis.stateful.run_state_machine_as_test(
         Sessions, settings=hypothesis.settings(max_examples=count, stateful_step_count=steps, deadline=None)
     )

@@ -302,7 +302,7 @@ def test_task_of_a_collection_can_be_added_too(session: Session) -> None:
     assert len(list(session.store.list())) == 2
 
 
-@pytest.mark.parametrize("value", [None, 3, "Task.1", object(), Task, {"jobname": "x"}], ids=repr)
+@pytest.mark.parametrize("value", [None, 3, "Task.1", object(), Task, {"jobname": "x"}], ids=type)
 def test_adding_what_is_no_task_is_refused(session: Session, value: Any) -> None:
     with pytest.raises(InvalidArgument):
         session.add(value)

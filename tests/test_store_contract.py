@@ -120,7 +120,7 @@ def test_saving_resets_changed(store: Store) -> None:
     assert not task.changed
 
 
-@pytest.mark.parametrize("value", [3, "text", None, {"a": 1}, object(), Task], ids=repr)
+@pytest.mark.parametrize("value", [3, "text", None, {"a": 1}, object(), Task], ids=type)
 def test_saving_what_is_no_persistable_is_refused(store: Store, value: Any) -> None:
     with pytest.raises(InvalidArgument):
         store.save(value)

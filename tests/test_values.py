@@ -163,8 +163,9 @@ def test_any_hashable_value_can_be_a_key(again: Callable[[Any], Any], key: Any) 
     assert picture(again({key: key})) == picture({key: key})
 
 
-@pytest.mark.parametrize("value", ONE_OF_EACH, ids=ascii)
-def test_one_of_each_type_comes_back(again: Callable[[Any], Any], value: Any) -> None:
+@pytest.mark.parametrize("number", range(len(ONE_OF_EACH)))
+def test_one_of_each_type_comes_back(again: Callable[[Any], Any], number: int) -> None:
+    value = ONE_OF_EACH[number]
     assert picture(again(value)) == picture(value)
 
 

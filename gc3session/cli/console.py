@@ -31,7 +31,7 @@ def open_session(path: str, *, read_only: bool) -> Session:
     try:
         return Session(path, create=not read_only, read_only=read_only)
     except OSError as error:
-        raise Failure(f"{path}: {error.strerror or error}", 2) from error
+        raise Failure(f"{error.filename or path}: {error.strerror or error}", 2) from error
 
 
 # -- text ---------------------------------------------------------------------

@@ -6,7 +6,7 @@ import sys
 
 import click
 
-from ..errors import LoadError
+from ..errors import LoadError, NotFound
 from .console import colours, complain, open_session
 from .fields_text import object_lines
 
@@ -29,6 +29,9 @@ def show(session: str, ids: tuple[str, ...]) -> int:
         for id_ in ids:
             try:
                 task = source.load(id_)
+            except NotFound:
+                complain(f"there is no task {id_} in {session}; 'gc3session list -r' shows the IDs that there are")
+                continue
             except LoadError as error:
                 complain(str(error))
                 continue

@@ -1,9 +1,9 @@
 """Persistent collections of tasks in an embedded key-value store.
 
-    from gc3session import Session, Task
+from gc3session import Session, Task
 
-    with Session('campaign') as session:
-        session.add(Task(jobname='first', state='RUNNING'))
+with Session('campaign') as session:
+    session.add(Task(jobname='first', state='RUNNING'))
 """
 
 from .errors import (
@@ -43,7 +43,15 @@ from .tasks import (
 )
 from .values import Opaque
 
-__version__ = "0.1.0"
+
+def __getattr__(name: str) -> str:
+    """Return the installed version as `__version__`; it is looked up only where it is asked for."""
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("gc3session")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
 
 __all__ = [
     "ClosedError",

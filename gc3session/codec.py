@@ -209,7 +209,8 @@ class Layout:
 
 def _reader(fields: tuple[str, ...]) -> Callable[[Any], list[Any]]:
     """Return the function that takes an object apart; compiled, as `_builder` is."""
-    return _compiled(f"def values(obj):\n    return [{', '.join(f'obj.{field}' for field in fields)}]\n")
+    parts = ", ".join(f"obj.{field}" for field in fields)
+    return _compiled(f"def values(obj):\n    return [{parts}]\n")  # type: ignore[no-any-return]
 
 
 def _compiled(source: str, **names: Any) -> Any:

@@ -52,7 +52,7 @@ class SessionDirectory:
         except FileNotFoundError:
             names = set()
             if not create:
-                raise NotASession(f"there is no session at {self.path}; the directory is missing") from None
+                raise NotASession(f"there is no session at {self.path}: the directory is missing") from None
         except NotADirectoryError:
             raise NotASession(f"{self.path} is a file, not the directory of a session") from None
         except OSError as error:
@@ -69,9 +69,12 @@ class SessionDirectory:
         parts = (self.TIMESTAMP_FILES["start"], self.INDEX_FILENAME, self.STORE_URL_FILENAME)
         pattern = re.compile(rf"({'|'.join(map(re.escape, parts))})(\.\d+\.tmp)?")
         if not all(map(pattern.fullmatch, names)):
-            raise NotASession(f"{self.path} is not a session, and not empty; choose an empty or new directory")
+            remedy = "choose an empty or new directory" if create else "name the directory of a session"
+            raise NotASession(f"{self.path} is not a session, and not empty; {remedy}")
         if not create:
-            raise NotASession(f"there is no session at {self.path}; the directory has no {self.STORE_URL_FILENAME}")
+            raise NotASession(
+                f"there is no session at {self.path}: the directory has no {self.STORE_URL_FILENAME}"
+            )
         return False
 
     def _empty_mirror(self) -> bool:

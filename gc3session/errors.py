@@ -66,7 +66,15 @@ class NetworkFilesystemError(OpenError):
 
 
 class LoadError(Error):
-    """An object can't be loaded."""
+    """An object can't be loaded.
+
+    Attributes:
+        id: the ID of the object; '' if none is concerned.
+    """
+
+    def __init__(self, message: str, id_: str = "") -> None:
+        super().__init__(message)
+        self.id = id_
 
 
 class NotFound(LoadError, KeyError):

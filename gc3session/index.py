@@ -33,7 +33,7 @@ import msgpack
 
 from .codec import schema_number, seal, unseal
 from .errors import ConflictError, CorruptRecord, CorruptStore
-from .tables import LATE, LATE_MEMBERS, MEMBERS, META, RECORDS, SESSIONS, STATES, Reader, Writer
+from .tables import LATE, LATE_MEMBERS, MEMBERS, META, SESSIONS, STATES, Reader, Writer
 from .values import RECORD_KEY
 
 if TYPE_CHECKING:
@@ -108,6 +108,9 @@ class Listener(Protocol):
     def release(self) -> None:
         """Called in the end, whether there was a commit or not."""
 
+    def forked(self) -> None:
+        """Called in a forked child."""
+
 
 def state_key(session: int, state: str) -> bytes:
     """Return the key of a state of a session in the table `states`."""
@@ -163,6 +166,7 @@ class Ledger:
         self._writer = writer
         self._late = writer.entries(LATE_MEMBERS) > 0
         self._identities: dict[int, bytes] | None = None
+        self._before: dict[int, Row] = {}
         self._rows: dict[int, tuple[bytes, Row]] = {}
         self._blanks: dict[int, list[tuple[int, int]]] = {}
         self._text: dict[int, bytes] = {}
@@ -200,9 +204,7 @@ class Ledger:
             rows = self._writer.scan(SESSIONS, b"")
             self._identities = {Row.from_bytes(key, data).number: key for key, data in rows}
             ours = {index.identity for index in self._store.indexes}
-            self._identities = dict(
-                sorted(self._identities.items(), key=lambda item: item[1] not in ours)
-            )
+            self._identities = dict(sorted(self._identities.items(), key=lambda item: item[1] not in ours))
         return self._identities
 
     # -- changing them
@@ -322,6 +324,7 @@ class Ledger:
             self._writer.put(META, [(b"next session", SESSION_KEY.pack(number + 1))])
             found = Row(number, 0, 0, None)
             self._identities = None
+        self._before[found.number] = found
         self._rows[found.number] = identity, found
         return found
 
@@ -335,12 +338,11 @@ class Ledger:
                 self._row(self._identities[session])
         for session, (identity, row) in self._rows.items():
             blanks = self._blanks.get(session, [])
-            before = Row.read(self._writer, identity) or Row(session, 0, 0, None)
             after = row._replace(blank=row.blank + sum(length + 1 for _, length in blanks), mark=None)
             listener = listeners.get(identity)
             if listener is not None:
                 change = Change(self._text.get(session, b""), blanks, session in self._anew)
-                after = after._replace(mark=listener.prepare(self._writer, before, after, change))
+                after = after._replace(mark=listener.prepare(self._writer, self._before[session], after, change))
             after.write(self._writer, identity)
 
 

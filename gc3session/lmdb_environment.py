@@ -43,9 +43,7 @@ def translated(error: lmdb.Error, path: str) -> Error:
     if isinstance(error, lmdb.PanicError):
         return WriteError(f"{told}; the environment was closed and is opened again at the next call")
     if isinstance(error, lmdb.MemoryError) or code == errno.ENOMEM:
-        return StoreFull(
-            f"{told}; the address space is limited: raise `ulimit -v`, or pass a smaller map_size"
-        )
+        return StoreFull(f"{told}; the address space is limited: raise `ulimit -v`, or pass a smaller map_size")
     if code in _NO_ROOM:
         return StoreFull(
             f"{told}; the disk is full, a quota is reached, or the disk fails. Nothing of this"
@@ -81,6 +79,7 @@ class Environment:
         self._opening = threading.Lock()
         self.tables: dict[str, Any] = {}
         self._page_size = 4096
+        self._last_page = 0
 
     # -- opening
 
@@ -223,8 +222,11 @@ class Environment:
     def fill_gap(self) -> None:
         """Lengthen the data file to all its pages: a file that stays short looks truncated."""
         env = self.opened()
-        info = env.info()
-        if os.stat(self.data).st_size >= (info["last_pgno"] + 1) * self._page_size:
+        last = env.info()["last_pgno"]
+        if last == self._last_page:
+            return
+        self._last_page = last
+        if os.stat(self.data).st_size >= (last + 1) * self._page_size:
             return
         with contextlib.suppress(lmdb.Error, OSError):  # only a slower opening would come of it
             txn = env.begin(write=True)  # so that no other process writes there meanwhile
@@ -272,7 +274,7 @@ class Environment:
 
     def drop(self) -> None:
         """Close the environment; only where no transaction is open."""
-        env, self._lmdb, self.tables = self._lmdb, None, {}
+        env, self._lmdb, self.tables, self._last_page = self._lmdb, None, {}, 0
         if env is not None:
             env.close()
 
@@ -351,6 +353,4 @@ def _after_in_child() -> None:
         env.drop()
 
 
-os.register_at_fork(
-    before=_before_fork, after_in_parent=_after_in_parent, after_in_child=_after_in_child
-)
+os.register_at_fork(before=_before_fork, after_in_parent=_after_in_parent, after_in_child=_after_in_child)

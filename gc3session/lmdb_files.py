@@ -105,7 +105,9 @@ def check_before_opening(directory: str) -> None:
     except NotADirectoryError as error:
         raise CorruptStore(f"{directory} is not the directory of a store; restore it from a backup") from error
     except PermissionError as error:
-        raise OpenError(f"{error.filename} can't be read: {error.strerror}; ask its owner for the rights") from error
+        raise OpenError(
+            f"{error.filename} can't be read: {error.strerror}; ask its owner for the rights"
+        ) from error
 
 
 def _check(directory: str) -> None:

@@ -15,8 +15,8 @@ from .filesystem import NETWORK_FILESYSTEMS, filesystem_of
 from .lmdb_environment import (
     DEFAULT_MAP_SIZE,
     Environment,
-    Transaction,
     Panic,
+    Transaction,
     acquire,
     discard,
     release,
@@ -42,7 +42,7 @@ class _LmdbReader(Reader):
         return self._txn.get(key, db=self._tables[table])  # type: ignore[no-any-return]
 
     def get_many(self, table: str, keys: Sequence[bytes]) -> list[Item]:
-        return self._txn.cursor(self._tables[table]).getmulti(keys)
+        return self._txn.cursor(self._tables[table]).getmulti(keys)  # type: ignore[no-any-return]
 
     def scan(self, table: str, start: bytes, limit: int | None = None, prefix: bytes = b"") -> list[Item]:
         cursor = self._txn.cursor(self._tables[table])
@@ -69,7 +69,7 @@ class _LmdbReader(Reader):
 
     def count(self, table: str, key: bytes) -> int:
         cursor = self._txn.cursor(self._tables[table])
-        return cursor.count() if cursor.set_key(key) else 0  # type: ignore[no-any-return]
+        return cursor.count() if cursor.set_key(key) else 0
 
     def counts(self, table: str, prefix: bytes) -> list[tuple[bytes, int]]:
         cursor = self._txn.cursor(self._tables[table])

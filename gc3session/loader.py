@@ -71,7 +71,7 @@ class Loader:
 
     def sweep(self) -> None:
         """Drop what is dead; as this is done when that may be half of all, it costs little."""
-        for number in [number for number, ref in self.live.items() if ref() is None]:
+        for number in [number for number, held in self.live.items() if held() is None]:
             del self.live[number]
         self.limit = max(1024, 2 * len(self.live))
 

@@ -51,7 +51,8 @@ class Mirror:
         self.path = path
         self._lock_path = lock
         self._schemas = schemas
-        self._lock: int | None = None
+        self._lock = -1
+        self._locked = False
         self._change: Change | None = None
         self._end = 0
         self._time = 0
@@ -78,9 +79,11 @@ class Mirror:
 
     def prepare(self, writer: Writer, before: Row, after: Row, change: Change) -> Any:
         """Lock the mirror and plan what `apply` is to do; return the mark for the row."""
-        if self._lock is None:
-            self._lock = os.open(self._lock_path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        if not self._locked:
+            if self._lock < 0:
+                self._lock = os.open(self._lock_path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
             fcntl.flock(self._lock, fcntl.LOCK_EX)
+            self._locked = True
         kept = before.size
         if change.anew or not self.intact(before):
             self._write_anew(writer, after)
@@ -122,13 +125,24 @@ class Mirror:
 
     def release(self) -> None:
         """Unlock the mirror, and drop a plan that was not carried out."""
-        if self._lock is None:
+        if not self._locked:
             return
         change, self._change = self._change, None
         if change is not None and change.anew and os.path.lexists(self._temporary):
             os.unlink(self._temporary)
-        fd, self._lock = self._lock, None
-        os.close(fd)
+        self._locked = False
+        fcntl.flock(self._lock, fcntl.LOCK_UN)
+
+    def forked(self) -> None:
+        """Give up the file that is locked: a child shares it, and its lock, with its parent."""
+        self.close()
+        self._locked, self._change = False, None
+
+    def close(self) -> None:
+        """Give back the file that is locked."""
+        fd, self._lock = self._lock, -1
+        if fd >= 0:
+            os.close(fd)
 
     # -- writing it anew
 

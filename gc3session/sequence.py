@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from operator import length_hint
+
 from .tables import META, Tables, Writer
 from .values import RECORD_KEY
 
@@ -40,7 +42,7 @@ class NumberSequence:
 
     def low(self) -> bool:
         """Return whether a transaction that is made anyway should take a block along."""
-        return not self._spare and self.numbers.__length_hint__() < self._size // 4
+        return not self._spare and length_hint(self.numbers) < self._size // 4
 
     def reserve(self, writer: Writer) -> tuple[int, int]:
         """Take a block in a transaction; `took` is to be called once that is committed."""

@@ -7,16 +7,14 @@ import os
 import re
 import secrets
 import shlex
-import shutil
 import sys
 import time as clock
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from types import TracebackType
 from typing import Any, ClassVar, Self
 
-from .codec import layout_of
 from .directory import SessionDirectory
 from .errors import ClosedError, InvalidArgument, LoadError, NotFound, NotInSession
 from .index import Entry, Index, Row
@@ -70,9 +68,9 @@ class _SessionBase:
             number = store.stage(task)
             if new:
                 self._index.join(store.batch.set_item, number, number)
-                return store.id_of(number)
+                return str(task.persistent_id)
         self._include(number)
-        return store.id_of(number)
+        return str(task.persistent_id)
 
     def _include(self, number: int) -> None:
         """Add record N to the index, if it isn't there.  Raise NotFound if there is no such record."""
@@ -316,7 +314,8 @@ class _SessionBase:
         Raise ConflictError if its record has changed since it was loaded; *force* overwrites it.
         """
         with self._unit(True):
-            return self.store.id_of(self.store.stage(obj, force=force))
+            self.store.stage(obj, force=force)
+            return str(obj.persistent_id)
 
     def save_all(self, flush: bool = True) -> None:
         """Save all objects of this session's store that have unsaved changes.
@@ -385,11 +384,9 @@ class _SessionBase:
 
     # -- checks
 
-    @contextmanager
-    def _unit(self, flush: bool) -> Iterator[None]:
+    def _unit(self, flush: bool) -> AbstractContextManager[None]:
         self._ensure_open()
-        with self.store.unit(flush=flush):
-            yield
+        return self.store.unit(flush=flush)
 
     def _ensure_open(self) -> None:
         if self._closed:
@@ -534,6 +531,10 @@ class Session(_SessionBase):
                 store.write(lambda ledger, writer: ledger.mend(identity))
 
     def _tidy(self) -> None:
+        self._tidy_mirror()
+        self._mirror.close()
+
+    def _tidy_mirror(self) -> None:
         store, identity = self.store, self._index.identity
         if not store.tables.exists():
             return
@@ -655,9 +656,7 @@ class _Tasks(Iterator[Any]):
         return self._index.chunk_in_state(reader, self._state, self._after)
 
 
-def _selected(
-    tasks: Iterator[Any], pattern: re.Pattern[str] | None, fields: dict[str, Any]
-) -> Iterator[Any]:
+def _selected(tasks: Iterator[Any], pattern: re.Pattern[str] | None, fields: dict[str, Any]) -> Iterator[Any]:
     missing = object()
     for task in tasks:
         if pattern is not None and not pattern.search(getattr(task, "jobname", "")):

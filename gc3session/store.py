@@ -27,8 +27,6 @@ from .batch import NO_SLOTS, REMOVED, STAGED_BYTES, Batch
 from .codec import (
     COLLECTION,
     PERSISTABLE,
-    Layout,
-    Schema,
     layout_of,
     parse_id,
     read_header,
@@ -67,6 +65,7 @@ DEFAULT_BATCH_BYTES = 64 << 20
 
 _FORMAT_KEY, _STORE_KEY = b"format", b"store"
 _CHUNK = 512
+_MANY = 1000
 _key = RECORD_KEY.pack
 
 
@@ -149,7 +148,7 @@ class Store:
         self.loader = Loader(self, self.reading, self.record)
         self.lock = threading.RLock()
         self._encoder = Encoder(self._refer)
-        self._journal: builtins.list[Callable[[], object]] = []  # for stage_new
+        self._journal: list[tuple[Any, Any, Any]] = []  # for stage_new
         self._pending: builtins.list[Persistable] = []
         self._identity: bytes | None = None
         self._closed = False
@@ -188,7 +187,8 @@ class Store:
         raises, nothing has changed.
         """
         with self.unit(flush=True):
-            return self.id_of(self.stage(obj, force=force))
+            self.stage(obj, force=force)
+            return str(obj.persistent_id)
 
     def load(self, id_: str) -> Persistable:
         """Return the object stored as *id_*; the same object as before if that is alive.
@@ -206,7 +206,7 @@ class Store:
             try:
                 obj = self.loader.load(number, record)
             except LoadError as error:
-                raise type(error)(f"{id_} in {self.url}: {error}") from error
+                raise type(error)(f"{id_} in {self.url}: {error}", id_) from error
             if obj._schema.name != name:  # type: ignore[union-attr]
                 raise self._not_found(id_)
             return obj
@@ -444,16 +444,11 @@ class Store:
         except LoadError as error:
             with self.reading() as reader:
                 id_ = f"{self.schemas.name(schema, reader)}.{number}"
-            failure = type(error)(f"{id_} in {self.url}: {error}")
+            failure = type(error)(f"{id_} in {self.url}: {error}", id_)
             failure.__cause__ = error
             return failure
 
     # -- IDs
-
-    def id_of(self, number: int) -> str:
-        """Return the ID of record N."""
-        with self.reading() as reader:
-            return f"{self.name_of(reader, number)}.{number}"
 
     @staticmethod
     def number_of(id_: str) -> int:
@@ -465,7 +460,7 @@ class Store:
         raise NotFound(f"{id_!r} is not an ID: they are of the form ClassName.N")
 
     def _not_found(self, id_: str) -> NotFound:
-        return NotFound(f"there is no object {id_} in {self.url}; Store.list() gives the IDs of all")
+        return NotFound(f"there is no object {id_} in {self.url}; Store.list() gives the IDs of all", id_)
 
     def own_number(self, obj: Persistable) -> int | None:
         """Return the N of *obj* in this store, or None if it has no ID yet.
@@ -588,7 +583,9 @@ class Store:
         try:
             values = layout.values(obj)
         except AttributeError as error:
-            raise UnstorableValue(f"{type(obj).__qualname__}: a field isn't set ({error}); nothing was written") from error
+            raise UnstorableValue(
+                f"{type(obj).__qualname__}: a field isn't set ({error}); nothing was written"
+            ) from error
         if schema.fields != names:
             fields = {**(obj._leftover or {}), **dict(zip(names, values, strict=True))}
             names = schema.fields
@@ -725,8 +722,11 @@ class Store:
             return self.sequence.reserve(writer) if self.sequence.low() else None
 
         try:
-            with _no_collection(len(self.batch.records)):
+            if len(self.batch.records) < _MANY:
                 self.tables.write(unit, self._after_commit)
+            else:
+                with _no_collection():
+                    self.tables.write(unit, self._after_commit)
         finally:
             for index in self.indexes:
                 if index.listener is not None:
@@ -782,7 +782,7 @@ class Store:
 
     def stage_changed(self) -> None:
         """Encode all objects with unsaved changes into the batch.  To be called in a unit."""
-        with _no_collection(len(self.changed)):
+        with _no_collection():
             for obj in list(self.changed.values()):
                 if obj.changed:
                     self.stage(obj)
@@ -797,6 +797,8 @@ class Store:
         self.sequence.reset()
         for index in self.indexes:
             index.reset()
+            if index.listener is not None:
+                index.listener.forked()
 
 
 def _shown(version: bytes | None) -> str:
@@ -814,13 +816,13 @@ def _schema_number(record: bytes) -> int:
 
 
 @contextmanager
-def _no_collection(count: int) -> Iterator[None]:
+def _no_collection() -> Iterator[None]:
     """Pause the collection of cycles while work is done that makes many objects, but no cycles.
 
     It would look through all that the program has for every quarter that there is more: half of
     the time of saving 100,000 tasks.
     """
-    if count < 1000 or not gc.isenabled():
+    if not gc.isenabled():
         yield
         return
     gc.disable()
@@ -848,9 +850,7 @@ def _after_in_child() -> None:
         store.after_fork_in_child()
 
 
-os.register_at_fork(
-    before=_before_fork, after_in_parent=_after_in_parent, after_in_child=_after_in_child
-)
+os.register_at_fork(before=_before_fork, after_in_parent=_after_in_parent, after_in_child=_after_in_child)
 
 
 # -- where stores are made -----------------------------------------------------

@@ -174,7 +174,8 @@ def _adopt(cls: type[_Tracked]) -> None:
         )
     namespace = {"__slots__": (), "__setattr__": _assign, "_quiet": None}
     namespace.update(__module__=cls.__module__, __qualname__=cls.__qualname__)
-    cls._quiet = type(cls)(cls.__name__, (cls,), namespace)
+    metaclass: Any = type(cls)
+    cls._quiet = metaclass(cls.__name__, (cls,), namespace)
     cls._quiet._quiet = cls._quiet
     cls._open = any("__dict__" in base.__dict__ for base in cls.__mro__)
     global _adopted

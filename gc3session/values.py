@@ -58,7 +58,7 @@ from .errors import CorruptRecord, Error, UnstorableValue
 from .tasks import Persistable, class_tag, field_names, importable_name
 
 MAX_DEPTH = 100
-"""How deep tuples, sets, dict keys and attrs objects may be nested (lists and dicts: 500)."""
+"""How deep values other than lists and dicts may be nested; of those msgpack takes some 1,000."""
 
 (TUPLE, SET, FROZENSET, INT, COMPLEX, DATETIME, DATE, TIME, TIMEDELTA) = range(1, 10)
 (DECIMAL, FRACTION, UUID_, PATH, ENUM, ATTRS, REFERENCE, NUMPY_SCALAR, NUMPY_ARRAY) = range(10, 19)
@@ -308,7 +308,7 @@ def _find_problem(value: Any, where: str, depth: int, above: set[int]) -> tuple[
         problem = _find_problem(part, place, depth + 1, above | {id(value)})
         if problem:
             return problem
-    if parts or cls not in (bytearray, memoryview) and _packs(value):
+    if parts or (cls not in (bytearray, memoryview) and _packs(value)):
         return None
     if cls in (datetime, time):
         return where, f"a {cls.__name__} with the time zone {value.tzinfo!r} can't be stored; use zoneinfo"
@@ -417,7 +417,7 @@ def _unpath(parts: list[str]) -> pathlib.PurePath:
     name, text = parts
     cls = _PATHS[name]
     native = type(pathlib.Path())
-    if issubclass(cls, pathlib.Path) and cls is not native:  # the other system's
+    if issubclass(cls, pathlib.Path) and name != native.__name__:  # the other system's
         cls = pathlib.PureWindowsPath if "Windows" in name else pathlib.PurePosixPath
     return cls(text)
 
@@ -449,7 +449,7 @@ def _unattrs(parts: list[Any]) -> Any:
     cls = _defined_class(tag)
     if cls is None or not _is_attrs(cls) or field_names(cls) != tuple(names):
         return _Missing(f"the program has not defined the attrs class {tag} with these fields")
-    value = object.__new__(cls)
+    value: Any = object.__new__(cls)
     for name, item in zip(names, values, strict=True):
         object.__setattr__(value, name, item)
     if "_attrs_cached_hash" in getattr(getattr(cls.__hash__, "__code__", None), "co_names", ()):

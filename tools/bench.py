@@ -37,6 +37,7 @@ from gc3session.filesystem import filesystem_of
 CHUNK: Final = 5_000  # tasks a turn
 SMALL: Final = 1_000  # tasks in the small stores
 LOADS: Final = 20_000
+PATIENCE: Final = 4.0  # seconds after which work that takes long isn't done more than three times
 MIB: Final = 1 << 20
 BATCH_BYTES: Final = 64 * MIB
 
@@ -211,8 +212,10 @@ class Bench:
         large, small = self.filled(self.tasks), self.filled(SMALL)
         for kind in CONTENDERS:
             both: tuple[list[float], list[float]] = ([], [])
-            operations = self.operations if kind in (Ours, Raw) else max(3, self.operations // 20)
-            for turn in range(operations):
+            begun = time.monotonic()
+            for turn in range(self.operations):
+                if turn >= 3 and time.monotonic() - begun > PATIENCE:
+                    break
                 for store, times in in_turn(((large[kind.name], both[0]), (small[kind.name], both[1])), turn):
                     prepared = prepare(store, turn)
                     times.append(timed(work, store, prepared))
@@ -517,7 +520,7 @@ def parse_arguments() -> argparse.Namespace:
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--quick", action="store_true", help="30,000 tasks; takes less than a minute")
     size.add_argument("--full", action="store_true", help="measure memory with 10,000,000 tasks")
-    parser.add_argument("--tasks", type=int, metavar="N", help="(default: 1,000,000)")
+    parser.add_argument("--tasks", type=int, metavar="N", help="(default: 1,000,000, some ten minutes)")
     parser.add_argument("--only", action="append", metavar="ROW", help="one row; may be repeated")
     parser.add_argument("--json", metavar="FILE", help="write the figures there, too")
     parser.add_argument("--dir", default=".", help="where to write; on a disk (default: here)")

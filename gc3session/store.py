@@ -53,7 +53,7 @@ from .schemas import Schemas
 from .sequence import NEXT_KEY, NumberSequence
 from .tables import META, RECORDS, Reader, Tables, Writer
 from .tasks import Persistable, Unreadable
-from .values import RECORD_KEY, UNPACKABLE, Encoder
+from .values import RECORD_KEY, UNPACKABLE, Encoder, holds_bytearray, may_hold_bytes
 
 if TYPE_CHECKING:
     from .index import Entry
@@ -633,10 +633,11 @@ class Store:
                     break
                 number = next(sequence.numbers, 0) or sequence.next()
                 try:
-                    body = pack([number_of_schema, 1, values(obj)])
+                    parts = values(obj)
+                    body = pack([number_of_schema, 1, parts])
                 except (AttributeError, *UNPACKABLE):
-                    body = b"\xc4"
-                if journal or b"\xc4" in body or b"\xc5" in body or b"\xc6" in body:  # see may_hold_bytes
+                    body = b""
+                if not body or journal or (may_hold_bytes(body) and holds_bytearray(parts)):
                     batch.undo(0)
                     break
                 records[number] = crc32(body, number & 0xFFFFFFFF).to_bytes(4, "big") + body

@@ -138,7 +138,7 @@ class Encoder:
         except UNPACKABLE as error:
             self._explain(parts, error)
 
-        if may_hold_bytes(packed):
+        if may_hold_bytes(packed) and any(holds_bytearray(part) for _, part in parts()):
             self._find_unstorable(parts)
         return packed
 
@@ -231,6 +231,20 @@ class Encoder:
 def may_hold_bytes(packed: bytes) -> bool:
     """Return whether packed bytes may have a `bytes` in them: msgpack packs a bytearray as one."""
     return b"\xc4" in packed or b"\xc5" in packed or b"\xc6" in packed
+
+
+def holds_bytearray(value: Any) -> bool:
+    """Return whether a value that msgpack has packed holds a bytearray or memoryview."""
+    cls = type(value)
+    if cls in _PLAIN:
+        return False
+    if cls is dict:
+        return any(map(holds_bytearray, value)) or any(map(holds_bytearray, value.values()))
+    if cls in (list, tuple, set, frozenset):
+        return any(map(holds_bytearray, value))
+    if _is_attrs(cls) and not issubclass(cls, Persistable):
+        return any(holds_bytearray(getattr(value, name)) for name in field_names(cls))
+    return cls in (bytearray, memoryview)
 
 
 def _is_attrs(cls: type) -> bool:

@@ -39,7 +39,7 @@ def _picture(value: Any, seen: dict[int, int]) -> Any:
     if isinstance(value, enum.Enum):
         return name, value.name
     if numpy is not None and isinstance(value, (numpy.ndarray, numpy.generic)):
-        return name, _dtype(value.dtype), repr(value.shape), value.tobytes()
+        return name, _dtype(value.dtype), repr(value.shape), _contents(value)
     if isinstance(value, Persistable):
         if id(value) in seen:
             return name, f"object {seen[id(value)]}"
@@ -69,6 +69,13 @@ def _dtype(dtype: Any) -> Any:
     if dtype.fields is None:
         return repr(dtype)
     return dtype.itemsize, tuple((name, repr(dtype.fields[name])) for name in dtype.names)
+
+
+def _contents(value: Any) -> Any:
+    """Return the bytes of an array, field by field: what pads them is no part of the value."""
+    if value.dtype.names is None:
+        return value.tobytes()
+    return tuple(_contents(value[field]) for field in value.dtype.names)
 
 
 def _zone(zone: tzinfo | None) -> Any:

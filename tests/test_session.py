@@ -719,6 +719,24 @@ def test_save_all_saves_tasks_inside_collections(make_session: MakeSession) -> N
         assert other.load(str(child.persistent_id)).mesh == "m"
 
 
+@pytest.mark.parametrize("way", ["add", "add_many"])
+@pytest.mark.parametrize("flush", [True, False])
+def test_changed_task_is_saved_with_a_new_one_that_refers_to_it(
+    make_session: MakeSession, way: str, flush: bool
+) -> None:
+    session = make_session()
+    child = Simulation()
+    id_ = session.add(child)
+    child.state = "RUNNING"
+    sweep = Sweep(tasks=[child])
+    session.add(sweep, flush=flush) if way == "add" else session.add_many([sweep], flush=flush)
+    assert not child.changed
+    assert session.stats() == {"RUNNING": 1, "NEW": 1}
+    session.flush()
+    with make_session(read_only=True) as other:
+        assert other.load(id_).state == "RUNNING"
+
+
 def test_unsaved_changes_are_not_saved_by_closing(make_session: MakeSession) -> None:
     with make_session() as session:
         task = Simulation()
@@ -1072,6 +1090,17 @@ def test_batch_from_before_survives_a_failed_transaction(make_session: MakeSessi
     with make_session(read_only=True) as other:
         assert list(other.tasks) == [first]
         assert other.load(first).mesh == "first"
+
+
+def test_batch_after_a_failed_transaction_is_seen_and_flushed(session: Session) -> None:
+    with pytest.raises(RuntimeError), session.transaction():  # noqa: PT012
+        session.add(Task())
+        assert len(list(session)) == 1
+        raise RuntimeError
+    id_ = session.add(Task(), flush=False)
+    assert list(session.tasks) == [id_]
+    session.flush()
+    assert list(session.tasks) == [id_]
 
 
 def test_transactions_nest_and_the_outermost_writes(make_session: MakeSession) -> None:

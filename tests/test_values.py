@@ -651,7 +651,7 @@ def test_refused_value_does_not_disturb_what_is_stored_next(session: Session) ->
 def test_sizes_at_the_borders_of_the_format_come_back(again: Callable[[Any], Any]) -> None:
     for size in (15, 16, 31, 32, 255, 256, 65535, 65536):
         value = ["a" * size, b"b" * size, [0] * size, dict.fromkeys(range(size)), tuple(range(size)), 1 << size]
-        assert picture(again(value)) == picture(value)
+        assert again(value) == value
 
 
 def test_members_of_a_collection_are_any_persistables(session: Session) -> None:

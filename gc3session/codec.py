@@ -120,9 +120,8 @@ def with_revision(number: int, record: bytes, revision: int) -> bytes:
 
 def schema_number(record: bytes) -> int:
     """Return the schema number of a record: the short way for the numbers below 128."""
-    if len(record) > 5 and record[4] == 0x93 and record[5] < 0x80:
-        return record[5]
-    return read_header(record)[0]
+    number = record[5] if len(record) > 5 else 0x80
+    return number if number < 0x80 and record[4] == 0x93 else read_header(record)[0]
 
 
 def revision_of(record: bytes) -> int:

@@ -24,7 +24,7 @@ from __future__ import annotations
 import hashlib
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
-from itertools import pairwise
+from itertools import groupby, pairwise, repeat
 from operator import itemgetter
 from struct import Struct
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -112,6 +112,10 @@ class Listener(Protocol):
         """Called in a forked child."""
 
 
+def _digits(number: int) -> int:
+    return len(str(number))
+
+
 def state_key(session: int, state: str) -> bytes:
     """Return the key of a state of a session in the table `states`."""
     name = state.encode("utf-8", "surrogatepass")
@@ -156,6 +160,24 @@ class _Holding(NamedTuple):
 
     session: int
     order: int
+
+
+class Joining(NamedTuple):
+    """Entries to be added to a session, in their order; if none is late the numbers are the orders."""
+
+    orders: list[int]
+    numbers: list[int]
+    schemas: list[int]
+    states: list[str]
+
+
+def _runs(schemas: list[int], numbers: list[int]) -> Iterator[tuple[int, int, int]]:
+    """Give each run of one schema and of Ns of one length: schema, begin, end."""
+    begin = 0
+    for (schema, _), run in groupby(zip(schemas, map(_digits, numbers), strict=True)):
+        end = begin + sum(1 for _ in run)
+        yield schema, begin, end
+        begin = end
 
 
 class Ledger:
@@ -247,39 +269,37 @@ class Ledger:
             values.sort()
             self._writer.put_values(STATES, key, values)
 
-    def join(self, identity: bytes, entries: list[tuple[int, int, int, str]]) -> None:
-        """Add entries (order, N, schema number, state), sorted, to a session."""
+    def join(self, identity: bytes, joining: Joining) -> None:
+        """Add entries to a session."""
         row = self._row(identity)
+        session = SESSION_KEY.pack(row.number)
+        orders, numbers, schemas, states = joining
+        keys = list(map(RECORD_KEY.pack, orders))
         values: list[bytes] = []
-        lines: list[str] = []
-        states: dict[str, list[bytes]] = {}
-        names: dict[int, str] = {}
+        texts: list[str] = []
         line = row.size
-        pack, key = MEMBER.pack, RECORD_KEY.pack
-        for order, number, schema, state in entries:
-            try:
-                text = f"{names[schema]}.{number}\n"
-            except KeyError:
-                names[schema] = self._store.schemas.name(schema, self._writer)
-                text = f"{names[schema]}.{number}\n"
-            lines.append(text)
-            if order == number:
-                values.append(pack(order, schema, line))
-            else:
-                values.append(pack(order, schema | LATE_BIT, line))
-                self._writer.put(LATE, [(key(order), key(number))])
-                pair = key(number) + SESSION_KEY.pack(row.number)
-                self._writer.put(LATE_MEMBERS, [(pair, key(order))])
-                self._late = True
-            line += len(text)
-            try:
-                states[state].append(key(order))
-            except KeyError:
-                states[state] = [key(order)]
-        self._writer.put_values(MEMBERS, SESSION_KEY.pack(row.number), values)
-        for state, orders in states.items():
-            self._writer.put_values(STATES, state_key(row.number, state), orders)
-        self._text[row.number] = self._text.get(row.number, b"") + "".join(lines).encode()
+        for schema, begin, end in _runs(schemas, numbers):
+            ids = f"{self._store.schemas.name(schema, self._writer)}."
+            texts.append(ids + f"\n{ids}".join(map(str, numbers[begin:end])) + "\n")
+            each = len(ids) + len(str(numbers[begin])) + 1
+            lines = range(line, line + each * (end - begin), each)
+            values += map(MEMBER.pack, orders[begin:end], repeat(schema), lines)
+            line = lines.stop
+        if numbers is not orders:
+            for place, (order, number) in enumerate(zip(orders, numbers, strict=True)):
+                if order != number:
+                    at, schema, start = MEMBER.unpack(values[place])
+                    values[place] = MEMBER.pack(at, schema | LATE_BIT, start)
+                    self._writer.put(LATE, [(keys[place], RECORD_KEY.pack(number))])
+                    self._writer.put(LATE_MEMBERS, [(RECORD_KEY.pack(number) + session, keys[place])])
+                    self._late = True
+        self._writer.put_values(MEMBERS, session, values)
+        by_state: dict[str, list[bytes]] = {state: [] for state in states}
+        for state, key in zip(states, keys, strict=True):
+            by_state[state].append(key)
+        for state, some in by_state.items():
+            self._writer.put_values(STATES, state_key(row.number, state), some)
+        self._text[row.number] = self._text.get(row.number, b"") + "".join(texts).encode()
         self._rows[row.number] = identity, row._replace(size=line)
 
     def mend(self, identity: bytes) -> None:
@@ -370,6 +390,10 @@ class Index:
         self.late: dict[int, int] = {}
         self.left: dict[int, int] = {}
         self._orders: list[int] = []  # of joined, sorted; valid if as many
+
+    def undone(self) -> None:
+        """Take note that changes of the batch were undone behind its back."""
+        self._orders = []
 
     # -- reading; each takes the state that it is to be read from
 
@@ -571,31 +595,31 @@ class Index:
                 ledger.leave(_Holding(session, order), number, self._store.committed_state(writer, number))
         if not self.joined:
             return
-        store = self._store
-        records, states = store.batch.records, store.batch.states
-        orders = self._sorted_orders()
-        entries = [
-            (order, order, schema_number(records[order]), states[order])
-            if self.joined[order] == order
-            else self._late_entry(writer, order)
-            for order in orders
-        ]
-        if self.late:  # another process may have added the same
-            entries = [e for e in entries if e[1] not in self.late or self.committed_order(writer, e[1]) is None]
-        if entries and entries[0][0] <= self._last(writer):
+        joining = self._joining(writer)
+        if joining.orders and joining.orders[0] <= self._last(writer):
             # Another process has added meanwhile: these come after it.
-            first = store.sequence.take(writer, len(entries))
-            entries = [(first + i, *entry[1:]) for i, entry in enumerate(entries)]
-        if entries:
-            ledger.join(self.identity, entries)
+            first = self._store.sequence.take(writer, len(joining.orders))
+            joining = joining._replace(orders=list(range(first, first + len(joining.orders))))
+        if joining.orders:
+            ledger.join(self.identity, joining)
 
-    def _late_entry(self, writer: Writer, order: int) -> tuple[int, int, int, str]:
-        store, number = self._store, self.joined[order]
-        if store.record(writer, number) is None:
-            raise ConflictError(
-                f"record {number} was removed from the store while it was being added; nothing was written"
-            )
-        return order, number, store.schema_number_of(writer, number), store.state_of(writer, number) or ""
+    def _joining(self, writer: Writer) -> Joining:
+        """Return the entries that the batch adds; ConflictError if the record of one is gone."""
+        store, batch = self._store, self._store.batch
+        orders = self._sorted_orders()
+        if not self.late:
+            schemas = [schema_number(batch.records[number]) for number in orders]
+            return Joining(orders, orders, schemas, [batch.states[number] for number in orders])
+        # Another process may have added the same.
+        orders = [n for n in orders if self.joined[n] == n or self.committed_order(writer, self.joined[n]) is None]
+        numbers = [self.joined[order] for order in orders]
+        for number in numbers:
+            if store.record(writer, number) is None:
+                raise ConflictError(
+                    f"record {number} was removed from the store while it was being added; nothing was written"
+                )
+        schemas = [store.schema_number_of(writer, number) for number in numbers]
+        return Joining(orders, numbers, schemas, [store.state_of(writer, number) or "" for number in numbers])
 
     def _last(self, reader: Reader) -> int:
         """Return the greatest committed order, or 0."""

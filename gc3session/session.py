@@ -338,6 +338,10 @@ class _SessionBase:
         """
         self._ensure_open()
         self.store.flush()
+        self._tend_mirror()
+
+    def _tend_mirror(self) -> None:
+        """Have the mirror mended, if there is one and it is stale."""
 
     @contextmanager
     def transaction(self) -> Iterator[Self]:
@@ -483,7 +487,7 @@ class Session(_SessionBase):
             super().__init__(store, identity, owns_store=owned)
             self._mirror = Mirror(directory.mirror, directory.url_file, store.schemas)
             self._index.listener = self._mirror
-            self._mend_mirror()
+            self._tend_mirror()
         except BaseException:
             if self._index in store.indexes:
                 store.indexes.remove(self._index)
@@ -518,7 +522,7 @@ class Session(_SessionBase):
         self._ensure_writable()
         self._directory.set_timestamp(which, clock.time() if time is None else time)
 
-    def _mend_mirror(self) -> None:
+    def _tend_mirror(self) -> None:
         store, identity = self.store, self._index.identity
         if store.read_only:
             return
@@ -538,6 +542,7 @@ class Session(_SessionBase):
         store, identity = self.store, self._index.identity
         if not store.tables.exists():
             return
+        self._tend_mirror()
         with store.reading() as reader:
             row = Row.read(reader, identity)
         if row is not None and row.blank > max(_FULL_OF_BLANKS, row.size // 2):

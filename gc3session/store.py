@@ -501,6 +501,8 @@ class Store:
                     self.commit()
             except BaseException:
                 batch.undo(mark)
+                for index in self.indexes:
+                    index.undone()
                 raise
             finally:
                 if outermost:
@@ -615,6 +617,8 @@ class Store:
         batch, live, joined = self.batch, self.loader.live, index.joined
         records, states = batch.records, batch.states
         sequence, pack = self.sequence, self._encoder.packer.pack
+        pending = self._pending  # saved objects that are changed, and referred to
+        pending.clear()
         room = self.batch_bytes - batch.bytes
         batch.journal = journal = self._journal
         cls: type | None = None
@@ -637,8 +641,9 @@ class Store:
                     body = pack([number_of_schema, 1, parts])
                 except (AttributeError, *UNPACKABLE):
                     body = b""
-                if not body or journal or (may_hold_bytes(body) and holds_bytearray(parts)):
+                if not body or journal or pending or (may_hold_bytes(body) and holds_bytearray(parts)):
                     batch.undo(0)
+                    pending.clear()
                     break
                 records[number] = crc32(body, number & 0xFFFFFFFF).to_bytes(4, "big") + body
                 states[number] = state = obj.state if has_state else ""  # type: ignore[attr-defined]

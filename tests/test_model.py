@@ -85,9 +85,11 @@ class Failure(Exception):
 
 
 class Sessions(RuleBasedStateMachine):
+    below: Path  # where its directory is made
+
     def __init__(self) -> None:
         super().__init__()
-        self.directory = Path(tempfile.mkdtemp(prefix="gc3session-model-"))
+        self.directory = Path(tempfile.mkdtemp(dir=self.below))
         self.committed = Committed()
         self.views: dict[str, View] = {}
         self.sessions: dict[str, Session] = {}
@@ -118,9 +120,11 @@ class Sessions(RuleBasedStateMachine):
                 self.sessions[name].close()
                 assert check(self.directory / directory) == self.committed.index[directory]
         finally:
-            for session in self.sessions.values():
-                session.close()
-            shutil.rmtree(self.directory)
+            try:
+                for session in self.sessions.values():
+                    session.close()
+            finally:
+                shutil.rmtree(self.directory)
 
     # -- the model's own work
 
@@ -489,10 +493,11 @@ class Sessions(RuleBasedStateMachine):
                 yield str(task.persistent_id), state
 
 
-def test_any_sequence_of_calls_agrees_with_the_model(long_form: bool) -> None:
+def test_any_sequence_of_calls_agrees_with_the_model(tmp_path: Path, long_form: bool) -> None:
     # Shrinking takes minutes: the steps that a failure shows can be repeated by its seed in the long form.
     phases = [hypothesis.Phase.reuse, hypothesis.Phase.generate]
     settings = hypothesis.settings(max_examples=100, stateful_step_count=30, phases=phases, deadline=None)
     if long_form:
         settings = hypothesis.settings(max_examples=2000, stateful_step_count=60, deadline=None)
+    Sessions.below = tmp_path
     hypothesis.stateful.run_state_machine_as_test(Sessions, settings=settings)

@@ -151,6 +151,7 @@ def again(store_of_values: Session) -> Callable[[Any], Any]:
 # -- what can be stored -------------------------------------------------------
 
 
+@pytest.mark.filterwarnings("ignore:Generating overly large repr")
 @given(value=values)
 @example(value=[math.nan, {math.nan: math.nan}, {math.nan}, (math.nan,), complex(math.nan, -math.nan)])
 @example(value={1: {2: {3: {(4, (5, (6,))): frozenset({Point(Point(frozenset({7})))})}}}})

@@ -319,10 +319,17 @@ def print_summary(console: Console, session: Session, meter: Meter) -> None:
             )
         console.print(found)
     example = next(iter(failures or slowest), None)
-    console.print(f"\nThe session is in [bold]{escape(session.path)}[/bold]. Look at it with", soft_wrap=True)
-    print(f"  {command('list', os.fspath(session.path))}")
+    path = shown(session.path)
+    console.print(f"\nThe session is in [bold]{escape(path)}[/bold]. Look at it with", soft_wrap=True)
+    print(f"  {command('list', path)}")
     if example is not None:
-        print(f"  {command('show', os.fspath(session.path), str(example.persistent_id))}")
+        print(f"  {command('show', path, str(example.persistent_id))}")
+
+
+def shown(path: str) -> str:
+    """Return a path as a person would write it here."""
+    relative = os.path.relpath(path)
+    return path if relative.startswith(os.pardir) else relative
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -362,12 +369,12 @@ def main() -> int:
     with session:
         work = work_left(session, args.limit)
         print(f"Python {sys.version.split()[0]}: {sysconfig.get_path('stdlib')}")
-        print(f"{len(work):,} files to check, {args.jobs} processes, recording into {session.path}", flush=True)
+        print(f"{len(work):,} files to check, {args.jobs} processes, recording into {shown(session.path)}", flush=True)
         meter = Meter(console, len(work))
         stopped = check_all(session, work, args, meter)
         print_summary(console, session, meter)
         if stopped:
-            script = shlex.join((sys.executable, sys.argv[0], "--session", os.fspath(session.path)))
+            script = shlex.join((sys.executable, sys.argv[0], "--session", shown(session.path)))
             print(f"\n{stopped} after {meter.checked:,} of {len(work):,} files; to do the rest:\n  {script}")
     return 130 if stopped == "interrupted" else 1 if stopped else 0
 

@@ -369,7 +369,10 @@ def main() -> int:
     with session:
         work = work_left(session, args.limit)
         print(f"Python {sys.version.split()[0]}: {sysconfig.get_path('stdlib')}")
-        print(f"{len(work):,} files to check, {args.jobs} processes, recording into {shown(session.path)}", flush=True)
+        print(
+            f"{len(work):,} files to check, {args.jobs} processes, recording into {shown(session.path)}",
+            flush=True,
+        )
         meter = Meter(console, len(work))
         stopped = check_all(session, work, args, meter)
         print_summary(console, session, meter)

@@ -1,369 +1,27 @@
-"""The index: which records belong to a session, in which order, and in which state they are.
-
-A task that is added when its record is made has its N for its place in the session (its
-*order*); at most one session can hold a record so.  A task that was stored before takes a fresh
-number of the same sequence for its order, and two small tables lead from it to N and back
-(LATE, LATE_MEMBERS).  So sorting by order is the order of adding, and an entry is 20 bytes::
-
-    members:  session number (4)  ->  order (8), schema number (4; bit 31 set: late), line (8)
-    states:   session number (4), state  ->  order (8)
-
-The schema number gives the ID's name even where the record can't be read.  The line is where
-the ID stands in the mirror, in bytes from its beginning: so it is found again when the task
-leaves, and the whole file can be written anew without a change of the index.  A persistable
-that isn't a task has the state ''.  A state of more than MAX_STATE bytes is cut and its SHA-256
-added.
-
-The row of a session in the table `sessions` has the frame of a record (codec.py) around
-`[ session number, size, blank, mark ]`: the bytes of the mirror, how many of them are blank,
-and what mirror.py has noted there, nil if the mirror is to be written anew.
-"""
+"""The index: which records belong to one session, with the batch over what is committed."""
 
 from __future__ import annotations
 
-import hashlib
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator
-from itertools import groupby, pairwise, repeat
+from collections.abc import Callable, Iterator
+from itertools import pairwise
 from operator import itemgetter
-from struct import Struct
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING
 
-import msgpack
-
-from .codec import schema_number, seal, unseal
-from .errors import ConflictError, CorruptRecord, CorruptStore
-from .tables import LATE, LATE_MEMBERS, MEMBERS, META, SESSIONS, STATES, Reader, Writer
+from .codec import schema_number
+from .entries import LATE_BIT, MAX_STATE, MEMBER, SESSION_KEY, Entry, Row, entry_at, member, state_key
+from .errors import ConflictError
+from .ledger import Holding, Joining, Ledger, Listener
+from .tables import LATE_MEMBERS, MEMBERS, STATES, Reader, Writer
 from .values import RECORD_KEY
 
 if TYPE_CHECKING:
     from .store import Store
 
-MAX_STATE = 400
-"""Bytes of a state's name in a key; LMDB's keys have at most 511."""
-
-MEMBER = Struct(">QIQ")
-SESSION_KEY = Struct(">I")
-LATE_BIT = 1 << 31
 CHUNK = 512
 """Entries that are read in one transaction."""
 
 SetItem = Callable[[dict[int, int], int, int | None], None]
-
-
-Entry = tuple[int, int, int]
-"""A task's place in a session: its order, its N, the number of a schema that has the ID's name."""
-
-
-class Row(NamedTuple):
-    """What the table `sessions` holds of a session."""
-
-    number: int
-    size: int
-    blank: int
-    mark: Any
-
-    def write(self, writer: Writer, identity: bytes) -> None:
-        writer.put(SESSIONS, [(identity, seal(0, msgpack.packb(list(self))))])
-
-    @classmethod
-    def read(cls, reader: Reader, identity: bytes) -> Row | None:
-        """Return the session's row, or None if it has never been written."""
-        data = reader.get(SESSIONS, identity)
-        return None if data is None else cls.from_bytes(identity, data)
-
-    @classmethod
-    def from_bytes(cls, identity: bytes, data: bytes) -> Row:
-        try:
-            return cls(*msgpack.unpackb(unseal(0, data)))
-        except (ValueError, TypeError, CorruptRecord) as error:
-            raise CorruptStore(
-                f"the row of session {identity.hex()} is damaged ({error}); restore the store from a backup"
-            ) from error
-
-
-class Change(NamedTuple):
-    """What a transaction changes in a mirror.
-
-    Attributes:
-        text: the lines after its end.
-        blanks: which become blank: where, and how many bytes.
-        anew: all of it is to be written anew.
-    """
-
-    text: bytes
-    blanks: list[tuple[int, int]]
-    anew: bool
-
-
-class Listener(Protocol):
-    """Who follows a session's transactions: its mirror."""
-
-    def prepare(self, writer: Writer, before: Row, after: Row, change: Change) -> Any:
-        """Called at the end of the transaction; return the mark for the session's row."""
-
-    def apply(self) -> None:
-        """Called after the commit."""
-
-    def release(self) -> None:
-        """Called in the end, whether there was a commit or not."""
-
-    def forked(self) -> None:
-        """Called in a forked child."""
-
-
-def _digits(number: int) -> int:
-    return len(str(number))
-
-
-def state_key(session: int, state: str) -> bytes:
-    """Return the key of a state of a session in the table `states`."""
-    name = state.encode("utf-8", "surrogatepass")
-    if len(name) > MAX_STATE:
-        name = name[: MAX_STATE - 32] + hashlib.sha256(name).digest()
-    return SESSION_KEY.pack(session) + name
-
-
-def member(reader: Reader, session: int, order: int) -> tuple[int, int] | None:
-    """Return schema number (with the late bit) and line of a session's entry of that order, or None."""
-    values = reader.values(MEMBERS, SESSION_KEY.pack(session), MEMBER.pack(order, 0, 0), 1)
-    if values:
-        found, schema, line = MEMBER.unpack(values[0])
-        if found == order:
-            return schema, line
-    return None
-
-
-def members(reader: Reader, session: int) -> Iterator[tuple[Entry, int]]:
-    """Give all committed entries of a session and their lines, in order."""
-    after = 0
-    while True:
-        values = reader.values(MEMBERS, SESSION_KEY.pack(session), MEMBER.pack(after + 1, 0, 0), 4096)
-        for order, schema, line in map(MEMBER.unpack, values):
-            yield _entry(reader, order, schema), line
-            after = order
-        if len(values) < 4096:
-            return
-
-
-def _entry(reader: Reader, order: int, schema: int) -> Entry:
-    if not schema & LATE_BIT:
-        return order, order, schema
-    number = reader.get(LATE, RECORD_KEY.pack(order))
-    if number is None:
-        raise CorruptStore(f"the index has no record for its entry {order}; restore the store from a backup")
-    return order, RECORD_KEY.unpack(number)[0], schema & ~LATE_BIT
-
-
-class _Holding(NamedTuple):
-    """A session that holds a record."""
-
-    session: int
-    order: int
-
-
-class Joining(NamedTuple):
-    """Entries to be added to a session, in their order; if none is late the numbers are the orders."""
-
-    orders: list[int]
-    numbers: list[int]
-    schemas: list[int]
-    states: list[str]
-
-
-def _runs(schemas: list[int], numbers: list[int]) -> Iterator[tuple[int, int, int]]:
-    """Give each run of one schema and of Ns of one length: schema, begin, end."""
-    begin = 0
-    for (schema, _), run in groupby(zip(schemas, map(_digits, numbers), strict=True)):
-        end = begin + sum(1 for _ in run)
-        yield schema, begin, end
-        begin = end
-
-
-class Ledger:
-    """What one transaction writes into the index of any session of the store."""
-
-    def __init__(self, store: Store, writer: Writer) -> None:
-        self._store = store
-        self._writer = writer
-        self._late = writer.entries(LATE_MEMBERS) > 0
-        self._identities: dict[int, bytes] | None = None
-        self._before: dict[int, Row] = {}
-        self._rows: dict[int, tuple[bytes, Row]] = {}
-        self._blanks: dict[int, list[tuple[int, int]]] = {}
-        self._text: dict[int, bytes] = {}
-        self._anew: set[int] = set()
-
-    # -- which sessions hold a record
-
-    def holdings(self, numbers: list[int]) -> list[tuple[int, _Holding]]:
-        """Return which sessions hold some records: (N, holding), once for each session."""
-        found: list[tuple[int, _Holding]] = []
-        if self._late:
-            for number in numbers:
-                key = RECORD_KEY.pack(number)
-                for item, order in self._writer.scan(LATE_MEMBERS, key, prefix=key):
-                    holding = _Holding(SESSION_KEY.unpack(item[8:])[0], RECORD_KEY.unpack(order)[0])
-                    found.append((number, holding))
-        for session in self._sessions():
-            key, starts = SESSION_KEY.pack(session), [MEMBER.pack(number, 0, 0) for number in numbers]
-            values = self._writer.first_values(MEMBERS, key, starts)
-            others: list[int] = []
-            for number, value in zip(numbers, values, strict=True):
-                order, schema, _ = (0, 0, 0) if value is None else MEMBER.unpack(value)
-                if order == number and schema < LATE_BIT:
-                    found.append((number, _Holding(session, number)))
-                else:
-                    others.append(number)
-            numbers = others  # a record has its own N for its order in one session at most
-            if not numbers:
-                break
-        return found
-
-    def _sessions(self) -> Iterable[int]:
-        """Return the numbers of all sessions, those that this program uses first."""
-        if self._identities is None:
-            rows = self._writer.scan(SESSIONS, b"")
-            self._identities = {Row.from_bytes(key, data).number: key for key, data in rows}
-            ours = {index.identity for index in self._store.indexes}
-            self._identities = dict(sorted(self._identities.items(), key=lambda item: item[1] not in ours))
-        return self._identities
-
-    # -- changing them
-
-    def leave(self, holding: _Holding, number: int, state: str | None) -> None:
-        """Take record N, which is in *state* (None: it can't be read), out of a session."""
-        session, order = holding
-        entry = member(self._writer, session, order)
-        if entry is None:
-            return
-        schema, line = entry
-        self._writer.delete_values(MEMBERS, SESSION_KEY.pack(session), [MEMBER.pack(order, schema, line)])
-        if schema & LATE_BIT:
-            self._writer.delete(LATE, [RECORD_KEY.pack(order)])
-            self._writer.delete(LATE_MEMBERS, [RECORD_KEY.pack(number) + SESSION_KEY.pack(session)])
-        value = [RECORD_KEY.pack(order)]
-        if state is not None:
-            self._writer.delete_values(STATES, state_key(session, state), value)
-        else:
-            for key, _ in self._writer.counts(STATES, SESSION_KEY.pack(session)):
-                self._writer.delete_values(STATES, key, value)
-        name = self._store.schemas.name(schema & ~LATE_BIT, self._writer)
-        self._blanks.setdefault(session, []).append((line, len(f"{name}.{number}")))
-
-    def move(self, moves: dict[tuple[str, str], list[int]]) -> None:
-        """Note the records that go from one state to another: (before, after) -> Ns, sorted."""
-        leaving: dict[bytes, list[bytes]] = {}
-        coming: dict[bytes, list[bytes]] = {}
-        for (before, after), numbers in moves.items():
-            orders: dict[int, list[int]] = {}
-            for _, (session, order) in self.holdings(numbers):
-                orders.setdefault(session, []).append(order)
-            for session, some in orders.items():
-                values = [RECORD_KEY.pack(order) for order in sorted(some)]
-                leaving.setdefault(state_key(session, before), []).extend(values)
-                coming.setdefault(state_key(session, after), []).extend(values)
-        for key, values in leaving.items():
-            self._writer.delete_values(STATES, key, values)
-        for key, values in coming.items():
-            values.sort()
-            self._writer.put_values(STATES, key, values)
-
-    def join(self, identity: bytes, joining: Joining) -> None:
-        """Add entries to a session."""
-        row = self._row(identity)
-        session = SESSION_KEY.pack(row.number)
-        orders, numbers, schemas, states = joining
-        keys = list(map(RECORD_KEY.pack, orders))
-        values: list[bytes] = []
-        texts: list[str] = []
-        line = row.size
-        for schema, begin, end in _runs(schemas, numbers):
-            ids = f"{self._store.schemas.name(schema, self._writer)}."
-            texts.append(ids + f"\n{ids}".join(map(str, numbers[begin:end])) + "\n")
-            each = len(ids) + len(str(numbers[begin])) + 1
-            lines = range(line, line + each * (end - begin), each)
-            values += map(MEMBER.pack, orders[begin:end], repeat(schema), lines)
-            line = lines.stop
-        if numbers is not orders:
-            for place, (order, number) in enumerate(zip(orders, numbers, strict=True)):
-                if order != number:
-                    at, schema, start = MEMBER.unpack(values[place])
-                    values[place] = MEMBER.pack(at, schema | LATE_BIT, start)
-                    self._writer.put(LATE, [(keys[place], RECORD_KEY.pack(number))])
-                    self._writer.put(LATE_MEMBERS, [(RECORD_KEY.pack(number) + session, keys[place])])
-                    self._late = True
-        self._writer.put_values(MEMBERS, session, values)
-        by_state: dict[str, list[bytes]] = {state: [] for state in states}
-        for state, key in zip(states, keys, strict=True):
-            by_state[state].append(key)
-        for state, some in by_state.items():
-            self._writer.put_values(STATES, state_key(row.number, state), some)
-        self._text[row.number] = self._text.get(row.number, b"") + "".join(texts).encode()
-        self._rows[row.number] = identity, row._replace(size=line)
-
-    def mend(self, identity: bytes) -> None:
-        """Have a session's mirror compared with the index, and written anew if it differs."""
-        self._row(identity)
-
-    def tidy(self, identity: bytes) -> None:
-        """Give the entries of a session lines without blank ones between them."""
-        row = self._row(identity)
-        key, line = SESSION_KEY.pack(row.number), 0
-        for (order, number, schema), former in list(members(self._writer, row.number)):
-            stored = schema if order == number else schema | LATE_BIT
-            if line != former:
-                self._writer.delete_values(MEMBERS, key, [MEMBER.pack(order, stored, former)])
-                self._writer.put_values(MEMBERS, key, [MEMBER.pack(order, stored, line)])
-            line += len(f"{self._store.schemas.name(schema, self._writer)}.{number}\n")
-        self._rows[row.number] = identity, row._replace(size=line, blank=0)
-        self._anew.add(row.number)
-
-    def erase(self, identity: bytes) -> None:
-        """Take all entries of a session away, and its row; the records stay."""
-        row = Row.read(self._writer, identity)
-        if row is None:
-            return
-        for (order, number, _), _ in list(members(self._writer, row.number)):
-            if order != number:
-                self._writer.delete(LATE, [RECORD_KEY.pack(order)])
-                self._writer.delete(LATE_MEMBERS, [RECORD_KEY.pack(number) + SESSION_KEY.pack(row.number)])
-        for key, _ in self._writer.counts(STATES, SESSION_KEY.pack(row.number)):
-            self._writer.delete(STATES, [key])
-        self._writer.delete(MEMBERS, [SESSION_KEY.pack(row.number)])
-        self._writer.delete(SESSIONS, [identity])
-
-    def _row(self, identity: bytes) -> Row:
-        """Return the session's row as it is in this transaction; a new one if it has none."""
-        for known, row in self._rows.values():
-            if known == identity:
-                return row
-        found = Row.read(self._writer, identity)
-        if found is None:
-            number = SESSION_KEY.unpack(self._writer.get(META, b"next session") or SESSION_KEY.pack(1))[0]
-            self._writer.put(META, [(b"next session", SESSION_KEY.pack(number + 1))])
-            found = Row(number, 0, 0, None)
-            self._identities = None
-        self._before[found.number] = found
-        self._rows[found.number] = identity, found
-        return found
-
-    def finish(self, indexes: Iterable[Index]) -> None:
-        """Write the rows of the sessions that have changed; the listeners of *indexes* prepare."""
-        listeners = {index.identity: index.listener for index in indexes}
-        for session in self._blanks:
-            if session not in self._rows:
-                self._sessions()
-                assert self._identities is not None
-                self._row(self._identities[session])
-        for session, (identity, row) in self._rows.items():
-            blanks = self._blanks.get(session, [])
-            after = row._replace(blank=row.blank + sum(length + 1 for _, length in blanks), mark=None)
-            listener = listeners.get(identity)
-            if listener is not None:
-                change = Change(self._text.get(session, b""), blanks, session in self._anew)
-                after = after._replace(mark=listener.prepare(self._writer, self._before[session], after, change))
-            after.write(self._writer, identity)
 
 
 class Index:
@@ -449,7 +107,7 @@ class Index:
             start = MEMBER.pack(after + 1, 0, 0)
             values = reader.values(MEMBERS, SESSION_KEY.pack(session), start, CHUNK)
             entries = [
-                (order, order, schema) if schema < LATE_BIT else _entry(reader, order, schema)
+                (order, order, schema) if schema < LATE_BIT else entry_at(reader, order, schema)
                 for order, schema, _ in map(MEMBER.unpack, values)
             ]
             full = len(values) == CHUNK
@@ -508,7 +166,7 @@ class Index:
         assert value is not None
         order = RECORD_KEY.unpack(value)[0]
         schema, _ = member(reader, session, order) or (0, 0)
-        entry = _entry(reader, order, schema)
+        entry = entry_at(reader, order, schema)
         return self._store.committed_state(reader, entry[1]) or name.decode("utf-8", "replace")
 
     def _moves(self, reader: Reader) -> Iterator[tuple[str | None, str | None]]:
@@ -541,7 +199,7 @@ class Index:
             for order in orders:
                 found = member(reader, session, order)
                 if found is not None and order not in self.left:
-                    entry = _entry(reader, order, found[0])
+                    entry = entry_at(reader, order, found[0])
                     if entry[1] not in self._store.batch.records:
                         entries.append(entry)
             last = len(changed)
@@ -592,7 +250,7 @@ class Index:
             if self.committed_order(writer, number) == order:
                 session = self.session(writer)
                 assert session is not None
-                ledger.leave(_Holding(session, order), number, self._store.committed_state(writer, number))
+                ledger.leave(Holding(session, order), number, self._store.committed_state(writer, number))
         if not self.joined:
             return
         joining = self._joining(writer)

@@ -27,8 +27,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from .entries import Row, members
 from .errors import MirrorWarning
-from .index import Change, Row, members
+from .ledger import Change
 from .schemas import Schemas
 from .tables import Reader, Writer
 
@@ -44,7 +45,7 @@ def _boot_id() -> str:
 class Mirror:
     """The mirror at *path*; *lock* is a file of the session that stays for ever.
 
-    It is told of the transactions by its session's index (see `index.Listener`).
+    It is told of the transactions by its session's index (see `ledger.Listener`).
     """
 
     def __init__(self, path: str, lock: str, schemas: Schemas) -> None:

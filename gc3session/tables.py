@@ -1,13 +1,13 @@
 """Tables of bytes: what a store is written over, and what a second kind of store must provide.
 
 The tables, their keys and values (numbers are big-endian, `order` is the place of a task in
-its session; see index.py)::
+its session; see entries.py)::
 
     table         key                        value
     records       N (8)                      record (codec.py)
     schemas       schema number (4)          schema (codec.py)
     meta          name                       b'format', b'store', b'next ...' (store.py)
-    sessions      identity (16)              session row (index.py)
+    sessions      identity (16)              session row (entries.py)
     members *     session (4)                order (8), schema number (4; bit 31: late), line (8)
     states *      session (4), state UTF-8   order (8)
     late          order (8)                  N (8)

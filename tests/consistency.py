@@ -1,7 +1,7 @@
 """Whether a session and its store are consistent: a judge that shares no code with what wrote them.
 
 It looks twice: through the public API of a fresh read-only session, and at the tables themselves,
-read by py-lmdb and msgpack as `gc3session/tables.py`, `codec.py` and `index.py` draw them.
+read by py-lmdb and msgpack as `gc3session/tables.py`, `codec.py` and `entries.py` draw them.
 """
 
 from __future__ import annotations

@@ -1,0 +1,111 @@
+"""The index: which records belong to a session, in which order, and in which state they are.
+
+A task that is added when its record is made has its N for its place in the session (its
+*order*); at most one session can hold a record so.  A task that was stored before takes a fresh
+number of the same sequence for its order, and two small tables lead from it to N and back
+(LATE, LATE_MEMBERS).  So sorting by order is the order of adding, and an entry is 20 bytes::
+
+    members:  session number (4)  ->  order (8), schema number (4; bit 31 set: late), line (8)
+    states:   session number (4), state  ->  order (8)
+
+The schema number gives the ID's name even where the record can't be read.  The line is where
+the ID stands in the mirror, in bytes from its beginning: so it is found again when the task
+leaves, and the whole file can be written anew without a change of the index.  A persistable
+that isn't a task has the state ''.  A state of more than MAX_STATE bytes is cut and its SHA-256
+added.
+
+The row of a session in the table `sessions` has the frame of a record (codec.py) around
+`[ session number, size, blank, mark ]`: the bytes of the mirror, how many of them are blank,
+and what mirror.py has noted there, nil if the mirror is to be written anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from struct import Struct
+from typing import Any, NamedTuple
+
+import msgpack
+
+from .codec import seal, unseal
+from .errors import CorruptRecord, CorruptStore
+from .tables import LATE, MEMBERS, SESSIONS, Reader, Writer
+from .values import RECORD_KEY
+
+MAX_STATE = 400
+"""Bytes of a state's name in a key; LMDB's keys have at most 511."""
+
+MEMBER = Struct(">QIQ")
+SESSION_KEY = Struct(">I")
+LATE_BIT = 1 << 31
+
+Entry = tuple[int, int, int]
+"""A task's place in a session: its order, its N, the number of a schema that has the ID's name."""
+
+
+class Row(NamedTuple):
+    """What the table `sessions` holds of a session."""
+
+    number: int
+    size: int
+    blank: int
+    mark: Any
+
+    def write(self, writer: Writer, identity: bytes) -> None:
+        writer.put(SESSIONS, [(identity, seal(0, msgpack.packb(list(self))))])
+
+    @classmethod
+    def read(cls, reader: Reader, identity: bytes) -> Row | None:
+        """Return the session's row, or None if it has never been written."""
+        data = reader.get(SESSIONS, identity)
+        return None if data is None else cls.from_bytes(identity, data)
+
+    @classmethod
+    def from_bytes(cls, identity: bytes, data: bytes) -> Row:
+        try:
+            return cls(*msgpack.unpackb(unseal(0, data)))
+        except (ValueError, TypeError, CorruptRecord) as error:
+            raise CorruptStore(
+                f"the row of session {identity.hex()} is damaged ({error}); restore the store from a backup"
+            ) from error
+
+
+def state_key(session: int, state: str) -> bytes:
+    """Return the key of a state of a session in the table `states`."""
+    name = state.encode("utf-8", "surrogatepass")
+    if len(name) > MAX_STATE:
+        name = name[: MAX_STATE - 32] + hashlib.sha256(name).digest()
+    return SESSION_KEY.pack(session) + name
+
+
+def member(reader: Reader, session: int, order: int) -> tuple[int, int] | None:
+    """Return schema number (with the late bit) and line of a session's entry of that order, or None."""
+    values = reader.values(MEMBERS, SESSION_KEY.pack(session), MEMBER.pack(order, 0, 0), 1)
+    if values:
+        found, schema, line = MEMBER.unpack(values[0])
+        if found == order:
+            return schema, line
+    return None
+
+
+def members(reader: Reader, session: int) -> Iterator[tuple[Entry, int]]:
+    """Give all committed entries of a session and their lines, in order."""
+    after = 0
+    while True:
+        values = reader.values(MEMBERS, SESSION_KEY.pack(session), MEMBER.pack(after + 1, 0, 0), 4096)
+        for order, schema, line in map(MEMBER.unpack, values):
+            yield entry_at(reader, order, schema), line
+            after = order
+        if len(values) < 4096:
+            return
+
+
+def entry_at(reader: Reader, order: int, schema: int) -> Entry:
+    """Return the entry whose member value has this order and schema number (with the late bit)."""
+    if not schema & LATE_BIT:
+        return order, order, schema
+    number = reader.get(LATE, RECORD_KEY.pack(order))
+    if number is None:
+        raise CorruptStore(f"the index has no record for its entry {order}; restore the store from a backup")
+    return order, RECORD_KEY.unpack(number)[0], schema & ~LATE_BIT

@@ -149,26 +149,23 @@ def values_of(number: int, record: bytes) -> tuple[int, int, list[Any]]:
 
 
 def references(value: Any) -> list[int]:
-    """Return the Ns of the references in one field's value (as of `values_of`), in order."""
+    """Return the Ns of the references in one field's value (as of `values_of`)."""
     found: list[int] = []
-    _collect_references(value, found)
+    pending = [value]
+    while pending:
+        item = pending.pop()
+        if isinstance(item, msgpack.ExtType):
+            if item.code == REFERENCE and len(item.data) == 8:
+                found.append(RECORD_KEY.unpack(item.data)[0])
+            elif item.code in (TUPLE, SET, FROZENSET, ATTRS):
+                inner = msgpack.unpackb(item.data, strict_map_key=False, unicode_errors="surrogatepass")
+                pending.append(inner)
+        elif isinstance(item, list):
+            pending += item
+        elif isinstance(item, dict):
+            pending += item
+            pending += item.values()
     return found
-
-
-def _collect_references(value: Any, found: list[int]) -> None:
-    if isinstance(value, msgpack.ExtType):
-        if value.code == REFERENCE and len(value.data) == 8:
-            found.append(RECORD_KEY.unpack(value.data)[0])
-        elif value.code in (TUPLE, SET, FROZENSET, ATTRS):
-            inner = msgpack.unpackb(value.data, strict_map_key=False, unicode_errors="surrogatepass")
-            _collect_references(inner, found)
-    elif isinstance(value, list):
-        for item in value:
-            _collect_references(item, found)
-    elif isinstance(value, dict):
-        for key, item in value.items():
-            _collect_references(key, found)
-            _collect_references(item, found)
 
 
 # -- classes ------------------------------------------------------------------

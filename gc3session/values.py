@@ -235,16 +235,22 @@ def may_hold_bytes(packed: bytes) -> bool:
 
 def holds_bytearray(value: Any) -> bool:
     """Return whether a value that msgpack has packed holds a bytearray or memoryview."""
-    cls = type(value)
-    if cls in _PLAIN:
-        return False
-    if cls is dict:
-        return any(map(holds_bytearray, value)) or any(map(holds_bytearray, value.values()))
-    if cls in (list, tuple, set, frozenset):
-        return any(map(holds_bytearray, value))
-    if _is_attrs(cls) and not issubclass(cls, Persistable):
-        return any(holds_bytearray(getattr(value, name)) for name in field_names(cls))
-    return cls in (bytearray, memoryview)
+    pending = [value]  # no recursion: lists may be nested deeper than Python calls
+    while pending:
+        item = pending.pop()
+        cls = type(item)
+        if cls in _PLAIN:
+            continue
+        if cls is dict:
+            pending += item
+            pending += item.values()
+        elif cls in (list, tuple, set, frozenset):
+            pending += item
+        elif cls in (bytearray, memoryview):
+            return True
+        elif _is_attrs(cls) and not issubclass(cls, Persistable):
+            pending += [getattr(item, name) for name in field_names(cls)]
+    return False
 
 
 def _is_attrs(cls: type) -> bool:

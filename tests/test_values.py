@@ -667,3 +667,24 @@ def test_recursion_limit_is_left_alone(session: Session) -> None:
     with pytest.raises(UnstorableValue):
         session.add(Task(extra={"v": nested(100_000)}))
     assert sys.getrecursionlimit() == limit
+
+
+def test_deep_value_that_looks_like_packed_bytes_comes_back(session: Session) -> None:
+    value: Any = [b"x", 2.0**0.5]
+    for _ in range(900):
+        value = [value]
+    id_ = session.add(Task(extra={"deep": value}))
+    session.store.invalidate_cache()
+    back = session.load(id_).extra["deep"]
+    for _ in range(900):
+        (back,) = back
+    assert back == [b"x", 2.0**0.5]
+
+
+def test_deep_bytearray_is_refused(session: Session) -> None:
+    value: Any = bytearray(b"x")
+    for _ in range(900):
+        value = [value]
+    with pytest.raises(UnstorableValue):
+        session.add(Task(extra={"deep": value}))
+    assert len(session) == 0

@@ -7,9 +7,12 @@ commit writes the batch, records and index together, in one transaction.
 
 from __future__ import annotations
 
+import atexit
 import builtins
 import os
+import sys
 import threading
+import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -24,6 +27,7 @@ from .codec import (
 )
 from .errors import (
     ConflictError,
+    Error,
     InvalidArgument,
     LoadError,
 )
@@ -63,6 +67,7 @@ class Store(StoreStaging):
     def __init__(self, tables: Tables, *, batch_bytes: int = DEFAULT_BATCH_BYTES) -> None:
         if not isinstance(batch_bytes, int) or batch_bytes < 1:
             raise InvalidArgument(f"batch_bytes must be a positive int, not {batch_bytes!r}")
+        self._closed = True  # until it is open
         self.tables = tables
         self.batch_bytes = batch_bytes
         self.schemas = Schemas(tables)
@@ -258,6 +263,16 @@ class Store(StoreStaging):
     def __repr__(self) -> str:
         return f"<Store {self.url}>"
 
+    def __del__(self) -> None:
+        if not getattr(self, "_closed", True) and self.batch.records and self._pid == os.getpid():
+            warnings.warn(
+                f"{self!r} was dropped without flush() or close(): {len(self.batch.records)} records that were"
+                " to be written later are lost",
+                ResourceWarning,
+                stacklevel=1,
+                source=self,
+            )
+
     # -- writing
 
     def commit(self) -> None:
@@ -367,6 +382,18 @@ def _after_in_child() -> None:
         store.after_fork_in_child()
 
 
+def _at_exit() -> None:
+    """Write what a program has left unflushed when it ends of its own accord."""
+    for store in list(_stores):
+        if store.batch.records and store.batch.journal is None and not store.read_only:
+            try:
+                store.flush()
+            except Error as error:
+                print(f"gc3session: {len(store.batch.records)} records are lost: {error}", file=sys.stderr)
+                store.discard()
+
+
+atexit.register(_at_exit)
 os.register_at_fork(before=_before_fork, after_in_parent=_after_in_parent, after_in_child=_after_in_child)
 
 

@@ -1668,3 +1668,26 @@ def test_a_persistable_can_be_added(session: Session) -> None:
     assert list(session.tasks) == ids
     assert len(session) == 3
     assert session.list_names() == {""}
+
+
+def test_program_that_ends_without_flush_loses_nothing(tmp_path: Path) -> None:
+    script = """
+        import sys
+        from gc3session import Session, Task
+
+        session = Session(sys.argv[1])
+        for n in range(100):
+            session.add(Task(jobname=str(n)), flush=False)
+    """
+    run_python(script, tmp_path / "s")
+    with Session(tmp_path / "s", read_only=True) as session:
+        assert [task.jobname for task in session] == [str(n) for n in range(100)]
+
+
+def test_session_that_is_dropped_with_a_batch_warns(tmp_path: Path) -> None:
+    def drop() -> None:
+        Session(tmp_path / "s").add(Task(), flush=False)
+        gc.collect()
+
+    with pytest.warns(ResourceWarning, match="1 records that were to be written later are lost"):
+        drop()

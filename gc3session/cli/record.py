@@ -162,6 +162,7 @@ class _Recording:
         try:
             self._session.close()
         except Error:
+            self._session.store.discard()  # the caller tells; nothing is to try again
             return self.pending
         self.committed += self.pending
         self.pending = 0

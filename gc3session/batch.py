@@ -24,12 +24,14 @@ class Batch:
         bases: N -> the revision that must be in the store, and the state in it; new records
             have no base.
         bytes: of memory that all this takes, about.
+        version: another one after each change, of what is staged in indexes, too.
         journal: what undoes the changes since the outermost unit began: mapping, key, value
             before; or None, object, slots before.  None outside of units.
     """
 
     def __init__(self) -> None:
         self.journal: list[tuple[Any, Any, Any]] | None = None
+        self.version = 0
         self.clear()
 
     def clear(self) -> None:
@@ -38,6 +40,7 @@ class Batch:
         self.states: dict[int, str] = {}
         self.bases: dict[int, tuple[int, str]] = {}
         self.bytes = 0
+        self.version += 1
         if self.journal is not None:
             self.journal.clear()
 
@@ -67,6 +70,7 @@ class Batch:
 
     def set_item(self, mapping: MutableMapping[Any, Any], key: Any, value: Any) -> None:
         """Set an item of any mapping, or delete it (None), so that it can be undone."""
+        self.version += 1
         if self.journal is not None:
             self.journal.append((mapping, key, mapping.get(key)))
         if value is None:
@@ -84,6 +88,7 @@ class Batch:
     def undo(self, mark: int) -> None:
         """Undo all changes since the journal had *mark* entries."""
         assert self.journal is not None
+        self.version += 1
         while len(self.journal) > mark:
             mapping, key, before = self.journal.pop()
             if mapping is None:

@@ -47,11 +47,9 @@ class Index:
         self.joined: dict[int, int] = {}
         self.late: dict[int, int] = {}
         self.left: dict[int, int] = {}
-        self._orders: list[int] = []  # of joined, sorted; valid if as many
-
-    def undone(self) -> None:
-        """Take note that changes of the batch were undone behind its back."""
-        self._orders = []
+        self._version = -1  # of the batch, for which the next two are valid
+        self._orders: list[int] = []  # of joined, sorted
+        self._changed: dict[str, list[Entry]] = {}  # state -> entries in it because of the batch
 
     # -- reading; each takes the state that it is to be read from
 
@@ -138,11 +136,17 @@ class Index:
         return sorted(committed + staged)
 
     def _sorted_orders(self) -> list[int]:
+        self._notice_changes()
         if len(self._orders) != len(self.joined):
             self._orders = list(self.joined)
             if any(a > b for a, b in pairwise(self._orders)):
                 self._orders.sort()
         return self._orders
+
+    def _notice_changes(self) -> None:
+        """Forget what was worked out from the batch if that has changed since."""
+        if self._version != self._store.batch.version:
+            self._version, self._orders, self._changed = self._store.batch.version, [], {}
 
     def counts(self, reader: Reader) -> dict[str, int]:
         """Return how many tasks are in which state; persistables that have none are left out."""
@@ -186,7 +190,10 @@ class Index:
     def chunk_in_state(self, reader: Reader, state: str, after: int) -> list[Entry]:
         """Return the next entries in a state after an order; none means there are no more."""
         session = self.session(reader)
-        changed = sorted(self._changed_to(reader, state))
+        self._notice_changes()
+        if state not in self._changed:
+            self._changed[state] = sorted(self._changed_to(reader, state))
+        changed = self._changed[state]
         first = bisect_right(changed, after, key=itemgetter(0))
         if session is None:
             return changed[first : first + CHUNK]
@@ -227,14 +234,12 @@ class Index:
 
     def join(self, set_item: SetItem, order: int, number: int) -> None:
         """Add record N at an order."""
-        self._orders = []
         set_item(self.joined, order, number)
         if order != number:
             set_item(self.late, number, order)
 
     def leave(self, set_item: SetItem, order: int, number: int) -> None:
         """Take the entry of an order, which is record N, away."""
-        self._orders = []
         if order in self.joined:
             set_item(self.joined, order, None)
             if order != number:

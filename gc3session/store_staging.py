@@ -63,8 +63,6 @@ class StoreStaging(StoreReading):
                     self.commit()
             except BaseException:
                 batch.undo(mark)
-                for index in self.indexes:
-                    index.undone()
                 raise
             finally:
                 if outermost:
@@ -216,6 +214,7 @@ class StoreStaging(StoreReading):
                 done += 1
         finally:
             batch.journal = None
+            batch.version += 1
             journal.clear()
             batch.bytes = self.batch_bytes - room
             if len(live) > self.loader.limit:

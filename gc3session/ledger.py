@@ -114,13 +114,23 @@ class Ledger:
                 break
         return found
 
-    def _sessions(self) -> Iterable[int]:
-        """Return the numbers of all sessions, those that this program uses first."""
+    def _sessions(self) -> Iterator[int]:
+        """Give the numbers of all sessions, those that this program uses first."""
+        ours = []
+        for index in self._store.indexes:
+            number = index.session(self._writer)
+            if number is not None and number not in ours:
+                ours.append(number)
+                yield number
+        for number in self._all_sessions():
+            if number not in ours:
+                yield number
+
+    def _all_sessions(self) -> dict[int, bytes]:
+        """Return the identities of all sessions by their numbers."""
         if self._identities is None:
             rows = self._writer.scan(SESSIONS, b"")
             self._identities = {Row.from_bytes(key, data).number: key for key, data in rows}
-            ours = {index.identity for index in self._store.indexes}
-            self._identities = dict(sorted(self._identities.items(), key=lambda item: item[1] not in ours))
         return self._identities
 
     # -- changing them
@@ -247,9 +257,7 @@ class Ledger:
         listeners = {index.identity: index.listener for index in indexes}
         for session in self._blanks:
             if session not in self._rows:
-                self._sessions()
-                assert self._identities is not None
-                self._row(self._identities[session])
+                self._row(self._all_sessions()[session])
         for session, (identity, row) in self._rows.items():
             blanks = self._blanks.get(session, [])
             after = row._replace(blank=row.blank + sum(length + 1 for _, length in blanks), mark=None)

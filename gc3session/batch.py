@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import MutableMapping
-from typing import Any
+from typing import Any, Final
 
 from .codec import Schema
-from .tasks import Persistable
+from .tasks import SLOT_SETTERS, Persistable, set_changed
 
 REMOVED = b""
 """In place of a record: it is to be removed."""
@@ -81,34 +81,58 @@ class Batch:
     def set_slots(self, obj: Persistable, slots: Slots) -> None:
         """Set what an object knows of its record, so that it can be undone."""
         if self.journal is not None:
-            before = (obj._store, obj._number, obj._revision, obj._stored_state, obj._schema, obj.changed)
+            before = (obj._store, obj._number, obj._revision, obj._stored_state, obj._schema)
             self.journal.append((None, obj, before))
         set_slots(obj, slots)
 
+    def clear_changed(self, obj: Persistable, changed: MutableMapping[int, Persistable]) -> None:
+        """Note that *obj* is being saved; to be called before its fields are read.
+
+        A change by another thread from now on is then a new one.  *changed* holds the objects
+        that have unsaved changes, by their id().
+        """
+        if self.journal is not None and obj.changed:
+            self.journal.append((changed, id(obj), _SAVED))
+            self.journal.append((changed, id(obj), obj))
+        changed.pop(id(obj), None)
+        set_changed(obj, False)
+
     def undo(self, mark: int) -> None:
         """Undo all changes since the journal had *mark* entries."""
-        assert self.journal is not None
+        journal = self.journal
+        assert journal is not None
         self.version += 1
-        while len(self.journal) > mark:
-            mapping, key, before = self.journal.pop()
+        while len(journal) > mark:
+            mapping, key, before = journal[-1]
             if mapping is None:
+                if key._store is not None and before[0] is None:  # it was new
+                    key._store.changed.pop(id(key), None)
                 set_slots(key, before)
+                if before[0] is not None and key.changed:  # since it was taken out of the store
+                    before[0].note_changed(key)
+            elif before is _SAVED:
+                obj = mapping.get(key)
+                if obj is not None:
+                    set_changed(obj, True)
+                    if obj._store is None:
+                        del mapping[key]
             elif before is None:
                 mapping.pop(key, None)
             else:
                 mapping[key] = before
+            journal.pop()  # last, so that an interrupted undoing can go on
 
 
-Slots = tuple[Any, int, int, str, Schema | None, bool]
-"""Of an object: its store, N, revision, stored state, schema, and whether it is changed."""
+_SAVED: Final = object()
 
-NO_SLOTS: Slots = (None, 0, 0, "", None, True)
+Slots = tuple[Any, int, int, str, Schema | None]
+"""Of an object: its store, N, revision, stored state, schema."""
+
+NO_SLOTS: Slots = (None, 0, 0, "", None)
 """Those of an object without a record."""
 
 
 def set_slots(obj: Persistable, slots: Slots) -> None:
     """Set what an object knows of its record; nothing is tracked."""
-    cls = type(obj)
-    object.__setattr__(obj, "__class__", cls._quiet)
-    obj._store, obj._number, obj._revision, obj._stored_state, obj._schema, obj.changed = slots
-    obj.__class__ = cls
+    for setter, value in zip(SLOT_SETTERS, slots, strict=True):
+        setter(obj, value)

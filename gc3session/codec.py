@@ -29,6 +29,7 @@ import msgpack
 
 from .errors import CorruptRecord, LoadError
 from .tasks import (
+    SLOT_SETTERS,
     Generic,
     GenericCollection,
     GenericPersistable,
@@ -181,7 +182,6 @@ class Layout:
         generic: the class stands in for one that the program doesn't have.
         values: object -> list of the values.
         build: (values, store, N, revision, schema) -> a new object, saved and unchanged.
-        stored: (object, store, N, state, schema): note that the object, which was new, is stored.
         name: what the IDs of its objects begin with.
     """
 
@@ -196,7 +196,6 @@ class Layout:
         self.name = cls.__name__
         self.values = _reader(self.fields)
         self.build = _builder(self)
-        self.stored = _storer(self)
 
     def schema(self, name: str | None = None) -> Schema:
         """Return the schema of the class as it is now, not yet stored."""
@@ -240,19 +239,16 @@ def _builder(layout: Layout) -> Callable[[list[Any], Any, int, int, Schema], Per
     return _compiled(source, new=object.__new__, quiet=layout.quiet, cls=layout.cls)  # type: ignore[no-any-return]
 
 
-def _storer(layout: Layout) -> Callable[[Any, Any, int, str, Schema], None]:
-    """Return the function that notes that an object, which was new, is stored."""
-    source = """def stored(obj, store, number, state, schema):
-    assign(obj, "__class__", quiet)
-    obj._store = store
-    obj._number = number
-    obj._revision = 1
-    obj._stored_state = state
-    obj._schema = schema
-    obj.changed = False
-    obj.__class__ = cls
-"""
-    return _compiled(source, assign=object.__setattr__, quiet=layout.quiet, cls=layout.cls)  # type: ignore[no-any-return]
+def note_stored(obj: Persistable, store: Any, number: int, state: str, schema: Schema) -> None:
+    """Note that an object, which was new, is stored."""
+    set_store(obj, store)
+    set_number(obj, number)
+    set_revision(obj, 1)
+    set_stored_state(obj, state)
+    set_schema(obj, schema)
+
+
+set_store, set_number, set_revision, set_stored_state, set_schema = SLOT_SETTERS
 
 
 def layout_of(cls: type[Persistable]) -> Layout:

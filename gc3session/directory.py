@@ -19,7 +19,15 @@ from pathlib import Path
 from typing import ClassVar
 from urllib.parse import quote, unquote
 
-from .errors import DamagedSession, InvalidArgument, NotASession, OpenError, ReadOnlyError, StoreFull
+from .errors import (
+    DamagedSession,
+    InvalidArgument,
+    NotASession,
+    OpenError,
+    ReadOnlyError,
+    StoreFull,
+    WriteError,
+)
 from .filesystem import sync_directory, write_durably
 
 _STORE_URL = re.compile(r"([a-z0-9+]+):([^#\s][^#\n]*)#([0-9a-f]{32})\n?")
@@ -67,7 +75,7 @@ class SessionDirectory:
             )
         # Of a session that is being made, or whose making was interrupted, there may be a part.
         parts = (self.TIMESTAMP_FILES["start"], self.INDEX_FILENAME, self.STORE_URL_FILENAME)
-        pattern = re.compile(rf"({'|'.join(map(re.escape, parts))})(\.\d+\.tmp)?")
+        pattern = re.compile(rf"({'|'.join(map(re.escape, parts))})(\.\d+\.\d+\.tmp)?")
         if not all(map(pattern.fullmatch, names)):
             remedy = "choose an empty or new directory" if create else "name the directory of a session"
             raise NotASession(f"{self.path} is not a session, and not empty; {remedy}")
@@ -205,7 +213,13 @@ class SessionDirectory:
     # -- the end
 
     def delete(self) -> None:
-        """Delete the directory: it vanishes at once, and then bit by bit."""
-        doomed = os.path.join(os.path.dirname(self.path), f".{self.name}.{secrets.token_hex(4)}.deleted")
-        os.rename(self.path, doomed)
-        shutil.rmtree(doomed)
+        """Delete the directory: it vanishes at once, and then bit by bit.  A symbolic link to it goes, too."""
+        real = os.path.realpath(self.path)
+        doomed = os.path.join(os.path.dirname(real), f".{self.name}.{secrets.token_hex(4)}.deleted")
+        try:
+            os.rename(real, doomed)
+            if os.path.islink(self.path):
+                os.unlink(self.path)
+            shutil.rmtree(doomed)
+        except OSError as error:
+            raise WriteError(f"{error.filename or real} can't be deleted: {error.strerror}") from error

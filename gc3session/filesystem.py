@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import threading
 from pathlib import Path
 
 NETWORK_FILESYSTEMS = frozenset(
@@ -62,7 +63,7 @@ def write_durably(path: str, contents: bytes, *, replace: bool = True) -> None:
     Raise FileExistsError if it is there and *replace* is False.
     """
     directory = os.path.dirname(path)
-    temporary = f"{path}.{os.getpid()}.tmp"
+    temporary = f"{path}.{os.getpid()}.{threading.get_ident()}.tmp"
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o666)
     try:
         with open(fd, "wb") as file:

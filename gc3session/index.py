@@ -123,8 +123,7 @@ class Index:
         orders = self._sorted_orders()
         first = bisect_right(orders, after)
         last = len(orders) if until is None else bisect_right(orders, until)
-        if until is None and not committed:
-            last = min(last, first + CHUNK)
+        last = min(last, first + CHUNK)
         if first == last:
             return committed
         known = {number for _, number, _ in committed}
@@ -133,7 +132,7 @@ class Index:
             for order in orders[first:last]
             if self.joined[order] not in known
         ]
-        return sorted(committed + staged)
+        return sorted(committed + staged)[:CHUNK]
 
     def _sorted_orders(self) -> list[int]:
         self._notice_changes()
@@ -212,7 +211,7 @@ class Index:
             last = len(changed)
             if full:
                 last = bisect_right(changed, orders[-1], key=itemgetter(0))
-            merged = sorted(entries + changed[first:last])
+            merged = sorted(entries + changed[first : min(last, first + CHUNK)])[:CHUNK]
             if merged or not full:
                 return merged
             first, start = last, RECORD_KEY.pack(orders[-1] + 1)

@@ -38,8 +38,8 @@ class Listener(Protocol):
     def apply(self) -> None:
         """Called after the commit."""
 
-    def release(self) -> None:
-        """Called in the end, whether there was a commit or not."""
+    def release(self) -> str:
+        """Called in the end, whether there was a commit or not; return what the user is to be warned of."""
 
     def forked(self) -> None:
         """Called in a forked child."""

@@ -14,7 +14,9 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import resource
+import secrets
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -30,6 +32,7 @@ DEFAULT_MAP_SIZE = 1 << 40
 """Bytes of address space; they cost neither memory nor disk until they are used."""
 
 _SMALLEST_MAP = 1 << 24
+_LOCK_BYTES = 73_728  # for some more than _MAX_READERS
 _MAX_READERS = 1022  # only the first opener's count; at LMDB's own 126 even opening fails
 _NO_ROOM = (errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # LMDB turns short writes into EIO
 
@@ -72,6 +75,7 @@ class Environment:
         self.data = os.path.join(path, "data.mdb")
         self.read_only = read_only
         self.users = 0
+        self.locked = True
         self.writing = threading.RLock()
         self.reading = threading.RLock()
         self._map_size = map_size
@@ -80,6 +84,7 @@ class Environment:
         self.tables: dict[str, Any] = {}
         self._page_size = 4096
         self._last_page = 0
+        self._file: tuple[int, int] | None = None
 
     # -- opening
 
@@ -101,7 +106,12 @@ class Environment:
         if not self.read_only and not os.access(self.path, os.W_OK | os.X_OK):
             raise ReadOnlyError(f"{self.path} can't be written; open the session with read_only=True")
         # A reader that may not write lock.mdb, or would have to make it, reads without a lock.
-        locked = not self.read_only or os.access(lock, os.W_OK)
+        self.locked = locked = not self.read_only or os.access(lock, os.W_OK)
+        if locked and not self.read_only:
+            try:
+                _reserve_lock(self.path)
+            except OSError as error:
+                raise _untold(error, lock) from error
         size = self._affordable(self._map_size)
         while True:
             try:
@@ -136,6 +146,7 @@ class Environment:
                 raise CorruptStore(f"{self.path} is not a store of gc3session: {error}") from error
             raise translated(error, self.path) from error
         self._page_size = env.stat()["psize"]
+        self._file = _file_of(self.data)
         self._lmdb = env
         return env
 
@@ -162,11 +173,13 @@ class Environment:
         there is the whole environment or none: it is made under another name.
         """
         parent = os.path.dirname(path)
-        temporary = f"{path}.{os.getpid()}.{threading.get_ident()}.tmp"
+        _delete_leftovers(path)
+        temporary = f"{path}.{os.getpid()}.{secrets.token_hex(4)}.tmp"
         try:
             os.makedirs(parent, exist_ok=True)
-            os.mkdir(temporary)
             try:
+                os.mkdir(temporary)
+                _reserve_lock(temporary)
                 env = lmdb.open(
                     temporary,
                     map_size=_SMALLEST_MAP,
@@ -192,11 +205,12 @@ class Environment:
         except OSError as error:
             if error.errno in (errno.ENOTEMPTY, errno.EEXIST) and os.path.isdir(path):
                 return
-            if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-                raise ReadOnlyError(f"the store {path} can't be made: {error.strerror}") from error
-            if error.errno in _NO_ROOM:
-                raise StoreFull(f"the store {path} can't be made: {error.strerror}; make room") from error
-            raise OpenError(f"the store {path} can't be made: {error}") from error
+            raise _untold(error, path) from error
+
+    @property
+    def is_elsewhere(self) -> bool:
+        """Return whether the open file is no longer the one at its path: that was moved or replaced."""
+        return self._lmdb is not None and self._file != _file_of(self.data)
 
     # -- transactions, with `reading` or `writing` held
 
@@ -218,6 +232,10 @@ class Environment:
             except lmdb.Error as error:
                 raise translated(error, self.path) from error
         raise Error(f"{self.path}: no transaction could be begun; open the session again")
+
+    def has_moved_on(self, txn: Transaction) -> bool:
+        """Return whether there has been a commit since *txn*, a read transaction, began."""
+        return bool(self.opened().info()["last_txnid"] != txn.id())
 
     def fill_gap(self) -> None:
         """Lengthen the data file to all its pages: a file that stays short looks truncated."""
@@ -279,6 +297,46 @@ class Environment:
             env.close()
 
 
+def _reserve_lock(directory: str) -> None:
+    """Make the lock file with all its blocks: LMDB would map a file of holes, and die on a full disk."""
+    try:
+        fd = os.open(os.path.join(directory, "lock.mdb"), os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    except FileExistsError:
+        return
+    try:
+        os.posix_fallocate(fd, 0, _LOCK_BYTES)
+    finally:
+        os.close(fd)
+
+
+def _file_of(path: str) -> tuple[int, int] | None:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def _untold(error: OSError, path: str) -> Error:
+    """Return our exception for one of the system's while a store is made or opened."""
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return ReadOnlyError(f"the store {path} can't be made: {error.strerror}; open it with read_only=True")
+    if error.errno in _NO_ROOM:
+        return StoreFull(f"the store {path} can't be made: {error.strerror}; make room")
+    return OpenError(f"the store {path} can't be made: {error}")
+
+
+def _delete_leftovers(path: str) -> None:
+    """Delete what processes that are dead had begun to make at *path*."""
+    parent, name = os.path.split(path)
+    pattern = re.compile(rf"{re.escape(name)}\.(\d+)\.[0-9a-f]+\.tmp")
+    for other in os.listdir(parent) if os.path.isdir(parent) else ():
+        match = pattern.fullmatch(other)
+        if match and not os.path.exists(f"/proc/{match[1]}"):
+            with contextlib.suppress(OSError):  # somebody else's, or deleted meanwhile
+                _delete(os.path.join(parent, other))
+
+
 class Panic(Exception):
     """A meta page could not be written: the environment must be opened again."""
 
@@ -301,7 +359,7 @@ def acquire(path: str, read_only: bool, map_size: int) -> Environment:
     """Return the environment in the directory *path*, for one more user."""
     with _registry:
         env = _environments.get(path)
-        if env is None:
+        if env is None or env.is_elsewhere:
             env = _environments[path] = Environment(path, read_only, map_size)
         elif env.read_only and not read_only:
             with env.alone():
@@ -329,28 +387,34 @@ def release(env: Environment) -> None:
                 del _environments[env.path]
 
 
+_locked: list[Any] = []  # locks held by the fork that is going on
+
+
 def _before_fork() -> None:
+    # Nothing is left open: LMDB's state in a child is not to be used, nor closed, while the
+    # parent reads on (wrong reads within seconds where the child closed it).
     _registry.acquire()
+    _locked.append(_registry)
     for env in _environments.values():
-        env.writing.acquire()
-        env.reading.acquire()
+        for lock in (env.writing, env.reading):
+            lock.acquire()
+            _locked.append(lock)
+        env.drop()
 
 
 def _after_in_parent() -> None:
-    for env in _environments.values():
-        env.reading.release()
-        env.writing.release()
-    _registry.release()
+    while _locked:
+        _locked.pop().release()
 
 
 def _after_in_child() -> None:
     global _registry
+    _locked.clear()
     _registry = threading.Lock()
     for env in _environments.values():
         env.writing = threading.RLock()
         env.reading = threading.RLock()
         env._opening = threading.Lock()
-        env.drop()
 
 
 os.register_at_fork(before=_before_fork, after_in_parent=_after_in_parent, after_in_child=_after_in_child)

@@ -10,7 +10,7 @@ from urllib.parse import quote, unquote
 
 import lmdb
 
-from .errors import ClosedError, InvalidArgument, NetworkFilesystemError, ReadOnlyError
+from .errors import ClosedError, Error, InvalidArgument, NetworkFilesystemError, ReadOnlyError
 from .filesystem import NETWORK_FILESYSTEMS, filesystem_of
 from .lmdb_environment import (
     DEFAULT_MAP_SIZE,
@@ -175,11 +175,24 @@ class _Reading:
         if self._env is None:
             return
         try:
+            if not self._env.locked and self._env.has_moved_on(self._txn):
+                raise Error(
+                    f"{self._env.path} is being written, and this user may not lock it, so what was read may be"
+                    " wrong: try again, or ask its owner for the right to write lock.mdb"
+                ) from error
             self._txn.abort()
         finally:
             self._env.reading.release()
         if isinstance(error, lmdb.Error):
             raise translated(error, self._env.path) from error
+
+
+def _has_ended(txn: Transaction) -> bool:
+    try:
+        txn.id()
+    except lmdb.Error:
+        return True
+    return False
 
 
 def _recover(env: Environment, failure: Exception) -> None:
@@ -243,7 +256,7 @@ class LmdbTables(Tables):
 
     def get(self, table: str, key: bytes) -> bytes | None:
         env = self._env
-        if env is not None and env.is_open:
+        if env is not None and env.is_open and env.locked:
             with env.reading:
                 try:
                     with env.begin() as txn:
@@ -252,7 +265,7 @@ class LmdbTables(Tables):
                     pass  # the long way tells, or mends it
         return super().get(table, key)
 
-    def write(self, unit: Callable[[Writer], T], committed: Callable[[T], None] | None = None) -> T:
+    def write(self, unit: Callable[[Writer], T], committed: Callable[[T], None] = lambda result: None) -> T:
         if self.read_only:
             raise ReadOnlyError(f"the store {self.url} was opened read-only")
         env = self._environment()
@@ -264,15 +277,19 @@ class LmdbTables(Tables):
             while True:
                 try:
                     txn = env.begin(write=True)
+                    ready = False
                     try:
                         result = unit(_LmdbWriter(txn, env.tables))
+                        ready = True
                         txn.commit()
-                    except BaseException:
-                        txn.abort()
+                    except BaseException as error:
+                        # A signal's handler may raise when the commit has just been done.
+                        if ready and not isinstance(error, lmdb.Error) and _has_ended(txn):
+                            committed(result)
+                        else:
+                            txn.abort()
                         raise
-                    env.fill_gap()
-                    if committed is not None:
-                        committed(result)
+                    committed(result)
                     return result
                 except (lmdb.MapFullError, lmdb.MapResizedError, Panic) as error:
                     failure: Exception = error
@@ -286,6 +303,12 @@ class LmdbTables(Tables):
     def _fill(self, txn: Transaction, tables: dict[str, Any]) -> None:
         if self.on_create is not None:
             self.on_create(_LmdbWriter(txn, tables))
+
+    def after_write(self) -> None:
+        env = self._env
+        if env is not None and env.is_open:
+            with env.writing:
+                env.fill_gap()
 
     def suspend(self) -> None:
         if self._env is not None:

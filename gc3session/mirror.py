@@ -10,7 +10,7 @@ LMDB and a text file can't change together, so the index is what holds, and the 
 Whatever ends the process in between leaves a file whose size or time of change is not that of
 the row, and the next transaction or opening writes it anew.  It is not flushed: the row has the
 boot ID too, and after another boot the file is written anew as well.  So is one that was edited,
-with a MirrorWarning.
+with a MirrorWarning (which the store gives once all is done).
 
 A mark, as the row keeps it, is `[ time of change in ns, boot ID, size before the last lines,
 time of change before the transaction ]`.
@@ -22,13 +22,12 @@ import fcntl
 import os
 import stat
 import time
-import warnings
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from .entries import Row, members
-from .errors import MirrorWarning
+from .errors import WriteError
 from .ledger import Change
 from .schemas import Schemas
 from .tables import Reader, Writer
@@ -48,12 +47,17 @@ class Mirror:
     It is told of the transactions by its session's index (see `ledger.Listener`).
     """
 
+    _MOVED = (
+        "the session was moved, destroyed or made anew since it was opened; nothing was written. Open it again"
+    )
+
     def __init__(self, path: str, lock: str, schemas: Schemas) -> None:
         self.path = path
         self._lock_path = lock
         self._schemas = schemas
         self._lock = -1
         self._locked = False
+        self._complaint = ""
         self._change: Change | None = None
         self._end = 0
         self._time = 0
@@ -79,21 +83,49 @@ class Mirror:
     # -- the three steps of a transaction
 
     def prepare(self, writer: Writer, before: Row, after: Row, change: Change) -> Any:
-        """Lock the mirror and plan what `apply` is to do; return the mark for the row."""
-        if not self._locked:
-            if self._lock < 0:
-                self._lock = os.open(self._lock_path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-            fcntl.flock(self._lock, fcntl.LOCK_EX)
-            self._locked = True
+        """Lock the mirror and plan what `apply` is to do; return the mark for the row.
+
+        Raise WriteError if the session is no longer where it was opened.
+        """
+        self._take_lock()
+        self._complaint = ""
         kept = before.size
         if change.anew or not self.intact(before):
-            self._write_anew(writer, after)
-            if not change.anew:
-                self._warn_if_edited(before)
+            try:
+                self._write_anew(writer, after)
+                if not change.anew:
+                    self._complain_if_edited(before)
+            except OSError as error:
+                self._complain(error)
+                return None
             change = change._replace(anew=True)
             kept = after.size
         self._change, self._end, self._time = change, before.size, time.time_ns()
         return [self._time, _boot_id(), kept, before.mark[0] if before.mark else 0]
+
+    def _take_lock(self) -> None:
+        if self._locked:
+            return
+        try:
+            if self._lock < 0:
+                self._lock = os.open(self._lock_path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+            fcntl.flock(self._lock, fcntl.LOCK_EX)
+            self._locked = True
+            there, held = os.lstat(self._lock_path), os.fstat(self._lock)
+        except FileNotFoundError as error:
+            raise WriteError(f"{self._lock_path} is gone: {self._MOVED}") from error
+        except OSError as error:
+            raise WriteError(
+                f"{self._lock_path} can't be locked ({error.strerror}); nothing was written"
+            ) from error
+        if (there.st_dev, there.st_ino) != (held.st_dev, held.st_ino):
+            raise WriteError(f"{self._lock_path} is another file than when it was opened: {self._MOVED}")
+
+    def _complain(self, error: OSError) -> None:
+        self._complaint = (
+            f"{self.path} could not be written ({error.strerror}): the tasks are stored, but it lists"
+            " not all of them; make room, and the next flush mends it"
+        )
 
     def apply(self) -> None:
         """Write to the file what has been committed.
@@ -117,22 +149,19 @@ class Mirror:
             finally:
                 os.close(fd)
         except OSError as error:
-            warnings.warn(
-                f"{self.path} could not be written ({error.strerror}): the tasks are stored, but it lists"
-                " not all of them; make room, and the next flush mends it",
-                MirrorWarning,
-                stacklevel=2,
-            )
+            self._complain(error)
 
-    def release(self) -> None:
-        """Unlock the mirror, and drop a plan that was not carried out."""
+    def release(self) -> str:
+        """Unlock the mirror, and drop a plan that was not carried out; return what to warn of."""
+        complaint, self._complaint = self._complaint, ""
         if not self._locked:
-            return
+            return complaint
         change, self._change = self._change, None
         if change is not None and change.anew and os.path.lexists(self._temporary):
             os.unlink(self._temporary)
         self._locked = False
         fcntl.flock(self._lock, fcntl.LOCK_UN)
+        return complaint
 
     def forked(self) -> None:
         """Give up the file that is locked: a child shares it, and its lock, with its parent."""
@@ -175,19 +204,17 @@ class Mirror:
         text = "".join(lines).encode()
         _write_at(fd, b"\n" + text if offset else text, offset - 1 if offset else 0)
 
-    def _warn_if_edited(self, before: Row) -> None:
-        """Warn if what the mirror holds can't be what a killed process has left."""
+    def _complain_if_edited(self, before: Row) -> None:
+        """Complain if what the mirror holds can't be what a killed process has left."""
         if before.mark is None:
             edited = before.size == 0 and self._differs(0)
         else:
             _, boot, kept, former = before.mark
             edited = boot == _boot_id() and self._differs(kept, former)
         if edited:
-            warnings.warn(
+            self._complaint = (
                 f"{self.path} was changed by another program; it was written anew from the session's index."
-                " Use Session.add and Session.forget to change what belongs to the session",
-                MirrorWarning,
-                stacklevel=2,
+                " Use Session.add and Session.forget to change what belongs to the session"
             )
 
     def _differs(self, kept: int, former: int = 0) -> bool:

@@ -174,18 +174,24 @@ class Session(SessionBase):
         self._ensure_writable()
         store = self.store
         with store.lock:
+            if store.batch.journal is not None:
+                raise InvalidArgument("destroy() inside a transaction: it can't be undone")
             if self._directory.holds(store.url):
+                self._directory.delete()
+                self._closed = True
                 store.indexes.clear()
                 store.discard()
             else:
                 with self._unit(True):
                     for id_ in list(self.ids()):
-                        self.store.stage_removal(store.number_of(id_))
-                self._index.listener = None
+                        store.stage_removal(store.number_of(id_))
+                store.indexes.remove(self._index)
                 store.write(lambda ledger, writer: ledger.erase(self._index.identity))
-                self.close()
-            self._closed = True
-        self._directory.delete()
+                self._closed = True
+                if self._owns_store:
+                    store.close()
+                self._directory.delete()
+            self._mirror.close()
 
     def __repr__(self) -> str:
         return f"<Session {self.name!r} at {self.path}{' (closed)' if self._closed else ''}>"

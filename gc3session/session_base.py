@@ -282,7 +282,7 @@ class SessionBase:
             fields: values that the fields of those names must have; a task that has no such
                 field doesn't fit.
 
-        Of a *state* only the tasks in it are read.  Raise InvalidArgument for a wrong *name*.
+        Of a single *state* only the tasks in it are read.  Raise InvalidArgument for a wrong *name*.
         """
         self._ensure_open()
         try:

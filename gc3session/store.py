@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 from weakref import ref
 
-from .batch import REMOVED, Batch
+from .batch import NO_SLOTS, REMOVED, Batch, set_slots
 from .codec import (
     layout_of,
     parse_id,
@@ -30,6 +30,7 @@ from .errors import (
     Error,
     InvalidArgument,
     LoadError,
+    MirrorWarning,
 )
 from .index import Index
 from .ledger import Ledger
@@ -39,7 +40,7 @@ from .sequence import NumberSequence
 from .store_reading import schema_number_or_0
 from .store_staging import StoreStaging, no_collection
 from .tables import RECORDS, Tables, Writer
-from .tasks import Persistable
+from .tasks import Persistable, set_changed
 from .values import RECORD_KEY, Encoder
 
 if TYPE_CHECKING:
@@ -141,7 +142,6 @@ class Store(StoreStaging):
                 record = self.record(reader, number)
                 if record is None or self.name_of(reader, number) != id_.rpartition(".")[0]:
                     raise self._not_found(id_)
-                base, state = self._base_of(reader, number)
             living = self.loader.living(number)
             if self.own_number(obj) not in (None, number):
                 copy = type(obj).__new__(type(obj))
@@ -153,8 +153,9 @@ class Store(StoreStaging):
                 self.batch.set_item(self.loader.live, number, ref(obj))
             name = id_.rpartition(".")[0]
             schema = self.schemas.to_write(obj, layout_of(type(obj)), name)
-            self.batch.set_slots(obj, (self, number, base, state, schema, True))
-            self.stage(obj)
+            if obj is not living:
+                self.batch.set_slots(obj, (self, number, 0, "", schema))
+            self.stage(obj, force=True)
 
     def remove(self, id_: str) -> None:
         """Delete the object stored as *id_* and, of a collection, the tasks in it.
@@ -220,9 +221,9 @@ class Store(StoreStaging):
     def refresh(self, obj: Persistable) -> None:
         """Take over the stored state of *obj*; what was changed in it since is given up.
 
-        Raise NotFound if its record was removed.
+        Raise NotFound if its record was removed: the object then has no ID any more.
         """
-        with self.unit(flush=False):
+        with self.lock:
             number = self.own_number(obj)
             if number is None:
                 raise InvalidArgument(f"{obj!r} was never saved: there is nothing to refresh it from")
@@ -231,9 +232,11 @@ class Store(StoreStaging):
             with self.reading() as reader:
                 record = self.record(reader, number)
             if record is None:
-                raise self._not_found(str(obj.persistent_id))
+                gone = self._not_found(str(obj.persistent_id))
+                self._detach(obj)
+                raise gone
             self.loader.refill(obj, record)
-            self.changed.pop(number, None)
+            self.changed.pop(id(obj), None)
 
     def close(self) -> None:
         """Write the batch and close the files.  Closing twice does nothing."""
@@ -298,18 +301,29 @@ class Store(StoreStaging):
                 with no_collection():
                     self.tables.write(unit, self._after_commit)
         finally:
-            for index in self.indexes:
-                if index.listener is not None:
-                    index.listener.release()
+            listeners = [index.listener for index in self.indexes if index.listener is not None]
+            complaints = [listener.release() for listener in listeners]
+        self.tables.after_write()
+        for complaint in complaints:
+            if complaint:
+                warnings.warn(complaint, MirrorWarning, stacklevel=2)
 
     def _after_commit(self, block: tuple[int, int] | None) -> None:
+        try:
+            self._forget_batch(block)
+        except BaseException:  # a signal in between: all of it, or every later call would fail
+            self._forget_batch(block)
+            raise
+        for index in self.indexes:
+            if index.listener is not None:
+                index.listener.apply()
+
+    def _forget_batch(self, block: tuple[int, int] | None) -> None:
         if block is not None:
             self.sequence.took(block)
         self.batch.clear()
         for index in self.indexes:
             index.reset()
-            if index.listener is not None:
-                index.listener.apply()
 
     def _write_batch(self, ledger: Ledger, writer: Writer) -> None:
         records, states = self.batch.records, self.batch.states
@@ -356,7 +370,19 @@ class Store(StoreStaging):
         """Begin afresh: the batch and the sequence's block stay the parent's."""
         self._pid = os.getpid()
         self.lock = threading.RLock()
-        self.batch = Batch()
+        staged, self.batch = self.batch, Batch()
+        for number in staged.records:
+            obj = self.loader.living(number)
+            if obj is None or obj._store is not self:
+                continue
+            if number in staged.bases:
+                set_slots(obj, (self, number, *staged.bases[number], obj._schema))
+            else:
+                set_slots(obj, NO_SLOTS)
+                self.loader.live.pop(number)
+            set_changed(obj, True)
+            if obj._store is not None:
+                self.note_changed(obj)
         self.sequence.reset()
         for index in self.indexes:
             index.reset()
@@ -367,17 +393,22 @@ class Store(StoreStaging):
 _stores: weakref.WeakSet[Store] = weakref.WeakSet()
 
 
+_locked: list[threading.RLock] = []  # by the fork that is going on
+
+
 def _before_fork() -> None:
     for store in list(_stores):
         store.lock.acquire()
+        _locked.append(store.lock)
 
 
 def _after_in_parent() -> None:
-    for store in list(_stores):
-        store.lock.release()
+    while _locked:
+        _locked.pop().release()
 
 
 def _after_in_child() -> None:
+    _locked.clear()
     for store in list(_stores):
         store.after_fork_in_child()
 

@@ -67,6 +67,12 @@ class StoreReading:
                 pass
         return self._identity
 
+    def is_same(self, other: StoreReading) -> bool:
+        """Return whether *other* is at the same place: a copy of a store has its identity, too."""
+        return self is other or (
+            self.url == other.url and self.identity == other.identity and self.identity is not None
+        )
+
     # -- reading
 
     def reading(self) -> Any:
@@ -187,7 +193,7 @@ class StoreReading:
             )
         if obj._store is None:
             return None
-        if obj._store is not self and (self.identity is None or obj._store.identity != self.identity):
+        if not self.is_same(obj._store):
             raise InvalidArgument(
                 f"{obj!r} belongs to the store {obj._store.url}; store a copy of it here (copy.copy)"
             )

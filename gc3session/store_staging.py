@@ -10,14 +10,14 @@ from typing import Any
 from weakref import ref
 from zlib import crc32
 
-from .batch import NO_SLOTS, REMOVED, STAGED_BYTES
-from .codec import COLLECTION, PERSISTABLE, layout_of, read_header, references, seal, values_of
-from .errors import ClosedError, CorruptRecord, InvalidArgument, ReadOnlyError, UnstorableValue
+from .batch import NO_SLOTS, REMOVED, STAGED_BYTES, set_slots
+from .codec import COLLECTION, PERSISTABLE, layout_of, note_stored, references, revision_of, seal, values_of
+from .errors import ClosedError, ConflictError, CorruptRecord, InvalidArgument, ReadOnlyError, UnstorableValue
 from .index import Index
 from .sequence import NumberSequence
 from .store_reading import StoreReading
 from .tables import RECORDS, Reader
-from .tasks import Persistable, Unreadable
+from .tasks import Persistable, Unreadable, set_changed
 from .values import RECORD_KEY, UNPACKABLE, Encoder, holds_bytearray, may_hold_bytes
 
 _key = RECORD_KEY.pack
@@ -29,7 +29,7 @@ class StoreStaging(StoreReading):
     Attributes:
         batch_bytes: bytes of memory at which the batch is written.
         sequence: of the Ns.
-        changed: N -> object with unsaved changes.
+        changed: id() of an object -> the object, which has unsaved changes.
     """
 
     batch_bytes: int
@@ -56,13 +56,14 @@ class StoreStaging(StoreReading):
             if outermost:
                 self.make_room()
                 batch.journal = []
-            mark = len(batch.journal or ())
+            mark, size = len(batch.journal or ()), batch.bytes
             try:
                 yield
                 if flush and outermost:
                     self.commit()
             except BaseException:
                 batch.undo(mark)
+                batch.bytes = min(size, batch.bytes)
                 raise
             finally:
                 if outermost:
@@ -90,30 +91,41 @@ class StoreStaging(StoreReading):
             raise InvalidArgument(f"{obj!r} stands for a record that can't be read; it can't be saved")
         if number is None:
             number = self._assign(obj)
-        base = None
-        if force:
-            with self.reading() as reader:
-                base = self._base_of(reader, number)
         pending = self._pending
         pending.clear()
         done = {number}
-        self._stage_one(obj, number, base)
+        self._stage_one(obj, number, self._committed_base(obj, number) if force else self._base(obj, number))
         while pending:
             other = pending.pop()
             if other._number not in done:
                 done.add(other._number)
-                self._stage_one(other, other._number, None)
+                self._stage_one(other, other._number, self._base(other, other._number))
         return number
 
-    def _base_of(self, reader: Reader, number: int) -> tuple[int, str]:
-        """Return revision and state of the committed record N; 0 if there is none."""
-        record = reader.get(RECORDS, _key(number))
+    def _base(self, obj: Persistable, number: int) -> tuple[int, str] | None:
+        """Return the revision of its record that *obj* was read from, and its state; None for a new one.
+
+        Raise ConflictError if the batch holds another one, of another object.
+        """
+        record = self.batch.records.get(number)
         if record is None:
-            return 0, ""
-        try:
-            return read_header(record)[1], self.committed_state(reader, number) or ""
-        except CorruptRecord:
-            return 0, ""
+            return (obj._revision, obj._stored_state) if obj._revision else None
+        if revision_of(record) != obj._revision:
+            raise ConflictError(
+                f"{obj.persistent_id} was saved through another object since this one was loaded; nothing was"
+                " written. refresh() takes over the stored state, save(force=True) overwrites it",
+                (str(obj.persistent_id),),
+            )
+        return self.batch.bases.get(number)
+
+    def _committed_base(self, obj: Persistable, number: int) -> tuple[int, str] | None:
+        """Return revision and state of the committed record N, which is to be overwritten with *obj*."""
+        with self.reading() as reader:
+            record = reader.get(RECORDS, _key(number))
+            if record is None:
+                return None
+            state = self.committed_state(reader, number)
+        return revision_of(record), obj._stored_state if state is None else state
 
     def _assign(self, obj: Persistable) -> int:
         """Give *obj*, which is new, its N."""
@@ -122,7 +134,7 @@ class StoreStaging(StoreReading):
         name = former.name if former is not None and layout.generic else layout.name
         schema = self.schemas.to_write(obj, layout, name)
         number = self.sequence.next()
-        self.batch.set_slots(obj, (self, number, 0, "", schema, True))
+        self.batch.set_slots(obj, (self, number, 0, "", schema))
         self.loader.note(number, obj)
         return number
 
@@ -139,6 +151,7 @@ class StoreStaging(StoreReading):
     def _stage_one(self, obj: Persistable, number: int, base: tuple[int, str] | None) -> None:
         assert obj._schema is not None
         batch = self.batch
+        batch.clear_changed(obj, self.changed)
         layout = layout_of(type(obj))
         schema = self.schemas.to_write(obj, layout, obj._schema.name)
         names = layout.fields
@@ -152,20 +165,15 @@ class StoreStaging(StoreReading):
             fields = {**(obj._leftover or {}), **dict(zip(names, values, strict=True))}
             names = schema.fields
             values = [fields[name] for name in names]
-        if base is None:  # unless forced
-            if number not in batch.records:
-                base = obj._revision, obj._stored_state
-            else:
-                base = batch.bases.get(number, (0, ""))
-        revision = base[0] + 1
+        # More than any that there was, even if the record has been removed meanwhile.
+        revision = max(obj._revision, base[0] if base else 0) + 1
         body = self._encoder.pack(
             [schema.number, revision, values],
             lambda: ((f"{type(obj).__qualname__}.{name}", v) for name, v in zip(names, values, strict=True)),
         )
         state = "" if layout.kind == PERSISTABLE else obj.state  # type: ignore[attr-defined]
-        batch.stage(number, seal(number, body), state, base if base[0] else None)
-        batch.set_slots(obj, (obj._store, number, revision, state, schema, False))
-        batch.set_item(self.changed, number, None)
+        batch.stage(number, seal(number, body), state, base)
+        batch.set_slots(obj, (obj._store, number, revision, state, schema))
 
     def stage_new(self, objs: Sequence[Persistable], index: Index) -> int:
         """Encode new objects and add them to *index*: the short way, for very many.
@@ -182,7 +190,7 @@ class StoreStaging(StoreReading):
         room = self.batch_bytes - batch.bytes
         batch.journal = journal = self._journal
         cls: type | None = None
-        done = 0
+        done = number = 0
         try:
             for obj in objs:
                 if type(obj) is not cls:
@@ -191,11 +199,12 @@ class StoreStaging(StoreReading):
                     cls = type(obj)
                     layout = layout_of(cls)
                     schema = self.schemas.of_class(layout)
-                    number_of_schema, values, stored = schema.number, layout.values, layout.stored
+                    number_of_schema, values = schema.number, layout.values
                     has_state = layout.kind != PERSISTABLE
                 if obj._schema is not None or room <= 0:
                     break
                 number = next(sequence.numbers, 0) or sequence.next()
+                set_changed(obj, False)  # first: see Batch.clear_changed
                 try:
                     parts = values(obj)
                     body = pack([number_of_schema, 1, parts])
@@ -208,11 +217,19 @@ class StoreStaging(StoreReading):
                 records[number] = crc32(body, number & 0xFFFFFFFF).to_bytes(4, "big") + body
                 states[number] = state = obj.state if has_state else ""  # type: ignore[attr-defined]
                 joined[number] = number
-                stored(obj, self, number, state, schema)
+                note_stored(obj, self, number, state, schema)
                 live[number] = ref(obj)
+                if obj.changed:  # by another thread
+                    self.note_changed(obj)
                 room -= STAGED_BYTES + len(body)
                 done += 1
+                number = 0
         finally:
+            if number:  # it was not finished
+                for column in (records, states, joined, live):
+                    column.pop(number, None)
+                set_slots(obj, NO_SLOTS)
+                set_changed(obj, True)
             batch.journal = None
             batch.version += 1
             journal.clear()
@@ -236,7 +253,6 @@ class StoreStaging(StoreReading):
                 obj = self.loader.living(n)
                 if obj is not None:
                     self._detach(obj)
-                self.batch.set_item(self.changed, n, None)
 
     def _with_parts(self, reader: Reader, number: int) -> list[int]:
         """Return N and the Ns of the records in its `tasks`, of all depths."""
@@ -262,13 +278,15 @@ class StoreStaging(StoreReading):
         hash(obj)  # it keeps that
         self.batch.set_item(self.loader.live, obj._number, None)
         self.batch.set_slots(obj, NO_SLOTS)
+        self.changed.pop(id(obj), None)
+        set_changed(obj, True)
 
     def note_changed(self, obj: Persistable) -> None:
         """Keep a saved object alive while it has unsaved changes."""
         if obj.changed:
-            self.changed[obj._number] = obj
+            self.changed[id(obj)] = obj
         else:
-            self.changed.pop(obj._number, None)
+            self.changed.pop(id(obj), None)
 
     def stage_changed(self) -> None:
         """Encode all objects with unsaved changes into the batch.  To be called in a unit."""
@@ -276,6 +294,8 @@ class StoreStaging(StoreReading):
             for obj in list(self.changed.values()):
                 if obj.changed:
                     self.stage(obj)
+                else:  # saved through another store of the same place
+                    self.changed.pop(id(obj), None)
 
 
 @contextmanager

@@ -129,13 +129,18 @@ class Tables(ABC):
             return reader.get(table, key)
 
     @abstractmethod
-    def write(self, unit: Callable[[Writer], T], committed: Callable[[T], None] | None = None) -> T:
+    def write(self, unit: Callable[[Writer], T], committed: Callable[[T], None] = lambda result: None) -> T:
         """Run *unit* in a transaction, commit, and return its result.
 
         The unit runs again from the start if the first attempt found no room, so what it
         does outside the transaction must bear that.  If it raises, nothing is written.
-        After the commit *committed* is called with the result, before any fork.
+        After the commit *committed* is called with the result, before any fork, and even if the
+        handler of a signal raises just then.
         """
+
+    @abstractmethod
+    def after_write(self) -> None:
+        """Do what is left to do after a write, once nobody waits for it."""
 
     @abstractmethod
     def suspend(self) -> None:

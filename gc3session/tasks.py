@@ -158,7 +158,7 @@ def _tracking(setter: Callable[[Any, str, Any], None]) -> Callable[[Any, str, An
                 self._refuse_undeclared(name)
             if self.changed:
                 return
-            _set_changed(self, True)
+            set_changed(self, True)
         if self._store is not None:
             self._store.note_changed(self)
 
@@ -251,7 +251,11 @@ class _Tracked:
             )
 
 
-_set_changed = _Tracked.changed.__set__  # type: ignore[attr-defined]  # past __setattr__
+# Past __setattr__, and so that no other thread sees the object in its quiet class:
+set_changed = _Tracked.changed.__set__  # type: ignore[attr-defined]
+SLOT_SETTERS: Final[tuple[Callable[[Any, Any], None], ...]] = tuple(
+    getattr(_Tracked, name).__set__ for name in ("_store", "_number", "_revision", "_stored_state", "_schema")
+)
 
 
 @attrs.define(eq=False, repr=False)
@@ -285,7 +289,7 @@ class Persistable(_Tracked):
             self._store is not None
             and other._store is not None
             and self._number == other._number
-            and self._store.identity == other._store.identity
+            and self._store.is_same(other._store)
         )
 
     def __hash__(self) -> int:

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 from .directory import SessionDirectory
 from .entries import Row
-from .errors import InvalidArgument
+from .errors import DamagedSession, InvalidArgument
 from .mirror import Mirror
 from .session_base import SessionBase
 from .store import DEFAULT_BATCH_BYTES, Store, full_url, make_store
@@ -149,8 +149,15 @@ class Session(SessionBase):
                 self._directory.check_no_tasks(store.url)
             with store.reading() as reader:
                 row = Row.read(reader, identity)
-            if not self._mirror.intact(row):
+            if not self._mirror.intact(row) and self._is_there():
                 store.write(lambda ledger, writer: ledger.mend(identity))
+
+    def _is_there(self) -> bool:
+        """Return whether the session is still where it was opened, and the same."""
+        try:
+            return self._directory.store_url()[1] == self._index.identity
+        except DamagedSession:
+            return False
 
     def _tidy(self) -> None:
         self._tidy_mirror()
@@ -163,7 +170,7 @@ class Session(SessionBase):
         self._tend_mirror()
         with store.reading() as reader:
             row = Row.read(reader, identity)
-        if row is not None and row.blank > max(_FULL_OF_BLANKS, row.size // 2):
+        if row is not None and row.blank > max(_FULL_OF_BLANKS, row.size // 2) and self._is_there():
             store.write(lambda ledger, writer: ledger.tidy(identity))
 
     def destroy(self) -> None:

@@ -444,7 +444,7 @@ def test_full_disk_loses_nothing_that_had_returned_and_the_batch_can_be_flushed_
                     returned += batch
                     batch = []
                 assert len(returned) < 20_000, "the limit was never felt"
-            with pytest.raises(StoreFull):  # it is still full  # noqa: PT012
+            with pytest.raises(StoreFull):  # it is still full
                 session.add(Simulation(mesh="x" * 2000 * 1000))
                 session.flush()
             assert set(returned) <= session.list_ids()
@@ -489,7 +489,7 @@ def test_full_disk_in_a_transaction_leaves_nothing_of_it(tmp_path: Path) -> None
         with Session(path) as session:
             first = session.add(Task())
             large = Simulation(mesh="x" * 1_000_000)
-            with Limit(300_000), pytest.raises(StoreFull), session.transaction():  # noqa: PT012
+            with Limit(300_000), pytest.raises(StoreFull), session.transaction():
                 session.add(Task())
                 session.add(large)
             assert list(session.tasks) == [first]

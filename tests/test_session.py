@@ -1029,7 +1029,7 @@ def test_failed_transaction_leaves_nothing_on_disk_and_in_memory(make_session: M
     kept = session.load(ids[1])
     new = Simulation(mesh="new", inputs={"note": Note()})
     before = (list(session.tasks), session.stats(), set(session.store.list()))
-    with pytest.raises(RuntimeError, match="on purpose"), session.transaction():  # noqa: PT012
+    with pytest.raises(RuntimeError, match="on purpose"), session.transaction():
         session.add(new)
         session.add_many(simulations(5))
         session.remove(ids[0])
@@ -1055,7 +1055,7 @@ def test_object_saved_in_a_failed_transaction_is_changed_again(make_session: Mak
     session = make_session()
     task = Simulation(mesh="before")
     id_ = session.add(task)
-    with pytest.raises(RuntimeError), session.transaction():  # noqa: PT012
+    with pytest.raises(RuntimeError), session.transaction():
         task.mesh = "after"
         session.save(task)
         raise RuntimeError
@@ -1070,7 +1070,7 @@ def test_object_saved_in_a_failed_transaction_is_changed_again(make_session: Mak
 
 def test_task_added_in_a_failed_transaction_can_be_added_afterwards(session: Session) -> None:
     task = Simulation(mesh="m")
-    with pytest.raises(RuntimeError), session.transaction():  # noqa: PT012
+    with pytest.raises(RuntimeError), session.transaction():
         lost = session.add(task)
         raise RuntimeError
     id_ = session.add(task)
@@ -1081,7 +1081,7 @@ def test_task_added_in_a_failed_transaction_can_be_added_afterwards(session: Ses
 def test_batch_from_before_survives_a_failed_transaction(make_session: MakeSession) -> None:
     session = make_session()
     first = session.add(Simulation(mesh="first"), flush=False)
-    with pytest.raises(RuntimeError), session.transaction():  # noqa: PT012
+    with pytest.raises(RuntimeError), session.transaction():
         session.add(Task())
         session.remove(first)
         raise RuntimeError
@@ -1093,7 +1093,7 @@ def test_batch_from_before_survives_a_failed_transaction(make_session: MakeSessi
 
 
 def test_batch_after_a_failed_transaction_is_seen_and_flushed(session: Session) -> None:
-    with pytest.raises(RuntimeError), session.transaction():  # noqa: PT012
+    with pytest.raises(RuntimeError), session.transaction():
         session.add(Task())
         assert len(list(session)) == 1
         raise RuntimeError
@@ -1107,7 +1107,7 @@ def test_transactions_nest_and_the_outermost_writes(make_session: MakeSession) -
     session, other = make_session(), make_session(read_only=True)
     with session.transaction():
         first = session.add(Task())
-        with pytest.raises(RuntimeError), session.transaction():  # noqa: PT012
+        with pytest.raises(RuntimeError), session.transaction():
             session.add(Task())
             raise RuntimeError
         with session.transaction():
@@ -1137,7 +1137,7 @@ def test_transaction_of_nothing_writes_nothing(session: Session) -> None:
 
 def test_add_many_in_a_transaction_is_all_or_nothing_beyond_the_batch(make_session: MakeSession) -> None:
     session, other = make_session(batch_bytes=20_000), make_session(read_only=True)
-    with pytest.raises(RuntimeError), session.transaction():  # noqa: PT012
+    with pytest.raises(RuntimeError), session.transaction():
         session.add_many(simulations(500))
         assert len(other) == 0
         raise RuntimeError
@@ -1227,7 +1227,7 @@ def test_conflict_in_a_transaction_leaves_nothing_of_it(make_session: MakeSessio
     id_ = a.add(mine)
     theirs = b.load(id_)
     new = Task()
-    with pytest.raises(ConflictError), a.transaction():  # noqa: PT012
+    with pytest.raises(ConflictError), a.transaction():
         a.add(new)
         mine.mesh = "mine"
         a.save(mine)
@@ -1655,7 +1655,7 @@ def test_destroying_a_temporary_session_removes_its_tasks(tmp_path: Path) -> Non
 def test_transactions_of_a_temporary_session_are_all_or_nothing(tmp_path: Path) -> None:
     with TemporarySession(str(tmp_path / "store")) as session:
         id_ = session.add(Task())
-        with pytest.raises(RuntimeError), session.transaction():  # noqa: PT012
+        with pytest.raises(RuntimeError), session.transaction():
             session.add(Task())
             session.remove(id_)
             raise RuntimeError

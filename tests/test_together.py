@@ -271,7 +271,7 @@ def test_thread_in_a_transaction_does_not_take_others_along(session: Session) ->
     ids: list[str] = []
 
     def fails() -> None:
-        with pytest.raises(RuntimeError), session.transaction():  # noqa: PT012
+        with pytest.raises(RuntimeError), session.transaction():
             session.add(Task(jobname="rolled back"))
             started.set()
             ended.wait(0.2)

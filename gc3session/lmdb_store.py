@@ -325,12 +325,20 @@ class LmdbTables(Tables):
         discard(self.path)
 
 
-def _from_url(url: str, **options: Any) -> LmdbTables:
+def _from_url(
+    url: str,
+    *,
+    read_only: bool = False,
+    map_size: int = DEFAULT_MAP_SIZE,
+    allow_network_filesystem: bool = False,
+) -> LmdbTables:
     """Return the tables at `lmdb:///path` or `lmdb:path`, which are percent-encoded."""
     path = unquote(url.removeprefix("lmdb:").removeprefix("//"))
     if not path:
         raise InvalidArgument(f"{url!r} names no path; write lmdb:///absolute/path")
-    return LmdbTables(path, **options)
+    return LmdbTables(
+        path, read_only=read_only, map_size=map_size, allow_network_filesystem=allow_network_filesystem
+    )
 
 
 register("lmdb", _from_url)

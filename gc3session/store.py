@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import builtins
+import inspect
 import os
 import sys
 import threading
@@ -480,10 +481,10 @@ def make_store(
         raise InvalidArgument(
             f"{text!r}: no store is registered for the scheme {scheme!r}; known are {', '.join(sorted(_constructors))}"
         )
+    signature = inspect.signature(constructor)
     try:
-        tables = constructor(text, read_only=read_only, **options)
+        signature.bind(text, read_only=read_only, **options)
     except TypeError as error:
-        if "keyword argument" not in str(error):
-            raise
-        raise InvalidArgument(f"{scheme} stores: {error}") from error
-    return Store(tables, batch_bytes=batch_bytes)
+        known = [name for name, p in signature.parameters.items() if p.kind is p.KEYWORD_ONLY]
+        raise InvalidArgument(f"{scheme} stores: {error}; their options are {', '.join(known)}") from error
+    return Store(constructor(text, read_only=read_only, **options), batch_bytes=batch_bytes)

@@ -6,7 +6,10 @@ with Session('campaign') as session:
     session.add(Task(jobname='first', state='RUNNING'))
 """
 
+from .dump import Dumped, dump_session
+from .dump_loading import Loaded, load_dump
 from .errors import (
+    ClashError,
     ClosedError,
     ConflictError,
     CorruptRecord,
@@ -54,11 +57,13 @@ def __getattr__(name: str) -> str:
 
 
 __all__ = [
+    "ClashError",
     "ClosedError",
     "ConflictError",
     "CorruptRecord",
     "CorruptStore",
     "DamagedSession",
+    "Dumped",
     "Error",
     "Event",
     "GenericCollection",
@@ -66,6 +71,7 @@ __all__ = [
     "GenericTask",
     "InvalidArgument",
     "LoadError",
+    "Loaded",
     "MirrorWarning",
     "NetworkFilesystemError",
     "NotASession",
@@ -86,6 +92,8 @@ __all__ = [
     "Unreadable",
     "UnstorableValue",
     "WriteError",
+    "dump_session",
+    "load_dump",
     "make_store",
     "register",
 ]

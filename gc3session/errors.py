@@ -110,6 +110,18 @@ class ConflictError(WriteError):
         self.ids = ids
 
 
+class ClashError(WriteError):
+    """A dump has IDs that the store has given out already; nothing was written.
+
+    Attributes:
+        ids: the first ones of these IDs, a tuple of str.
+    """
+
+    def __init__(self, message: str, ids: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.ids = ids
+
+
 # -- warnings -----------------------------------------------------------------
 
 

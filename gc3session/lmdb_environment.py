@@ -235,7 +235,11 @@ class Environment:
 
     def has_moved_on(self, txn: Transaction) -> bool:
         """Return whether there has been a commit since *txn*, a read transaction, began."""
-        return bool(self.opened().info()["last_txnid"] != txn.id())
+        return bool(self.newest() != txn.id())
+
+    def newest(self) -> int:
+        """Return the number of the last committed transaction."""
+        return self.opened().info()["last_txnid"]
 
     def fill_gap(self) -> None:
         """Lengthen the data file to all its pages: a file that stays short looks truncated."""

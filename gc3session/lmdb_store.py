@@ -31,12 +31,16 @@ T = TypeVar("T")
 class _LmdbReader(Reader):
     """One LMDB transaction; what it hands out are copies, valid after its end."""
 
-    __slots__ = ("_tables", "_txn", "serial")
+    __slots__ = ("_env", "_tables", "_txn", "serial")
 
-    def __init__(self, txn: Transaction, tables: dict[str, Any]) -> None:
+    def __init__(self, txn: Transaction, tables: dict[str, Any], env: Environment | None = None) -> None:
         self._txn = txn
+        self._env = env
         self._tables = tables
         self.serial = txn.id()
+
+    def newest(self) -> int:
+        return self.serial if self._env is None else self._env.newest()
 
     def get(self, table: str, key: bytes) -> bytes | None:
         return self._txn.get(key, db=self._tables[table])  # type: ignore[no-any-return]
@@ -115,6 +119,9 @@ class _NoTables(Reader):
 
     serial = 0
 
+    def newest(self) -> int:
+        return 0
+
     def get(self, table: str, key: bytes) -> bytes | None:
         return None
 
@@ -162,7 +169,7 @@ class _Reading:
             env.reading.acquire()
             try:
                 self._txn = env.begin()
-                return _LmdbReader(self._txn, env.tables)
+                return _LmdbReader(self._txn, env.tables, env)
             except (lmdb.MapResizedError, Panic) as error:
                 failure = error
                 env.reading.release()

@@ -48,6 +48,10 @@ class Reader(ABC):
     """The number of the last committed transaction; it grows with each."""
 
     @abstractmethod
+    def newest(self) -> int:
+        """Return the `serial` that a reader would have that is begun now."""
+
+    @abstractmethod
     def get(self, table: str, key: bytes) -> bytes | None:
         """Return the value of *key*, or None."""
 

@@ -13,8 +13,10 @@ import click
 
 from ..errors import Error, OpenError
 from .console import Failure, complain
+from .dump import dump
 from .import_wf import import_wf
 from .list_ import list_
+from .load import load
 from .record import record
 from .show import show
 
@@ -76,7 +78,7 @@ def _print_version(ctx: click.Context) -> None:
     ctx.exit()
 
 
-for command in (record, import_wf, list_, show):
+for command in (record, import_wf, list_, show, dump, load):
     gc3session.add_command(command)
 
 

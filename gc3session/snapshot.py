@@ -1,0 +1,312 @@
+"""A session as it was at one moment: its schemas, and its records with their places in the session.
+
+One read transaction is that moment.  As long as nobody commits it costs nothing, however long
+whoever uses the snapshot takes.  But the pages that are freed meanwhile can't be used again:
+beside a busy writer the data file would grow by some 60 KB a commit.  So as soon as somebody has
+committed, what is left is read at once (some 0.5 million records a second) into a temporary
+file without a name, and the transaction ends.  With a store that this program can write that is
+done in the beginning: its other threads wait while the transaction is open.
+
+A copy of the whole environment would do, too; but it takes the room of the data file even where
+nobody writes, and that of the other sessions of a shared store.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from struct import Struct
+from typing import IO, TYPE_CHECKING
+from zlib import crc32
+
+from .codec import Schema, references, values_of
+from .entries import LATE_BIT, MEMBER, SESSION_KEY, Row, entry_at
+from .errors import CorruptRecord, WriteError
+from .sequence import NEXT_KEY
+from .store_reading import schema_number_or_0
+from .tables import LATE_MEMBERS, MEMBERS, META, RECORDS, SCHEMAS, SESSIONS, STATES, Item, Reader
+from .values import RECORD_KEY
+
+if TYPE_CHECKING:
+    from .session_base import SessionBase
+
+_CHUNK = 512
+_HEAD = Struct(">QQIiI")
+_PIECE = 1 << 15
+_key = RECORD_KEY.pack
+
+
+Kept = tuple[int, int, int, str | None, bytes]
+"""A record and its place in the session.
+
+Its N; its order in the session, 0 if it isn't in it; the number of a schema that has the name
+in its ID; None, or of a record that can't be read the state that the index has for it; its bytes.
+"""
+
+
+def _position(kept: Kept) -> int:
+    """Return where a record stands: where it was added to the session, or first saved."""
+    return kept[1] or kept[0]
+
+
+class Snapshot:
+    """The state of a session at one moment; see `snapshot`.
+
+    Attributes:
+        next: the number after the greatest that the store has handed out.
+        first: the least N of the records; `next` if there are none.
+        schemas: number -> the schema, or its bytes if it is damaged.
+        count: how many records there are.
+        late: how many tasks of the session have another order than their N.
+        missing: Ns that are in the index but have no record, of those that have been passed so far.
+    """
+
+    def __init__(self, session: SessionBase, reader: Reader) -> None:
+        self._reader = reader
+        self._identity = session._index.identity
+        row = Row.read(reader, self._identity)
+        self._session = None if row is None else SESSION_KEY.pack(row.number)
+        self.missing: list[int] = []
+        self.next: int = RECORD_KEY.unpack(reader.get(META, NEXT_KEY) or _key(1))[0]
+        schemas = {int.from_bytes(key, "big"): data for key, data in reader.scan(SCHEMAS, b"")}
+        self.late = self._count_late()
+        # Of a store that no other session uses it is all, also what was forgotten.
+        if {identity for identity, _ in reader.scan(SESSIONS, b"")} <= {self._identity}:
+            self._numbers = None
+            self.count = reader.entries(RECORDS)
+            first = [RECORD_KEY.unpack(key)[0] for key, _ in reader.scan(RECORDS, b"", 1)]
+        else:
+            self._numbers, used = self._reached()
+            self.count = len(self._numbers)
+            first = next(self._numbers.chunks(1), [])
+            schemas = {number: data for number, data in schemas.items() if number in used}
+        self.first = first[0] if first else self.next
+        self.schemas: dict[int, Schema | bytes] = {}
+        for number, data in sorted(schemas.items()):
+            try:
+                self.schemas[number] = Schema.from_bytes(number, data)
+            except CorruptRecord:
+                self.schemas[number] = data
+
+    def _count_late(self) -> int:
+        after, late = b"", 0
+        while items := self._reader.scan(LATE_MEMBERS, after, _CHUNK):
+            late += sum(key[8:] == self._session for key, _ in items)
+            after = items[-1][0] + b"\0"
+        return late
+
+    def _reached(self) -> tuple[Numbers, set[int]]:
+        """Return the Ns of the session's records and of what these refer to, and of their schemas."""
+        numbers, used = Numbers(), set()
+        for order, schema in self._members():
+            _, number, name_schema = entry_at(self._reader, order, schema)
+            used.add(name_schema)
+            pending = [number]
+            while pending:
+                number = pending.pop()
+                record = None if number in numbers else self._reader.get(RECORDS, _key(number))
+                if record is None:
+                    continue
+                numbers.add(number)
+                used.add(schema_number_or_0(record))
+                try:
+                    pending += references(values_of(number, record)[2])
+                except CorruptRecord:
+                    continue
+        return numbers, used
+
+    def _members(self) -> Iterator[tuple[int, int]]:
+        """Give order and schema number (with the late bit) of each entry of the session, in order."""
+        after = 0
+        while self._session is not None:
+            values = self._reader.values(MEMBERS, self._session, MEMBER.pack(after + 1, 0, 0), 8 * _CHUNK)
+            for order, schema, _ in map(MEMBER.unpack, values):
+                yield order, schema
+                after = order
+            if len(values) < 8 * _CHUNK:
+                return
+
+    def _records(self) -> Iterator[list[Item]]:
+        """Give all records of the snapshot by their Ns, some at a time."""
+        if self._numbers is not None:
+            for numbers in self._numbers.chunks(_CHUNK):
+                yield self._reader.get_many(RECORDS, list(map(_key, numbers)))
+            return
+        start = b""
+        while items := self._reader.scan(RECORDS, start, _CHUNK):
+            yield items
+            start = items[-1][0] + b"\0"
+
+    def read(self) -> Iterator[Kept]:
+        """Give all records by their positions, from the transaction."""
+        members = self._members()
+        ahead = next(members, None)
+        from_bytes = int.from_bytes
+        # Of the schemas that the short way sees, whose numbers are a byte.
+        readable = {n for n, schema in self.schemas.items() if n < 0x80 and type(schema) is Schema}
+        for items in self._records():
+            last = RECORD_KEY.unpack(items[-1][0])[0]
+            own: dict[bytes, int] = {}
+            late: list[Kept] = []
+            while ahead is not None and ahead[0] <= last:
+                order, schema = ahead
+                if schema < LATE_BIT:
+                    own[_key(order)] = schema
+                else:
+                    late += self._late(order, schema)
+                ahead = next(members, None)
+            if self.late:
+                elsewhere = self._late_between(items[0][0], items[-1][0])
+                items = [item for item in items if item[0] not in elsewhere]
+            kept: list[Kept] = []
+            for key, record in items:
+                number = from_bytes(key)
+                entry = own.pop(key, None)
+                written = record[5] if len(record) > 5 else 0
+                if written in readable and crc32(record[4:], number & 0xFFFFFFFF) == from_bytes(record[:4]):
+                    kept.append((number, 0 if entry is None else number, written, None, record))
+                else:
+                    kept.append(self._kept(number, entry, record))
+            self.missing += [RECORD_KEY.unpack(key)[0] for key in own]
+            yield from sorted(kept + late, key=_position) if late else kept
+        while ahead is not None:
+            order, schema = ahead
+            if schema < LATE_BIT:
+                self.missing.append(order)
+            else:
+                yield from self._late(order, schema)
+            ahead = next(members, None)
+
+    def _kept(self, number: int, schema: int | None, record: bytes, order: int | None = None) -> Kept:
+        """Return a record with its place; *schema* is that of its entry, None if it has none."""
+        if order is None:
+            order = 0 if schema is None else number
+        written = schema_number_or_0(record)
+        sound = crc32(record[4:], number & 0xFFFFFFFF) == int.from_bytes(record[:4], "big")
+        if sound and type(self.schemas.get(written)) is Schema:
+            return number, order, written, None, record
+        return number, order, written if schema is None else schema, self._state_of(order), record
+
+    def _late(self, order: int, schema: int) -> list[Kept]:
+        """Return the late entry of an order, if it has a record."""
+        _, number, name_schema = entry_at(self._reader, order, schema)
+        record = self._reader.get(RECORDS, _key(number))
+        if record is None:
+            self.missing.append(number)
+            return []
+        return [self._kept(number, name_schema, record, order)]
+
+    def _late_between(self, first: bytes, last: bytes) -> set[bytes]:
+        """Return the keys of the records from *first* to *last* whose orders are not their Ns."""
+        found: set[bytes] = set()
+        start = first
+        while items := self._reader.scan(LATE_MEMBERS, start, _CHUNK):
+            found.update(key[:8] for key, _ in items if key[8:] == self._session and key[:8] <= last)
+            if items[-1][0][:8] > last:
+                break
+            start = items[-1][0] + b"\0"
+        return found
+
+    def _state_of(self, order: int) -> str:
+        """Return the state that the index has for the entry of an order, '' if none."""
+        value = _key(order)
+        if order and self._session is not None:
+            for key, _ in self._reader.counts(STATES, self._session):
+                if self._reader.values(STATES, key, value, 1) == [value]:
+                    return key[4:].decode("utf-8", "surrogatepass")
+        return ""
+
+
+class Numbers:
+    """A set of Ns, which takes a bit for each number near one of them."""
+
+    def __init__(self) -> None:
+        self._pages: dict[int, bytearray] = {}
+        self._length = 0
+
+    def add(self, number: int) -> None:
+        """Add N, which isn't in it."""
+        page = self._pages.setdefault(number // _PIECE, bytearray(_PIECE // 8))
+        page[number % _PIECE // 8] |= 1 << number % 8
+        self._length += 1
+
+    def __contains__(self, number: int) -> bool:
+        page = self._pages.get(number // _PIECE)
+        return page is not None and bool(page[number % _PIECE // 8] & 1 << number % 8)
+
+    def __len__(self) -> int:
+        return self._length
+
+    def chunks(self, size: int) -> Iterator[list[int]]:
+        """Give the Ns, sorted, at most *size* at a time."""
+        chunk: list[int] = []
+        for place in sorted(self._pages):
+            for at, byte in enumerate(self._pages[place]):
+                if byte:
+                    begin = place * _PIECE + 8 * at
+                    chunk += [begin + bit for bit in range(8) if byte & 1 << bit]
+                while len(chunk) >= size:
+                    yield chunk[:size]
+                    chunk = chunk[size:]
+        if chunk:
+            yield chunk
+
+
+@contextmanager
+def snapshot(session: SessionBase) -> Iterator[tuple[Snapshot, Iterator[Kept]]]:
+    """Give the newest state of a session that has been flushed, and its records by their positions."""
+    store = session.store
+    reading = store.reading()
+    reader = reading.__enter__()
+    is_open = True
+
+    def end() -> None:
+        nonlocal is_open
+        if is_open:
+            is_open = False
+            reading.__exit__(None, None, None)
+
+    try:
+        state = Snapshot(session, reader)
+        yield state, _followed(state, reader, end, at_once=not store.read_only)
+    finally:
+        end()
+
+
+def _followed(state: Snapshot, reader: Reader, end: Callable[[], None], *, at_once: bool) -> Iterator[Kept]:
+    """Give the records of a snapshot from its transaction, until somebody commits; see above."""
+    kept = state.read()
+    if not at_once:
+        for n, item in enumerate(kept):
+            if n % _CHUNK == 0 and reader.newest() != reader.serial:
+                break
+            yield item
+        else:
+            return
+        first = [item]
+    else:
+        first = []
+    with tempfile.TemporaryFile() as file:
+        try:
+            for item in first:
+                _write(file, item)
+            for item in kept:
+                _write(file, item)
+            file.seek(0)
+        except OSError as error:
+            raise WriteError(
+                f"what the session was at the beginning of the dump can't be kept in {tempfile.gettempdir()}"
+                f" ({error.strerror}): make room there, or set TMPDIR to another place"
+            ) from error
+        end()
+        while head := file.read(_HEAD.size):
+            number, order, schema, state_size, size = _HEAD.unpack(head)
+            told = file.read(state_size).decode("utf-8", "surrogatepass") if state_size >= 0 else None
+            yield number, order, schema, told, file.read(size)
+
+
+def _write(file: IO[bytes], item: Kept) -> None:
+    number, order, schema, state, record = item
+    name = b"" if state is None else state.encode("utf-8", "surrogatepass")
+    file.write(_HEAD.pack(number, order, schema, -1 if state is None else len(name), len(record)) + name + record)

@@ -6,6 +6,7 @@ with Session('campaign') as session:
     session.add(Task(jobname='first', state='RUNNING'))
 """
 
+from .differences import Difference, diff
 from .dump import Dumped, dump_session
 from .dump_loading import Loaded, load_dump
 from .errors import (
@@ -63,6 +64,7 @@ __all__ = [
     "CorruptRecord",
     "CorruptStore",
     "DamagedSession",
+    "Difference",
     "Dumped",
     "Error",
     "Event",
@@ -92,6 +94,7 @@ __all__ = [
     "Unreadable",
     "UnstorableValue",
     "WriteError",
+    "diff",
     "dump_session",
     "load_dump",
     "make_store",

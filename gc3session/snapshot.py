@@ -254,8 +254,11 @@ class Numbers:
 
 
 @contextmanager
-def snapshot(session: SessionBase) -> Iterator[tuple[Snapshot, Iterator[Kept]]]:
-    """Give the newest state of a session that has been flushed, and its records by their positions."""
+def snapshot(session: SessionBase, *, at_once: bool = False) -> Iterator[tuple[Snapshot, Iterator[Kept]]]:
+    """Give the newest state of a session that has been flushed, and its records by their positions.
+
+    Unless the store is read-only, or with *at_once*, the transaction ends before the first of them is given.
+    """
     store = session.store
     reading = store.reading()
     reader = reading.__enter__()
@@ -269,7 +272,7 @@ def snapshot(session: SessionBase) -> Iterator[tuple[Snapshot, Iterator[Kept]]]:
 
     try:
         state = Snapshot(session, reader)
-        yield state, _followed(state, reader, end, at_once=not store.read_only)
+        yield state, _followed(state, reader, end, at_once=at_once or not store.read_only)
     finally:
         end()
 

@@ -13,6 +13,7 @@ import click
 
 from ..errors import Error, OpenError
 from .console import Failure, complain
+from .diff import diff
 from .dump import dump
 from .import_wf import import_wf
 from .list_ import list_
@@ -78,7 +79,7 @@ def _print_version(ctx: click.Context) -> None:
     ctx.exit()
 
 
-for command in (record, import_wf, list_, show, dump, load):
+for command in (record, import_wf, list_, show, dump, load, diff):
     gc3session.add_command(command)
 
 

@@ -775,7 +775,8 @@ def test_output_file_is_whole_or_the_former_one(tmp_path: Path) -> None:
         session.add_many(Task(extra={"x": "y" * 500}) for _ in range(60_000))
     output.write_text("former")
     process = start("dump", path, "-o", output)
-    time.sleep(0.6)
+    while process.poll() is None and len(os.listdir(tmp_path)) < 3:
+        time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
     ran = finish(process)
     if ran.status == 0:  # it was faster

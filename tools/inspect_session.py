@@ -1,17 +1,13 @@
 #!/usr/bin/env python3
 """Look into a session on a machine where gc3session is not installed.
 
-One file, which needs only lmdb and msgpack, and is written from FORMAT.md.
+One file, which needs only lmdb and msgpack, and is written from FORMAT.md; it never writes to the session.
 
     inspect_session.py SESSION              how many tasks are in which state
     inspect_session.py SESSION list         a line for each task: ID, state, name
     inspect_session.py SESSION show ID...   some records, whole
     inspect_session.py SESSION dump         the lines of `gc3session dump`, for `gc3session load`
-
-It never writes to the session.  A dump is one read transaction: a busy data file grows until it ends.
 """
-
-from __future__ import annotations
 
 import argparse
 import contextlib
@@ -31,10 +27,8 @@ from zlib import crc32
 import lmdb
 import msgpack
 
-LATE, SETS = 1 << 31, ("members", "states")
+LATE, MAX_NESTED, SETS, TIMES = 1 << 31, 200, ("members", "states"), ("created", "finished")
 MEMBER = struct.Struct(">QIQ")
-MAX_NESTED = 200
-TIMES = ("created", "finished")
 SURROGATE = re.compile("[\ud800-\udfff]").search
 NO_VALUE = (ValueError, TypeError, RecursionError, LookupError, msgpack.UnpackException)
 TAGS = dict(enumerate("tuple set frozenset - complex datetime date time timedelta decimal fraction".split(), 1))
@@ -55,9 +49,8 @@ class Ext:
         self.code, self.data = code, data
 
 
-unpack: Any = functools.partial(
-    msgpack.unpackb, strict_map_key=False, unicode_errors="surrogatepass", ext_hook=Ext
-)
+LOSSLESS: Any = {"strict_map_key": False, "unicode_errors": "surrogatepass", "ext_hook": Ext}
+unpack = functools.partial(msgpack.unpackb, **LOSSLESS)
 
 
 def unframed(number: int, data: bytes) -> Any:
@@ -118,10 +111,9 @@ def written_schema(data: bytes) -> int:
     """Return the number of the schema in a record, damaged or not; 0 if there is none."""
     unpacker = msgpack.Unpacker()
     unpacker.feed(data[4:26])
-    try:
-        return int(unpacker.unpack() if unpacker.read_array_header() == 3 else 0)
-    except NO_VALUE:
-        return 0
+    with contextlib.suppress(*NO_VALUE):
+        return int(unpacker.unpack()) if unpacker.read_array_header() == 3 else 0
+    return 0
 
 
 class Session:
@@ -154,7 +146,6 @@ class Session:
         return iter(self.txn.cursor(self.tables[table])) if self.txn else iter(())
 
     def members(self, start: int = 0) -> Iterator[tuple[int, int, int]]:
-        """Give order, N and schema number of the tasks from the order *start* on."""
         cursor = self.txn.cursor(self.tables["members"]) if self.key else None
         found = cursor and cursor.set_range_dup(self.key, MEMBER.pack(start, 0, 0))
         for order, schema, _ in map(MEMBER.unpack, cursor.iternext_dup()) if cursor and found else ():
@@ -198,7 +189,6 @@ class Session:
         return numbers, schemas
 
     def dump(self) -> Iterator[dict[str, Any]]:
-        """Give the lines of a dump."""
         numbers, schemas = {number_of(key) for key, _ in self.items("records")}, set(self.schemas)
         if any(identity != self.identity for identity, _ in self.items("sessions")):
             numbers, schemas = self.reached()
@@ -235,7 +225,7 @@ def opened(path: Path) -> Session:
     try:
         url = re.fullmatch(r"lmdb:([^#]+)#([0-9a-f]{32})\n?", (path / "store.url").read_text())
         if url is None:
-            sys.exit(f"{path / 'store.url'} is not the URL of an LMDB store and 32 hexadecimal digits")
+            raise ValueError("store.url is not the URL of an LMDB store and 32 hexadecimal digits")
         store, identity = path / unquote(url[1].removeprefix("//")), bytes.fromhex(url[2])
         data, lock = store / "data.mdb", store / "lock.mdb"
         if not os.path.lexists(store):
@@ -244,8 +234,9 @@ def opened(path: Path) -> Session:
             sys.exit(f"{data} is missing, empty, or not a file; restore it from a backup")
         locked = lock.is_file() and not lock.is_symlink() and os.access(lock, os.W_OK)
         size = max(1 << 30, 2 * data.stat().st_size)
-        env = lmdb.open(str(store), map_size=size, readonly=True, lock=locked, create=False, max_dbs=16)
-        return Session(path, env, identity)
+        return Session(
+            path, lmdb.open(str(store), size, readonly=True, lock=locked, create=False, max_dbs=16), identity
+        )
     except (OSError, lmdb.Error, *NO_VALUE) as error:
         sys.exit(f"the session {path} can't be read: {error}")
 

@@ -25,6 +25,7 @@ import lmdb
 
 from .errors import CorruptStore, Error, OpenError, ReadOnlyError, StoreFull, WriteError
 from .filesystem import sync_directory, sync_file
+from .forks import ENVIRONMENTS, at_fork
 from .lmdb_files import check_before_opening, missing_bytes
 from .tables import PLAIN_TABLES, SET_TABLES
 
@@ -421,4 +422,4 @@ def _after_in_child() -> None:
         env._opening = threading.Lock()
 
 
-os.register_at_fork(before=_before_fork, after_in_parent=_after_in_parent, after_in_child=_after_in_child)
+at_fork(ENVIRONMENTS, _before_fork, _after_in_parent, _after_in_child)

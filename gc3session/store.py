@@ -33,6 +33,7 @@ from .errors import (
     LoadError,
     MirrorWarning,
 )
+from .forks import STORES, at_fork
 from .index import Index
 from .ledger import Ledger
 from .loader import Loader
@@ -426,7 +427,7 @@ def _at_exit() -> None:
 
 
 atexit.register(_at_exit)
-os.register_at_fork(before=_before_fork, after_in_parent=_after_in_parent, after_in_child=_after_in_child)
+at_fork(STORES, _before_fork, _after_in_parent, _after_in_child)
 
 
 # -- where stores are made -----------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import MutableMapping
 from typing import Any, Final
 
-from .codec import Schema
+from .codec import Schema, field_values
 from .tasks import SLOT_SETTERS, Persistable, set_changed
 
 REMOVED = b""
@@ -97,6 +97,16 @@ class Batch:
         changed.pop(id(obj), None)
         set_changed(obj, False)
 
+    def detach(self, obj: Persistable) -> None:
+        """Make *obj* an object without a record, so that it can be undone.
+
+        What is assigned in between is a change of it, should it get its record back.
+        """
+        if self.journal is not None:
+            self.journal.append((_DETACHED, obj, (obj.changed, field_values(obj))))
+        self.set_slots(obj, NO_SLOTS)
+        set_changed(obj, True)
+
     def undo(self, mark: int) -> None:
         """Undo all changes since the journal had *mark* entries."""
         journal = self.journal
@@ -108,8 +118,12 @@ class Batch:
                 if key._store is not None and before[0] is None:  # it was new
                     key._store.changed.pop(id(key), None)
                 set_slots(key, before)
-                if before[0] is not None and key.changed:  # since it was taken out of the store
-                    before[0].note_changed(key)
+            elif mapping is _DETACHED:
+                changed, fields = before
+                set_changed(
+                    key, changed or any(a is not b for a, b in zip(fields, field_values(key), strict=True))
+                )
+                key._store.note_changed(key)
             elif before is _SAVED:
                 obj = mapping.get(key)
                 if obj is not None:
@@ -124,6 +138,7 @@ class Batch:
 
 
 _SAVED: Final = object()
+_DETACHED: Final = object()
 
 Slots = tuple[Any, int, int, str, Schema | None]
 """Of an object: its store, N, revision, stored state, schema."""

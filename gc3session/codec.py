@@ -259,6 +259,11 @@ def layout_of(cls: type[Persistable]) -> Layout:
     return layout
 
 
+def field_values(obj: Persistable) -> list[Any]:
+    """Return the values of an object's fields; None for one that isn't set."""
+    return [getattr(obj, name, None) for name in layout_of(type(obj)).fields]
+
+
 def layout_for(schema: Schema) -> Layout:
     """Return the layout of the class that *schema* names, or of the generic class in its place."""
     cls = known_class(schema.tag)

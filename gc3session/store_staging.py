@@ -277,9 +277,8 @@ class StoreStaging(StoreReading):
         """Make *obj* an object without an ID: its record is gone."""
         hash(obj)  # it keeps that
         self.batch.set_item(self.loader.live, obj._number, None)
-        self.batch.set_slots(obj, NO_SLOTS)
+        self.batch.detach(obj)
         self.changed.pop(id(obj), None)
-        set_changed(obj, True)
 
     def note_changed(self, obj: Persistable) -> None:
         """Keep a saved object alive while it has unsaved changes."""

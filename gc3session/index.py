@@ -47,8 +47,10 @@ class Index:
         self.joined: dict[int, int] = {}
         self.late: dict[int, int] = {}
         self.left: dict[int, int] = {}
-        self._version = -1  # of the batch, for which the next two are valid
+        self._version = -1  # of the batch, for which the next is valid
         self._orders: list[int] = []  # of joined, sorted
+        self._seen = (-1, -1)  # version of the batch and committed state for which the next two are valid
+        self._shown: list[int] | None = None  # of joined, sorted, without what is committed meanwhile
         self._changed: dict[str, list[Entry]] = {}  # state -> entries in it because of the batch
 
     # -- reading; each takes the state that it is to be read from
@@ -64,10 +66,10 @@ class Index:
         """Return the order of record N in the session, or None if it isn't in it."""
         if self.joined.get(number) == number:
             return number
-        if number in self.late:
-            return self.late[number]
         order = self.committed_order(reader, number)
-        return None if order is None or order in self.left else order
+        if order is not None and order not in self.left:
+            return order  # whether the batch adds it, too, or not
+        return self.late.get(number)
 
     def committed_order(self, reader: Reader, number: int) -> int | None:
         """Return what `order_of` would without the batch."""
@@ -120,32 +122,42 @@ class Index:
             committed = [entry for entry in committed if entry[0] not in self.left]
         if not self.joined:
             return committed
-        orders = self._sorted_orders()
+        orders = self._shown_orders(reader)
         first = bisect_right(orders, after)
         last = len(orders) if until is None else bisect_right(orders, until)
         last = min(last, first + CHUNK)
         if first == last:
             return committed
-        known = {number for _, number, _ in committed}
         staged = [
             (order, self.joined[order], self._store.schema_number_of(reader, self.joined[order]))
             for order in orders[first:last]
-            if self.joined[order] not in known
         ]
         return sorted(committed + staged)[:CHUNK]
 
+    def _shown_orders(self, reader: Reader) -> list[int]:
+        """Return the orders of what the batch adds, sorted, but for what another process has added, too."""
+        self._notice_changes(reader)
+        if self._shown is None:
+            self._shown = self._sorted_orders()
+            doubled = {order for number, order in self.late.items() if self._doubled(reader, number)}
+            if doubled:
+                self._shown = [order for order in self._shown if order not in doubled]
+        return self._shown
+
     def _sorted_orders(self) -> list[int]:
-        self._notice_changes()
+        if self._version != self._store.batch.version:
+            self._version, self._orders = self._store.batch.version, []
         if len(self._orders) != len(self.joined):
             self._orders = list(self.joined)
             if any(a > b for a, b in pairwise(self._orders)):
                 self._orders.sort()
         return self._orders
 
-    def _notice_changes(self) -> None:
-        """Forget what was worked out from the batch if that has changed since."""
-        if self._version != self._store.batch.version:
-            self._version, self._orders, self._changed = self._store.batch.version, [], {}
+    def _notice_changes(self, reader: Reader) -> None:
+        """Forget what was worked out from the batch and what is committed if one of them has changed since."""
+        seen = self._store.batch.version, reader.serial
+        if self._seen != seen:
+            self._seen, self._shown, self._changed = seen, None, {}
 
     def counts(self, reader: Reader) -> dict[str, int]:
         """Return how many tasks are in which state; persistables that have none are left out."""
@@ -189,7 +201,7 @@ class Index:
     def chunk_in_state(self, reader: Reader, state: str, after: int) -> list[Entry]:
         """Return the next entries in a state after an order; none means there are no more."""
         session = self.session(reader)
-        self._notice_changes()
+        self._notice_changes(reader)
         if state not in self._changed:
             self._changed[state] = sorted(self._changed_to(reader, state))
         changed = self._changed[state]
@@ -219,12 +231,13 @@ class Index:
     def _changed_to(self, reader: Reader, state: str) -> Iterator[Entry]:
         """Give the entries that are in a state because of the batch."""
         store = self._store
-        for order, number in self.joined.items():
+        for order in self._shown_orders(reader):
+            number = self.joined[order]
             if store.state_of(reader, number) == state:
                 yield order, number, store.schema_number_of(reader, number)
         for number in store.batch.updates():
             order_now = self.committed_order(reader, number)
-            if order_now is None or order_now in self.left or number in self.late:
+            if order_now is None or order_now in self.left:
                 continue
             if store.state_of(reader, number) == state:
                 yield order_now, number, store.schema_number_of(reader, number)
@@ -239,11 +252,13 @@ class Index:
 
     def leave(self, set_item: SetItem, order: int, number: int) -> None:
         """Take the entry of an order, which is record N, away."""
+        late = self.late.get(number)
+        if late is not None:
+            set_item(self.late, number, None)
+            set_item(self.joined, late, None)
         if order in self.joined:
             set_item(self.joined, order, None)
-            if order != number:
-                set_item(self.late, number, None)
-        else:
+        elif order != late:  # committed: of what is late, by another process that has added it, too
             set_item(self.left, order, number)
 
     # -- writing

@@ -289,14 +289,14 @@ class LmdbTables(Tables):
                         result = unit(_LmdbWriter(txn, env.tables))
                         ready = True
                         txn.commit()
+                        committed(result)
                     except BaseException as error:
-                        # A signal's handler may raise when the commit has just been done.
+                        # A signal's handler may raise when the commit has just been done, and later.
                         if ready and not isinstance(error, lmdb.Error) and _has_ended(txn):
                             committed(result)
                         else:
                             txn.abort()
                         raise
-                    committed(result)
                     return result
                 except (lmdb.MapFullError, lmdb.MapResizedError, Panic) as error:
                     failure: Exception = error

@@ -75,6 +75,12 @@ class Loader:
             del self.live[number]
         self.limit = max(1024, 2 * len(self.live))
 
+    def notice_classes(self) -> None:
+        """Forget the builders if there are other classes than when they were noted."""
+        if self._adopted != adoptions():
+            self._builders.clear()
+            self._adopted = adoptions()
+
     def quick(self, number: int, record: bytes) -> Persistable | None:
         """Return a new object for a record: the short way, for very many.
 
@@ -114,9 +120,7 @@ class Loader:
             if not obj.changed and revision_of(record) > obj._revision:
                 self.refill(obj, record)
             return obj
-        if self._adopted != adoptions():  # other classes than when the builders were noted
-            self._builders.clear()
-            self._adopted = adoptions()
+        self.notice_classes()
         obj = self.quick(number, record)
         if obj is not None:
             return obj

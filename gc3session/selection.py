@@ -56,14 +56,39 @@ class Tasks(Iterator[Any]):
         return self._index.chunk_in_state(reader, self._state, self._after)
 
 
-def selected(tasks: Iterator[Any], pattern: re.Pattern[str] | None, fields: dict[str, Any]) -> Iterator[Any]:
-    """Give the tasks whose jobname fits a pattern and whose fields have the given values."""
-    missing = object()
-    for task in tasks:
-        if pattern is not None and not pattern.search(getattr(task, "jobname", "")):
-            continue
-        if all(_same(getattr(task, field, missing), value) for field, value in fields.items()):
-            yield task
+class Selected(Iterator[Any]):
+    """The tasks that fit what is asked for; it goes on after one that can't be read.
+
+    Args:
+        tasks: to choose from.
+        states: one of which they must be in; None for any.
+        pattern: of their jobname.
+        fields: values that the fields of those names must have.
+    """
+
+    def __init__(
+        self,
+        tasks: Iterator[Any],
+        states: frozenset[str] | None,
+        pattern: re.Pattern[str] | None,
+        fields: dict[str, Any],
+    ) -> None:
+        self._tasks = tasks
+        self._states = states
+        self._pattern = pattern
+        self._fields = fields.items()
+
+    def __next__(self) -> Any:
+        missing = object()
+        states, pattern, fields = self._states, self._pattern, self._fields
+        for task in self._tasks:
+            if states is not None and getattr(task, "state", None) not in states:
+                continue
+            if pattern is not None and not pattern.search(getattr(task, "jobname", "")):
+                continue
+            if all(_same(getattr(task, field, missing), value) for field, value in fields):
+                return task
+        raise StopIteration
 
 
 def _same(a: Any, b: Any) -> bool:

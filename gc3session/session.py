@@ -146,7 +146,11 @@ class Session(SessionBase):
             return
         with store.lock:
             if not store.tables.exists():
-                self._directory.check_no_tasks(store.url)
+                try:
+                    self._directory.check_no_tasks(store.url)
+                except DamagedSession:
+                    if not store.tables.exists():  # else another process has just made it
+                        raise
             with store.reading() as reader:
                 row = Row.read(reader, identity)
             if not self._mirror.intact(row) and self._is_there():

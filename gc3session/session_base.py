@@ -13,7 +13,7 @@ from typing import Any, Self
 from .errors import ClosedError, InvalidArgument, NotFound, NotInSession
 from .ids import IDs, all_ids
 from .index import Index
-from .selection import Tasks, TasksByID, selected
+from .selection import Selected, Tasks, TasksByID
 from .store import Store
 from .tasks import Persistable, TaskCollection
 
@@ -289,16 +289,10 @@ class SessionBase:
             pattern = None if name is None else re.compile(name)
         except (re.error, TypeError) as error:
             raise InvalidArgument(f"name must be a regular expression, not {name!r}: {error}") from error
-        if state is None:
-            tasks: Iterator[Any] = iter(self)
-        elif isinstance(state, str):
-            tasks = Tasks(self.store, self._index, state)
-        else:
-            states = frozenset(state)
-            tasks = (task for task in self if getattr(task, "state", None) in states)
-            if len(states) == 1:
-                tasks = Tasks(self.store, self._index, *states)
-        return selected(tasks, pattern, fields)
+        states = None if state is None else frozenset([state] if isinstance(state, str) else state)
+        if states is not None and len(states) == 1:
+            return Selected(Tasks(self.store, self._index, *states), None, pattern, fields)
+        return Selected(iter(self), states, pattern, fields)
 
     # -- saving
 

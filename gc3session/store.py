@@ -311,21 +311,14 @@ class Store(StoreStaging):
                 warnings.warn(complaint, MirrorWarning, stacklevel=2)
 
     def _after_commit(self, block: tuple[int, int] | None) -> None:
-        try:
-            self._forget_batch(block)
-        except BaseException:  # a signal in between: all of it, or every later call would fail
-            self._forget_batch(block)
-            raise
-        for index in self.indexes:
-            if index.listener is not None:
-                index.listener.apply()
-
-    def _forget_batch(self, block: tuple[int, int] | None) -> None:
         if block is not None:
             self.sequence.took(block)
         self.batch.clear()
         for index in self.indexes:
             index.reset()
+        for index in self.indexes:
+            if index.listener is not None:
+                index.listener.apply()
 
     def _write_batch(self, ledger: Ledger, writer: Writer) -> None:
         records, states = self.batch.records, self.batch.states

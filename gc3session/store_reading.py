@@ -151,6 +151,7 @@ class StoreReading:
         left out.  No transaction may be open: a class's `upgrade_record` is the user's code.
         """
         loaded: list[Persistable | LoadError] = []
+        self.loader.notice_classes()
         quick = self.loader.quick
         for (_, number, schema), record in zip(entries, records, strict=True):
             if record is not None:

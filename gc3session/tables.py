@@ -139,7 +139,7 @@ class Tables(ABC):
         The unit runs again from the start if the first attempt found no room, so what it
         does outside the transaction must bear that.  If it raises, nothing is written.
         After the commit *committed* is called with the result, before any fork, and even if the
-        handler of a signal raises just then.
+        handler of a signal raises just then: it must bear being called once more from the start.
         """
 
     @abstractmethod

@@ -527,13 +527,13 @@ def test_list_enters_collections_only_if_told_and_each_once(path: Path, made: An
 
 def test_list_into_head_ends_without_a_word(path: Path, made: Any) -> None:
     made(*(Task(jobname=f"job {i}") for i in range(3000)))
-    process = start("list", path)
-    assert process.stdout is not None
-    assert process.stdout.readline().startswith(b"ID ")
-    process.stdout.close()
-    assert process.stderr is not None
-    assert process.stderr.read() == b""
-    assert process.wait() == 141
+    with start("list", path) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith(b"ID ")
+        process.stdout.close()
+        assert process.stderr is not None
+        assert process.stderr.read() == b""
+        assert process.wait() == 141
 
 
 def test_list_interrupted_is_one_line(path: Path, made: Any) -> None:

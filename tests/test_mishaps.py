@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import random
 import shutil
 import signal
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,24 +35,25 @@ class Interrupted(BaseException):
     """What the handler of a signal raises."""
 
 
-@contextlib.contextmanager
-def interrupted_after(seconds: float) -> Iterator[None]:
-    """Have a signal's handler raise Interrupted in the block, unless that is faster; absorb it."""
+def interrupted_after(seconds: float, function: Callable[[], object]) -> bool:
+    """Call *function*, and have a signal's handler raise in it unless it is faster; return whether it was."""
 
     def handler(*_: Any) -> None:
         raise Interrupted
 
     former = signal.signal(signal.SIGALRM, handler)
+    returned = False
     try:
         try:
             signal.setitimer(signal.ITIMER_REAL, seconds)
-            yield
+            function()
+            returned = True
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
     except Interrupted:
         pass
-    finally:
-        signal.signal(signal.SIGALRM, former)
+    signal.signal(signal.SIGALRM, former)
+    return returned
 
 
 # -- signals ------------------------------------------------------------------
@@ -66,11 +67,7 @@ def test_add_that_a_signal_interrupts_is_done_or_not_but_never_twice(tmp_path: P
             session.add(Task(jobname="first"))
             for n in range(5000 if long_form else 250):
                 task = Task(jobname=str(n))
-                returned = False
-                with interrupted_after(chance.uniform(0.0001, 0.0012)):
-                    session.add(task)
-                    returned = True
-                interrupted += not returned
+                interrupted += not interrupted_after(chance.uniform(0.0001, 0.0012), partial(session.add, task))
                 assert (task.persistent_id is not None) == (task in session)
                 session.add(task)  # again
             names = [task.jobname for task in session]

@@ -112,13 +112,6 @@ def read_header(record: bytes) -> tuple[int, int, int]:
     return number, revision, 4 + unpacker.tell()
 
 
-def with_revision(number: int, record: bytes, revision: int) -> bytes:
-    """Return the record of N *number* with another revision."""
-    schema, _, start = read_header(record)
-    header = b"\x93" + msgpack.packb(schema) + msgpack.packb(revision)
-    return seal(number, header + record[start:])
-
-
 def schema_number(record: bytes) -> int:
     """Return the schema number of a record: the short way for the numbers below 128."""
     number = record[5] if len(record) > 5 else 0x80

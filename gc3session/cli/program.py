@@ -2,31 +2,44 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
 import sys
 import warnings
 from io import TextIOWrapper
-from typing import Any, TextIO
+from typing import Any, Final, TextIO
 
 import click
 
 from ..errors import Error, OpenError
 from .console import Failure, complain
-from .diff import diff
-from .dump import dump
-from .import_wf import import_wf
-from .list_ import list_
-from .load import load
-from .record import record
-from .show import show
 
 _BROKEN_PIPE = 128 + 13  # what a shell reports of a program that SIGPIPE ended
+
+_COMMANDS: Final = {
+    "record": "record",
+    "import-wf": "import_wf",
+    "list": "list_",
+    "show": "show",
+    "dump": "dump",
+    "load": "load",
+    "diff": "diff",
+}
+"""The module of each command, whose function has its name, in the order in which they are needed."""
 
 
 class _Program(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(self.commands)  # in the order in which they are needed, not of the alphabet
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        # Imported when it is needed: a command starts without what the others use.
+        name = _COMMANDS.get(cmd_name)
+        if name is None:
+            return None
+        command: click.Command = getattr(importlib.import_module(f".{name}", __package__), name)
+        return command
 
     def invoke(self, ctx: click.Context) -> Any:
         # Here, as click gives a broken pipe and an interruption other meanings.
@@ -77,10 +90,6 @@ def _print_version(ctx: click.Context) -> None:
     except PackageNotFoundError:
         click.echo("gc3session (run from its source; it is not installed)")
     ctx.exit()
-
-
-for command in (record, import_wf, list_, show, dump, load, diff):
-    gc3session.add_command(command)
 
 
 def run(arguments: list[str]) -> int:

@@ -16,7 +16,7 @@ import threading
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import quote
 from weakref import ref
 
@@ -45,13 +45,8 @@ from .tables import RECORDS, Tables, Writer
 from .tasks import Persistable, set_changed
 from .values import RECORD_KEY, Encoder
 
-if TYPE_CHECKING:
-    pass
-
-
 DEFAULT_BATCH_BYTES = 64 << 20
 
-_FORMAT_KEY, _STORE_KEY = b"format", b"store"
 _CHUNK = 512
 _MANY = 1000
 _key = RECORD_KEY.pack
@@ -138,12 +133,8 @@ class Store(StoreStaging):
         An *obj* without an ID becomes the object of that ID; one with another ID keeps that,
         and is copied.  Raise NotFound if nothing is stored as *id_*.
         """
-        number = self.number_of(id_)
         with self.unit(flush=True):
-            with self.reading() as reader:
-                record = self.record(reader, number)
-                if record is None or self.name_of(reader, number) != id_.rpartition(".")[0]:
-                    raise self._not_found(id_)
+            number = self._existing(id_)
             living = self.loader.living(number)
             if self.own_number(obj) not in (None, number):
                 copy = type(obj).__new__(type(obj))
@@ -164,12 +155,16 @@ class Store(StoreStaging):
 
         They leave every session that held them.  Raise NotFound if there is none.
         """
-        number = self.number_of(id_)
         with self.unit(flush=True):
-            with self.reading() as reader:
-                if self.record(reader, number) is None or self.name_of(reader, number) != id_.rpartition(".")[0]:
-                    raise self._not_found(id_)
-            self.stage_removal(number)
+            self.stage_removal(self._existing(id_))
+
+    def _existing(self, id_: str) -> int:
+        """Return the N of an ID.  Raise NotFound if nothing is stored as that."""
+        number = self.number_of(id_)
+        with self.reading() as reader:
+            if self.record(reader, number) is None or self.name_of(reader, number) != id_.rpartition(".")[0]:
+                raise self._not_found(id_)
+        return number
 
     def list(self) -> Iterator[str]:
         """Give the IDs of all objects, in the order in which they were first saved."""

@@ -1,0 +1,121 @@
+"""The crash kit in tools/crashkit: its runner, and each suite in seconds.  `python tools/crashkit` does it in earnest."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+KIT = Path(__file__).parent.parent / "tools" / "crashkit"
+
+pytestmark = pytest.mark.skipif(not KIT.exists(), reason="there is no tools/crashkit beside the tests")
+
+SUITES: dict[str, int] = {}
+"""How many cases of each suite make a short run."""
+
+
+@pytest.mark.parametrize("name", SUITES)
+def test_suite_finds_nothing_but_its_control(tmp_path: Path, name: str) -> None:
+    options = ["--count", str(SUITES[name]), "--at", str(tmp_path), "--log", str(tmp_path / "log")]
+    done = subprocess.run([sys.executable, KIT, name, *options], capture_output=True, text=True, check=False)
+    print(done.stdout, done.stderr)
+    assert done.returncode == 0
+    if "NOT RUN" in done.stdout:
+        pytest.skip(next(line for line in done.stdout.splitlines() if line.startswith("!!")))
+    assert "as it must" in done.stdout
+    assert not (tmp_path / "log").exists(), "a log of failures, though there are none"
+
+
+@pytest.fixture
+def runner(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The runner of the kit, as a module."""
+    monkeypatch.syspath_prepend(str(KIT))
+    spec = importlib.util.spec_from_file_location("crashkit_runner", KIT / "__main__.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def run_suite(runner: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **does: Any) -> Any:
+    """Run a suite that *does* this in `run` and in `control`; an exception is raised, a number is that of failures."""
+    suite = sys.modules["suite"]
+
+    def outcome(what: Any) -> Any:
+        if isinstance(what, Exception):
+            raise what
+        return suite.Outcome(10, [f"failure {i}" for i in range(what)])
+
+    class Pretended(suite.Suite):
+        name, summary, unit, short, long = "pretended", "does as it is told", "cases", 10, 100
+
+        def run(self, plan: Any) -> Any:
+            return outcome(does["run"])
+
+        def control(self, plan: Any) -> Any:
+            return outcome(does["control"])
+
+        def replay(self, plan: Any, case: Path) -> Any:
+            return outcome(does["replay"])
+
+    monkeypatch.setattr(runner, "suite_named", lambda name: Pretended())
+    options = argparse.Namespace(long=False, count=None, replay=does.get("case"))
+    return runner.run("pretended", suite.Plan(1, 0, tmp_path, tmp_path / "log"), options)
+
+
+@pytest.mark.parametrize(
+    ("run", "control", "verdict", "status"),
+    [
+        (0, 1, "passed", 0),
+        (1, 1, "FAILED", 1),
+        (0, 0, "FAILED", 1),
+        (ValueError("broken"), 1, "FAILED", 1),
+    ],
+    ids=["finds nothing", "finds something", "control passes", "breaks"],
+)
+def test_suite_passes_only_if_it_finds_nothing_and_its_control_something(
+    runner: ModuleType,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    run: Any,
+    control: int,
+    verdict: str,
+    status: int,
+) -> None:
+    result = run_suite(runner, tmp_path, monkeypatch, run=run, control=control)
+    assert result.verdict == verdict
+    assert runner.summary([result]) == status
+
+
+def test_suite_that_cannot_run_says_so_loudly_and_has_not_passed(
+    runner: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reason = sys.modules["suite"].CannotRun("no loop devices")
+    result = run_suite(runner, tmp_path, monkeypatch, run=reason, control=reason)
+    assert result.verdict == "NOT RUN"
+    assert runner.summary([result]) == 0
+    told = capsys.readouterr().out
+    assert "!! pretended: NOT RUN: no loop devices" in told
+    assert "!! NOT RUN, and so not proven here: pretended" in told
+
+
+def test_replay_tries_the_one_case(runner: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = ValueError("only the case is tried")
+    result = run_suite(runner, tmp_path, monkeypatch, run=broken, control=broken, replay=1, case=tmp_path)
+    assert result.verdict == "FAILED"
+
+
+@pytest.mark.parametrize(
+    "arguments", [["nothing"], ["--replay", "."], ["states", "--replay", "/missing"], ["--count", "0"]]
+)
+def test_wrong_command_line_is_refused(arguments: list[str]) -> None:
+    done = subprocess.run([sys.executable, KIT, *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "error:" in done.stderr

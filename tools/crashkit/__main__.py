@@ -1,0 +1,200 @@
+"""Try to break sessions on this machine's disk: power cuts, kills, failing I/O, hostile files.
+
+Each suite also tries something that is broken on purpose, its control: where that is not found to be
+broken the suite proves nothing, and fails.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import secrets
+import shutil
+import sys
+import tempfile
+import time
+import traceback
+from pathlib import Path
+
+import attrs
+
+from suite import CannotRun, Outcome, Plan, Suite
+
+SUITES = {
+    "states": "states:PowerLossStates",
+    "power": "power:PowerCuts",
+    "kills": "kills:Kills",
+    "faults": "faults:Faults",
+    "model": "model:Model",
+    "hostile": "hostile:HostileDirectories",
+    "decoder": "decoder:Decoder",
+    "together": "together:Together",
+    "space": "space:Space",
+}
+"""Module and class of each suite; a suite is imported when it is to run."""
+
+CONTROL_SHARE = 50
+"""A control tries one case for each so many of its suite, ..."""
+
+CONTROL_CASES = range(20, 400)
+"""... but no fewer and no more than these."""
+
+SHOWN = 10
+"""Failures of a suite that are printed; all are kept."""
+
+
+@attrs.frozen
+class Result:
+    """A line of the summary."""
+
+    name: str
+    verdict: str
+    text: str
+    seconds: float
+
+    @property
+    def failed(self) -> bool:
+        return self.verdict == "FAILED"
+
+
+def suite_named(name: str) -> Suite:
+    """Return the suite of that name.  Raise CannotRun if what it needs can't be imported."""
+    module, _, class_ = SUITES[name].partition(":")
+    try:
+        suite: Suite = getattr(importlib.import_module(module), class_)()
+    except ModuleNotFoundError as error:
+        raise CannotRun(f"the Python module {error.name} is missing") from error
+    return suite
+
+
+def control(suite: Suite, plan: Plan, counted: int) -> str:
+    """Run the control of *suite*; return what is wrong with it, or ''."""
+    cases = min(max(counted // CONTROL_SHARE, CONTROL_CASES.start), CONTROL_CASES.stop)
+    with tempfile.TemporaryDirectory(dir=plan.work, prefix="control-log-") as log:
+        outcome = suite.control(attrs.evolve(plan.part("control"), count=cases, log=Path(log)))
+    found = f"{len(outcome.failures)} failures in {outcome.tried:,} {suite.unit}"
+    print(f"   control: {found}, as it must" if outcome.failures else f"   control PASSED: {found}")
+    tell_notes(outcome)
+    return "" if outcome.failures else "its control, which is broken on purpose, was not found to be broken"
+
+
+def tell_notes(outcome: Outcome) -> None:
+    """Print the notes of an outcome, one a line."""
+    for key, value in outcome.notes.items():
+        print(f"     {key}: {value:,}" if isinstance(value, int) else f"     {key}: {value}")
+
+
+def tell_failures(outcome: Outcome) -> None:
+    """Print the first failures of an outcome."""
+    for line in outcome.failures[:SHOWN]:
+        print(f"   FAILED {line}")
+    if len(outcome.failures) > SHOWN:
+        print(f"   ... and {len(outcome.failures) - SHOWN:,} more failures")
+
+
+def run(name: str, plan: Plan, options: argparse.Namespace) -> Result:
+    """Run the suite *name*, or replay one case of it, and tell of it."""
+    start = time.monotonic()
+
+    def result(verdict: str, text: str) -> Result:
+        sys.stdout.flush()
+        return Result(name, verdict, text, time.monotonic() - start)
+
+    try:
+        suite = suite_named(name)
+        print(f"\n== {name}: {suite.summary}; seed {plan.seed}", flush=True)
+        if options.replay is not None:
+            outcome, wrong = suite.replay(plan, options.replay), ""
+        else:
+            count = options.count or (suite.long if options.long else suite.short)
+            wrong = control(suite, plan, count)
+            sys.stdout.flush()
+            outcome = suite.run(attrs.evolve(plan.part("run"), count=count))
+    except CannotRun as reason:
+        print(f"\n!! {name}: NOT RUN: {reason}")
+        return result("NOT RUN", str(reason))
+    except Exception:  # noqa: BLE001  a suite that breaks must not keep the others from running
+        traceback.print_exc()
+        return result("FAILED", "the suite itself broke; see the traceback above")
+    tell_failures(outcome)
+    print(f"   {outcome.tried:,} {suite.unit}, {len(outcome.failures):,} failures")
+    tell_notes(outcome)
+    text = f"{outcome.tried:,} {suite.unit}, {len(outcome.failures):,} failures"
+    if wrong:
+        print(f"   FAILED {wrong}")
+        text += f"; {wrong}"
+    return result("FAILED" if outcome.failures or wrong else "passed", text)
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    parser = argparse.ArgumentParser(prog="crashkit", description=__doc__)
+    parser.add_argument("suites", nargs="*", metavar="SUITE", help=f"all unless told: {' '.join(SUITES)}")
+    parser.add_argument("--long", action="store_true", help="the long forms, which take hours")
+    parser.add_argument("--count", type=int, metavar="N", help="how many cases, whatever the form")
+    parser.add_argument("--seed", type=int, metavar="N", help="of all that is random; a new one unless told")
+    parser.add_argument(
+        "--at", type=Path, metavar="DIRECTORY", help="a directory on the disk under test; the temporary one"
+    )
+    parser.add_argument(
+        "--log",
+        type=Path,
+        default=Path("crashkit-log"),
+        metavar="DIRECTORY",
+        help="where failures are kept (crashkit-log); it is made for the first one",
+    )
+    parser.add_argument("--replay", type=Path, metavar="CASE", help="try a failure again, which was kept there")
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        default=len(os.sched_getaffinity(0)),
+        metavar="N",
+        help="processes that work at a time (one for each core)",
+    )
+    return parser
+
+
+def main() -> int:
+    """Run what is asked for; return the exit status: 1 if anything failed."""
+    parsing = parser()
+    options = parsing.parse_args()
+    unknown = set(options.suites) - set(SUITES)
+    if unknown:
+        parsing.error(f"no suite {' '.join(sorted(unknown))}; there are {' '.join(SUITES)}")
+    if options.replay is not None and len(options.suites) != 1:
+        parsing.error("--replay needs the one suite whose case it is")
+    if options.replay is not None and not options.replay.is_dir():
+        parsing.error(f"{options.replay} is not the directory of a failure that was kept")
+    if min(options.jobs, 1 if options.count is None else options.count) < 1:
+        parsing.error("--count and --jobs must be 1 or more")
+    seed = secrets.randbelow(1 << 32) if options.seed is None else options.seed
+    results = []
+    for name in options.suites or SUITES:
+        work = Path(tempfile.mkdtemp(prefix=f"crashkit-{name}-", dir=options.at))
+        try:
+            results.append(run(name, Plan(seed, 0, work, options.log.absolute(), options.jobs), options))
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+    return summary(results)
+
+
+def summary(results: list[Result]) -> int:
+    """Print a line for each suite; return the exit status."""
+    print()
+    for result in results:
+        print(f"{result.name:<9} {result.seconds:6.0f} s  {result.verdict:<7}  {result.text}")
+    missing = [result.name for result in results if result.verdict == "NOT RUN"]
+    if missing:
+        print(f"!! NOT RUN, and so not proven here: {', '.join(missing)}")
+    failed = [result.name for result in results if result.failed]
+    print(f"failed: {', '.join(failed)}" if failed else "nothing failed")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -67,11 +68,20 @@ def opened_lines(file: str | os.PathLike[str] | IO[bytes]) -> Iterator[IO[bytes]
         if path.endswith(".gz"):
             lines = stack.enter_context(gzip.GzipFile(fileobj=lines))
         elif path.endswith(".zst"):
-            import io
-
             reader = _zstandard(path).ZstdDecompressor().stream_reader(lines, read_across_frames=True)
-            lines = stack.enter_context(io.BufferedReader(reader, _BUFFER))
+            lines = stack.enter_context(_Decompressed(reader, _BUFFER))
+            lines.name = path
         yield lines
+
+
+class _Decompressed(io.BufferedReader):
+    """A decompressed file.
+
+    Attributes:
+        name: of the compressed one, for messages.
+    """
+
+    name = ""
 
 
 def _zstandard(path: str) -> Any:

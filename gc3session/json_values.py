@@ -260,8 +260,9 @@ class FieldsEncoder:
         except _NOT_SHORT:
             pass  # such as a float that isn't finite, a key that is no str, lone surrogates
         else:
-            # No text but a tag has `"$` in it, and what has few brackets isn't deep.
-            flat = text.count("[") + text.count("{") <= MAX_NESTED
+            # No text but a tag has `"$` in it.  What has few brackets isn't deep; nor is what has few
+            # bytes, as each array or object that is written here takes one of them.
+            flat = len(body) <= MAX_NESTED or text.count("[") + text.count("{") <= MAX_NESTED
             if flat and type(revision) is int and text.count('"$') == self._tags:
                 return revision, text
         return self._encode_all(names, unpack(body))

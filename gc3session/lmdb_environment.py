@@ -27,6 +27,7 @@ from .errors import CorruptStore, Error, OpenError, ReadOnlyError, StoreFull, Wr
 from .filesystem import sync_directory, sync_file
 from .forks import ENVIRONMENTS, at_fork
 from .lmdb_files import check_before_opening, missing_bytes
+from .lmdb_pages import unmap_pages
 from .tables import PLAIN_TABLES, SET_TABLES
 
 DEFAULT_MAP_SIZE = 1 << 40
@@ -241,6 +242,11 @@ class Environment:
     def newest(self) -> int:
         """Return the number of the last committed transaction."""
         return self.opened().info()["last_txnid"]
+
+    def relax(self) -> None:
+        """Take what has been read out of this process's resident set; see lmdb_pages.py."""
+        if self._file is not None:
+            unmap_pages(self._file[1])
 
     def fill_gap(self) -> None:
         """Lengthen the data file to all its pages: a file that stays short looks truncated."""

@@ -84,6 +84,10 @@ class _LmdbReader(Reader):
             at_key = cursor.next_nodup()
         return found
 
+    def relax(self) -> None:
+        if self._env is not None:
+            self._env.relax()
+
 
 class _LmdbWriter(_LmdbReader, Writer):
     __slots__ = ()

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 _CHUNK = 512
 _HEAD = Struct(">QQIiI")
 _PIECE = 1 << 15
+_RELAXED = 1 << 24  # bytes of records that are read before memory is let go of
 _key = RECORD_KEY.pack
 
 
@@ -145,7 +146,12 @@ class Snapshot:
         from_bytes = int.from_bytes
         # Of the schemas that the short way sees, whose numbers are a byte.
         readable = {n for n, schema in self.schemas.items() if n < 0x80 and type(schema) is Schema}
+        taken = 0
         for items in self._records():
+            taken += sum([len(record) for _, record in items])
+            if taken > _RELAXED:
+                self._reader.relax()
+                taken = 0
             last = RECORD_KEY.unpack(items[-1][0])[0]
             own: dict[bytes, int] = {}
             late: list[Kept] = []

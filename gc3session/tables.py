@@ -87,6 +87,9 @@ class Reader(ABC):
     def counts(self, table: str, prefix: bytes) -> list[tuple[bytes, int]]:
         """Return each key that begins with *prefix*, and how many values it has."""
 
+    def relax(self) -> None:  # noqa: B027 (most have nothing to let go of)
+        """Let go of memory that reading has taken; for those who read very much in one transaction."""
+
 
 class Writer(Reader):
     """A transaction: what it changes is seen by itself at once, by others after the commit."""

@@ -11,6 +11,7 @@ import re
 import shutil
 import signal
 import struct
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -39,6 +40,7 @@ from gc3session import (
     TaskCollection,
     TemporarySession,
     WriteError,
+    diff,
     dump_session,
     load_dump,
 )
@@ -753,20 +755,58 @@ def test_compressed_dumps_have_the_same_lines(session: Session, tmp_path: Path) 
     assert not (tmp_path / "cut").exists()
 
 
-def test_zst_without_the_package_says_so_and_with_it_works(session: Session, tmp_path: Path) -> None:
+def test_zst_is_a_dump_in_the_format_of_zstandard(session: Session, tmp_path: Path) -> None:
+    zstandard = pytest.importorskip("zstandard")
+    session.add_many(Task(jobname=str(n)) for n in range(20_000))
+    dump, file = dumped(session), tmp_path / "d.zst"
+    dump_session(session, file)
+    assert zstandard.ZstdDecompressor().decompressobj().decompress(file.read_bytes()) == dump
+    assert file.stat().st_size < len(dump) // 4
+    load_dump(tmp_path / "copy", file)
+    assert dumped(tmp_path / "copy") == dump
+    assert list(diff(file, tmp_path / "copy")) == []
+
+
+def test_zst_of_another_program_in_several_frames_is_read(session: Session, tmp_path: Path) -> None:
+    zstandard = pytest.importorskip("zstandard")
+    session.add_many(Task(jobname=str(n)) for n in range(20_000))
+    dump, file = dumped(session), tmp_path / "d.zst"
+    parts = dump[:100], dump[100:700_000], dump[700_000:]
+    file.write_bytes(b"".join(zstandard.ZstdCompressor(level=19).compress(part) for part in parts))
+    load_dump(tmp_path / "copy", file)
+    assert dumped(tmp_path / "copy") == dump
+
+
+def test_zst_that_is_cut_or_damaged_or_is_none_is_refused(session: Session, tmp_path: Path) -> None:
+    pytest.importorskip("zstandard")
+    session.add_many(Task(jobname=str(n)) for n in range(20_000))
+    file = tmp_path / "d.zst"
+    dump_session(session, file)
+    whole = file.read_bytes()
+    middle = len(whole) // 2
+    damaged = (
+        whole[:-1], whole[:middle], whole[:5], b"", whole[:middle] + bytes(200) + whole[middle + 200 :],
+        dumped(session),
+    )  # fmt: skip
+    for data in damaged:
+        file.write_bytes(data)
+        with pytest.raises(InvalidArgument, match=r"d\.zst, line [0-9]+: "):
+            load_dump(tmp_path / "copy", file)
+        assert not (tmp_path / "copy").exists()
+
+
+def test_zst_without_the_package_says_what_to_install(
+    session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "zstandard", None)  # importing it fails
     session.add(Task())
-    try:
-        import zstandard  # noqa: F401
-    except ImportError:
-        with pytest.raises(InvalidArgument, match="pip install zstandard"):
-            dump_session(session, tmp_path / "d.zst")
-        assert not (tmp_path / "d.zst").exists()
-        with pytest.raises((InvalidArgument, FileNotFoundError)):
-            load_dump(tmp_path / "copy", tmp_path / "d.zst")
-    else:
+    with pytest.raises(InvalidArgument, match="pip install zstandard"):
         dump_session(session, tmp_path / "d.zst")
+    assert sorted(os.listdir(tmp_path)) == ["session"]
+    (tmp_path / "d.zst").touch()
+    with pytest.raises(InvalidArgument, match="pip install zstandard"):
         load_dump(tmp_path / "copy", tmp_path / "d.zst")
-        assert dumped(tmp_path / "copy") == dumped(session)
+    assert not (tmp_path / "copy").exists()
 
 
 def test_output_file_is_whole_or_the_former_one(tmp_path: Path) -> None:
@@ -860,14 +900,17 @@ def test_memory_stays_flat(tmp_path: Path) -> None:
     with Session(path) as session:
         session.add_many(Task(jobname=str(n), extra={"pad": "x" * 1000}) for n in range(150_000))
     script = """
-        import resource, sys
-        import gc3session
+        import sys
         from gc3session import Session, dump_session, load_dump
+        def mebibytes(name):
+            with open("/proc/self/status") as status:
+                return next(int(line.split()[1]) // 1024 for line in status if line.startswith(name))
         with Session(sys.argv[1], read_only=True) as session:
             dump_session(session, sys.argv[2])
+        print(mebibytes("VmHWM"))  # at its most, with what is mapped of the data file
         load_dump(sys.argv[3], sys.argv[2])
-        with open("/proc/self/status") as status:
-            anonymous = next(line for line in status if line.startswith("RssAnon"))
-        print(int(anonymous.split()[1]) // 1024)
+        print(mebibytes("RssAnon"))
     """
-    assert int(run_python(script, path, tmp_path / "d", tmp_path / "copy")) < 120
+    dumping, loading = map(int, run_python(script, path, tmp_path / "d", tmp_path / "copy").split())
+    assert dumping < 100 < (path / "jobs" / "data.mdb").stat().st_size >> 20
+    assert loading < 120

@@ -27,7 +27,7 @@ from .errors import CorruptStore, Error, OpenError, ReadOnlyError, StoreFull, Wr
 from .filesystem import sync_directory, sync_file
 from .forks import ENVIRONMENTS, at_fork
 from .lmdb_files import check_before_opening, missing_bytes
-from .lmdb_pages import unmap_pages
+from .lmdb_memory import unmap_pages
 from .tables import PLAIN_TABLES, SET_TABLES
 
 DEFAULT_MAP_SIZE = 1 << 40
@@ -244,7 +244,7 @@ class Environment:
         return self.opened().info()["last_txnid"]
 
     def relax(self) -> None:
-        """Take what has been read out of this process's resident set; see lmdb_pages.py."""
+        """Take what has been read out of this process's resident set; see lmdb_memory.py."""
         if self._file is not None:
             unmap_pages(self._file[1])
 

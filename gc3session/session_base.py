@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections import deque
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from types import TracebackType
 from typing import Any, Self
@@ -13,7 +13,7 @@ from typing import Any, Self
 from .errors import ClosedError, InvalidArgument, NotFound, NotInSession
 from .ids import IDs, all_ids
 from .index import Index
-from .selection import Selected, Tasks, TasksByID
+from .selection import Kinds, Names, Selected, Tasks, TasksByID, Time, Where, filters
 from .store import Store
 from .tasks import Persistable, TaskCollection
 
@@ -272,27 +272,41 @@ class SessionBase:
             return self._index.counts(reader)
 
     def select(
-        self, state: str | Collection[str] | None = None, name: str | re.Pattern[str] | None = None, **fields: Any
-    ) -> Iterator[Any]:
+        self,
+        state: Names | None = None,
+        name: str | re.Pattern[str] | None = None,
+        *,
+        id: str | re.Pattern[str] | None = None,  # noqa: A002 (it is one)
+        kind: Kinds | None = None,
+        where: Where = (),
+        since: Time | None = None,
+        before: Time | None = None,
+        **fields: Any,
+    ) -> Selected:
         """Give the tasks that fit all that is asked for, in the order of adding.
 
         Args:
             state: one state or several of them.
             name: a regular expression that is searched for in the `jobname`.
+            id: one that is searched for in the ID.
+            kind: a class, or the name or tag of one, or several of these; not those derived from it.
+            where: a `Condition` or its text, such as `'extra.runtimeInSeconds > 30'`, or several.
+            since: when the last event of a task's history was, or later: a datetime (a naive one is
+                local time), a timedelta (so long ago), or a text such as '2026-11-24 18:30',
+                'yesterday' or '2 hours ago'.
+            before: the same, but earlier.
             fields: values that the fields of those names must have; a task that has no such
                 field doesn't fit.
 
-        Of a single *state* only the tasks in it are read.  Raise InvalidArgument for a wrong *name*.
+        Of some states (also those of the condition `state = RUNNING`) only the tasks in them are
+        read; the states are the stored ones.  The iterator's `ids()` gives the IDs instead, and
+        `stored()` the tasks as their records have them.  A task whose record can't be read
+        raises LoadError, and the iterator goes on after it.  Raise InvalidArgument for what can't
+        be understood.
         """
         self._ensure_open()
-        try:
-            pattern = None if name is None else re.compile(name)
-        except (re.error, TypeError) as error:
-            raise InvalidArgument(f"name must be a regular expression, not {name!r}: {error}") from error
-        states = None if state is None else frozenset([state] if isinstance(state, str) else state)
-        if states is not None and len(states) == 1:
-            return Selected(Tasks(self.store, self._index, *states), None, pattern, fields)
-        return Selected(iter(self), states, pattern, fields)
+        asked = filters(state, name, id, kind, where, since, before, fields)
+        return Selected(self.store, self._index, asked)
 
     # -- saving
 

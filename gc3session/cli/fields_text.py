@@ -10,13 +10,11 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
-import msgpack
-
-from ..errors import LoadError
+from ..foreign import ForeignMember, ForeignObject, Reference, built
 from ..tasks import Generic, Persistable, Task, TaskCollection, Unreadable, field_names
-from ..values import ATTRS, ENUM, NUMPY_ARRAY, NUMPY_SCALAR, Decoder, Opaque
+from ..values import Opaque
 from .console import escaped, state_colour, time_of
 
 _INDENT: Final = "  "
@@ -128,7 +126,7 @@ def _lines(value: Any) -> Iterator[str]:
             first, others, value = part
             short = _short(value)
             if short is None:
-                above.append(_parts(first, others, _built(value)))
+                above.append(_parts(first, others, built(value)))
             else:
                 yield first + short
 
@@ -143,8 +141,8 @@ def _parts(first: str, others: str, value: Any) -> Iterator[str | _Part]:
             if short is None:
                 yield others + _INDENT, others + _INDENT, item
             first = others
-    elif cls is _Object:
-        yield first + escaped(value.name)
+    elif cls is ForeignObject:
+        yield f"{first}<{escaped(value.tag)}>"
         yield others + _INDENT, others + _INDENT, value.fields
     elif cls in _BRACKETS:
         if cls is not list:
@@ -173,24 +171,22 @@ def _one_line(value: Any) -> str:
 def _short(value: Any) -> str | None:
     """Return a value on one line, or None if it is too long for one."""
     text = ""
-    value = _built(value)
+    value = built(value)
     if type(value) is str and "\n" in value.strip():
         return None
     for piece in _pieces(value):
         text += piece
-        if len(text) > _SHORT and type(value) in (*_BRACKETS, _Object, str):
+        if len(text) > _SHORT and type(value) in (*_BRACKETS, ForeignObject, str):
             return None
     return text if "\n" not in text else None
 
 
 def _pieces(value: Any) -> Iterator[str]:
     """Give the parts of a value on one line."""
-    value = _built(value)
+    value = built(value)
     cls = type(value)
-    if cls is _Object:
-        yield escaped(value.name)
-        if value.fields is None:
-            return
+    if cls is ForeignObject:
+        yield f"<{escaped(value.tag)}>"
         value, cls = value.fields, dict
     if cls not in _BRACKETS:
         yield _atom(value)
@@ -226,8 +222,10 @@ def _atom(value: Any) -> str:
     if isinstance(value, Persistable):
         told = [value.persistent_id, getattr(value, "jobname", None), getattr(value, "state", None)]
         return f"<{' '.join(escaped(part) for part in told if part and isinstance(part, str))}>"
-    if type(value) is _Reference:
+    if type(value) is Reference:
         return f"<record {value.number}>"
+    if type(value) is ForeignMember:
+        return f"<{escaped(value.tag)}.{escaped(str(value.told))}>"
     if type(value) is Opaque:
         return f"<{len(value.data):,} bytes of extension {value.code}: {escaped(value.why)}>"
     numpy = sys.modules.get("numpy")
@@ -238,40 +236,3 @@ def _atom(value: Any) -> str:
         return escaped(repr(value))
     except ValueError:  # too many digits, in a Fraction
         return f"<{type(value).__name__} of too many digits to show>"
-
-
-# -- values that need a class -------------------------------------------------
-
-
-class _Reference(NamedTuple):
-    number: int
-
-
-class _Object(NamedTuple):
-    """An attrs object, or an enum member, whose class the program doesn't have."""
-
-    name: str
-    fields: dict[str, Any] | None = None
-
-
-_decoder = Decoder(_Reference)
-
-
-def _built(value: Any) -> Any:
-    """Return what can be told of an opaque value; another value is returned as it is."""
-    if type(value) is not Opaque:
-        return value
-    try:
-        if value.code in (NUMPY_SCALAR, NUMPY_ARRAY):
-            import numpy  # noqa: F401 (not for the record, which names no module; the decoder uses it)
-
-            return _decoder.unpack(msgpack.packb(msgpack.ExtType(value.code, value.data)))
-        if value.code == ENUM:
-            tag, member = _decoder.unpack(value.data)
-            return _Object(f"<{tag}.{member}>")
-        if value.code == ATTRS:
-            tag, names, values = _decoder.unpack(value.data)
-            return _Object(f"<{tag}>", dict(zip(names, values, strict=True)))
-    except (ImportError, LoadError, ValueError, TypeError):
-        pass
-    return value

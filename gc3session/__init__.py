@@ -10,8 +10,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from .errors import (
+    AccessDenied,
     ClashError,
     ClosedError,
+    CommitUnknown,
     ConflictError,
     CorruptRecord,
     CorruptStore,
@@ -27,11 +29,13 @@ from .errors import (
     OpenError,
     ReadOnlyError,
     StoreFull,
+    StoreUnreachable,
     UnknownFormat,
     UnstorableValue,
     WriteError,
 )
 from .lmdb_store import LmdbTables as _LmdbTables  # noqa: F401
+from .postgresql import SCHEME as _SCHEME  # noqa: F401
 from .session import Session, TemporarySession
 from .store import Store, make_store, register
 from .tasks import (
@@ -77,8 +81,10 @@ else:
 
 
 __all__ = [
+    "AccessDenied",
     "ClashError",
     "ClosedError",
+    "CommitUnknown",
     "ConflictError",
     "CorruptRecord",
     "CorruptStore",
@@ -106,6 +112,7 @@ __all__ = [
     "State",
     "Store",
     "StoreFull",
+    "StoreUnreachable",
     "Task",
     "TaskCollection",
     "TemporarySession",

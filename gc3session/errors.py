@@ -5,6 +5,8 @@ All derive from `Error`.  Each message says what happened, where, and what to do
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 
 class Error(Exception):
     """The base of every exception that gc3session raises on purpose."""
@@ -62,6 +64,14 @@ class NetworkFilesystemError(OpenError):
     """The store would lie on a network filesystem, which LMDB can't use safely."""
 
 
+class StoreUnreachable(OpenError):
+    """The server of the store can't be reached, or was lost; what was to be written is kept."""
+
+
+class AccessDenied(OpenError):
+    """The server of the store refuses: a wrong password, user or database, or a right that is missing."""
+
+
 # -- reading ------------------------------------------------------------------
 
 
@@ -96,6 +106,22 @@ class WriteError(Error):
 
 class StoreFull(WriteError):
     """The disk, a quota or the address space leaves no room for the transaction."""
+
+
+class CommitUnknown(WriteError):
+    """The server was lost while it committed, and has not come back: what it did is not known yet.
+
+    What was to be written is kept, with its IDs.  The next call that needs the store finds out
+    whether it was written, and writes it if it was not: nothing is lost, and nothing done twice.
+
+    Attributes:
+        went_through: returns whether it was written, once the server can tell; raises
+            StoreUnreachable until then.
+    """
+
+    def __init__(self, message: str, went_through: Callable[[], bool]) -> None:
+        super().__init__(message)
+        self.went_through = went_through
 
 
 class ConflictError(WriteError):

@@ -275,7 +275,7 @@ class Index:
         joining = self._joining(writer)
         if joining.orders and joining.orders[0] <= self._last(writer):
             # Another process has added meanwhile: these come after it.
-            first = self._store.sequence.take(writer, len(joining.orders))
+            first = self._store.sequence.fresh(writer, len(joining.orders))
             joining = joining._replace(orders=list(range(first, first + len(joining.orders))))
         if joining.orders:
             ledger.join(self.identity, joining)

@@ -32,6 +32,9 @@ class Change(NamedTuple):
 class Listener(Protocol):
     """Who follows a session's transactions: its mirror."""
 
+    def lock(self) -> None:
+        """Called before the transaction where transactions run side by side: wait here for other programs."""
+
     def prepare(self, writer: Writer, before: Row, after: Row, change: Change) -> Any:
         """Called at the end of the transaction; return the mark for the session's row."""
 
@@ -80,7 +83,7 @@ class Ledger:
     def __init__(self, store: Store, writer: Writer) -> None:
         self._store = store
         self._writer = writer
-        self._late = writer.entries(LATE_MEMBERS) > 0
+        self._late: bool | None = None
         self._identities: dict[int, bytes] | None = None
         self._before: dict[int, Row] = {}
         self._rows: dict[int, tuple[bytes, Row]] = {}
@@ -93,6 +96,8 @@ class Ledger:
     def holdings(self, numbers: list[int]) -> list[tuple[int, Holding]]:
         """Return which sessions hold some records: (N, holding), once for each session."""
         found: list[tuple[int, Holding]] = []
+        if self._late is None:
+            self._late = bool(self._writer.scan(LATE_MEMBERS, b"", 1))
         if self._late:
             for number in numbers:
                 key = RECORD_KEY.pack(number)

@@ -23,7 +23,7 @@ from .lmdb_environment import (
     translated,
 )
 from .store import register
-from .tables import Item, Reader, Tables, Writer
+from .tables import Item, NoTables, Reader, Tables, Writer
 
 T = TypeVar("T")
 
@@ -118,43 +118,7 @@ class _LmdbWriter(_LmdbReader, Writer):
                 cursor.delete()
 
 
-class _NoTables(Reader):
-    """The state of tables that have not been made yet."""
-
-    serial = 0
-
-    def newest(self) -> int:
-        return 0
-
-    def get(self, table: str, key: bytes) -> bytes | None:
-        return None
-
-    def get_many(self, table: str, keys: Sequence[bytes]) -> list[Item]:
-        return []
-
-    def scan(self, table: str, start: bytes, limit: int | None = None, prefix: bytes = b"") -> list[Item]:
-        return []
-
-    def entries(self, table: str) -> int:
-        return 0
-
-    def values(self, table: str, key: bytes, start: bytes, limit: int) -> list[bytes]:
-        return []
-
-    def first_values(self, table: str, key: bytes, starts: Iterable[bytes]) -> list[bytes | None]:
-        return [None for _ in starts]
-
-    def last_value(self, table: str, key: bytes) -> bytes | None:
-        return None
-
-    def count(self, table: str, key: bytes) -> int:
-        return 0
-
-    def counts(self, table: str, prefix: bytes) -> list[tuple[bytes, int]]:
-        return []
-
-
-_NO_TABLES = _NoTables()
+_NO_TABLES = NoTables()
 
 
 class _Reading:

@@ -80,7 +80,11 @@ class Mirror:
             return row.size == 0
         return bool(row.mark[:2] == [status.st_mtime_ns, _boot_id()])
 
-    # -- the three steps of a transaction
+    # -- the steps of a transaction
+
+    def lock(self) -> None:
+        """Lock the mirror before the transaction.  Raise WriteError as `prepare` does."""
+        self._take_lock()
 
     def prepare(self, writer: Writer, before: Row, after: Row, change: Change) -> Any:
         """Lock the mirror and plan what `apply` is to do; return the mark for the row.

@@ -42,6 +42,8 @@ class NumberSequence:
 
     def low(self) -> bool:
         """Return whether a transaction that is made anyway should take a block along."""
+        if self._tables.side_by_side:  # others would wait for the end of that, or it for theirs
+            return False
         return not self._spare and length_hint(self.numbers) < self._size // 4
 
     def reserve(self, writer: Writer) -> tuple[int, int]:
@@ -66,6 +68,12 @@ class NumberSequence:
                 writer.put(META, [(NEXT_KEY, RECORD_KEY.pack(left[0]))])
 
         self._tables.write(unit)
+
+    def fresh(self, writer: Writer, count: int) -> int:
+        """Take *count* numbers for what a transaction writes; return the first."""
+        if self._tables.side_by_side:
+            return self._tables.write(lambda own: self.take(own, count))
+        return self.take(writer, count)
 
     @staticmethod
     def take(writer: Writer, count: int) -> int:

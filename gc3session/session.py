@@ -14,7 +14,7 @@ from .entries import Row
 from .errors import DamagedSession, InvalidArgument
 from .mirror import Mirror
 from .session_base import SessionBase
-from .store import DEFAULT_BATCH_BYTES, Store, full_url, make_store
+from .store import DEFAULT_BATCH_BYTES, Store, full_url, make_store, without_password
 
 _FULL_OF_BLANKS = 1 << 16  # bytes of a mirror that may be blank before closing tidies it
 
@@ -84,6 +84,8 @@ class Session(SessionBase):
             raise InvalidArgument(f"{self.path}: load=False makes a session anew; read_only=True forbids that")
         if there and load:
             location, identity = directory.store_url()
+            if isinstance(store_or_url, str) and without_password(store_or_url) == location:
+                location = store_or_url  # with its password
         elif isinstance(store_or_url, Store):
             location = store_or_url.url
         else:
@@ -94,9 +96,11 @@ class Session(SessionBase):
         else:
             assert given is not None
             store = given
+        if not location.startswith("lmdb:"):
+            location = store.url  # without its password
         if not (there and load):  # what could be wrong with the arguments has been found by now
             store.ensure_writable()
-            directory.make(location, f"{shlex.join(sys.orig_argv)}\n", anew=there)
+            directory.make(location, f"{without_password(shlex.join(sys.orig_argv))}\n", anew=there)
             made, identity = directory.store_url()
             if owned and made != location:  # another process was faster, and chose another store
                 store.close()

@@ -11,6 +11,7 @@ import atexit
 import builtins
 import inspect
 import os
+import re
 import sys
 import threading
 import warnings
@@ -27,6 +28,7 @@ from .codec import (
     revision_of,
 )
 from .errors import (
+    CommitUnknown,
     ConflictError,
     Error,
     InvalidArgument,
@@ -79,6 +81,7 @@ class Store(StoreStaging):
         self._journal: list[tuple[Any, Any, Any]] = []  # for stage_new
         self._pending: builtins.list[Persistable] = []
         self._identity: bytes | None = None
+        self._doubt: CommitUnknown | None = None
         self._closed = False
         self._pid = os.getpid()
         tables.on_create = self._on_create
@@ -291,19 +294,32 @@ class Store(StoreStaging):
             ledger.finish(self.indexes)
             return self.sequence.reserve(writer) if self.sequence.low() else None
 
+        self._settle()
+        listeners = {index.identity: index.listener for index in self.indexes if index.listener is not None}
         try:
+            if self.tables.side_by_side:
+                for _, listener in sorted(listeners.items()):
+                    listener.lock()
             if len(self.batch.records) < _MANY:
                 self.tables.write(unit, self._after_commit)
             else:
                 with no_collection():
                     self.tables.write(unit, self._after_commit)
+        except CommitUnknown as error:
+            self._doubt = error
+            raise
         finally:
-            listeners = [index.listener for index in self.indexes if index.listener is not None]
-            complaints = [listener.release() for listener in listeners]
+            complaints = [index.listener.release() for index in self.indexes if index.listener is not None]
         self.tables.after_write()
         for complaint in complaints:
             if complaint:
                 warnings.warn(complaint, MirrorWarning, stacklevel=2)
+
+    def _settle(self) -> None:
+        """Find out what became of a commit during which the server was lost."""
+        if self._doubt is not None and self._doubt.went_through():
+            self._after_commit(None)
+        self._doubt = None
 
     def _after_commit(self, block: tuple[int, int] | None) -> None:
         if block is not None:
@@ -333,7 +349,11 @@ class Store(StoreStaging):
                 moves.setdefault((before, after), []).append(number)
         if moves:
             ledger.move(moves)
-        writer.put(RECORDS, [(_key(number), records[number]) for number in sorted(records) if records[number]])
+        bases = self.batch.bases
+        if updates:
+            writer.put(RECORDS, [(_key(number), records[number]) for number in updates])
+        new = sorted(records.keys() - bases.keys()) if bases else sorted(records)
+        writer.add(RECORDS, [(_key(number), records[number]) for number in new])
 
     def _check_conflicts(self, writer: Writer, updates: builtins.list[int]) -> None:
         """Raise ConflictError if a stored record isn't of the revision that the batch expects."""
@@ -434,6 +454,14 @@ def register(scheme: str, constructor: Callable[..., Tables]) -> None:
     _constructors[scheme] = constructor
 
 
+_PASSWORD = re.compile(r"(?<=://)([^/?#\s:@]*):[^/?#\s]*@|([?&](?:ssl)?password=)[^&#\s]*")
+
+
+def without_password(text: str) -> str:
+    """Return *text* with the passwords of the URLs in it taken out: for files and messages."""
+    return _PASSWORD.sub(lambda match: f"{match[2]}***" if match[2] else f"{match[1]}@", text)
+
+
 def full_url(url: str | os.PathLike[str]) -> str:
     """Return the URL of a store for what `make_store` takes: a path alone is one of LMDB."""
     text = os.fspath(url)
@@ -468,7 +496,7 @@ def make_store(
     constructor = _constructors.get(scheme)
     if constructor is None:
         raise InvalidArgument(
-            f"{text!r}: no store is registered for the scheme {scheme!r}; known are {', '.join(sorted(_constructors))}"
+            f"{without_password(text)!r}: no store is registered for the scheme {scheme!r}; known are {', '.join(sorted(_constructors))}"
         )
     signature = inspect.signature(constructor)
     try:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import threading
 import uuid
+from abc import abstractmethod
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import msgpack
 
 from .batch import Batch
 from .codec import PERSISTABLE, parse_id, schema_number, values_of
-from .errors import ClosedError, CorruptRecord, InvalidArgument, LoadError, NotFound, UnknownFormat
+from .errors import ClosedError, CommitUnknown, CorruptRecord, InvalidArgument, LoadError, NotFound, UnknownFormat
 from .index import Index
 from .loader import Loader
 from .schemas import Schemas
@@ -47,6 +48,8 @@ class StoreReading:
     indexes: list[Index]
     lock: threading.RLock
     _identity: bytes | None
+    _doubt: CommitUnknown | None
+    """A commit of which it is not known yet whether it went through; the batch is what it was to write."""
     _closed: bool
 
     @property
@@ -73,12 +76,18 @@ class StoreReading:
             self.url == other.url and self.identity == other.identity and self.identity is not None
         )
 
+    @abstractmethod
+    def _settle(self) -> None:
+        """Find out what became of a commit in doubt.  Raise StoreUnreachable if that can't be known yet."""
+
     # -- reading
 
     def reading(self) -> Any:
         """Return the newest committed state, for `with`.  Raise UnknownFormat if it isn't ours."""
         if self._closed:
             raise ClosedError(f"the store {self.url} is closed; open it again")
+        if self._doubt is not None:
+            self._settle()
         if self._identity is None and self.tables.exists():
             with self.tables.read() as reader:
                 self._check_format(reader)

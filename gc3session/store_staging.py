@@ -62,8 +62,9 @@ class StoreStaging(StoreReading):
                 if flush and outermost:
                     self.commit()
             except BaseException:
-                batch.undo(mark)
-                batch.bytes = min(size, batch.bytes)
+                if self._doubt is None:  # else it may be on disk: it is kept until that is known
+                    batch.undo(mark)
+                    batch.bytes = min(size, batch.bytes)
                 raise
             finally:
                 if outermost:
@@ -73,6 +74,8 @@ class StoreStaging(StoreReading):
         """Raise ReadOnlyError or ClosedError if the store can't be written."""
         if self._closed:
             raise ClosedError(f"the store {self.url} is closed; open it again")
+        if self._doubt is not None:
+            self._settle()
         if self.tables.read_only:
             raise ReadOnlyError(f"{self.url} was opened read-only; open it without read_only=True to change it")
 

@@ -22,7 +22,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
-from typing import Final, TypeVar
+from typing import ClassVar, Final, TypeVar
 
 T = TypeVar("T")
 
@@ -45,7 +45,7 @@ class Reader(ABC):
     """One consistent state of the tables: the newest committed one when it was begun."""
 
     serial: int
-    """The number of the last committed transaction; it grows with each."""
+    """A number of the committed state: another one once anybody has committed."""
 
     @abstractmethod
     def newest(self) -> int:
@@ -91,6 +91,42 @@ class Reader(ABC):
         """Let go of memory that reading has taken; for those who read very much in one transaction."""
 
 
+class NoTables(Reader):
+    """The state of tables that have not been made yet."""
+
+    serial = 0
+
+    def newest(self) -> int:
+        return 0
+
+    def get(self, table: str, key: bytes) -> bytes | None:
+        return None
+
+    def get_many(self, table: str, keys: Sequence[bytes]) -> list[Item]:
+        return []
+
+    def scan(self, table: str, start: bytes, limit: int | None = None, prefix: bytes = b"") -> list[Item]:
+        return []
+
+    def entries(self, table: str) -> int:
+        return 0
+
+    def values(self, table: str, key: bytes, start: bytes, limit: int) -> list[bytes]:
+        return []
+
+    def first_values(self, table: str, key: bytes, starts: Iterable[bytes]) -> list[bytes | None]:
+        return [None for _ in starts]
+
+    def last_value(self, table: str, key: bytes) -> bytes | None:
+        return None
+
+    def count(self, table: str, key: bytes) -> int:
+        return 0
+
+    def counts(self, table: str, prefix: bytes) -> list[tuple[bytes, int]]:
+        return []
+
+
 class Writer(Reader):
     """A transaction: what it changes is seen by itself at once, by others after the commit."""
 
@@ -98,13 +134,18 @@ class Writer(Reader):
     def put(self, table: str, items: Sequence[Item]) -> None:
         """Set the values of some keys."""
 
+    def add(self, table: str, items: Sequence[Item]) -> None:
+        """Set the values of some keys (sorted) that have none yet."""
+        if items:
+            self.put(table, items)
+
     @abstractmethod
     def delete(self, table: str, keys: Iterable[bytes]) -> None:
         """Delete some keys; those that aren't there are passed over."""
 
     @abstractmethod
     def put_values(self, table: str, key: bytes, values: Sequence[bytes]) -> None:
-        """Add values (sorted) to the set of *key*."""
+        """Add values (sorted), which are not there yet, to the set of *key*."""
 
     @abstractmethod
     def delete_values(self, table: str, key: bytes, values: Iterable[bytes]) -> None:
@@ -118,6 +159,13 @@ class Tables(ABC):
     """Where it is, as `make_store` takes it."""
 
     read_only: bool
+
+    side_by_side: ClassVar[bool] = False
+    """Whether writers don't wait for each other: their transactions may have to run again.
+
+    Then no lock may be waited for inside a transaction: who holds it may wait for a row that this
+    one has changed, and nobody would see that they wait for each other.
+    """
 
     on_create: Callable[[Writer], None] | None = None
     """Called with the first transaction of tables that are being made."""
@@ -139,8 +187,8 @@ class Tables(ABC):
     def write(self, unit: Callable[[Writer], T], committed: Callable[[T], None] = lambda result: None) -> T:
         """Run *unit* in a transaction, commit, and return its result.
 
-        The unit runs again from the start if the first attempt found no room, so what it
-        does outside the transaction must bear that.  If it raises, nothing is written.
+        The unit runs again from the start if the first attempt found no room, or came between
+        other transactions, so what it does outside the transaction must bear that.  If it raises, nothing is written.
         After the commit *committed* is called with the result, before any fork, and even if the
         handler of a signal raises just then: it must bear being called once more from the start.
         """

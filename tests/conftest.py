@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import os
+import secrets
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import hypothesis
 import hypothesis.configuration
+import psycopg
 import pytest
 from consistency import check
+from postgresql_server import Server, shared_server, working_directory
+from psycopg import sql
 
 from gc3session import Session
+
+SERVERS = "GC3SESSION_TEST_SERVERS"
+"""Environment variable: the directory of the servers of this run, for all its processes."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--long", action="store_true", help="run the long forms: more examples, more kills")
+    parser.addoption("--no-postgresql", action="store_true", help="skip what needs a PostgreSQL server")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -24,9 +33,25 @@ def pytest_configure(config: pytest.Config) -> None:
     hypothesis.settings.register_profile("default", max_examples=100, stateful_step_count=30, **options)
     hypothesis.settings.register_profile("long", max_examples=3000, stateful_step_count=80, **options)
     hypothesis.settings.load_profile("long" if config.getoption("--long") else "default")
+    if not hasattr(config, "workerinput") and not config.getoption("--no-postgresql"):
+        os.environ[SERVERS] = os.fspath(working_directory())
     cache = getattr(config, "cache", None)
     if cache is not None:  # not `.hypothesis` in whatever directory the tests are started from
         hypothesis.configuration.set_hypothesis_home_dir(cache.mkdir("hypothesis"))
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    directory = os.environ.get(SERVERS)
+    if directory is not None and not hasattr(config, "workerinput"):
+        Server(Path(directory, "shared")).stop()
+        shutil.rmtree(directory)
+        del os.environ[SERVERS]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run the tests of modules that say so on every kind of store."""
+    if "store_kind" in metafunc.fixturenames and getattr(metafunc.module, "ON_EVERY_STORE", False):
+        metafunc.parametrize("store_kind", ["lmdb", "postgresql"])
 
 
 @pytest.fixture(scope="session")
@@ -46,13 +71,63 @@ def nothing_left_in_cwd(
     assert os.listdir(here) == [], "the test left files in the current directory"
 
 
+@pytest.fixture(scope="session")
+def servers(request: pytest.FixtureRequest) -> Path:
+    """The directory in which this run has its PostgreSQL servers."""
+    if request.config.getoption("--no-postgresql"):
+        pytest.skip("--no-postgresql")
+    return Path(os.environ[SERVERS])
+
+
+@pytest.fixture(scope="session")
+def postgresql(servers: Path) -> Iterator[Server]:
+    """The PostgreSQL server that the tests share."""
+    with shared_server(servers) as server:
+        yield server
+
+
 @pytest.fixture
-def make_session(tmp_path: Path) -> Iterator[Callable[..., Session]]:
+def postgresql_url(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The URL of a store that isn't there yet, in a schema of its own."""
+    schema = f"Test {secrets.token_hex(8)}"
+    given = os.environ.get("PGTEST_URL")
+    if given and not request.config.getoption("--no-postgresql"):
+        url = f"{given}{'&' if '?' in given else '?'}schema={schema.replace(' ', '%20')}"
+        conninfo = given
+    else:
+        server: Server = request.getfixturevalue("postgresql")
+        url, conninfo = server.url(schema), server.conninfo()
+    yield url
+    with psycopg.connect(conninfo, autocommit=True) as connection:
+        connection.execute(sql.SQL("DROP SCHEMA IF EXISTS {} CASCADE").format(sql.Identifier(schema)))
+
+
+@pytest.fixture
+def store_kind() -> str:
+    """The kind of store that sessions are made on; see `pytest_generate_tests`."""
+    return "lmdb"
+
+
+@pytest.fixture
+def store_options(store_kind: str, request: pytest.FixtureRequest) -> dict[str, str]:
+    """The options of `Session` that make a new one on the store of that kind."""
+    return {} if store_kind == "lmdb" else {"store_or_url": request.getfixturevalue("postgresql_url")}
+
+
+@pytest.fixture
+def path(tmp_path: Path, store_options: dict[str, str]) -> Path:
+    """The directory of a new session on the store of that kind; `Session(path)` opens it."""
+    Session(tmp_path / "session", **store_options).close()
+    return tmp_path / "session"
+
+
+@pytest.fixture
+def make_session(tmp_path: Path, store_options: dict[str, str]) -> Iterator[Callable[..., Session]]:
     """A function that opens a session in *tmp_path*; its directory and store are checked after the test."""
     made: list[Session] = []
 
     def make(name: str = "session", **options: object) -> Session:
-        made.append(Session(tmp_path / name, **options))
+        made.append(Session(tmp_path / name, **{**store_options, **options}))
         return made[-1]
 
     yield make

@@ -17,10 +17,12 @@ from collections import Counter
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import unquote
+from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
 import lmdb
 import msgpack
+import psycopg
+from psycopg import sql
 
 from gc3session import LoadError, Session
 
@@ -96,11 +98,15 @@ def check(path: str | os.PathLike[str], damaged: Collection[str] = (), mirror: b
         url = session.store_url
     if mirror:
         assert read_mirror(path) == ids, "session_ids.txt"
-    jobs = data_file(path, url)
-    if jobs is None:
+    if url.startswith("postgresql:"):
+        tables = read_postgresql(url)
+    else:
+        jobs = data_file(path, url)
+        tables = None if jobs is None else read_tables(jobs.parent)
+    if tables is None:
         assert not ids
     else:
-        held = check_tables(jobs.parent)
+        held = check_tables(tables)
         numbers = {int(id_.rpartition(".")[2]) for id_ in stored}
         assert held.records.keys() | held.damaged == numbers, "store.list"
         assert {record.id for record in held.records.values()} <= set(stored), "store.list"
@@ -149,6 +155,35 @@ def read_tables(directory: str | os.PathLike[str]) -> Tables:
     return tables
 
 
+def read_postgresql(url: str) -> Tables | None:
+    """Return all items of all tables of the store at *url*, None if it has not been made."""
+    parts = urlsplit(url)
+    query = parse_qsl(parts.query)
+    schema = dict(query).get("schema", "gc3session")
+    others = urlencode([pair for pair in query if pair[0] != "schema"])
+    with psycopg.connect(parts._replace(query=others).geturl()) as connection:
+        connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
+
+        def rows(name: str, columns: str) -> list[Any]:
+            table = sql.Identifier(schema, name)
+            return connection.execute(
+                sql.SQL(f"SELECT {columns} FROM {{}} ORDER BY 1, 2").format(table)
+            ).fetchall()
+
+        there = connection.execute(
+            "SELECT 1 FROM information_schema.tables WHERE table_schema = %s", [schema]
+        ).fetchall()
+        if not there:
+            return None
+        tables = {name: rows(name, "key, value") for name in (*_PLAIN, *_SETS)}
+        counts = {(table, key): n for table, key, n in rows("counts", "tab, key, n") if n}
+        versions = rows("layout", "version, version")
+    found = Counter((name, key) for name in _SETS for key, _ in tables[name])
+    assert counts == found, "the counts of the values of each key"
+    assert versions == [(1, 1)]
+    return tables
+
+
 def unframed(number: int, data: bytes) -> Any:
     """Return what stands in a record's frame.  Raise ValueError if its checksum is wrong."""
     if zlib.crc32(data[4:], number % 2**32) != int.from_bytes(data[:4], "big"):
@@ -156,9 +191,8 @@ def unframed(number: int, data: bytes) -> Any:
     return msgpack.unpackb(data[4:], strict_map_key=False, unicode_errors="surrogatepass")
 
 
-def check_tables(directory: str | os.PathLike[str]) -> Held:
-    """Return what the store in *directory* holds, if its tables agree with each other."""
-    tables = read_tables(directory)
+def check_tables(tables: Tables) -> Held:
+    """Return what a store holds, if its tables agree with each other."""
     meta = dict(tables["meta"])
     assert len(meta[b"format"]) > 0
     next_number = int.from_bytes(meta.get(b"next N", b"\0" * 7 + b"\1"), "big")

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from consistency import check, check_tables, read_mirror
+from consistency import check, check_tables, read_mirror, read_tables
 from examples import Simulation
 
 from gc3session import (
@@ -51,7 +51,7 @@ def test_closed_temporary_session_leaves_nothing_of_its_index(tmp_path: Path, la
         if late:
             session.load(stored, add=True)
         session.close()
-        held = check_tables(tmp_path / "store")  # which looks for entries of no session
+        held = check_tables(read_tables(tmp_path / "store"))  # which looks for entries of no session
         assert held.sessions == {}
         assert list(store.list()) == [stored, *ids]
         fresh = TemporarySession(store)

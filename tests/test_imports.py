@@ -99,25 +99,26 @@ def test_library_does_not_import_its_own_public_names_or_the_command_line(module
 
 
 def test_store_and_codec_know_nothing_of_sessions_and_the_codec_nothing_of_stores() -> None:
-    for module in ("store", "lmdb_store", "codec", "values", "tables"):
+    for module in ("store", "lmdb_store", "postgresql_store", "codec", "values", "tables"):
         assert not reached_from(module) & {"session", "mirror", "cli"}, module
     for module in ("codec", "values", "tasks"):
         assert not reached_from(module) & {"store", "lmdb_store", "tables", "index", "batch"}, module
 
 
-def test_lmdb_is_used_in_its_own_modules_alone() -> None:
+@pytest.mark.parametrize(("package", "prefix"), [("lmdb", "lmdb_"), ("psycopg", "postgresql_")])
+def test_database_is_used_in_its_own_modules_alone(package: str, prefix: str) -> None:
     for file in PACKAGE.rglob("*.py"):
         tree = ast.parse(file.read_text())
         uses = any(
-            (isinstance(node, ast.Import) and any(alias.name.partition(".")[0] == "lmdb" for alias in node.names))
+            (isinstance(node, ast.Import) and any(alias.name.partition(".")[0] == package for alias in node.names))
             or (
                 isinstance(node, ast.ImportFrom)
                 and not node.level
-                and (node.module or "").partition(".")[0] == "lmdb"
+                and (node.module or "").partition(".")[0] == package
             )
             for node in ast.walk(tree)
         )
-        assert not uses or file.stem.startswith("lmdb_"), file
+        assert not uses or file.stem.startswith(prefix), file
 
 
 def test_importing_takes_only_lmdb_msgpack_attrs_and_the_standard_library() -> None:

@@ -32,10 +32,11 @@ from gc3session import (
 )
 from gc3session.lmdb_store import LmdbTables
 
-KINDS: dict[str, Callable[[Path], Any]] = {
-    "lmdb path": lambda directory: str(directory / "store"),
-    "lmdb Path": lambda directory: directory / "store",
-    "lmdb URL": lambda directory: f"lmdb://{directory}/store",
+KINDS: dict[str, Callable[[Path, pytest.FixtureRequest], Any]] = {
+    "lmdb path": lambda directory, request: str(directory / "store"),
+    "lmdb Path": lambda directory, request: directory / "store",
+    "lmdb URL": lambda directory, request: f"lmdb://{directory}/store",
+    "postgresql": lambda directory, request: request.getfixturevalue("postgresql_url"),
 }
 """Name -> what makes the URL of a new, empty store; a kind may call pytest.skip."""
 
@@ -44,7 +45,7 @@ MakeStore = Callable[..., Store]
 
 @pytest.fixture(params=KINDS)
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
-    return KINDS[request.param](tmp_path)
+    return KINDS[request.param](tmp_path, request)
 
 
 @pytest.fixture

@@ -1,0 +1,314 @@
+"""Tables of bytes on PostgreSQL, or a database that speaks its protocol.
+
+Write transactions are serializable and run side by side.  One that can't be put in an order with
+the others, or whose connection is lost before the commit, runs again from the start.  Each
+leaves a row with a random *token*.  If the connection is lost while the server commits, a row of
+the same token is inserted on another one: this waits for the transaction to end, and fails if that
+went through; if it succeeds, that one can never commit any more.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Sequence
+from typing import Any, Final, TypeVar
+
+import psycopg
+from psycopg import errors as server
+
+from .errors import ClosedError, CommitUnknown, Error, ReadOnlyError, StoreUnreachable, UnknownFormat, WriteError
+from .postgresql_address import address_of
+from .postgresql_connections import AGAIN, Connection, Connections, Patience, is_lost, translated
+from .postgresql_tables import LAYOUT, PostgresqlReader, PostgresqlWriter, Statements
+from .tables import NoTables, Reader, Tables, Writer
+
+T = TypeVar("T")
+
+DEFAULT_PATIENCE: Final = 60.0
+
+_BEGIN_READING: Final = b"BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"  # one state, and it never fails
+_BEGIN_WRITING: Final = b"BEGIN ISOLATION LEVEL SERIALIZABLE READ WRITE"
+_UNKNOWN: Final = "40003"  # the server itself can't say whether it has committed
+_MADE_BY_ANOTHER: Final = (
+    server.UniqueViolation,
+    server.DuplicateTable,
+    server.DuplicateSchema,
+    server.DuplicateObject,
+)
+
+
+class _Reading:
+    """`with` this, a transaction is open."""
+
+    def __init__(self, owner: PostgresqlTables) -> None:
+        self._owner = owner
+        self._connection: Connection | None = None
+
+    def __enter__(self) -> Reader:
+        owner = self._owner
+        if not owner.exists():
+            return NoTables()
+        self._connection = owner._begun(_BEGIN_READING)
+        return PostgresqlReader(self._connection, owner._statements)
+
+    def __exit__(self, cls: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        connection, self._connection = self._connection, None
+        if connection is None:
+            return
+        owner = self._owner
+        if error is None:
+            try:
+                connection.execute(b"COMMIT")
+            except psycopg.Error as failure:  # nothing was written, and all has been read
+                owner._connections.drop(connection)
+                if not is_lost(connection):
+                    raise translated(failure, connection, owner.url) from failure
+            else:
+                owner._connections.give(connection)
+            return
+        owner._give_back(connection)
+        if isinstance(error, psycopg.Error):
+            raise translated(error, connection, owner.url) from error
+
+
+class PostgresqlTables(Tables):
+    """The tables in a schema of a PostgreSQL database.
+
+    Args:
+        url: `postgresql://user@host:port/database?schema=jobs`, and options of libpq.
+        read_only: never write.
+        patience: seconds to go on trying where the server was there and is gone, or where
+            transactions can't be put in an order.
+    """
+
+    side_by_side = True
+
+    def __init__(self, url: str, *, read_only: bool = False, patience: float = DEFAULT_PATIENCE) -> None:
+        address = address_of(url)
+        self.url = address.url
+        self.read_only = read_only
+        self.patience = patience
+        self._statements = Statements(address.schema)
+        self._connections = Connections(address, patience)
+        self._there = False
+        self._closed = False
+        self._tokens: list[bytes] = []  # of commits that are known to have gone through
+
+    # -- whether they are there
+
+    def exists(self) -> bool:
+        if not self._there:
+            if self._closed:
+                raise ClosedError(f"the store {self.url} is closed")
+            self._there = self._look()
+        return self._there
+
+    def _look(self) -> bool:
+        rows = self._ask(self._statements("is_there"))
+        if not rows:
+            return False
+        version = [row[0] for row in self._ask(self._statements("layout"))]
+        if version != [LAYOUT]:
+            raise UnknownFormat(
+                f"the store {self.url} has tables of the version {', '.join(map(str, version)) or 'none'}; this"
+                f" version of gc3session knows version {LAYOUT} only: upgrade gc3session, or name another schema"
+            )
+        return True
+
+    def _make(self) -> None:
+        """Make the tables, unless another process is faster."""
+        patience = Patience(self.patience)
+        while not self.exists():
+            with self._connections.one() as connection:
+                try:
+                    # Its own right is needed to make a schema, and none where the owner has made it.
+                    if not connection.execute(self._statements("schema_is_there")).fetchall():
+                        connection.execute(self._statements.make_schema)
+                    with connection.transaction():
+                        for statement in self._statements.make:
+                            connection.execute(statement)
+                except psycopg.Error as error:
+                    again = isinstance(error, _MADE_BY_ANOTHER) or error.sqlstate in AGAIN or is_lost(connection)
+                    if not again or not patience.wait():
+                        raise translated(error, connection, self.url) from error
+        with self.read() as reader:
+            empty = not reader.scan("meta", b"", 1)
+        if empty and self.on_create is not None:
+            self._transact(self._fill, lambda result: None)
+
+    def _fill(self, writer: Writer) -> None:
+        if self.on_create is not None and not writer.scan("meta", b"", 1):
+            self.on_create(writer)
+
+    # -- reading
+
+    def _begun(self, statement: bytes) -> Connection:
+        """Return a connection with a transaction begun: a new one where the server has gone meanwhile."""
+        if self._closed:
+            raise ClosedError(f"the store {self.url} is closed")
+        while True:
+            connection = self._connections.take()
+            try:
+                connection.execute(statement)
+                return connection
+            except psycopg.Error as error:
+                lost = is_lost(connection)
+                self._connections.drop(connection)
+                if not lost:
+                    raise translated(error, connection, self.url) from error
+            except BaseException:
+                self._connections.drop(connection)
+                raise
+
+    def _give_back(self, connection: Connection) -> None:
+        """Take back a connection whose transaction is to be rolled back."""
+        try:
+            connection.execute(b"ROLLBACK")
+        except psycopg.Error:
+            self._connections.drop(connection)  # which ends it, too
+        else:
+            self._connections.give(connection)
+
+    def _ask(self, statement: bytes, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        """Return what one statement reads; it runs again on a new connection if that is lost."""
+        while True:
+            connection = self._connections.take()
+            try:
+                rows = connection.execute(statement, parameters, binary=True).fetchall()
+            except psycopg.Error as error:
+                lost = is_lost(connection)
+                self._connections.drop(connection)
+                if not lost:
+                    raise translated(error, connection, self.url) from error
+            except BaseException:
+                self._connections.drop(connection)
+                raise
+            else:
+                self._connections.give(connection)
+                return rows
+
+    def read(self) -> _Reading:
+        return _Reading(self)
+
+    def get(self, table: str, key: bytes) -> bytes | None:
+        if not self.exists():
+            return None
+        rows = self._ask(self._statements("get", table), (key,))
+        return rows[0][0] if rows else None
+
+    # -- writing
+
+    def write(self, unit: Callable[[Writer], T], committed: Callable[[T], None] = lambda result: None) -> T:
+        if self.read_only:
+            raise ReadOnlyError(f"the store {self.url} was opened read-only")
+        if not self._there:
+            self._make()
+        return self._transact(unit, committed)
+
+    def _transact(self, unit: Callable[[Writer], T], committed: Callable[[T], None]) -> T:
+        patience = Patience(self.patience)
+        while True:
+            connection = self._begun(_BEGIN_WRITING)
+            token = secrets.token_bytes(16)
+            former = self._tokens.pop() if self._tokens else None
+            asked = False
+            try:
+                writer = PostgresqlWriter(connection, self._statements)
+                result = unit(writer)
+                writer.send()
+                asked = True
+                writer.commit(token, former)
+            except BaseException as error:
+                lost = is_lost(connection)
+                definite = isinstance(error, psycopg.Error) and not lost and error.sqlstate != _UNKNOWN
+                if former is not None:
+                    self._tokens.append(former)
+                if asked and not definite:
+                    self._connections.drop(connection)
+                    if self._went_through(token, error):
+                        self._tokens.append(token)
+                        _told(committed, result)
+                        if isinstance(error, psycopg.Error):
+                            return result
+                        raise
+                else:
+                    self._give_back(connection)
+                if not isinstance(error, psycopg.Error):
+                    raise
+                again = lost or error.sqlstate in (*AGAIN, _UNKNOWN)
+                if not again:
+                    raise translated(error, connection, self.url) from error
+                if not patience.wait():
+                    raise self._given_up(error, connection) from error
+                continue
+            self._connections.give(connection)
+            self._tokens.append(token)
+            _told(committed, result)
+            return result
+
+    def _given_up(self, error: psycopg.Error, connection: Connection) -> Error:
+        if is_lost(connection):
+            return translated(error, connection, self.url)
+        return WriteError(
+            f"{self.url}: other transactions came in between for {self.patience:g} s; nothing was written:"
+            " try again, or let fewer programs change the same tasks at once"
+        )
+
+    def _went_through(self, token: bytes, error: BaseException) -> bool:
+        """Return whether the transaction of a token, whose connection was lost, was committed."""
+        try:
+            return self._settle(token)
+        except StoreUnreachable as unreachable:
+            raise CommitUnknown(
+                f"{self.url}: the server was lost while it committed ({str(error).strip()}) and has not come back:"
+                " what was to be written is kept; the next call finds out whether it was, so call again"
+                " (flush) once the server is up",
+                lambda: self._settle(token),
+            ) from unreachable
+
+    def _settle(self, token: bytes) -> bool:
+        """Return whether the transaction of a token went through; prevent it from now on if it did not."""
+        patience = Patience(self.patience)
+        while True:
+            connection = self._connections.take()
+            try:
+                try:
+                    connection.execute(self._statements("prevent"), (token,))
+                except server.UniqueViolation:
+                    rows = connection.execute(self._statements("went_through"), (token,)).fetchall()
+                    self._connections.give(connection)
+                    return bool(rows and rows[0][0])  # the row may be that of an earlier attempt to prevent it
+            except psycopg.Error as error:
+                again = is_lost(connection) or error.sqlstate in AGAIN
+                self._connections.drop(connection)
+                if not again or not patience.wait():
+                    raise translated(error, connection, self.url) from error
+            except BaseException:
+                self._connections.drop(connection)
+                raise
+            else:
+                self._connections.give(connection)
+                return False
+
+    def after_write(self) -> None:
+        pass
+
+    # -- ending
+
+    def suspend(self) -> None:
+        self._connections.close()
+
+    def close(self) -> None:
+        self._closed = True
+        self._connections.close()
+
+    def discard(self) -> None:
+        self.close()
+
+
+def _told(committed: Callable[[T], None], result: T) -> None:
+    try:
+        committed(result)
+    except BaseException:  # of a signal's handler
+        committed(result)
+        raise

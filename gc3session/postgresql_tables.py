@@ -1,0 +1,312 @@
+"""The tables on PostgreSQL, as one transaction sees and changes them.
+
+Each table of tables.py is one of the schema, of two bytea columns, which PostgreSQL sorts by
+bytes as everything here has to be.  Beside them stand::
+
+    counts    tab text, key bytea -> n bigint   how many values a key of a set table has
+    commits   token bytea -> through boolean    whether the transaction of a token went through
+    layout    version integer                   of all this; another one is refused
+
+What a transaction writes is sent when it is needed: before it reads the same table, and at the
+commit, many statements at once (a pipeline).  Very many rows go by COPY.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from itertools import chain, pairwise
+from struct import Struct
+from typing import Any, Final
+
+from psycopg import sql
+
+from .postgresql_connections import Connection
+from .tables import PLAIN_TABLES, SET_TABLES, Item, Reader, Writer
+from .values import RECORD_KEY
+
+LAYOUT: Final = 1
+"""The version of how the tables lie in a schema."""
+
+_COPIED: Final = 256  # rows from which on COPY is faster
+_ROWS: Final = 4096  # rows of COPY that are put together at a time, or keys of one statement
+_COPY_HEAD: Final = b"PGCOPY\n\xff\r\n\0" + bytes(8)
+_COPY_END: Final = b"\xff\xff"
+_COLUMNS: Final = Struct(">hi")
+_SIZE: Final = Struct(">i")
+
+_PLAIN = {
+    "get": "SELECT value FROM {t} WHERE key = %b",
+    "get_many": "SELECT key, value FROM {t} WHERE key = ANY(%b::bytea[])",
+    "between": "SELECT key, value FROM {t} WHERE key BETWEEN %b AND %b",
+    "scan": "SELECT key, value FROM {t} WHERE key >= %b ORDER BY key LIMIT %b::bigint",
+    "scan_to": "SELECT key, value FROM {t} WHERE key >= %b AND key < %b ORDER BY key LIMIT %b::bigint",
+    "entries": "SELECT count(*) FROM {t}",
+    "put": (
+        "INSERT INTO {t} (key, value) SELECT * FROM unnest(%b::bytea[], %b::bytea[])"
+        " ON CONFLICT (key) DO UPDATE SET value = excluded.value"
+    ),
+    "put_one": "INSERT INTO {t} (key, value) VALUES (%b, %b) ON CONFLICT (key) DO UPDATE SET value = excluded.value",
+    "delete": "DELETE FROM {t} WHERE key = ANY(%b::bytea[])",
+    "copy": "COPY {t} (key, value) FROM STDIN (FORMAT BINARY)",
+}
+_SET = {
+    "scan": "SELECT key, value FROM {t} WHERE key >= %b ORDER BY key, value LIMIT %b::bigint",
+    "scan_to": ("SELECT key, value FROM {t} WHERE key >= %b AND key < %b ORDER BY key, value LIMIT %b::bigint"),
+    "entries": "SELECT coalesce(sum(n), 0)::bigint FROM {counts} WHERE tab = {name}",
+    "values": "SELECT value FROM {t} WHERE key = %b AND value >= %b ORDER BY value LIMIT %b::bigint",
+    "first_values": (
+        "SELECT (SELECT value FROM {t} WHERE key = %b AND value >= s.start ORDER BY value LIMIT 1)"
+        " FROM unnest(%b::bytea[]) WITH ORDINALITY AS s (start, place) ORDER BY s.place"
+    ),
+    "last_value": "SELECT value FROM {t} WHERE key = %b ORDER BY value DESC LIMIT 1",
+    "count": "SELECT n FROM {counts} WHERE tab = {name} AND key = %b",
+    "counts": "SELECT key, n FROM {counts} WHERE tab = {name} AND key >= %b AND n > 0 ORDER BY key",
+    "counts_to": (
+        "SELECT key, n FROM {counts} WHERE tab = {name} AND key >= %b AND key < %b AND n > 0 ORDER BY key"
+    ),
+    "put": (
+        "WITH added AS (INSERT INTO {t} (key, value) SELECT %b::bytea, v FROM unnest(%b::bytea[]) AS v"
+        " ON CONFLICT DO NOTHING RETURNING 1)"
+        " INSERT INTO {counts} AS c (tab, key, n) VALUES ({name}, %b, (SELECT count(*) FROM added))"
+        " ON CONFLICT (tab, key) DO UPDATE SET n = c.n + excluded.n"
+    ),
+    "added": (
+        "INSERT INTO {counts} AS c (tab, key, n) VALUES ({name}, %b, %b::bigint)"
+        " ON CONFLICT (tab, key) DO UPDATE SET n = c.n + excluded.n"
+    ),
+    "delete_values": (
+        "WITH gone AS (DELETE FROM {t} WHERE key = %b AND value = ANY(%b::bytea[]) RETURNING 1)"
+        " UPDATE {counts} SET n = n - (SELECT count(*) FROM gone) WHERE tab = {name} AND key = %b"
+    ),
+    "delete": "DELETE FROM {t} WHERE key = ANY(%b::bytea[])",
+    "uncount": "DELETE FROM {counts} WHERE tab = {name} AND key = ANY(%b::bytea[])",
+    "copy": "COPY {t} (key, value) FROM STDIN (FORMAT BINARY)",
+}
+_OTHERS = {
+    "commit": "INSERT INTO {commits} (token, through) VALUES (%b, true)",
+    "prevent": "INSERT INTO {commits} (token, through) VALUES (%b, false)",
+    "went_through": "SELECT through FROM {commits} WHERE token = %b",
+    "forget": "DELETE FROM {commits} WHERE token = %b",
+    "forget_old": "DELETE FROM {commits} WHERE at < now() - interval '30 days'",
+    "layout": "SELECT version FROM {layout}",
+    "schema_is_there": "SELECT 1 FROM information_schema.schemata WHERE schema_name = {schema_name}",
+    "is_there": (
+        "SELECT 1 FROM information_schema.tables WHERE table_schema = {schema_name} AND table_name = 'layout'"
+    ),
+}
+_MAKE = (
+    *(
+        f"CREATE TABLE IF NOT EXISTS {{{name}}} (key bytea PRIMARY KEY, value bytea NOT NULL)"
+        for name in PLAIN_TABLES
+    ),
+    *(
+        f"CREATE TABLE IF NOT EXISTS {{{name}}} (key bytea, value bytea, PRIMARY KEY (key, value))"
+        for name in SET_TABLES
+    ),
+    "CREATE TABLE IF NOT EXISTS {counts} (tab text, key bytea, n bigint NOT NULL, PRIMARY KEY (tab, key))",
+    (
+        "CREATE TABLE IF NOT EXISTS {commits}"
+        " (token bytea PRIMARY KEY, through boolean NOT NULL, at timestamptz NOT NULL DEFAULT now())"
+    ),
+    # Last: with it the tables are there.
+    "CREATE TABLE IF NOT EXISTS {layout} (version integer PRIMARY KEY)",
+    f"INSERT INTO {{layout}} (version) VALUES ({LAYOUT}) ON CONFLICT DO NOTHING",
+)
+
+
+class Statements:
+    """The statements for the tables of one schema, with all names quoted."""
+
+    def __init__(self, schema: str) -> None:
+        names: dict[str, sql.Composable] = {
+            name: sql.Identifier(schema, name)
+            for name in (*PLAIN_TABLES, *SET_TABLES, "counts", "commits", "layout")
+        }
+        names["schema_name"] = sql.Literal(schema)
+
+        def bytes_of(text: str, **more: sql.Composable) -> bytes:
+            return sql.SQL(text).format(**names, **more).as_bytes(None)
+
+        self._of: dict[tuple[str, str], bytes] = {}
+        for tables, texts in ((PLAIN_TABLES, _PLAIN), (SET_TABLES, _SET)):
+            for table in tables:
+                for what, text in texts.items():
+                    self._of[table, what] = bytes_of(text, t=names[table], name=sql.Literal(table))
+        for what, text in _OTHERS.items():
+            self._of["", what] = bytes_of(text)
+        self.make_schema = sql.SQL("CREATE SCHEMA IF NOT EXISTS {}").format(sql.Identifier(schema)).as_bytes(None)
+        self.make = [bytes_of(text) for text in _MAKE]
+
+    def __call__(self, what: str, table: str = "") -> bytes:
+        """Return the statement that does *what* with a table."""
+        return self._of[table, what]
+
+
+def _after_prefix(prefix: bytes) -> bytes | None:
+    """Return the first key after all that begin with *prefix*; None if there is none."""
+    kept = prefix.rstrip(b"\xff")
+    return kept[:-1] + bytes([kept[-1] + 1]) if kept else None
+
+
+class PostgresqlReader(Reader):
+    """A transaction that has been begun; what it hands out is valid after its end."""
+
+    def __init__(self, connection: Connection, statements: Statements) -> None:
+        self._connection = connection
+        self._statements = statements
+        self._serial: int | None = None
+
+    @property
+    def serial(self) -> int:  # type: ignore[override]
+        """A number of the committed state: another one once anybody has committed."""
+        if self._serial is None:
+            shown = self._connection.execute(b"SELECT pg_current_snapshot()::text").fetchall()[0][0]
+            self._serial = int.from_bytes(hashlib.sha256(shown.encode()).digest()[:8])
+        return self._serial
+
+    def newest(self) -> int:
+        """Return the `serial` of this transaction: it may stay open beside writers, nothing grows for it alone."""
+        return self.serial
+
+    def _rows(self, table: str, what: str, *parameters: Any) -> list[Any]:
+        return self._connection.execute(self._statements(what, table), parameters, binary=True).fetchall()
+
+    def _column(self, table: str, what: str, *parameters: Any) -> list[Any]:
+        return [row[0] for row in self._rows(table, what, *parameters)]
+
+    def get(self, table: str, key: bytes) -> bytes | None:
+        return next(iter(self._column(table, "get", key)), None)
+
+    def get_many(self, table: str, keys: Sequence[bytes]) -> list[Item]:
+        found: dict[bytes, bytes] = {}
+        for some in (keys[i : i + _ROWS] for i in range(0, len(keys), _ROWS)):
+            if len(some) > 1 and len(some[0]) == len(some[-1]) == 8 and _are_dense(some):
+                found.update(self._rows(table, "between", some[0], some[-1]))
+            else:
+                found.update(self._rows(table, "get_many", list(some)))
+        return [(key, found[key]) for key in keys if key in found]
+
+    def scan(self, table: str, start: bytes, limit: int | None = None, prefix: bytes = b"") -> list[Item]:
+        start = max(start, prefix)
+        end = _after_prefix(prefix)
+        if end is None:
+            return self._rows(table, "scan", start, limit)
+        return self._rows(table, "scan_to", start, end, limit)
+
+    def entries(self, table: str) -> int:
+        return int(self._column(table, "entries")[0])
+
+    def values(self, table: str, key: bytes, start: bytes, limit: int) -> list[bytes]:
+        return self._column(table, "values", key, start, limit)
+
+    def first_values(self, table: str, key: bytes, starts: Iterable[bytes]) -> list[bytes | None]:
+        wanted = list(starts)
+        found: list[bytes | None] = []
+        for i in range(0, len(wanted), _ROWS):
+            found += self._column(table, "first_values", key, wanted[i : i + _ROWS])
+        return found
+
+    def last_value(self, table: str, key: bytes) -> bytes | None:
+        return next(iter(self._column(table, "last_value", key)), None)
+
+    def count(self, table: str, key: bytes) -> int:
+        return next(iter(self._column(table, "count", key)), 0)
+
+    def counts(self, table: str, prefix: bytes) -> list[tuple[bytes, int]]:
+        end = _after_prefix(prefix)
+        if end is None:
+            return self._rows(table, "counts", prefix)
+        return self._rows(table, "counts_to", prefix, end)
+
+
+def _are_dense(keys: Sequence[bytes]) -> bool:
+    """Return whether sorted Ns have few gaps between them: then a range is read faster."""
+    first, last = RECORD_KEY.unpack(keys[0])[0], RECORD_KEY.unpack(keys[-1])[0]
+    return 0 < last - first < 2 * len(keys) and all(a < b for a, b in pairwise(keys))
+
+
+class PostgresqlWriter(PostgresqlReader, Writer):
+    """A transaction that changes the tables; `send` sends what it has not sent yet."""
+
+    def __init__(self, connection: Connection, statements: Statements) -> None:
+        super().__init__(connection, statements)
+        self._waiting: list[tuple[bytes, tuple[Any, ...]]] = []
+        self._touched: set[str] = set()  # tables that they change
+
+    def _rows(self, table: str, what: str, *parameters: Any) -> list[Any]:
+        if table in self._touched:
+            self.send()
+        return super()._rows(table, what, *parameters)
+
+    def _later(self, table: str, what: str, *parameters: Any) -> None:
+        self._touched.add(table)
+        self._waiting.append((self._statements(what, table), parameters))
+
+    def send(self) -> None:
+        """Send what waits."""
+        waiting, self._waiting = self._waiting, []
+        self._touched.clear()
+        if len(waiting) == 1:
+            self._connection.execute(*waiting[0])
+        elif waiting:
+            with self._connection.pipeline():
+                for statement, parameters in waiting:
+                    self._connection.execute(statement, parameters)
+
+    def commit(self, token: bytes, former: bytes | None) -> None:
+        """Send what waits, and the commit, which leaves *token* and takes a former one away."""
+        self._waiting.append((self._statements("commit"), (token,)))
+        if former is not None:
+            self._waiting.append((self._statements("forget"), (former,)))
+        self._waiting.append((b"COMMIT", ()))
+        self.send()
+
+    def put(self, table: str, items: Sequence[Item]) -> None:
+        if len(items) == 1:
+            self._later(table, "put_one", *items[0])
+            return
+        rows = list(dict(items).items())
+        for some in (rows[i : i + _ROWS] for i in range(0, len(rows), _ROWS)):
+            self._later(table, "put", *map(list, zip(*some, strict=True)))
+
+    def add(self, table: str, items: Sequence[Item]) -> None:
+        if len(items) < _COPIED:
+            if items:
+                self.put(table, items)
+            return
+        self.send()
+        with self._connection.cursor().copy(self._statements("copy", table)) as copy:
+            copy.write(_COPY_HEAD)
+            size = _SIZE.pack
+            for i in range(0, len(items), _ROWS):
+                some = items[i : i + _ROWS]
+                head = _COLUMNS.pack(2, len(some[0][0]))
+                copy.write(b"".join(chain.from_iterable((head, key, size(len(v)), v) for key, v in some)))
+            copy.write(_COPY_END)
+
+    def delete(self, table: str, keys: Iterable[bytes]) -> None:
+        gone = list(keys)
+        for some in (gone[i : i + _ROWS] for i in range(0, len(gone), _ROWS)):
+            self._later(table, "delete", some)
+            if table in SET_TABLES:
+                self._later(table, "uncount", some)
+
+    def put_values(self, table: str, key: bytes, values: Sequence[bytes]) -> None:
+        if len(values) < _COPIED:
+            if values:
+                self._later(table, "put", key, list(values), key)
+            return
+        self.send()
+        head = _COLUMNS.pack(2, len(key)) + key + _SIZE.pack(len(values[0]))
+        with self._connection.cursor().copy(self._statements("copy", table)) as copy:
+            copy.write(_COPY_HEAD)
+            for i in range(0, len(values), _ROWS):
+                copy.write(head + head.join(values[i : i + _ROWS]))
+            copy.write(_COPY_END)
+        self._later(table, "added", key, len(values))
+
+    def delete_values(self, table: str, key: bytes, values: Iterable[bytes]) -> None:
+        gone = list(values)
+        for some in (gone[i : i + _ROWS] for i in range(0, len(gone), _ROWS)):
+            self._later(table, "delete_values", key, some, key)

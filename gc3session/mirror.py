@@ -38,7 +38,12 @@ _PIECE = 1 << 20
 
 @cache
 def _boot_id() -> str:
-    return _BOOT_ID.read_text().strip() if _BOOT_ID.exists() else ""
+    try:
+        return _BOOT_ID.read_text().strip()
+    except FileNotFoundError:  # a system that has none: then every boot looks like the same one
+        return ""
+    except OSError as error:
+        raise WriteError(f"{_BOOT_ID} can't be read ({error.strerror}); nothing was written") from error
 
 
 class Mirror:
@@ -93,7 +98,7 @@ class Mirror:
         """
         self._take_lock()
         self._complaint = ""
-        kept = before.size
+        kept, former = before.size, before.mark[0] if before.mark else 0
         if change.anew or not self.intact(before):
             try:
                 self._write_anew(writer, after)
@@ -104,8 +109,13 @@ class Mirror:
                 return None
             change = change._replace(anew=True)
             kept = after.size
+            if not self._complaint:
+                former = self._time_of_change()  # a killed process may have left another one than the row's
         self._change, self._end, self._time = change, before.size, time.time_ns()
-        return [self._time, _boot_id(), kept, before.mark[0] if before.mark else 0]
+        return [self._time, _boot_id(), kept, former]
+
+    def _time_of_change(self) -> int:
+        return os.lstat(self.path).st_mtime_ns if os.path.lexists(self.path) else 0
 
     def _take_lock(self) -> None:
         if self._locked:

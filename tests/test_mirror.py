@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
+import signal
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from children import Died, in_child
 from consistency import check, read_mirror
 
 import gc3session.mirror
-from gc3session import MirrorWarning, Session, Task
+from gc3session import MirrorWarning, Session, Task, WriteError
 
 MakeSession = Callable[..., Session]
 
@@ -65,3 +67,55 @@ def test_edited_mirror_is_mended_by_a_flush_of_nothing(session: Session) -> None
     with pytest.warns(MirrorWarning):
         session.flush()
     assert read_mirror(session.path) == ids
+
+
+def be_killed_before_the_mirror_is_written(path: Path) -> None:
+    gc3session.mirror.Mirror.apply = lambda mirror: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[method-assign]
+    with Session(path) as session:  # which mends the mirror, if it is stale
+        session.add(Task())
+
+
+@pytest.mark.parametrize("kills", [1, 2, 3])
+def test_mirror_that_one_killed_process_after_another_has_left_stale_is_mended_without_a_word(
+    tmp_path: Path, kills: int
+) -> None:
+    path = tmp_path / "session"
+    with Session(path) as session:
+        session.add(Task())
+    for _ in range(kills):
+        with pytest.raises(Died):
+            in_child(be_killed_before_the_mirror_is_written, path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", MirrorWarning)
+        with Session(path) as session:
+            assert read_mirror(path) == list(session.tasks)
+    assert len(check(path)) == 2
+
+
+def test_edit_that_is_overwritten_by_a_killed_process_is_told_of_by_the_next_one(tmp_path: Path) -> None:
+    path = tmp_path / "session"
+    with Session(path) as session:
+        session.add(Task())
+    (path / "session_ids.txt").write_text("an edit\n")
+    with pytest.raises(Died):
+        in_child(be_killed_before_the_mirror_is_written, path)
+    with pytest.warns(MirrorWarning, match="changed by another program"):
+        Session(path).close()
+    check(path)
+
+
+def test_add_where_no_file_can_be_opened_any_more_is_an_error_of_the_library_and_changes_nothing(
+    make_session: MakeSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = make_session()
+    session.add(Task())
+    unreadable = tmp_path / "boot_id"
+    unreadable.mkdir()  # it can't be read, as any file when a process has too many open
+    with monkeypatch.context() as patched:
+        patched.setattr(gc3session.mirror, "_BOOT_ID", unreadable)
+        gc3session.mirror._boot_id.cache_clear()
+        with pytest.raises(WriteError, match="nothing was written"):
+            session.add(Task())
+    assert len(session) == 1
+    session.add(Task())
+    assert len(session) == 2

@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from .errors import ClosedError, InvalidArgument, NotFound, NotInSession
+from .events import LogEntry, Moment, log
 from .ids import IDs, all_ids
 from .index import Index
 from .selection import Kinds, Names, Selected, Tasks, TasksByID, Time, Where, filters
@@ -307,6 +308,57 @@ class SessionBase:
         self._ensure_open()
         asked = filters(state, name, id, kind, where, since, before, fields)
         return Selected(self.store, self._index, asked)
+
+    def log(
+        self,
+        *,
+        state: str | Collection[str] | None = None,
+        name: str | re.Pattern[str] | None = None,
+        since: Moment | None = None,
+        before: Moment | None = None,
+        last: int | None = None,
+        follow: bool = False,
+        interval: float = 0.5,
+    ) -> Iterator[LogEntry]:
+        """Give the events of all tasks, also of those inside collections, in the order of time.
+
+        Events at the same time come in the order in which the tasks were added.  One whose time
+        isn't known comes first; a task without a history has one such event, of its state.  What
+        is read are the records: fields that were changed and not saved don't count.
+
+        Args:
+            state: one state or several of them; other events are left out.
+            name: a regular expression that is searched for in the `jobname`.
+            since: leave out what was before that: a datetime (a naive one is local), or seconds
+                since 1970 UTC.
+            before: leave out what was not before that.
+            last: give only so many, the last ones.
+            follow: then wait for what comes, and give it.  Each event that is in the history of a
+                task is given once: those of tasks that are new or haven't TERMINATED within the
+                interval, of others when it is their turn (a twentieth of the time is spent on
+                that).  What comes at once is in order; what was late comes late.  It ends when
+                the session is destroyed or moved.
+            interval: seconds between two looks at the session, more where a look takes long.
+
+        The memory that it takes doesn't depend on how many there are (but for some bits a task).
+        Raise LoadError for each task that can't be read, before all others; the iterator goes on
+        after it.
+        """
+        self._ensure_open()
+        return log(
+            self,
+            state=state,
+            name=name,
+            since=since,
+            before=before,
+            last=last,
+            follow=follow,
+            interval=interval,
+        )
+
+    def _is_there(self) -> bool:
+        """Return whether the session is still where it was opened, and the same."""
+        return not self._closed
 
     # -- saving
 

@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from .differences import Difference, diff
     from .dump import Dumped, dump_session
     from .dump_loading import Loaded, load_dump
+    from .events import LogEntry
 
     __version__: str
 else:
@@ -66,6 +67,7 @@ else:
         "dump_session": "dump",
         "Loaded": "dump_loading",
         "load_dump": "dump_loading",
+        "LogEntry": "events",
     }
 
     def __getattr__(name):
@@ -99,6 +101,7 @@ __all__ = [
     "InvalidArgument",
     "LoadError",
     "Loaded",
+    "LogEntry",
     "MirrorWarning",
     "NetworkFilesystemError",
     "NotASession",

@@ -6,29 +6,25 @@ An *event* is an entry of a task's history: since when it has been in which stat
 from __future__ import annotations
 
 import heapq
-import re
 import time as clock
 from collections import deque
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-import attrs
 import msgpack
 
-from .errors import CorruptRecord, InvalidArgument
+from .errors import CorruptRecord, Error, InvalidArgument
 from .external_sort import Sortable, in_order
 from .histories import Histories, History
+from .selection import Filters
 from .snapshot import Numbers
 from .tasks import State
 from .values import TUPLE
 
 if TYPE_CHECKING:
     from .session_base import SessionBase
-
-Moment = datetime | float
-"""A point in time: a datetime, a naive one being local, or seconds since 1970 UTC."""
 
 _UNKNOWN: Final = float("-inf")  # the time of an event that has none; it comes before all others
 _FIRST: Final = datetime.min.replace(tzinfo=UTC).timestamp()
@@ -56,33 +52,49 @@ class LogEntry(NamedTuple):
     state: str | None
 
 
-@attrs.frozen
-class Wanted:
-    """Which events are wanted; None for all."""
+def log(
+    session: SessionBase,
+    wanted: Filters,
+    last: int | None = None,
+    interval: float | None = None,
+    wait: Callable[[float], None] = clock.sleep,
+) -> Iterator[LogEntry]:
+    """Give the events of a session's tasks; see `SessionBase.log`.
 
-    states: frozenset[str] | None
-    pattern: re.Pattern[str] | None
-    since: float | None
-    before: float | None
+    Args:
+        session: whose tasks.
+        wanted: states, a name, and times; nothing else of it is looked at.
+        last: how many events, the last ones; None for all.
+        interval: seconds between two looks at the session; None to look once.
+        wait: called with the seconds to wait until the next look.
+    """
+    if last is not None and (type(last) is not int or last < 0):
+        raise InvalidArgument(f"last must be how many events, not {last!r}")
+    if interval is None:
+        return _Log(session, wanted, last)
+    if not interval > 0:
+        raise InvalidArgument(f"interval must be seconds between two looks, more than 0, not {interval!r}")
+    return _Following(session, wanted, last, interval, wait)
 
-    def events(self, history: History, passed: int | None) -> Iterator[tuple[float, str | None]]:
-        """Give time and state of the wanted ones of a task's events.
 
-        *passed* is how many of them have been given, None if the task hasn't been seen; only then
-        does one without a history have an event, of unknown time: that it is in its state.
-        """
-        if self.pattern is not None and not self.pattern.search(history.name or ""):
-            return
-        events = history.events or ([[None, history.state]] if passed is None else [])
-        for event in islice(events, passed, None):
-            seconds, state = _parts(event)
-            if self.states is not None and state not in self.states:
-                continue
-            if self.since is not None and seconds < self.since:
-                continue
-            if self.before is not None and not _UNKNOWN < seconds < self.before:
-                continue
-            yield seconds, state
+def _wanted(wanted: Filters, history: History, passed: int | None) -> Iterator[tuple[float, str | None]]:
+    """Give time and state of the wanted ones of a task's events.
+
+    *passed* is how many of them have been given, None if the task hasn't been seen; only then does
+    one without a history have an event, of unknown time: that it is in its state.
+    """
+    if wanted.name is not None and not wanted.name.search(history.name or ""):
+        return
+    events = history.events or ([[None, history.state]] if passed is None else [])
+    for event in islice(events, passed, None):
+        seconds, state = _parts(event)
+        if wanted.states is not None and state not in wanted.states:
+            continue
+        if wanted.since is not None and not seconds >= wanted.since:
+            continue
+        if wanted.before is not None and not _UNKNOWN < seconds < wanted.before:
+            continue
+        yield seconds, state
 
 
 def _parts(event: Any) -> tuple[float, str | None]:
@@ -96,49 +108,10 @@ def _parts(event: Any) -> tuple[float, str | None]:
     return float(seconds) if known else _UNKNOWN, state if type(state) is str else None
 
 
-def seconds_of(moment: Moment | None, what: str) -> float | None:
-    """Return a point in time in seconds since 1970.  Raise InvalidArgument, naming *what*, if it is none."""
-    if moment is None:
-        return None
-    try:
-        if isinstance(moment, datetime):
-            return moment.timestamp()
-        if type(moment) in (int, float) and moment == moment:
-            return float(moment)
-    except (ValueError, OverflowError, OSError):
-        pass
-    raise InvalidArgument(f"{what} must be a datetime, or seconds since 1970, not {moment!r}")
-
-
-def log(
-    session: SessionBase,
-    *,
-    state: str | Collection[str] | None,
-    name: str | re.Pattern[str] | None,
-    since: Moment | None,
-    before: Moment | None,
-    last: int | None,
-    follow: bool,
-    interval: float,
-) -> Iterator[LogEntry]:
-    """Give the events of a session's tasks; see `SessionBase.log`."""
-    try:
-        pattern = None if name is None else re.compile(name)
-    except (re.error, TypeError) as error:
-        raise InvalidArgument(f"name must be a regular expression, not {name!r}: {error}") from error
-    if last is not None and (type(last) is not int or last < 0):
-        raise InvalidArgument(f"last must be how many events, not {last!r}")
-    if not interval > 0:
-        raise InvalidArgument(f"interval must be seconds between two looks, more than 0, not {interval!r}")
-    states = None if state is None else frozenset([state] if isinstance(state, str) else state)
-    wanted = Wanted(states, pattern, seconds_of(since, "since"), seconds_of(before, "before"))
-    return _Following(session, wanted, last, interval) if follow else _Log(session, wanted, last)
-
-
 class _Log(Iterator[LogEntry]):
     """The events of all tasks as they are now; what can't be read is raised first."""
 
-    def __init__(self, session: SessionBase, wanted: Wanted, last: int | None) -> None:
+    def __init__(self, session: SessionBase, wanted: Filters, last: int | None) -> None:
         self._session = session
         self._wanted = wanted
         self._last = last
@@ -163,7 +136,7 @@ class _Log(Iterator[LogEntry]):
         """Give what is to be sorted: of equal times, those of the task that was added first come first."""
         number = 0
         for history in histories:
-            for seconds, state in self._wanted.events(history, self._passed(history)):
+            for seconds, state in _wanted(self._wanted, history, self._passed(history)):
                 yield seconds, number, history.id, history.name, state
                 number += 1
 
@@ -198,9 +171,17 @@ class _Following(_Log):
     task have been given is kept in a byte for each, so none is given twice, and none left out.
     """
 
-    def __init__(self, session: SessionBase, wanted: Wanted, last: int | None, interval: float) -> None:
+    def __init__(
+        self,
+        session: SessionBase,
+        wanted: Filters,
+        last: int | None,
+        interval: float,
+        wait: Callable[[float], None],
+    ) -> None:
         super().__init__(session, wanted, last)
         self._interval = interval
+        self._wait = wait
         self._given = _Counts()
         self._open = Numbers()  # those that were not TERMINATED when they were last read
         self._order = 0  # the greatest that has been read
@@ -229,17 +210,18 @@ class _Following(_Log):
     def _next_look(self) -> Iterator[Sortable]:
         """Wait until something has changed, or until the session is gone, and look."""
         while True:
-            clock.sleep(max(self._interval, (_SHARE - 1) * self._took))
-            # Before looking: so what was written before the end is seen.
-            self._ended = not self._session._is_there()
+            self._wait(max(self._interval, (_SHARE - 1) * self._took))
+            if not self._session._is_there():
+                self._ended = True
+                try:  # what was written before it went, from the files that are still open
+                    return self._look(self._state_now(), whole=True)
+                except Error:  # this program has closed them
+                    return iter(())
             state = self._state_now()
-            due = self._ended or clock.monotonic() - self._whole_at > (_RARELY - 1) * self._whole_took
-            if state != self._whole and due:
+            if state != self._whole and clock.monotonic() - self._whole_at > (_RARELY - 1) * self._whole_took:
                 return self._look(state, whole=True)
             if state != self._state:
                 return self._look(state, whole=False)
-            if self._ended:
-                return iter(())
 
     def _state_now(self) -> tuple[int, int]:
         """Return what is different after each change of the session."""

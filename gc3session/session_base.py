@@ -8,15 +8,17 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from .errors import ClosedError, InvalidArgument, NotFound, NotInSession
-from .events import LogEntry, Moment, log
 from .ids import IDs, all_ids
 from .index import Index
 from .selection import Kinds, Names, Selected, Tasks, TasksByID, Time, Where, filters
 from .store import Store
 from .tasks import Persistable, TaskCollection
+
+if TYPE_CHECKING:
+    from .events import LogEntry
 
 _SOME = 100  # tasks that add_many takes from its argument at a time
 
@@ -312,10 +314,10 @@ class SessionBase:
     def log(
         self,
         *,
-        state: str | Collection[str] | None = None,
+        state: Names | None = None,
         name: str | re.Pattern[str] | None = None,
-        since: Moment | None = None,
-        before: Moment | None = None,
+        since: Time | None = None,
+        before: Time | None = None,
         last: int | None = None,
         follow: bool = False,
         interval: float = 0.5,
@@ -329,8 +331,7 @@ class SessionBase:
         Args:
             state: one state or several of them; other events are left out.
             name: a regular expression that is searched for in the `jobname`.
-            since: leave out what was before that: a datetime (a naive one is local), or seconds
-                since 1970 UTC.
+            since: leave out what was before that time, given as in `select`.
             before: leave out what was not before that.
             last: give only so many, the last ones.
             follow: then wait for what comes, and give it.  Each event that is in the history of a
@@ -344,17 +345,10 @@ class SessionBase:
         Raise LoadError for each task that can't be read, before all others; the iterator goes on
         after it.
         """
+        from .events import log  # what few programs use
+
         self._ensure_open()
-        return log(
-            self,
-            state=state,
-            name=name,
-            since=since,
-            before=before,
-            last=last,
-            follow=follow,
-            interval=interval,
-        )
+        return log(self, filters(state, name, since=since, before=before), last, interval if follow else None)
 
     def _is_there(self) -> bool:
         """Return whether the session is still where it was opened, and the same."""

@@ -22,6 +22,7 @@ _COMMANDS: Final = {
     "import-wf": "import_wf",
     "list": "list_",
     "show": "show",
+    "log": "log",
     "dump": "dump",
     "load": "load",
     "diff": "diff",

@@ -52,6 +52,8 @@ from .tasks import (
 from .values import Opaque
 
 if TYPE_CHECKING:
+    from .checked_records import Finding
+    from .checking import Check, check_session
     from .differences import Difference, diff
     from .dump import Dumped, dump_session
     from .dump_loading import Loaded, load_dump
@@ -61,6 +63,9 @@ if TYPE_CHECKING:
 else:
     # What most programs don't use is imported when it is asked for: `import gc3session` is a third faster so.
     _LATER = {
+        "Check": "checking",
+        "Finding": "checked_records",
+        "check_session": "checking",
         "Difference": "differences",
         "diff": "differences",
         "Dumped": "dump",
@@ -84,6 +89,7 @@ else:
 
 __all__ = [
     "AccessDenied",
+    "Check",
     "ClashError",
     "ClosedError",
     "CommitUnknown",
@@ -95,6 +101,7 @@ __all__ = [
     "Dumped",
     "Error",
     "Event",
+    "Finding",
     "GenericCollection",
     "GenericPersistable",
     "GenericTask",
@@ -123,6 +130,7 @@ __all__ = [
     "Unreadable",
     "UnstorableValue",
     "WriteError",
+    "check_session",
     "diff",
     "dump_session",
     "load_dump",

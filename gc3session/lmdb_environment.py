@@ -26,7 +26,7 @@ import lmdb
 from .errors import CorruptStore, Error, OpenError, ReadOnlyError, StoreFull, WriteError
 from .filesystem import sync_directory, sync_file
 from .forks import ENVIRONMENTS, at_fork
-from .lmdb_files import check_before_opening, missing_bytes
+from .lmdb_files import check_before_opening, missing_bytes, regular_file
 from .lmdb_memory import unmap_pages
 from .tables import PLAIN_TABLES, SET_TABLES
 
@@ -82,6 +82,7 @@ class Environment:
         self.reading = threading.RLock()
         self._map_size = map_size
         self._lmdb: lmdb.Environment | None = None
+        self._bare: lmdb.Environment | None = None  # opened, but its tables have not been looked at
         self._opening = threading.Lock()
         self.tables: dict[str, Any] = {}
         self._page_size = 4096
@@ -104,6 +105,25 @@ class Environment:
 
     def _open(self) -> lmdb.Environment:
         check_before_opening(self.path)
+        env, self._bare = self._bare or self._open_bare(), None
+        try:
+            if self.locked and not self.read_only:
+                env.reader_check()
+            self.tables = self._handles(env, create=False)
+        except lmdb.Error as error:
+            env.close()
+            if isinstance(error, lmdb.NotFoundError):
+                raise CorruptStore(f"{self.path} is not a store of gc3session: {error}") from error
+            raise translated(error, self.path) from error
+        self._page_size = env.stat()["psize"]
+        self._file = _file_of(self.data)
+        self._lmdb = env
+        return env
+
+    def _open_bare(self) -> lmdb.Environment:
+        """Open the files; of the data file nothing but its two meta pages is looked at."""
+        regular_file(self.data)
+        regular_file(os.path.join(self.path, "lock.mdb"))
         lock = os.path.join(self.path, "lock.mdb")
         if not self.read_only and not os.access(self.path, os.W_OK | os.X_OK):
             raise ReadOnlyError(f"{self.path} can't be written; open the session with read_only=True")
@@ -138,18 +158,6 @@ class Environment:
             except lmdb.Error as error:
                 raise translated(error, self.path) from error
         self._map_size = size
-        try:
-            if locked and not self.read_only:
-                env.reader_check()
-            self.tables = self._handles(env, create=False)
-        except lmdb.Error as error:
-            env.close()
-            if isinstance(error, lmdb.NotFoundError):
-                raise CorruptStore(f"{self.path} is not a store of gc3session: {error}") from error
-            raise translated(error, self.path) from error
-        self._page_size = env.stat()["psize"]
-        self._file = _file_of(self.data)
-        self._lmdb = env
         return env
 
     def _affordable(self, size: int) -> int:
@@ -235,13 +243,28 @@ class Environment:
                 raise translated(error, self.path) from error
         raise Error(f"{self.path}: no transaction could be begun; open the session again")
 
+    def pin(self) -> Transaction:
+        """Begin a read transaction that holds the newest committed state.
+
+        No page of it is looked at: it may be that of a damaged file, of which LMDB would die.
+        """
+        try:
+            with self._opening:
+                env = self._lmdb or self._bare
+                if env is None:
+                    env = self._bare = self._open_bare()
+            env.reader_check()
+            return env.begin()
+        except lmdb.Error as error:
+            raise translated(error, self.path) from error
+
     def has_moved_on(self, txn: Transaction) -> bool:
         """Return whether there has been a commit since *txn*, a read transaction, began."""
         return bool(self.newest() != txn.id())
 
     def newest(self) -> int:
         """Return the number of the last committed transaction."""
-        return self.opened().info()["last_txnid"]
+        return (self._bare or self.opened()).info()["last_txnid"]
 
     def relax(self) -> None:
         """Take what has been read out of this process's resident set; see lmdb_memory.py."""
@@ -303,9 +326,10 @@ class Environment:
 
     def drop(self) -> None:
         """Close the environment; only where no transaction is open."""
-        env, self._lmdb, self.tables, self._last_page = self._lmdb, None, {}, 0
-        if env is not None:
-            env.close()
+        for env in (self._lmdb, self._bare):
+            if env is not None:
+                env.close()
+        self._lmdb, self._bare, self.tables, self._last_page = None, None, {}, 0
 
 
 def _reserve_lock(directory: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from itertools import islice, takewhile
 from typing import Any, TypeVar
 from urllib.parse import quote, unquote
@@ -23,7 +24,7 @@ from .lmdb_environment import (
     translated,
 )
 from .store import register
-from .tables import Item, NoTables, Reader, Tables, Writer
+from .tables import Contents, Item, NoTables, Reader, Tables, Writer
 
 T = TypeVar("T")
 
@@ -228,6 +229,20 @@ class LmdbTables(Tables):
 
     def read(self) -> _Reading:
         return _Reading(self)
+
+    def contents(
+        self,
+        problem: Callable[[str], None],
+        progress: Callable[[int, int], None] = lambda done, total: None,
+        held: Callable[[], None] = lambda: None,
+        *,
+        alone: bool = False,
+    ) -> AbstractContextManager[Contents]:
+        from .lmdb_contents import contents  # only checks and repairs need it
+
+        if self._closed:
+            raise ClosedError(f"the store {self.url} is closed")
+        return contents(self.path, problem, progress, held, map_size=self._map_size, alone=alone)
 
     def get(self, table: str, key: bytes) -> bytes | None:
         env = self._env

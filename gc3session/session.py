@@ -7,7 +7,7 @@ import secrets
 import shlex
 import sys
 import time as clock
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from .directory import SessionDirectory
 from .entries import Row
@@ -15,6 +15,9 @@ from .errors import DamagedSession, InvalidArgument
 from .mirror import Mirror
 from .session_base import SessionBase
 from .store import DEFAULT_BATCH_BYTES, Store, full_url, make_store, without_password
+
+if TYPE_CHECKING:
+    from .checking import Check
 
 _FULL_OF_BLANKS = 1 << 16  # bytes of a mirror that may be blank before closing tidies it
 
@@ -180,6 +183,17 @@ class Session(SessionBase):
             row = Row.read(reader, identity)
         if row is not None and row.blank > max(_FULL_OF_BLANKS, row.size // 2) and self._is_there():
             store.write(lambda ledger, writer: ledger.tidy(identity))
+
+    def check(self, *, references: bool = False) -> Check:
+        """Return the findings of a check of all that is on disk, one by one; none if all is right.
+
+        What is not flushed yet isn't looked at.  With *references*, references to records that the
+        store doesn't have are findings, too.  See `check_session`.
+        """
+        from .checking import Check  # most programs don't need it
+
+        self._ensure_open()
+        return Check(self._directory, self.store.tables, references=references)
 
     def destroy(self) -> None:
         """Delete the session directory, and the session's tasks from its store.

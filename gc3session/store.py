@@ -491,6 +491,11 @@ def make_store(
 
     Raise InvalidArgument for an unknown scheme or option, OpenError if it can't be opened.
     """
+    return Store(make_tables(url, read_only=read_only, **options), batch_bytes=batch_bytes)
+
+
+def make_tables(url: str | os.PathLike[str], *, read_only: bool = False, **options: Any) -> Tables:
+    """Return the tables of the store at *url*, of which nothing has been read; see `make_store`."""
     text = full_url(url)
     scheme = text.partition(":")[0]
     constructor = _constructors.get(scheme)
@@ -504,4 +509,4 @@ def make_store(
     except TypeError as error:
         known = [name for name, p in signature.parameters.items() if p.kind is p.KEYWORD_ONLY]
         raise InvalidArgument(f"{scheme} stores: {error}; their options are {', '.join(known)}") from error
-    return Store(constructor(text, read_only=read_only, **options), batch_bytes=batch_bytes)
+    return constructor(text, read_only=read_only, **options)

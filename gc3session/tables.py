@@ -20,8 +20,8 @@ hold one value for each key.  Both are sorted by bytes.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import ClassVar, Final, TypeVar
 
 T = TypeVar("T")
@@ -40,8 +40,34 @@ SET_TABLES: Final = (MEMBERS, STATES)
 
 Item = tuple[bytes, bytes]
 
+_CHUNK = 1024
 
-class Reader(ABC):
+
+class Contents(ABC):
+    """One consistent state of the tables, from end to end; what is damaged is left out."""
+
+    @abstractmethod
+    def get(self, table: str, key: bytes) -> bytes | None:
+        """Return the value of *key*, or None."""
+
+    @abstractmethod
+    def entries(self, table: str) -> int:
+        """Return how many items the table has, of a set table how many values in all."""
+
+    @abstractmethod
+    def walk(self, table: str) -> Iterator[Item]:
+        """Give all items of a table that is no set table, in order."""
+
+    @abstractmethod
+    def keys(self, table: str) -> Iterator[bytes]:
+        """Give all keys of a table, in order."""
+
+    @abstractmethod
+    def walk_values(self, table: str, key: bytes) -> Iterator[bytes]:
+        """Give all values of *key* in a set table, in order."""
+
+
+class Reader(Contents):
     """One consistent state of the tables: the newest committed one when it was begun."""
 
     serial: int
@@ -52,10 +78,6 @@ class Reader(ABC):
         """Return the `serial` that a reader would have that is begun now."""
 
     @abstractmethod
-    def get(self, table: str, key: bytes) -> bytes | None:
-        """Return the value of *key*, or None."""
-
-    @abstractmethod
     def get_many(self, table: str, keys: Sequence[bytes]) -> list[Item]:
         """Return the items of those *keys* that are there, in the order of *keys*."""
 
@@ -63,9 +85,25 @@ class Reader(ABC):
     def scan(self, table: str, start: bytes, limit: int | None = None, prefix: bytes = b"") -> list[Item]:
         """Return at most *limit* items whose keys are at least *start* and begin with *prefix*, in order."""
 
-    @abstractmethod
-    def entries(self, table: str) -> int:
-        """Return how many items the table has, of a set table how many values in all."""
+    def walk(self, table: str) -> Iterator[Item]:
+        start = b""
+        while items := self.scan(table, start, _CHUNK):
+            yield from items
+            start = items[-1][0] + b"\0"
+
+    def keys(self, table: str) -> Iterator[bytes]:
+        if table in SET_TABLES:
+            return (key for key, _ in self.counts(table, b""))
+        return (key for key, _ in self.walk(table))
+
+    def walk_values(self, table: str, key: bytes) -> Iterator[bytes]:
+        start = b""
+        while values := self.values(table, key, start, _CHUNK):
+            yield from values
+            after = int.from_bytes(values[-1], "big") + 1  # all of one length
+            if after >> 8 * len(values[-1]):
+                return
+            start = after.to_bytes(len(values[-1]), "big")
 
     @abstractmethod
     def values(self, table: str, key: bytes, start: bytes, limit: int) -> list[bytes]:
@@ -87,7 +125,7 @@ class Reader(ABC):
     def counts(self, table: str, prefix: bytes) -> list[tuple[bytes, int]]:
         """Return each key that begins with *prefix*, and how many values it has."""
 
-    def relax(self) -> None:  # noqa: B027 (most have nothing to let go of)
+    def relax(self) -> None:
         """Let go of memory that reading has taken; for those who read very much in one transaction."""
 
 
@@ -178,6 +216,26 @@ class Tables(ABC):
     def read(self) -> AbstractContextManager[Reader]:
         """Return the newest committed state.  No user code may run while it is open."""
 
+    def contents(
+        self,
+        problem: Callable[[str], None],
+        progress: Callable[[int, int], None] = lambda done, total: None,
+        held: Callable[[], None] = lambda: None,
+        *,
+        alone: bool = False,
+    ) -> AbstractContextManager[Contents]:
+        """Return the newest committed state for a check or a repair; what is damaged is left out.
+
+        Args:
+            problem: called with each fault in the structure below the tables.
+            progress: called with how far the search for those has come, and of what.
+            held: called once the state is held, before the search.
+            alone: a unit of `write` asks, so that nobody else can commit meanwhile.
+
+        Here there is nothing below the tables that could be looked at.
+        """
+        return _held(self.read(), held)
+
     def get(self, table: str, key: bytes) -> bytes | None:
         """Return the newest committed value of *key*, or None."""
         with self.read() as reader:
@@ -208,3 +266,10 @@ class Tables(ABC):
     @abstractmethod
     def discard(self) -> None:
         """Close the tables for all that use them in this process: they are about to be deleted."""
+
+
+@contextmanager
+def _held(reading: AbstractContextManager[Reader], held: Callable[[], None]) -> Iterator[Contents]:
+    with reading as reader:
+        held()
+        yield reader

@@ -1,7 +1,8 @@
 """Whether a session and its store are consistent: a judge that shares no code with what wrote them.
 
-It looks twice: through the public API of a fresh read-only session, and at the tables themselves,
-read by py-lmdb and msgpack as `gc3session/tables.py`, `codec.py` and `entries.py` draw them.
+It looks three times: by `check_session`, which must find nothing but the records that are known to be
+damaged; through the public API of a fresh read-only session; and at the tables themselves, read by
+py-lmdb and msgpack as `gc3session/tables.py`, `codec.py` and `entries.py` draw them.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import msgpack
 import psycopg
 from psycopg import sql
 
-from gc3session import LoadError, Session
+from gc3session import LoadError, Session, check_session
 
 _LATE = 1 << 31
 _PLAIN = ("records", "schemas", "meta", "sessions", "late", "late_members")
@@ -70,6 +71,9 @@ def check(path: str | os.PathLike[str], damaged: Collection[str] = (), mirror: b
         damaged: the IDs of its records that can't be read.
         mirror: whether session_ids.txt must agree, too.
     """
+    found = [finding for finding in check_session(path) if mirror or finding.kind != "mirror"]
+    assert bool(found) == bool(damaged), found
+    assert {finding.kind for finding in found} <= {"record"}, found
     with Session(path, create=False, read_only=True) as session:
         ids = list(session.tasks)
         assert len(set(ids)) == len(ids) == len(session), "len or the order of adding"

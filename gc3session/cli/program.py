@@ -26,6 +26,7 @@ _COMMANDS: Final = {
     "dump": "dump",
     "load": "load",
     "diff": "diff",
+    "check": "check",
 }
 """The module of each command, whose function has its name, in the order in which they are needed."""
 

@@ -1,0 +1,275 @@
+"""The tables of a data file read from end to end without LMDB, of one state, beside writers.
+
+A reader's slot in lock.mdb keeps LMDB from using the pages of the state again; but as long as it
+is held, the file grows beside a busy writer.  So when somebody commits, the pages are copied into
+a temporary file without a name (a GiB or so a second), and the slot is given back.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import IO
+
+from .errors import CorruptStore, Error, OpenError, WriteError
+from .lmdb_environment import Environment, Transaction, acquire, release
+from .lmdb_files import regular_file
+from .lmdb_pages import (
+    DUP,
+    SUB,
+    DamagedPage,
+    Node,
+    Pages,
+    Problem,
+    Tree,
+    Walk,
+    find_leaf,
+    newest_state,
+)
+from .lmdb_structure import check_structure, trees_of
+from .tables import Contents, Item
+
+_PIECE = 1 << 24
+_CHUNK = 64
+_ATTEMPTS = 100
+
+
+def _nothing(problem: str) -> None:
+    """Pass over a fault that has been told."""
+
+
+class LmdbContents(Contents):
+    """What can be read of the tables in one state of a data file.
+
+    Args:
+        pages: the pages of the state.
+        tick: called now and then.
+    """
+
+    def __init__(self, pages: Pages, tick: Callable[[], None] = lambda: None) -> None:
+        self._pages = pages
+        self._tick = tick
+        self._trees = trees_of(pages, _nothing)
+
+    def entries(self, table: str) -> int:
+        return self._trees[table].entries if table in self._trees else 0
+
+    def _nodes(self, table: str) -> Iterator[Node]:
+        """Give the nodes of a table; those that are out of order are left out."""
+        tree = self._trees.get(table)
+        if tree is None:
+            return
+        last: bytes | None = None
+        for page, _, _ in Walk(self._pages, tree, self._pages.unused(), _nothing):
+            self._tick()
+            for node in self._pages.nodes(page, _nothing):
+                if last is None or last < node.key:
+                    last = node.key
+                    yield node
+
+    def walk(self, table: str) -> Iterator[Item]:
+        for node in self._nodes(table):
+            if not node.flags & (SUB | DUP):
+                try:
+                    yield node.key, self._pages.value(node)
+                except DamagedPage:
+                    continue
+
+    def keys(self, table: str) -> Iterator[bytes]:
+        return (node.key for node in self._nodes(table))
+
+    def walk_values(self, table: str, key: bytes) -> Iterator[bytes]:
+        node = self._find(table, key)
+        if node is None:
+            return
+        last: bytes | None = None
+        for values in self._pieces(node):
+            for value in values:
+                if last is None or last < value:
+                    last = value
+                    yield value
+
+    def _pieces(self, node: Node) -> Iterator[list[bytes]]:
+        if not node.flags & DUP:
+            if not node.flags:
+                yield [node.data]
+        elif not node.flags & SUB:
+            yield self._pages.small(node, _nothing)
+        elif len(node.data) >= 48:
+            tree = Tree.at(node.data)
+            for page, _, _ in Walk(self._pages, tree, self._pages.unused(), _nothing):
+                self._tick()
+                yield self._pages.fixed(page, tree.width, _nothing)
+
+    def get(self, table: str, key: bytes) -> bytes | None:
+        node = self._find(table, key)
+        try:
+            return None if node is None or node.flags & (SUB | DUP) else self._pages.value(node)
+        except DamagedPage:
+            return None
+
+    def _find(self, table: str, key: bytes) -> Node | None:
+        tree = self._trees.get(table)
+        try:
+            page = None if tree is None else find_leaf(self._pages, tree, key)
+        except DamagedPage:
+            return None
+        nodes = [] if page is None else self._pages.nodes(page, _nothing)
+        return next((node for node in nodes if node.key == key), None)
+
+
+@contextmanager
+def contents(
+    directory: str,
+    problem: Problem,
+    progress: Callable[[int, int], None],
+    held: Callable[[], None],
+    *,
+    map_size: int,
+    alone: bool,
+) -> Iterator[Contents]:
+    """Give what can be read of the store in *directory*; each fault in its structure is told to *problem*.
+
+    Args:
+        directory: that of the environment.
+        problem: called with each fault.
+        progress: called with how many pages have been looked at, of how many.
+        held: called once the state is held, before the search for faults.
+        map_size: for an environment that isn't open yet.
+        alone: nobody else can commit meanwhile: this program holds the write lock.
+
+    Raise CorruptStore if nothing can be read, OpenError if it may not.
+    """
+    path = os.path.join(directory, "data.mdb")
+    with _opened(path) as file, _Pin(directory, path, file, problem, map_size=map_size, alone=alone) as pin:
+        held()
+        total = pin.pages.state.last + 1
+
+        def count(done: int) -> None:
+            pin.tick()
+            if done % _CHUNK == 0:
+                progress(done, total)
+
+        check_structure(pin.pages, problem, count)
+        yield LmdbContents(pin.pages, pin.tick)
+
+
+@contextmanager
+def _opened(path: str) -> Iterator[IO[bytes]]:
+    status = regular_file(path)
+    if status is None or status.st_size == 0:
+        raise CorruptStore(f"{path} is {'missing' if status is None else 'empty'}; restore it from a backup")
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        raise OpenError(f"{path} can't be read: {error.strerror}; ask its owner for the rights") from error
+    with open(fd, "rb", buffering=0) as file:
+        yield file
+
+
+class _Pin:
+    """Within `with`, the pages of one state, which nobody changes.
+
+    The slot is held only while this program uses the environment for nothing else: its other
+    threads wait meanwhile.
+    """
+
+    pages: Pages
+
+    def __init__(
+        self, directory: str, path: str, file: IO[bytes], problem: Problem, *, map_size: int, alone: bool
+    ) -> None:
+        self._directory = directory
+        self._path = path
+        self._file = file
+        self._problem = problem
+        self._map_size = map_size
+        self._alone = alone
+        self._env: Environment | None = None
+        self._transaction: Transaction = None
+        self._copy: IO[bytes] | None = None
+
+    def __enter__(self) -> _Pin:
+        fd = self._file.fileno()
+        self.pages = Pages(self._path, fd, newest_state(self._path, fd))  # before LMDB sees the file
+        if self._alone:
+            return self
+        for _ in range(_ATTEMPTS):
+            held = self._hold()
+            self.pages = Pages(self._path, fd, newest_state(self._path, fd))
+            if held is None:
+                return self
+            env = self._env
+            assert env is not None
+            if held == self.pages.state.transaction:
+                if env.locked and env.users == 1 and env.read_only:
+                    return self
+                self._keep()
+                if env.locked or newest_state(self._path, fd).transaction == held:
+                    return self
+            self._let_go()
+        raise Error(
+            f"{self._path} is being written without pause, so that no state of it can be held; check again when"
+            " there is less to do, or ask its owner for the right to write lock.mdb"
+        )
+
+    def _hold(self) -> int | None:
+        """Take a reader's slot; return the number of the transaction that it holds, None without a slot."""
+        try:
+            env = acquire(self._directory, True, self._map_size)
+            env.reading.acquire()
+            self._env = env
+            self._transaction = env.pin()
+            return int(self._transaction.id())
+        except (CorruptStore, WriteError) as error:
+            # LMDB can't be asked; what can be read is read without it.
+            self._let_go()
+            self._problem(str(error))
+            return None
+        except BaseException:
+            self._let_go()
+            raise
+
+    def _let_go(self) -> None:
+        env, transaction = self._env, self._transaction
+        self._env = self._transaction = None
+        if transaction is not None:
+            transaction.abort()
+        if env is not None:
+            env.reading.release()
+            release(env)
+
+    def _keep(self) -> None:
+        """Copy the pages, and give the slot back."""
+        size = min(os.fstat(self._file.fileno()).st_size, self.pages.marks * self.pages.size)
+        if self._copy is None:
+            self._copy = tempfile.TemporaryFile()  # noqa: SIM115 (closed at the end of `with`)
+        done = 0
+        try:
+            self._copy.truncate(0)
+            while done < size:
+                piece = os.pread(self._file.fileno(), min(_PIECE, size - done), done)
+                if not piece:
+                    break
+                os.pwrite(self._copy.fileno(), piece, done)
+                done += len(piece)
+        except OSError as error:
+            raise WriteError(
+                f"what {self._path} is now can't be kept in {tempfile.gettempdir()} while others write"
+                f" ({error.strerror}): make room there, or set TMPDIR to another place"
+            ) from error
+        self.pages.fd = self._copy.fileno()
+        self._let_go()
+
+    def tick(self) -> None:
+        """Copy the pages if somebody has committed, or wants to use the environment here."""
+        env = self._env
+        if env is not None and (env.users > 1 or env.has_moved_on(self._transaction)):
+            self._keep()
+
+    def __exit__(self, *_: object) -> None:
+        self._let_go()
+        if self._copy is not None:
+            self._copy.close()

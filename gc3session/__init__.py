@@ -135,5 +135,6 @@ __all__ = [
     "dump_session",
     "load_dump",
     "make_store",
+    "migrate_session",
     "register",
 ]

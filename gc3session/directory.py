@@ -100,7 +100,7 @@ class SessionDirectory:
         finished = os.path.join(self.path, self.TIMESTAMP_FILES["end"])
         try:
             os.makedirs(self.path, exist_ok=True)
-            line = f"{self._written(url)}#{secrets.token_hex(16)}\n"
+            line = self.line(url, secrets.token_bytes(16))
             files = {created: command, self.mirror: "", self.url_file: line}
             if anew:
                 files = {created: command, self.url_file: line, self.mirror: ""}
@@ -150,6 +150,10 @@ class SessionDirectory:
                 text = file.read(65536).decode()
         except (OSError, UnicodeDecodeError) as error:
             raise DamagedSession(f"{self.url_file} can't be read ({error}); restore it from a backup") from error
+        return self._told(text)
+
+    def _told(self, text: str) -> tuple[str, bytes]:
+        """Return what `store_url` does for the *text* of a `store.url`."""
         match = _STORE_URL.fullmatch(text)
         if match is None:
             raise DamagedSession(
@@ -164,11 +168,34 @@ class SessionDirectory:
             rest = f"//{quote(place)}"
         return f"{scheme}:{rest}", bytes.fromhex(identity)
 
+    def line(self, url: str, identity: bytes) -> str:
+        """Return the line of `store.url` for the store at *url* and the session's identity."""
+        return f"{self._written(url)}#{identity.hex()}\n"
+
+    def moved(self, line: str, *, write: bool) -> tuple[str, bytes]:
+        """Return what `store_url` does for the *line* of a session that was moved to another store.
+
+        With *write* `store.url` says so from then on.
+        """
+        told = self._told(line)
+        if write:
+            try:
+                write_durably(self.url_file, line.encode())
+            except OSError as error:
+                raise WriteError(
+                    f"{self.url_file} can't be written: {error.strerror}; open the session again"
+                ) from error
+        return told
+
     def holds(self, url: str) -> bool:
         """Return whether the store at *url* is inside the directory."""
         scheme, _, rest = url.partition(":")
         place = unquote(rest.removeprefix("//"))
         return scheme == "lmdb" and os.path.realpath(place).startswith(os.path.realpath(self.path) + os.sep)
+
+    def has_other_store(self, url: str) -> bool:
+        """Return whether there is a store in the directory though the session's, at *url*, is elsewhere."""
+        return os.path.lexists(os.path.join(self.path, self.DEFAULT_JOBS_DIR)) and not self.holds(url)
 
     def check_no_tasks(self, url: str) -> None:
         """Raise DamagedSession if the mirror lists tasks, though the store at *url* is missing."""
@@ -223,3 +250,13 @@ class SessionDirectory:
             shutil.rmtree(doomed)
         except OSError as error:
             raise WriteError(f"{error.filename or real} can't be deleted: {error.strerror}") from error
+
+    def delete_store(self, url: str) -> None:
+        """Delete the store at *url*, which is inside the directory and used by nobody any more."""
+        place = os.path.realpath(unquote(url.partition(":")[2].removeprefix("//")))
+        doomed = f"{place}.{os.getpid()}.{secrets.token_hex(4)}.tmp"  # as one that is being made: it is cleared
+        try:
+            os.rename(place, doomed)
+            shutil.rmtree(doomed)
+        except OSError as error:
+            raise WriteError(f"{error.filename or place} can't be deleted: {error.strerror}") from error

@@ -7,7 +7,7 @@ import re
 import secrets
 import shutil
 from base64 import b64decode
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from typing import IO, Any, Final, NamedTuple
 
@@ -85,11 +85,11 @@ def load_dump(
         raise InvalidArgument(f"on_clash must be 'fail', 'skip' or 'renumber', not {on_clash!r}")
     with opened_lines(file) as lines:
         if isinstance(target, SessionBase):
-            return _Loading(target, lines, on_clash, progress).run()
+            return Loading(target, lines, on_clash, progress).run()
         directory = SessionDirectory(target)
         if directory.check(create=True):
             with Session(directory.path, create=False) as session:
-                return _Loading(session, lines, on_clash, progress).run()
+                return Loading(session, lines, on_clash, progress).run()
         return _made(directory, lines, progress)
 
 
@@ -100,7 +100,7 @@ def _made(directory: SessionDirectory, lines: IO[bytes], progress: Progress | No
     try:
         session = Session(temporary)
         try:
-            loaded = _Loading(session, lines, "fail", progress).run()
+            loaded = Loading(session, lines, "fail", progress).run()
             session.close()
         except BaseException:
             session.store.discard()
@@ -113,16 +113,34 @@ def _made(directory: SessionDirectory, lines: IO[bytes], progress: Progress | No
     return loaded
 
 
-class _Loading:
-    """The loading of one dump into one session."""
+class Loading:
+    """The loading of one dump into one session.
 
-    def __init__(self, session: SessionBase, lines: IO[bytes], on_clash: str, progress: Progress | None) -> None:
+    Args:
+        session, on_clash, progress: as in `load_dump`.
+        lines: of the dump.
+        own: the Ns that a loading of this session took which was interrupted: these don't clash.
+        reserve: called, in the transaction that takes the numbers of the dump, with the first and the next.
+    """
+
+    def __init__(
+        self,
+        session: SessionBase,
+        lines: Iterable[bytes],
+        on_clash: str,
+        progress: Progress | None,
+        *,
+        own: range = range(0),
+        reserve: Callable[[Writer, range], None] = lambda writer, numbers: None,
+    ) -> None:
         self._session = session
         self._store = session.store
         self._lines = lines
         self._name = getattr(lines, "name", None)
         self._on_clash = on_clash
         self._progress = progress
+        self._own = own
+        self._reserve = reserve
         self._line = 0
         self._decoder = FieldsDecoder()
         self._decoder.moved = self._moved
@@ -229,8 +247,10 @@ class _Loading:
         def unit(ledger: Ledger, writer: Writer) -> None:
             nonlocal here, stored
             here = RECORD_KEY.unpack(writer.get(META, NEXT_KEY) or _key(1))[0]
-            if first < here and self._on_clash == "fail":
+            mine = first >= self._own.start and min(here, next_) <= self._own.stop
+            if first < here and self._on_clash == "fail" and not mine:
                 raise _Clash
+            self._reserve(writer, range(first, next_))
             shift = here - first if first < here and self._on_clash == "renumber" else 0
             writer.put(META, [(NEXT_KEY, _key(max(here, next_ + shift)))])
             ledger.mend(self._session._index.identity)
@@ -241,7 +261,7 @@ class _Loading:
 
         try:
             with self._store.lock:
-                self._store.write(unit)
+                self._store.write(unit, numbers=False)
         except _Clash:
             raise self._clash(here, text) from None
         if first < here:
@@ -378,7 +398,7 @@ class _Loading:
 
         if records:
             with self._store.lock:
-                self._store.write(unit)
+                self._store.write(unit, numbers=False)
         self._loaded += len(records)
         self._members += len(joining.orders)
         self._records, self._joining, self._bytes = [], Joining([], [], [], []), 0

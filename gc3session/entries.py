@@ -44,6 +44,23 @@ Entry = tuple[int, int, int]
 """A task's place in a session: its order, its N, the number of a schema that has the ID's name."""
 
 
+def moved_key(identity: bytes) -> bytes:
+    """Return the key in the table `meta` of where a session that has left the store is now.
+
+    Its value is what `store.url` is to say.
+    """
+    return b"moved " + identity
+
+
+def coming_key(identity: bytes) -> bytes:
+    """Return the key in the table `meta` of what a session that is moving to the store has written so far.
+
+    Its value is the first and the next N of that (8 bytes each), and the session's identity in the
+    store.  It is deleted once the session has moved.
+    """
+    return b"coming " + identity
+
+
 class Row(NamedTuple):
     """What the table `sessions` holds of a session."""
 

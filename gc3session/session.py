@@ -13,6 +13,7 @@ from .directory import SessionDirectory
 from .entries import Row
 from .errors import DamagedSession, InvalidArgument
 from .mirror import Mirror
+from .moved import arrive, delete_left
 from .session_base import SessionBase
 from .store import DEFAULT_BATCH_BYTES, Store, full_url, make_store, without_password
 
@@ -108,6 +109,19 @@ class Session(SessionBase):
             if owned and made != location:  # another process was faster, and chose another store
                 store.close()
                 store = make_store(made, batch_bytes=batch_bytes, **store_options)
+        else:
+            moved = store.moved_to(identity)
+            if moved is not None:  # whoever moved the session was killed before `store.url` said so
+                if owned:
+                    store.close()
+                former = identity
+                location, identity = directory.moved(moved, write=False)
+                store = make_store(location, read_only=read_only, batch_bytes=batch_bytes, **store_options)
+                owned = True
+                if not read_only:
+                    arrive(store, directory, former, moved)
+            if not read_only and directory.has_other_store(location):
+                delete_left(directory)
         try:
             super().__init__(store, identity, owns_store=owned)
             self._mirror = Mirror(directory.mirror, directory.url_file, store.schemas)
@@ -221,6 +235,14 @@ class Session(SessionBase):
                     store.close()
                 self._directory.delete()
             self._mirror.close()
+
+    def _abandon(self) -> None:
+        """Close the session, which is elsewhere now, and write nothing."""
+        self._closed = True
+        self.store.indexes.remove(self._index)
+        self._mirror.close()
+        if self._owns_store:
+            self.store.close()
 
     def __repr__(self) -> str:
         return f"<Session {self.name!r} at {self.path}{' (closed)' if self._closed else ''}>"

@@ -16,7 +16,7 @@ import sys
 import threading
 import warnings
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 from urllib.parse import quote
 from weakref import ref
@@ -27,6 +27,7 @@ from .codec import (
     parse_id,
     revision_of,
 )
+from .entries import moved_key
 from .errors import (
     CommitUnknown,
     ConflictError,
@@ -34,6 +35,7 @@ from .errors import (
     InvalidArgument,
     LoadError,
     MirrorWarning,
+    WriteError,
 )
 from .forks import STORES, at_fork
 from .index import Index
@@ -43,7 +45,7 @@ from .schemas import Schemas
 from .sequence import NumberSequence
 from .store_reading import schema_number_or_0
 from .store_staging import StoreStaging, no_collection
-from .tables import RECORDS, Tables, Writer
+from .tables import META, RECORDS, Tables, Writer
 from .tasks import Persistable, set_changed
 from .values import RECORD_KEY, Encoder
 
@@ -284,15 +286,19 @@ class Store(StoreStaging):
             return
         self.write(lambda ledger, writer: None)
 
-    def write(self, more: Callable[[Ledger, Writer], None]) -> None:
-        """Write the batch, and what *more* does, in one transaction."""
+    def write(self, more: Callable[[Ledger, Writer], None], *, numbers: bool = True) -> None:
+        """Write the batch, and what *more* does, in one transaction.
+
+        Unless *numbers* is False a block of numbers for new records is taken along when few are left.
+        """
 
         def unit(writer: Writer) -> tuple[int, int] | None:
+            self._check_not_moved(writer)
             ledger = Ledger(self, writer)
             self._write_batch(ledger, writer)
             more(ledger, writer)
             ledger.finish(self.indexes)
-            return self.sequence.reserve(writer) if self.sequence.low() else None
+            return self.sequence.reserve(writer) if numbers and self.sequence.low() else None
 
         self._settle()
         listeners = {index.identity: index.listener for index in self.indexes if index.listener is not None}
@@ -320,6 +326,16 @@ class Store(StoreStaging):
         if self._doubt is not None and self._doubt.went_through():
             self._after_commit(None)
         self._doubt = None
+
+    def _check_not_moved(self, writer: Writer) -> None:
+        for index in self.indexes:
+            moved = writer.get(META, moved_key(index.identity))
+            if moved is not None:
+                where = moved.decode("ascii", "replace").partition("#")[0]
+                raise WriteError(
+                    f"a session that is open here has moved from {self.url} to {where}; nothing was written. Close"
+                    " it and open it again"
+                )
 
     def _after_commit(self, block: tuple[int, int] | None) -> None:
         if block is not None:
@@ -403,11 +419,16 @@ class Store(StoreStaging):
 _stores: weakref.WeakSet[Store] = weakref.WeakSet()
 
 
+def in_order(stores: Iterable[Store]) -> list[Store]:
+    """Return stores in the order in which whoever takes the locks of several takes them."""
+    return sorted(stores, key=id)
+
+
 _locked: list[threading.RLock] = []  # by the fork that is going on
 
 
 def _before_fork() -> None:
-    for store in list(_stores):
+    for store in in_order(_stores):
         store.lock.acquire()
         _locked.append(store.lock)
 

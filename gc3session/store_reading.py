@@ -11,6 +11,7 @@ import msgpack
 
 from .batch import Batch
 from .codec import PERSISTABLE, parse_id, schema_number, values_of
+from .entries import moved_key
 from .errors import ClosedError, CommitUnknown, CorruptRecord, InvalidArgument, LoadError, NotFound, UnknownFormat
 from .index import Index
 from .loader import Loader
@@ -177,6 +178,12 @@ class StoreReading:
             failure = type(error)(f"{id_} in {self.url}: {error}", id_)
             failure.__cause__ = error
             return failure
+
+    def moved_to(self, identity: bytes) -> str | None:
+        """Return where a session is that has left this store, as `store.url` says it; None if it hasn't."""
+        with self.reading() as reader:
+            moved = reader.get(META, moved_key(identity))
+        return None if moved is None else moved.decode("ascii", "replace")
 
     # -- IDs
 

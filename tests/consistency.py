@@ -131,11 +131,8 @@ def read_mirror(path: str | os.PathLike[str]) -> list[str]:
 
 def data_file(path: str | os.PathLike[str], url: str = "") -> Path | None:
     """Return the data file of a session's store, or None if it has not been made."""
-    directory = unquote(url.removeprefix("lmdb://"))
-    for file in (Path(path, "jobs", "data.mdb"), Path(path, directory, "data.mdb")):
-        if file.exists():
-            return file
-    return None
+    file = Path(path, unquote(url.removeprefix("lmdb:").removeprefix("//")) or "jobs", "data.mdb")
+    return file if file.exists() else None
 
 
 @contextlib.contextmanager

@@ -23,13 +23,13 @@ class Failure(Exception):
 # -- sessions -----------------------------------------------------------------
 
 
-def open_session(path: str, *, read_only: bool) -> Session:
-    """Return the session at *path*; unless it is only read, one is made if there is none.
+def open_session(path: str, *, read_only: bool, create: bool = True) -> Session:
+    """Return the session at *path*; unless it is only read, or with *create* False, one is made if there is none.
 
     Raise OpenError, or Failure with status 2, if it can't be opened.
     """
     try:
-        return Session(path, create=not read_only, read_only=read_only)
+        return Session(path, create=create and not read_only, read_only=read_only)
     except OSError as error:
         raise Failure(f"{error.filename or path}: {error.strerror or error}", 2) from error
 

@@ -27,6 +27,7 @@ _COMMANDS: Final = {
     "load": "load",
     "diff": "diff",
     "check": "check",
+    "migrate": "migrate",
 }
 """The module of each command, whose function has its name, in the order in which they are needed."""
 

@@ -58,7 +58,7 @@ if TYPE_CHECKING:
     from .dump import Dumped, dump_session
     from .dump_loading import Loaded, load_dump
     from .events import LogEntry
-
+    
     __version__: str
 else:
     # What most programs don't use is imported when it is asked for: `import gc3session` is a third faster so.
@@ -73,6 +73,7 @@ else:
         "Loaded": "dump_loading",
         "load_dump": "dump_loading",
         "LogEntry": "events",
+        "migrate_session": "migration",
     }
 
     def __getattr__(name):

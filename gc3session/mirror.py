@@ -98,7 +98,7 @@ class Mirror:
         """
         self._take_lock()
         self._complaint = ""
-        kept, former = before.size, before.mark[0] if before.mark else self._time_of_change()
+        kept, former = before.size, before.mark[0] if before.mark else 0
         if change.anew or not self.intact(before):
             try:
                 self._write_anew(writer, after)

@@ -58,7 +58,8 @@ if TYPE_CHECKING:
     from .dump import Dumped, dump_session
     from .dump_loading import Loaded, load_dump
     from .events import LogEntry
-    
+    from .migration import migrate_session
+
     __version__: str
 else:
     # What most programs don't use is imported when it is asked for: `import gc3session` is a third faster so.

@@ -29,6 +29,7 @@ from .errors import (
     OpenError,
     ReadOnlyError,
     StoreFull,
+    StoreInUse,
     StoreUnreachable,
     UnknownFormat,
     UnstorableValue,
@@ -38,6 +39,7 @@ from .lmdb_store import LmdbTables as _LmdbTables  # noqa: F401
 from .postgresql import SCHEME as _SCHEME  # noqa: F401
 from .session import Session, TemporarySession
 from .store import Store, make_store, register
+from .tables import Compacted
 from .tasks import (
     Event,
     GenericCollection,
@@ -52,12 +54,14 @@ from .tasks import (
 from .values import Opaque
 
 if TYPE_CHECKING:
+    from .backup import BackedUp
     from .checked_records import Finding
     from .checking import Check, check_session
     from .differences import Difference, diff
     from .dump import Dumped, dump_session
     from .dump_loading import Loaded, load_dump
     from .events import LogEntry
+    from .information import Information
     from .migration import migrate_session
 
     __version__: str
@@ -67,6 +71,7 @@ else:
         "Check": "checking",
         "Finding": "checked_records",
         "check_session": "checking",
+        "BackedUp": "backup",
         "Difference": "differences",
         "diff": "differences",
         "Dumped": "dump",
@@ -74,6 +79,7 @@ else:
         "Loaded": "dump_loading",
         "load_dump": "dump_loading",
         "LogEntry": "events",
+        "Information": "information",
         "migrate_session": "migration",
     }
 
@@ -91,10 +97,12 @@ else:
 
 __all__ = [
     "AccessDenied",
+    "BackedUp",
     "Check",
     "ClashError",
     "ClosedError",
     "CommitUnknown",
+    "Compacted",
     "ConflictError",
     "CorruptRecord",
     "CorruptStore",
@@ -107,6 +115,7 @@ __all__ = [
     "GenericCollection",
     "GenericPersistable",
     "GenericTask",
+    "Information",
     "InvalidArgument",
     "LoadError",
     "Loaded",
@@ -124,6 +133,7 @@ __all__ = [
     "State",
     "Store",
     "StoreFull",
+    "StoreInUse",
     "StoreUnreachable",
     "Task",
     "TaskCollection",

@@ -28,7 +28,7 @@ from .errors import (
     StoreFull,
     WriteError,
 )
-from .filesystem import sync_directory, write_durably
+from .filesystem import NO_ROOM, sync_directory, write_durably
 
 _STORE_URL = re.compile(r"([a-z0-9+]+):([^#\s][^#\n]*)#([0-9a-f]{32})\n?")
 
@@ -91,16 +91,16 @@ class SessionDirectory:
         except OSError:
             return False
 
-    def make(self, url: str, command: str, *, anew: bool) -> None:
+    def make(self, url: str, command: str, *, anew: bool, identity: bytes | None = None) -> None:
         """Make the files of a new session, whose store is at *url*; *anew* in place of one.
 
-        *command* is what `created` is to say.  `store.url` comes last: with it the session is there.
+        *command* is what `created` is to say; the *identity* is drawn unless it is told.  `store.url` comes last: with it the session is there.
         """
         created = os.path.join(self.path, self.TIMESTAMP_FILES["start"])
         finished = os.path.join(self.path, self.TIMESTAMP_FILES["end"])
         try:
             os.makedirs(self.path, exist_ok=True)
-            line = self.line(url, secrets.token_bytes(16))
+            line = self.line(url, identity or secrets.token_bytes(16))
             files = {created: command, self.mirror: "", self.url_file: line}
             if anew:
                 files = {created: command, self.url_file: line, self.mirror: ""}
@@ -116,7 +116,7 @@ class SessionDirectory:
             told = f"no session can be made at {self.path}: {error.strerror}"
             if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
                 raise ReadOnlyError(f"{told}; choose a directory that you may write to") from error
-            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            if error.errno in NO_ROOM:
                 raise StoreFull(f"{told}; make room") from error
             raise OpenError(told) from error
 

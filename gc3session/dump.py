@@ -27,7 +27,7 @@ from __future__ import annotations
 import json
 import os
 from base64 import b64encode
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Final, NamedTuple
@@ -37,6 +37,7 @@ from .directory import SessionDirectory
 from .dump_files import written
 from .json_values import FieldsEncoder, NotJSON
 from .snapshot import Kept, Snapshot, snapshot
+from .tables import Progress
 
 if TYPE_CHECKING:
     from .session_base import SessionBase
@@ -45,9 +46,6 @@ DUMP_VERSION: Final = 1
 """The version of the format of dumps."""
 
 _LINES: Final = 256  # written at once
-
-Progress = Callable[[int, int], None]
-"""Called now and then with how many records have been done, and how many there are."""
 
 
 class Dumped(NamedTuple):

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import secrets
-import shutil
 from base64 import b64decode
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
@@ -13,7 +11,7 @@ from typing import IO, Any, Final, NamedTuple
 
 from .codec import PERSISTABLE, Schema, parse_id, read_header, seal, unseal, values_of
 from .directory import SessionDirectory
-from .dump import DUMP_VERSION, Progress, timestamp_files
+from .dump import DUMP_VERSION, timestamp_files
 from .dump_files import broken_compression, opened_lines
 from .errors import ClashError, CorruptRecord, InvalidArgument
 from .filesystem import sync_directory, write_durably
@@ -22,7 +20,8 @@ from .ledger import Joining, Ledger
 from .sequence import NEXT_KEY
 from .session import Session
 from .session_base import SessionBase
-from .tables import META, RECORDS, SCHEMAS, Writer
+from .tables import META, RECORDS, SCHEMAS, Progress, Writer
+from .temporaries import made_whole
 from .values import RECORD_KEY
 
 _BATCH_BYTES: Final = 16 << 20
@@ -95,9 +94,8 @@ def load_dump(
 
 def _made(directory: SessionDirectory, lines: IO[bytes], progress: Progress | None) -> Loaded:
     """Make a session from a dump, under another name until it is complete."""
-    parent = os.path.dirname(directory.path)
-    temporary = os.path.join(parent, f".{directory.name}.{secrets.token_hex(4)}.tmp")
-    try:
+    os.makedirs(os.path.dirname(directory.path), exist_ok=True)
+    with made_whole(directory.path) as temporary:
         session = Session(temporary)
         try:
             loaded = Loading(session, lines, "fail", progress).run()
@@ -105,11 +103,6 @@ def _made(directory: SessionDirectory, lines: IO[bytes], progress: Progress | No
         except BaseException:
             session.store.discard()
             raise
-        os.rename(temporary, directory.path)
-        sync_directory(parent)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
     return loaded
 
 

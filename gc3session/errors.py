@@ -124,6 +124,18 @@ class CommitUnknown(WriteError):
         self.went_through = went_through
 
 
+class StoreInUse(WriteError):
+    """Another process has the store open, so its file can't be replaced; nothing was changed.
+
+    Attributes:
+        pids: of the processes that have it open, a tuple of int; empty if the system doesn't tell.
+    """
+
+    def __init__(self, message: str, pids: tuple[int, ...] = ()) -> None:
+        super().__init__(message)
+        self.pids = pids
+
+
 class ConflictError(WriteError):
     """A record has changed since the object was loaded; nothing was written.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import threading
@@ -12,6 +13,9 @@ NETWORK_FILESYSTEMS = frozenset(
     " gpfs lustre ncpfs nfs nfs4 ocfs2 orangefs panfs pvfs2 smb2 smb3 smbfs wekafs".split()
 )
 """Types of filesystem whose memory maps and locks don't reach other machines."""
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""The system's error numbers for a full disk, a quota and a limit on the size of files."""
 
 _MOUNTINFO = "/proc/self/mountinfo"
 
@@ -37,6 +41,22 @@ def filesystem_of(path: str, mountinfo: str = _MOUNTINFO) -> str | None:
         if inside and len(mount) >= best:  # of two on one place, the later hides the former
             best, type_ = len(mount), right.split(" ")[0]
     return type_
+
+
+def write_cache_of(path: str) -> str | None:
+    """Return how the disk of *path* caches what is written, 'write back' or 'write through'.
+
+    With 'write through' what has been written is on the disk; a cache that writes back holds it
+    until it is flushed.  None if the system doesn't tell.
+    """
+    device = os.stat(path).st_dev
+    block = f"/sys/dev/block/{os.major(device)}:{os.minor(device)}"
+    for directory in (block, os.path.join(os.path.realpath(block), "..")):  # a partition has its disk's
+        try:
+            return Path(directory, "queue", "write_cache").read_text().strip()
+        except OSError:
+            continue
+    return None
 
 
 def sync_directory(path: str) -> None:

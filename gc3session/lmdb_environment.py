@@ -14,9 +14,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import re
 import resource
-import secrets
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -24,11 +22,13 @@ from typing import Any
 import lmdb
 
 from .errors import CorruptStore, Error, OpenError, ReadOnlyError, StoreFull, WriteError
-from .filesystem import sync_directory, sync_file
+from .filesystem import NO_ROOM, sync_file
 from .forks import ENVIRONMENTS, at_fork
 from .lmdb_files import check_before_opening, missing_bytes, regular_file
 from .lmdb_memory import unmap_pages
+from .lmdb_sharing import share
 from .tables import PLAIN_TABLES, SET_TABLES
+from .temporaries import delete_tree, made_whole
 
 DEFAULT_MAP_SIZE = 1 << 40
 """Bytes of address space; they cost neither memory nor disk until they are used."""
@@ -36,7 +36,7 @@ DEFAULT_MAP_SIZE = 1 << 40
 _SMALLEST_MAP = 1 << 24
 _LOCK_BYTES = 73_728  # for some more than _MAX_READERS
 _MAX_READERS = 1022  # only the first opener's count; at LMDB's own 126 even opening fails
-_NO_ROOM = (errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # LMDB turns short writes into EIO
+_NO_ROOM = (errno.EIO, *NO_ROOM)  # LMDB turns short writes into EIO
 
 Transaction = Any  # lmdb.Transaction is generic in its stubs only
 
@@ -88,6 +88,7 @@ class Environment:
         self._page_size = 4096
         self._last_page = 0
         self._file: tuple[int, int] | None = None
+        self._shared = -1  # a descriptor that keeps the data file from being replaced (lmdb_sharing.py)
 
     # -- opening
 
@@ -112,6 +113,7 @@ class Environment:
             self.tables = self._handles(env, create=False)
         except lmdb.Error as error:
             env.close()
+            self._end_sharing()
             if isinstance(error, lmdb.NotFoundError):
                 raise CorruptStore(f"{self.path} is not a store of gc3session: {error}") from error
             raise translated(error, self.path) from error
@@ -122,6 +124,15 @@ class Environment:
 
     def _open_bare(self) -> lmdb.Environment:
         """Open the files; of the data file nothing but its two meta pages is looked at."""
+        self._end_sharing()  # of an opening that a signal has ended
+        self._shared = share(self.path)
+        try:
+            return self._open_shared()
+        except BaseException:
+            self._end_sharing()
+            raise
+
+    def _open_shared(self) -> lmdb.Environment:
         regular_file(self.data)
         regular_file(os.path.join(self.path, "lock.mdb"))
         lock = os.path.join(self.path, "lock.mdb")
@@ -130,6 +141,8 @@ class Environment:
         # A reader that may not write lock.mdb, or would have to make it, reads without a lock.
         self.locked = locked = not self.read_only or os.access(lock, os.W_OK)
         if locked and not self.read_only:
+            if self._shared >= 0:  # so nobody compacts now: what is there was left by a process that died
+                delete_tree(compacted_name(self.path))
             try:
                 _reserve_lock(self.path)
             except OSError as error:
@@ -182,13 +195,9 @@ class Environment:
         *fill* is called with its first transaction and its table handles.  After a power cut
         there is the whole environment or none: it is made under another name.
         """
-        parent = os.path.dirname(path)
-        _delete_leftovers(path)
-        temporary = f"{path}.{os.getpid()}.{secrets.token_hex(4)}.tmp"
         try:
-            os.makedirs(parent, exist_ok=True)
-            try:
-                os.mkdir(temporary)
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            with made_whole(path) as temporary:
                 _reserve_lock(temporary)
                 env = lmdb.open(
                     temporary,
@@ -205,11 +214,6 @@ class Environment:
                 finally:
                     env.close()
                 sync_file(os.path.join(temporary, "data.mdb"))
-                sync_directory(temporary)
-                os.rename(temporary, path)
-            finally:
-                _delete(temporary)
-            sync_directory(parent)
         except lmdb.Error as error:
             raise translated(error, path) from error
         except OSError as error:
@@ -228,6 +232,8 @@ class Environment:
         """Begin a transaction on the newest committed state."""
         for attempt in range(3):
             env = self.opened()
+            if self._shared < 0 and self.is_elsewhere and os.path.lexists(self.data):
+                raise Panic  # the file was compacted, and what is open here is the former one
             try:
                 return env.begin(write=write)
             except lmdb.MapResizedError:
@@ -330,6 +336,17 @@ class Environment:
             if env is not None:
                 env.close()
         self._lmdb, self._bare, self.tables, self._last_page = None, None, {}, 0
+        self._end_sharing()
+
+    def _end_sharing(self) -> None:
+        fd, self._shared = self._shared, -1
+        if fd >= 0:
+            os.close(fd)
+
+
+def compacted_name(directory: str) -> str:
+    """Return the directory in which the data file is written that is to replace that in *directory*."""
+    return os.path.join(directory, "compacted.tmp")
 
 
 def _reserve_lock(directory: str) -> None:
@@ -361,27 +378,8 @@ def _untold(error: OSError, path: str) -> Error:
     return OpenError(f"the store {path} can't be made: {error}")
 
 
-def _delete_leftovers(path: str) -> None:
-    """Delete what processes that are dead had begun to make at *path*."""
-    parent, name = os.path.split(path)
-    pattern = re.compile(rf"{re.escape(name)}\.(\d+)\.[0-9a-f]+\.tmp")
-    for other in os.listdir(parent) if os.path.isdir(parent) else ():
-        match = pattern.fullmatch(other)
-        if match and not os.path.exists(f"/proc/{match[1]}"):
-            with contextlib.suppress(OSError):  # somebody else's, or deleted meanwhile
-                _delete(os.path.join(parent, other))
-
-
 class Panic(Exception):
-    """A meta page could not be written: the environment must be opened again."""
-
-
-def _delete(directory: str) -> None:
-    """Delete a directory of an environment that nobody uses, if it is there."""
-    if os.path.isdir(directory) and not os.path.islink(directory):
-        for name in os.listdir(directory):
-            os.unlink(os.path.join(directory, name))
-        os.rmdir(directory)
+    """A meta page could not be written, or the file was replaced: the environment must be opened again."""
 
 
 # -- the environments of this process ------------------------------------------

@@ -6,7 +6,7 @@ import os
 import stat
 
 from .errors import CorruptStore, OpenError
-from .lmdb_pages import State, newest_state
+from .lmdb_pages import State, state_of
 from .lmdb_structure import problems_of
 
 
@@ -25,16 +25,22 @@ def regular_file(path: str) -> os.stat_result | None:
     return status
 
 
-def committed_state(path: str) -> State:
-    """Return the newest committed state of a data file, from its meta pages.
+def states(path: str) -> tuple[State, State]:
+    """Return the two committed states that the meta pages of a data file describe.
 
     Raise CorruptStore or UnknownFormat if they are not what LMDB writes.
     """
     fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
-        return newest_state(path, fd)
+        first = state_of(path, fd, 0)
+        return first, state_of(path, fd, 1, first.page_size)
     finally:
         os.close(fd)
+
+
+def committed_state(path: str) -> State:
+    """Return the newest committed state of a data file.  It raises as `states` does."""
+    return max(states(path), key=lambda state: state.transaction)
 
 
 def check_before_opening(directory: str) -> None:
@@ -73,5 +79,4 @@ def _check(directory: str) -> None:
 
 def missing_bytes(path: str) -> int:
     """Return how many bytes the file is shorter than its pages; 0 if it isn't."""
-    state = committed_state(path)
-    return max(0, (state.last + 1) * state.page_size - os.stat(path).st_size)
+    return max(0, committed_state(path).size - os.stat(path).st_size)

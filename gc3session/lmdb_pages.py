@@ -92,6 +92,14 @@ class Tree(NamedTuple):
         tree = cls._make(_TREE.unpack_from(data, place))
         return tree._replace(root=None) if tree.root == _NO_PAGE else tree
 
+    def to_bytes(self) -> bytes:
+        return _TREE.pack(*self._replace(root=_NO_PAGE if self.root is None else self.root))
+
+    @property
+    def pages(self) -> int:
+        """How many pages it has."""
+        return self.branches + self.leaves + self.overflows
+
 
 class State(NamedTuple):
     """A committed state of the data file, as its meta page describes it."""
@@ -101,6 +109,11 @@ class State(NamedTuple):
     transaction: int
     free: Tree
     main: Tree
+
+    @property
+    def size(self) -> int:
+        """The bytes of all pages."""
+        return (self.last + 1) * self.page_size
 
 
 class Node(NamedTuple):
@@ -140,6 +153,17 @@ def state_of(path: str, fd: int, number: int, page_size: int = 4096) -> State:
     if not sound:
         raise CorruptStore(f"{path}: page {number} has impossible values; {remedy}")
     return State(size, last, transaction, free, main)
+
+
+def meta_page(number: int, state: State) -> bytes:
+    """Return the meta page *number* (0 or 1) that describes a state."""
+    page = bytearray(state.page_size)
+    _HEAD.pack_into(page, 0, number, 0, META, 0, 0)
+    _META.pack_into(page, 16, _MAGIC, 1)
+    _NUMBER.pack_into(page, 32, state.size)  # of the map, for whoever opens the file without a size of his own
+    page[40:88], page[88:136] = state.free.to_bytes(), state.main.to_bytes()
+    _END.pack_into(page, 136, state.last, state.transaction)
+    return bytes(page)
 
 
 def newest_state(path: str, fd: int) -> State:

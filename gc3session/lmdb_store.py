@@ -12,7 +12,8 @@ from urllib.parse import quote, unquote
 import lmdb
 
 from .errors import ClosedError, Error, InvalidArgument, NetworkFilesystemError, ReadOnlyError
-from .filesystem import NETWORK_FILESYSTEMS, filesystem_of
+from .filesystem import NETWORK_FILESYSTEMS, filesystem_of, sync_directory
+from .lmdb_copying import compact, copy_data
 from .lmdb_environment import (
     DEFAULT_MAP_SIZE,
     Environment,
@@ -23,8 +24,10 @@ from .lmdb_environment import (
     release,
     translated,
 )
+from .lmdb_figures import figures, place
+from .lmdb_files import states
 from .store import register
-from .tables import Contents, Item, NoTables, Reader, Tables, Writer
+from .tables import Compacted, Contents, Figure, Item, NoTables, Progress, Reader, Tables, Writer, no_progress
 
 T = TypeVar("T")
 
@@ -299,6 +302,32 @@ class LmdbTables(Tables):
         if env is not None and env.is_open:
             with env.writing:
                 env.fill_gap()
+
+    def figures(self) -> list[Figure]:
+        while True:
+            with self.read() as reader:
+                if not isinstance(reader, _LmdbReader) or self._env is None:
+                    return [place(os.path.dirname(self.path))]
+                for state in states(self._env.data):
+                    if state.transaction == reader.serial:
+                        return figures(self._env, state, reader._txn)
+            # Two commits have come in between: that state's page is overwritten.
+
+    def copy_to(self, path: str, progress: Progress = no_progress) -> None:
+        os.mkdir(path)
+        while True:
+            with self.read() as reader:
+                env = self._env
+                assert env is not None
+                if copy_data(env, reader.serial, os.path.join(path, "data.mdb"), progress):
+                    break
+        sync_directory(path)
+
+    def compact(self, progress: Progress = no_progress) -> Compacted:
+        if self.read_only:
+            raise ReadOnlyError(f"the store {self.url} was opened read-only")
+        env = self._environment()
+        return Compacted(0, 0) if env is None else compact(env, progress)
 
     def suspend(self) -> None:
         if self._env is not None:

@@ -16,9 +16,12 @@ from .mirror import Mirror
 from .moved import arrive, delete_left
 from .session_base import SessionBase
 from .store import DEFAULT_BATCH_BYTES, Store, full_url, make_store, without_password
+from .tables import Progress, no_progress
 
 if TYPE_CHECKING:
+    from .backup import BackedUp
     from .checking import Check
+    from .information import Information
 
 _FULL_OF_BLANKS = 1 << 16  # bytes of a mirror that may be blank before closing tidies it
 
@@ -208,6 +211,37 @@ class Session(SessionBase):
 
         self._ensure_open()
         return Check(self._directory, self.store.tables, references=references)
+
+    def info(self, *, scan: bool = False, progress: Progress = no_progress) -> Information:
+        """Return what there is to know of the session and its store, in constant time.
+
+        Args:
+            scan: also read all records, to count them by schema and to find the first and last
+                of all events.
+            progress: called with how many records have been read, and how many there are.
+        """
+        from .information import information_of
+
+        self._ensure_open()
+        return information_of(self, scan, progress)
+
+    def backup(self, dest: str | os.PathLike[str], *, progress: Progress = no_progress) -> BackedUp:
+        """Make a copy of the session at *dest*, which is a session itself, and return what it holds.
+
+        It has the same identity, IDs, order of adding and times.  The batch is written first.  The
+        copy is one state of the session, whoever writes to it meanwhile, and is there whole or not
+        at all, also after a power cut.
+
+        Args:
+            dest: a path where nothing is, or an empty directory.
+            progress: called with how much has been done, and how much there is.
+
+        Raise InvalidArgument if something is at *dest*, StoreFull if there is no room.
+        """
+        from .backup import backup_session
+
+        self._ensure_open()
+        return backup_session(self, dest, lambda path: Session(path, create=False), progress)
 
     def destroy(self) -> None:
         """Delete the session directory, and the session's tasks from its store.

@@ -15,6 +15,7 @@ from .ids import IDs, all_ids
 from .index import Index
 from .selection import Kinds, Names, Selected, Tasks, TasksByID, Time, Where, filters
 from .store import Store
+from .tables import Compacted, Progress, no_progress
 from .tasks import Persistable, TaskCollection
 
 if TYPE_CHECKING:
@@ -400,6 +401,23 @@ class SessionBase:
         """
         with self._unit(True):
             yield self
+
+    def compact(self, *, progress: Progress = no_progress) -> Compacted:
+        """Give back the room that the store's file doesn't need, and return how large it was and is.
+
+        The batch is written first.  A store that several sessions share is compacted as a whole.
+        Other threads wait meanwhile; whatever ends the process leaves the old file or the new one.
+
+        Args:
+            progress: called with how much has been done, and how much there is.
+
+        Raise StoreInUse if another process has the store open, StoreFull if there is no room for
+        the new file beside the old one: nothing has changed then.
+        """
+        self._ensure_writable()
+        with self.store.lock:
+            self.flush()
+            return self.store.tables.compact(progress)
 
     # -- ending
 

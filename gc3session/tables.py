@@ -22,7 +22,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import ClassVar, Final, TypeVar
+from typing import Any, ClassVar, Final, NamedTuple, TypeVar
+
+from .errors import InvalidArgument
 
 T = TypeVar("T")
 
@@ -41,6 +43,39 @@ SET_TABLES: Final = (MEMBERS, STATES)
 Item = tuple[bytes, bytes]
 
 _CHUNK = 1024
+
+Progress = Callable[[int, int], None]
+"""Called now and then with how much has been done, and how much there is."""
+
+
+def no_progress(done: int, total: int) -> None:
+    """The `Progress` of whoever doesn't want to know."""
+
+
+class Compacted(NamedTuple):
+    """What compacting has done.
+
+    Attributes:
+        before: bytes of the store's file before it.
+        after: bytes after it.
+    """
+
+    before: int
+    after: int
+
+
+class Figure(NamedTuple):
+    """What a kind of store tells of itself.
+
+    Attributes:
+        name: 'file', 'reader slots' and the like.
+        text: for people.
+        values: for programs: name -> None, bool, int, float, str, or a list of such dicts.
+    """
+
+    name: str
+    text: str
+    values: dict[str, Any]
 
 
 class Contents(ABC):
@@ -254,6 +289,24 @@ class Tables(ABC):
     @abstractmethod
     def after_write(self) -> None:
         """Do what is left to do after a write, once nobody waits for it."""
+
+    def figures(self) -> list[Figure]:
+        """Return what this kind of store tells of itself: its size, its settings; in constant time."""
+        return []
+
+    def copy_to(self, path: str, progress: Progress = no_progress) -> None:
+        """Write the newest committed state to a new directory *path*, durably: tables of the same kind.
+
+        Raise InvalidArgument if the tables aren't kept in a directory.
+        """
+        raise InvalidArgument(f"{self.url}: a store of this kind can't be copied file by file")
+
+    def compact(self, progress: Progress = no_progress) -> Compacted:
+        """Give the room of what was deleted back to the system.
+
+        Raise InvalidArgument if a store of this kind does that by itself.
+        """
+        raise InvalidArgument(f"{self.url}: a store of this kind isn't compacted from here; its server does that")
 
     @abstractmethod
     def suspend(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from datetime import datetime, tzinfo
 from typing import IO, Any, Final
 
@@ -72,6 +73,28 @@ def complain(message: str) -> None:
 def colours(stream: IO[str]) -> bool:
     """Return whether colours are wanted on *stream*."""
     return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+Style = Callable[[str, str], str]
+"""(text, style) -> the text with the codes of 'bold', 'label', 'faint' or a colour, or as it is."""
+
+_STYLES: Final[dict[str, dict[str, Any]]] = {
+    "bold": {"bold": True},
+    "label": {"fg": "blue"},
+    "faint": {"dim": True},
+    "": {},
+}
+
+
+def style_on(stream: IO[str]) -> Style:
+    """Return what styles a text that is to be written on *stream*."""
+    return _coloured if colours(stream) else lambda text, _: text
+
+
+def _coloured(text: str, style: str) -> str:
+    import click
+
+    return click.style(text, **_STYLES.get(style, {"fg": style}))
 
 
 STATE_COLOURS: Final = {

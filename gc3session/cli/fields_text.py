@@ -7,7 +7,7 @@ Text of records is never written raw: characters that could control a terminal a
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -15,16 +15,13 @@ from typing import Any, Final
 from ..foreign import ForeignMember, ForeignObject, Reference, built
 from ..tasks import Generic, Persistable, Task, TaskCollection, Unreadable, field_names
 from ..values import Opaque
-from .console import escaped, state_colour, time_of
+from .console import Style, escaped, state_colour, time_of
 
 _INDENT: Final = "  "
 _SHORT: Final = 72  # characters of a value that stands on one line
 _COUNTED: Final = 10  # items of a field; if there are more, it is said how many
 _MOST_BYTES: Final = 256  # of a bytes value that are shown
 _BRACKETS: Final[dict[type, str]] = {list: "[]", tuple: "()", set: "{}", frozenset: "{}", dict: "{}"}
-
-Style = Callable[[str, str], str]
-"""(text, colour) -> the text with the codes of that colour, or as it is."""
 
 
 def object_lines(obj: Persistable, style: Style) -> Iterator[str]:
@@ -34,18 +31,19 @@ def object_lines(obj: Persistable, style: Style) -> Iterator[str]:
     fields = _fields(obj)
     names = {name: escaped(name) for name in fields}
     widest = max(len("class"), *(len(name) for name in names.values()))
-    yield _labelled("class", widest, escaped("" if schema is None else schema.tag), style)
+    yield labelled("class", widest, escaped("" if schema is None else schema.tag), style)
     for name, value in fields.items():
         lines = list(_field_lines(obj, name, value, style))
         if len(lines) == 1:
-            yield _labelled(names[name], widest, lines[0], style)
+            yield labelled(names[name], widest, lines[0], style)
         else:
             count = f"{len(value):,} items" if type(value) in _BRACKETS and len(value) > _COUNTED else ""
-            yield _labelled(names[name], widest, style(count, "faint"), style).rstrip()
+            yield labelled(names[name], widest, style(count, "faint"), style).rstrip()
             yield from (_INDENT * 2 + line for line in lines)
 
 
-def _labelled(name: str, widest: int, text: str, style: Style) -> str:
+def labelled(name: str, widest: int, text: str, style: Style) -> str:
+    """Return the line of a name and what belongs to it; *widest* is the length of the longest name."""
     return f"{_INDENT}{style(name, 'label')}{' ' * (widest - len(name) + 2)}{text}"
 
 
@@ -81,10 +79,10 @@ def _event(event: Any, style: Style) -> str:
     time = time_of(seconds, UTC)
     if time is None or type(state) is not str:
         return _one_line(event)
-    return f"{_time(time)}  {style(escaped(state), state_colour(state, None) or '')}"
+    return f"{time_text(time)}  {style(escaped(state), state_colour(state, None) or '')}"
 
 
-def _time(time: datetime) -> str:
+def time_text(time: datetime) -> str:
     """Return an aware time as local time and UTC (once, if they are the same)."""
     try:
         local, utc = time.astimezone(), time.astimezone(UTC)
@@ -216,7 +214,7 @@ def _atom(value: Any) -> str:
     if type(value) is bytes and len(value) > _MOST_BYTES:
         return f"{value[:_MOST_BYTES]!r} and so on: {len(value):,} bytes"
     if type(value) is datetime:
-        return _time(value) if value.tzinfo is not None else f"{value} (no time zone)"
+        return time_text(value) if value.tzinfo is not None else f"{value} (no time zone)"
     if isinstance(value, Unreadable):
         return f"<{escaped(value.persistent_id or '')} unreadable: {escaped(value.reason)}>"
     if isinstance(value, Persistable):

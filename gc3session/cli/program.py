@@ -20,12 +20,15 @@ _BROKEN_PIPE = 128 + 13  # what a shell reports of a program that SIGPIPE ended
 _COMMANDS: Final = {
     "record": "record",
     "import-wf": "import_wf",
+    "info": "info",
     "list": "list_",
     "show": "show",
     "log": "log",
     "dump": "dump",
     "load": "load",
     "diff": "diff",
+    "backup": "backup",
+    "compact": "compact",
     "check": "check",
     "migrate": "migrate",
 }

@@ -19,10 +19,12 @@ class ProgressBar:
 
     Args:
         wanted: False shows nothing: what is done is written on the terminal itself.
+        noun: what is counted; '' if it is no number that anybody wants to read, as of bytes.
     """
 
-    def __init__(self, wanted: bool = True) -> None:
+    def __init__(self, wanted: bool = True, noun: str = "record") -> None:
         self._wanted = wanted
+        self._noun = noun
         self._bar: Progress | None = None
         self._task: TaskID | None = None
         self._start = self._last = time.monotonic()
@@ -32,11 +34,11 @@ class ProgressBar:
             from rich.console import Console
             from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+            columns = (TextColumn("[bold]{task.fields[count]}"), TextColumn("[cyan]{task.fields[rate]}"))
             self._bar = Progress(
                 BarColumn(None),
                 TextColumn("{task.percentage:3.0f} %"),
-                TextColumn("[bold]{task.fields[records]}"),
-                TextColumn("[cyan]{task.fields[rate]}"),
+                *(columns if self._noun else ()),
                 TimeRemainingColumn(),
                 console=Console(stderr=True),
                 redirect_stdout=False,  # it may be a file
@@ -44,7 +46,7 @@ class ProgressBar:
                 expand=True,
                 refresh_per_second=5,
             )
-            self._task = self._bar.add_task("", total=None, records="", rate="")
+            self._task = self._bar.add_task("", total=None, count="", rate="")
             self._bar.start()
         return self
 
@@ -59,4 +61,4 @@ class ProgressBar:
             return
         self._last = now
         rate = f"{done / max(now - self._start, 0.001):,.0f}/s"
-        self._bar.update(self._task, completed=done, total=total, records=quantity(done, "record"), rate=rate)
+        self._bar.update(self._task, completed=done, total=total, count=quantity(done, self._noun), rate=rate)

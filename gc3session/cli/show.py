@@ -7,10 +7,8 @@ import sys
 import click
 
 from ..errors import LoadError, NotFound
-from .console import colours, complain, open_session
+from .console import complain, open_session, style_on
 from .fields_text import object_lines
-
-_STYLES = {"bold": {"bold": True}, "label": {"fg": "blue"}, "faint": {"dim": True}, "": {}}
 
 _SUMMARY = """Show every field of the tasks with these IDs.
 
@@ -23,7 +21,7 @@ They may also be tasks inside collections.  The class of a task need not be inst
 @click.argument("ids", metavar="ID...", nargs=-1, required=True)
 def show(session: str, ids: tuple[str, ...]) -> int:
     """Show each of the tasks, and return the exit status."""
-    style = _coloured if colours(sys.stdout) else _bare
+    style = style_on(sys.stdout)
     shown = 0
     with open_session(session, read_only=True) as source:
         for id_ in ids:
@@ -41,11 +39,3 @@ def show(session: str, ids: tuple[str, ...]) -> int:
                 sys.stdout.write(f"{line}\n")
             shown += 1
     return 0 if shown == len(ids) else 1
-
-
-def _bare(text: str, style: str) -> str:
-    return text
-
-
-def _coloured(text: str, style: str) -> str:
-    return click.style(text, **_STYLES.get(style, {"fg": style}))  # type: ignore[arg-type]

@@ -1,0 +1,259 @@
+"""Copies of an LMDB environment's data file: as it is, or compacted and put in its place.
+
+LMDB copies, too (mdb_env_copy2), but it lets go of the transaction number when it compacts, and
+version 0.9.36 then dies by SIGSEGV where a set table is large.  Here a copy of either kind has
+the number of the state that it is a copy of, on both meta pages.  That makes it safe to replace
+a data file: `lock.mdb` goes on saying the number of the last transaction, and whatever a program
+has noted as valid for a number stays valid.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
+from typing import Any, Final
+
+import lmdb
+
+from .errors import CorruptStore, ReadOnlyError, StoreFull, UnknownFormat, WriteError
+from .filesystem import NO_ROOM, sync_directory
+from .lmdb_environment import Environment, Transaction, compacted_name, translated
+from .lmdb_files import committed_state, states
+from .lmdb_pages import State, meta_page
+from .lmdb_sharing import alone_with
+from .sizes import require_room
+from .tables import PLAIN_TABLES, SET_TABLES, Compacted, Progress
+from .temporaries import delete_tree
+
+_PIECE: Final = 8 << 20  # bytes copied at once
+_ITEMS: Final = 1000  # copied at once
+_TRANSACTION: Final = 32 << 20  # bytes of items that are written in one
+_SPARE: Final = 64 << 20  # bytes of a map beyond what is expected
+_TABLES: Final[dict[bytes, dict[str, bool]]] = {
+    **{name.encode(): {} for name in PLAIN_TABLES},
+    **{name.encode(): {"dupsort": True, "dupfixed": True} for name in SET_TABLES},
+}
+
+
+# -- as it is
+
+
+def copy_data(env: Environment, transaction: int, target: str, progress: Progress) -> bool:
+    """Write the state of a transaction number, which a reader holds, to the new file *target*, durably.
+
+    Return False, with nothing written, if its meta page has been overwritten already.  Pages
+    that the state uses are not, as long as the reader is there: they are copied as they are.
+    """
+    state = next((state for state in states(env.data) if state.transaction == transaction), None)
+    if state is None:
+        return False
+    require_room(os.path.dirname(target), state.size, "the copy")
+    with _new_file(target) as out, _opened(env.data) as source:
+        position = 2 * state.page_size
+        os.lseek(out, position, os.SEEK_SET)
+        while position < state.size:
+            copied = os.sendfile(out, source, position, min(_PIECE, state.size - position))
+            if not copied:  # the last pages were freed before they were ever written
+                break
+            position += copied
+            progress(position, state.size)
+        os.truncate(out, state.size)
+        _write_state(out, state)
+        os.fsync(out)
+        progress(state.size, state.size)
+    return True
+
+
+def _write_state(fd: int, state: State) -> None:
+    """Make both meta pages of a file that nobody has open describe a state.
+
+    LMDB looks for a transaction on the page of its number modulo 2, and when it opens the file takes
+    that of the greater number.
+    """
+    for number in (0, 1):
+        before = number != state.transaction & 1
+        page = meta_page(number, state._replace(transaction=state.transaction - before))
+        os.pwrite(fd, page, number * state.page_size)
+
+
+@contextlib.contextmanager
+def _new_file(path: str) -> Iterator[int]:
+    """Give a descriptor of a new file; if the block raises, the file is deleted."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+    try:
+        yield fd
+    except BaseException:
+        if os.path.lexists(path):
+            os.unlink(path)
+        raise
+    finally:
+        os.close(fd)
+
+
+@contextlib.contextmanager
+def _opened(path: str) -> Iterator[int]:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+# -- compacted
+
+
+def compact(env: Environment, progress: Progress) -> Compacted:
+    """Write the data file anew without its free pages, and put it in the place of the old one.
+
+    This process has no transaction open meanwhile, and closes the environment; the next
+    transaction opens it again.  Whatever ends the process leaves the old file or the new one.
+
+    Raise StoreInUse if another process has the environment open, StoreFull if there is no room:
+    nothing has changed then.
+    """
+    with env.alone():
+        env.opened()  # so it is sound, and `lock.mdb` is there
+        env.drop()
+        try:
+            with alone_with(env.path):
+                return _replace(env, progress)
+        except lmdb.Error as error:
+            raise translated(error, env.path) from error
+        except OSError as error:
+            if error.errno in NO_ROOM:
+                raise StoreFull(
+                    f"{env.path}: {error.strerror} while the store was written anew; nothing was changed. Make room,"
+                    " and compact it again"
+                ) from error
+            raise WriteError(f"{env.path} can't be compacted: {error}; nothing was changed") from error
+
+
+def _replace(env: Environment, progress: Progress) -> Compacted:
+    before = os.stat(env.data)
+    temporary = compacted_name(env.path)
+    delete_tree(temporary)
+    os.mkdir(temporary)
+    try:
+        path = os.path.join(temporary, "data.mdb")
+        with _new_file(path) as out:
+            _give_owner(path, env.data)
+            transaction = _fill(env, temporary, progress)
+            state = committed_state(path)._replace(transaction=transaction)
+            _write_state(out, state)
+            os.truncate(out, state.size)
+            os.utime(out, ns=(before.st_atime_ns, before.st_mtime_ns))  # the time of the last commit
+            os.fsync(out)
+        os.rename(path, env.data)
+    finally:
+        delete_tree(temporary)
+    sync_directory(env.path)
+    return Compacted(before.st_size, state.size)
+
+
+def _map_size(size: int) -> int:
+    return (size + _SPARE) // 4096 * 4096
+
+
+def _give_owner(new: str, path: str) -> None:
+    """Give a new file the owner and the rights of *path*, whose place it is to take."""
+    status = os.stat(path)
+    try:
+        os.chown(new, status.st_uid, status.st_gid)
+    except PermissionError as error:
+        raise ReadOnlyError(
+            f"{path} belongs to another user, to whom the new file can't be given: have its owner compact it"
+        ) from error
+    shutil.copystat(path, new)
+
+
+def _fill(env: Environment, target: str, progress: Progress) -> int:
+    """Write all items to the empty file in the directory *target*; return the number of the last transaction."""
+    size = _map_size(os.stat(env.data).st_size)
+    source = lmdb.open(env.path, map_size=size, create=False, readonly=True, lock=False, max_dbs=16)
+    try:
+        with source.begin() as reader:
+            _copy_tables(env, source, reader, target, progress)
+            number: int = reader.id()
+            return number
+    finally:
+        source.close()
+
+
+def _copy_tables(
+    env: Environment, source: lmdb.Environment, reader: Transaction, target: str, progress: Progress
+) -> None:
+    """Write all items that *reader* sees; the numbers of the transactions don't go beyond its own."""
+    names = list(reader.cursor().iternext(values=False))
+    if set(names) != _TABLES.keys():
+        raise UnknownFormat(
+            f"{env.path} has other tables than a store of this format, so it isn't compacted: upgrade gc3session"
+        )
+    tables = {name: source.open_db(name, txn=reader, create=False, **options) for name, options in _TABLES.items()}
+    used = used_pages(committed_state(env.data), reader, tables.values()) * source.stat()["psize"]
+    require_room(env.path, used, "the compacted store")
+    new = lmdb.open(
+        target,
+        lock=False,
+        map_size=_map_size(2 * used),
+        max_dbs=16,
+        sync=False,  # of the file that nobody uses yet; in the end all of it is synced
+        lib_version=0,
+    )
+    try:
+        handles = _copy_items(reader, tables, new, max(_TRANSACTION, 2 * used // reader.id()), progress, used)
+        with new.begin() as copy:
+            for name, table in tables.items():
+                if copy.stat(handles[name])["entries"] != reader.stat(table)["entries"]:
+                    raise CorruptStore(
+                        f"{env.path}: the table {name.decode()} is damaged, it could not be read whole; nothing was"
+                        " changed. Restore the store from a backup"
+                    )
+    finally:
+        new.close()
+    progress(used, used)
+
+
+def _copy_items(
+    reader: Transaction,
+    tables: Mapping[bytes, Any],
+    new: lmdb.Environment,
+    limit: int,
+    progress: Progress,
+    used: int,
+) -> dict[bytes, Any]:
+    """Write the items of all tables to *new*, at most *limit* bytes in a transaction; return its handles."""
+    handles: dict[bytes, Any] = {}
+    done = uncommitted = 0
+    writer: Transaction = new.begin(write=True)
+    try:
+        for name, table in tables.items():
+            handles[name] = new.open_db(name, txn=writer, create=True, **_TABLES[name])
+            items = reader.cursor(table).iternext()
+            while some := list(islice(items, _ITEMS)):
+                if uncommitted > limit:
+                    writer.commit()
+                    uncommitted, writer = 0, new.begin(write=True)
+                writer.cursor(handles[name]).putmulti(some, append=True)
+                size = sum(len(key) + len(value) for key, value in some)
+                done, uncommitted = done + size, uncommitted + size
+                progress(min(done, used), used)
+    except BaseException:
+        writer.abort()
+        raise
+    writer.commit()
+    return handles
+
+
+def used_pages(state: State, reader: Transaction, tables: Iterable[Any]) -> int:
+    """Return how many pages are in use in *state*, which *reader* sees; the others are free.
+
+    LMDB counts them itself, and may be some pages off after a key with many values was deleted.
+    """
+    pages = 2 + state.free.pages + state.main.pages
+    for table in tables:
+        stat = reader.stat(table)
+        pages += stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"]
+    return pages

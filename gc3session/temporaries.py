@@ -1,0 +1,52 @@
+"""Directories that are made under a temporary name, so that each is there whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Iterator
+
+from .filesystem import sync_directory
+
+
+def temporary_name(path: str) -> str:
+    """Return another name beside *path*, which says which process uses it."""
+    return f"{path}.{os.getpid()}.{secrets.token_hex(4)}.tmp"
+
+
+def delete_leftovers(path: str) -> None:
+    """Delete what processes that are dead had begun to make at *path*."""
+    parent, name = os.path.split(path)
+    pattern = re.compile(rf"{re.escape(name)}\.(\d+)\.[0-9a-f]+\.tmp")
+    for other in os.listdir(parent) if os.path.isdir(parent) else ():
+        match = pattern.fullmatch(other)
+        if match and not os.path.exists(f"/proc/{match[1]}"):
+            delete_tree(os.path.join(parent, other))
+
+
+def delete_tree(directory: str) -> None:
+    """Delete a directory that nobody uses, as far as that can be done; never what a symbolic link leads to."""
+    if os.path.isdir(directory) and not os.path.islink(directory):
+        shutil.rmtree(directory, ignore_errors=True)  # what is somebody else's stays, and so means nothing
+
+
+@contextlib.contextmanager
+def made_whole(path: str) -> Iterator[str]:
+    """Give the name of a new empty directory that is to be filled; in the end it stands at *path*, on disk.
+
+    Files in it must have been synced by whoever made them.  If the block raises, nothing is left.
+    An empty directory at *path* is replaced; raise OSError (ENOTEMPTY, EEXIST) for anything else there.
+    """
+    delete_leftovers(path)
+    temporary = temporary_name(path)
+    os.mkdir(temporary)
+    try:
+        yield temporary
+        sync_directory(temporary)
+        os.rename(temporary, path)
+    finally:
+        delete_tree(temporary)
+    sync_directory(os.path.dirname(path))

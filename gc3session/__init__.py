@@ -63,6 +63,7 @@ if TYPE_CHECKING:
     from .events import LogEntry
     from .information import Information
     from .migration import migrate_session
+    from .watching import FailedTask, Progress
 
     __version__: str
 else:
@@ -81,6 +82,8 @@ else:
         "LogEntry": "events",
         "Information": "information",
         "migrate_session": "migration",
+        "FailedTask": "watching",
+        "Progress": "watching",
     }
 
     def __getattr__(name):
@@ -111,6 +114,7 @@ __all__ = [
     "Dumped",
     "Error",
     "Event",
+    "FailedTask",
     "Finding",
     "GenericCollection",
     "GenericPersistable",
@@ -128,6 +132,7 @@ __all__ = [
     "Opaque",
     "OpenError",
     "Persistable",
+    "Progress",
     "ReadOnlyError",
     "Session",
     "State",

@@ -26,7 +26,9 @@ from .values import TUPLE
 if TYPE_CHECKING:
     from .session_base import SessionBase
 
-_UNKNOWN: Final = float("-inf")  # the time of an event that has none; it comes before all others
+UNKNOWN_TIME: Final = float("-inf")
+"""The time of an event that has none; it comes before all others."""
+
 _FIRST: Final = datetime.min.replace(tzinfo=UTC).timestamp()
 _LAST: Final = datetime(9999, 12, 31, tzinfo=UTC).timestamp()
 _PAGE: Final = 1 << 12  # counts
@@ -87,25 +89,25 @@ def _wanted(wanted: Filters, history: History, passed: int | None) -> Iterator[t
         return
     events = history.events or ([[None, history.state]] if passed is None else [])
     for event in islice(events, passed, None):
-        seconds, state = _parts(event)
+        seconds, state = event_parts(event)
         if wanted.states is not None and state not in wanted.states:
             continue
         if wanted.since is not None and not seconds >= wanted.since:
             continue
-        if wanted.before is not None and not _UNKNOWN < seconds < wanted.before:
+        if wanted.before is not None and not UNKNOWN_TIME < seconds < wanted.before:
             continue
         yield seconds, state
 
 
-def _parts(event: Any) -> tuple[float, str | None]:
+def event_parts(event: Any) -> tuple[float, str | None]:
     """Return the seconds and the state of an entry of a history, whatever it is."""
     if type(event) is msgpack.ExtType and event.code == TUPLE:
         event = msgpack.unpackb(event.data, strict_map_key=False, unicode_errors="surrogatepass")
     if type(event) is not list or len(event) != 2:
-        return _UNKNOWN, None
+        return UNKNOWN_TIME, None
     seconds, state = event
     known = type(seconds) in (float, int) and _FIRST <= seconds < _LAST
-    return float(seconds) if known else _UNKNOWN, state if type(state) is str else None
+    return float(seconds) if known else UNKNOWN_TIME, state if type(state) is str else None
 
 
 class _Log(Iterator[LogEntry]):
@@ -124,7 +126,7 @@ class _Log(Iterator[LogEntry]):
         if self._failures:
             raise self._failures.popleft()
         seconds, _, id_, name, state = next(self._entries)
-        return LogEntry(datetime.fromtimestamp(seconds, UTC) if seconds > _UNKNOWN else None, id_, name, state)
+        return LogEntry(datetime.fromtimestamp(seconds, UTC) if seconds > UNKNOWN_TIME else None, id_, name, state)
 
     def _first_look(self) -> Iterator[Sortable]:
         histories = Histories(self._session)

@@ -32,6 +32,7 @@ class History(NamedTuple):
         id: its ID.
         name: its jobname, None if it has none.
         state: the one it is in.
+        returncode: its field of that name, None if it is no int.
         events: as in `Task.history`, whatever the record has there.
     """
 
@@ -39,6 +40,7 @@ class History(NamedTuple):
     id: str
     name: str | None
     state: str | None
+    returncode: int | None
     events: list[Any]
 
 
@@ -132,12 +134,14 @@ class Histories:
         if places.is_task:
             name = None if places.name is None else values[places.name]
             state = None if places.state is None else values[places.state]
+            returncode = None if places.returncode is None else values[places.returncode]
             events = _NONE if places.history is None else values[places.history]
             yield History(
                 number,
                 f"{places.id}.{number}",
                 name if type(name) is str else None,
                 state if type(state) is str else None,
+                returncode if type(returncode) is int else None,
                 events if type(events) is list else _NONE,
             )
 
@@ -164,4 +168,5 @@ class _Places:
         self.count = len(schema.fields)
         places = {name: place for place, name in enumerate(schema.fields)}
         self.name, self.state = places.get("jobname"), places.get("state")
-        self.history, self.tasks = places.get("history"), places.get("tasks")
+        self.history, self.returncode = places.get("history"), places.get("returncode")
+        self.tasks = places.get("tasks")

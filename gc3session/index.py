@@ -273,7 +273,7 @@ class Index:
         if not self.joined:
             return
         joining = self._joining(writer)
-        if joining.orders and joining.orders[0] <= self._last(writer):
+        if joining.orders and joining.orders[0] <= self.last(writer):
             # Another process has added meanwhile: these come after it.
             first = self._store.sequence.fresh(writer, len(joining.orders))
             joining = joining._replace(orders=list(range(first, first + len(joining.orders))))
@@ -298,7 +298,7 @@ class Index:
         schemas = [store.schema_number_of(writer, number) for number in numbers]
         return Joining(orders, numbers, schemas, [store.state_of(writer, number) or "" for number in numbers])
 
-    def _last(self, reader: Reader) -> int:
+    def last(self, reader: Reader) -> int:
         """Return the greatest committed order, or 0."""
         session = self.session(reader)
         value = None if session is None else reader.last_value(MEMBERS, SESSION_KEY.pack(session))

@@ -20,6 +20,7 @@ from .tasks import Persistable, TaskCollection
 
 if TYPE_CHECKING:
     from .events import LogEntry
+    from .watching import Progress
 
 _SOME = 100  # tasks that add_many takes from its argument at a time
 
@@ -350,6 +351,19 @@ class SessionBase:
 
         self._ensure_open()
         return log(self, filters(state, name, since=since, before=before), last, interval if follow else None)
+
+    def watch(self, interval: float = 2.0) -> Iterator[Progress]:
+        """Give how far the session has come, now and every *interval* seconds until all tasks have TERMINATED.
+
+        Counts, rate, time left and the latest failures cost the same however many tasks there are.
+        It ends, too, when the session is destroyed or moved; an empty session is waited for.
+        """
+        from .watching import watch  # what few programs use
+
+        self._ensure_open()
+        if not interval > 0:
+            raise InvalidArgument(f"interval must be seconds between two looks, more than 0, not {interval!r}")
+        return watch(self, interval)
 
     def _is_there(self) -> bool:
         """Return whether the session is still where it was opened, and the same."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import sys
 from collections.abc import Callable
 from datetime import datetime, tzinfo
@@ -68,6 +69,15 @@ def complain(message: str) -> None:
         sys.stderr.flush()
     except OSError:  # nobody can be told; the exit status still tells
         pass
+
+
+def wait_while_read(seconds: float) -> None:
+    """Show what has been written on stdout, and wait.  Raise BrokenPipeError as soon as nobody reads it."""
+    sys.stdout.flush()
+    gone = select.poll()
+    gone.register(sys.stdout.fileno(), 0)  # errors are always told
+    if gone.poll(seconds * 1000):
+        raise BrokenPipeError
 
 
 def colours(stream: IO[str]) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import select
 import sys
 from collections.abc import Callable
 from datetime import datetime
@@ -16,7 +15,7 @@ from ..errors import InvalidArgument, LoadError
 from ..events import LogEntry
 from ..events import log as events_of
 from ..selection import filters
-from .console import colours, complain, escaped, open_session, state_colour
+from .console import colours, complain, escaped, open_session, state_colour, wait_while_read
 
 _TIME_WIDTH: Final = 23  # 2026-11-25 12:00:00.000
 _ID_WIDTH: Final = 12  # at least
@@ -85,7 +84,7 @@ def log(
             wanted = filters(states or None, name, since=since, before=before)
         except InvalidArgument as error:
             raise click.UsageError(f"{error}.") from error
-        entries = events_of(source, wanted, last, interval if follow else None, _wait)
+        entries = events_of(source, wanted, last, interval if follow else None, wait_while_read)
         while True:
             try:
                 for entry in entries:
@@ -97,15 +96,6 @@ def log(
     if follow:
         complain(f"{session} is no longer there")
     return 1 if unreadable else 0
-
-
-def _wait(seconds: float) -> None:
-    """Show what has been written, and wait.  Raise BrokenPipeError as soon as nobody reads any more."""
-    sys.stdout.flush()
-    gone = select.poll()
-    gone.register(sys.stdout.fileno(), 0)  # errors are always told
-    if gone.poll(seconds * 1000):
-        raise BrokenPipeError
 
 
 # -- lines --------------------------------------------------------------------

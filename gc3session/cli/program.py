@@ -24,6 +24,7 @@ _COMMANDS: Final = {
     "list": "list_",
     "show": "show",
     "log": "log",
+    "watch": "watch",
     "dump": "dump",
     "load": "load",
     "diff": "diff",

@@ -23,7 +23,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any
 
-from .dump import DumpLines, Progress
+from .dump import DumpLines
 from .dump_loading import Loading
 from .entries import coming_key, moved_key
 from .errors import ClashError, InvalidArgument, WriteError
@@ -33,7 +33,7 @@ from .session import Session
 from .session_base import SessionBase
 from .snapshot import Snapshot
 from .store import Store, full_url, in_order, make_store
-from .tables import META, RECORDS, Writer
+from .tables import META, RECORDS, Progress, Writer
 from .values import RECORD_KEY
 
 _CHUNK = 4096

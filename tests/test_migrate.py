@@ -250,6 +250,49 @@ def test_killed_at_any_step_the_session_is_whole_and_the_move_can_be_completed(
     assert len(places) > 1
 
 
+def test_a_session_moves_to_postgresql_and_back_however_often_that_is_killed(
+    tmp_path: Path, postgresql_url: str
+) -> None:
+    """Each attempt is killed a step later than the one before, until one has moved the session."""
+    path = tmp_path / "session"
+    filled(path).close()
+    before = dumped(path)
+    for url in (postgresql_url, path / "jobs"):
+        former = (path / "store.url").read_text()
+        for n in range(1, 200):
+            status = _status(_killed_at, n, path, url)
+            assert status in (0, -signal.SIGKILL)
+            assert dumped(path) == before, n
+            with Session(path, create=False) as session:
+                assert len(session) == 299
+            if (path / "store.url").read_text() != former:
+                break
+        assert n > 10
+        check(path)
+    assert sorted(os.listdir(path)) == ["created", "jobs", "session_ids.txt", "store.url"]
+    with pytest.raises(ClashError):
+        migrate(path, postgresql_url)
+
+
+def test_who_has_the_session_open_on_postgresql_loses_no_change(tmp_path: Path, postgresql_url: str) -> None:
+    path = tmp_path / "session"
+    with Session(path, store_or_url=postgresql_url) as session:
+        session.add_many(Task(jobname=f"task-{n}") for n in range(100))
+    other = Session(path)
+    task = other.load("Task.1")
+    migrate(path, tmp_path / "elsewhere")
+    task.state = "RUNNING"
+    with pytest.raises(WriteError, match="moved"):
+        other.save(task)
+    other.store.batch.clear()
+    with pytest.raises(WriteError, match="moved"):
+        other.add(Task())
+    other.store.discard()
+    with Session(path) as session:
+        assert session.stats() == {"NEW": 100}
+    check(path)
+
+
 def test_a_session_whose_moving_was_killed_is_read_without_a_write(tmp_path: Path) -> None:
     path = tmp_path / "session"
     filled(path).close()

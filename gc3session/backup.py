@@ -25,7 +25,7 @@ from .ledger import Joining, Ledger
 from .sequence import NEXT_KEY
 from .snapshot import Kept, Snapshot, snapshot
 from .store import make_store
-from .tables import META, RECORDS, SCHEMAS, Progress, Writer
+from .tables import META, RECORDS, SCHEMAS, OnProgress, Writer
 from .temporaries import made_whole
 from .values import RECORD_KEY
 
@@ -51,7 +51,7 @@ class BackedUp(NamedTuple):
 
 
 def backup_session(
-    session: Session, dest: str | os.PathLike[str], opened: Callable[[str], Session], progress: Progress
+    session: Session, dest: str | os.PathLike[str], opened: Callable[[str], Session], progress: OnProgress
 ) -> BackedUp:
     """Make the backup of a session at *dest*, whole or not at all; see `Session.backup`.
 
@@ -94,7 +94,7 @@ def _told(error: OSError, path: str) -> Exception:
     return WriteError(f"the backup {path} can't be made: {error}; nothing is left of it")
 
 
-def _fill(session: Session, path: str, opened: Callable[[str], Session], progress: Progress) -> BackedUp:
+def _fill(session: Session, path: str, opened: Callable[[str], Session], progress: OnProgress) -> BackedUp:
     """Make the backup in the directory *path*."""
     source, target = SessionDirectory(session.path), SessionDirectory(path)
     _, identity = source.store_url()
@@ -155,7 +155,7 @@ def _disown_mirror(place: str, identity: bytes) -> None:
 class _Taking:
     """The taking of a snapshot into a new session."""
 
-    def __init__(self, target: Session, state: Snapshot, progress: Progress) -> None:
+    def __init__(self, target: Session, state: Snapshot, progress: OnProgress) -> None:
         self._store = target.store
         self._identity = target._index.identity
         self._state = state

@@ -37,7 +37,7 @@ from .directory import SessionDirectory
 from .dump_files import written
 from .json_values import FieldsEncoder, NotJSON
 from .snapshot import Kept, Snapshot, snapshot
-from .tables import Progress
+from .tables import OnProgress
 
 if TYPE_CHECKING:
     from .session_base import SessionBase
@@ -65,7 +65,7 @@ class Dumped(NamedTuple):
 
 
 def dump_session(
-    session: SessionBase, file: str | os.PathLike[str] | IO[bytes], *, progress: Progress | None = None
+    session: SessionBase, file: str | os.PathLike[str] | IO[bytes], *, progress: OnProgress | None = None
 ) -> Dumped:
     """Write all of a session to a file, from which `load_dump` makes it again exactly.
 

@@ -20,7 +20,7 @@ from .ledger import Joining, Ledger
 from .sequence import NEXT_KEY
 from .session import Session
 from .session_base import SessionBase
-from .tables import META, RECORDS, SCHEMAS, Progress, Writer
+from .tables import META, RECORDS, SCHEMAS, OnProgress, Writer
 from .temporaries import made_whole
 from .values import RECORD_KEY
 
@@ -61,7 +61,7 @@ def load_dump(
     file: str | os.PathLike[str] | IO[bytes],
     *,
     on_clash: str = "fail",
-    progress: Progress | None = None,
+    progress: OnProgress | None = None,
 ) -> Loaded:
     """Load all that `dump_session` has written to a file; return how much that is.
 
@@ -92,7 +92,7 @@ def load_dump(
         return _made(directory, lines, progress)
 
 
-def _made(directory: SessionDirectory, lines: IO[bytes], progress: Progress | None) -> Loaded:
+def _made(directory: SessionDirectory, lines: IO[bytes], progress: OnProgress | None) -> Loaded:
     """Make a session from a dump, under another name until it is complete."""
     os.makedirs(os.path.dirname(directory.path), exist_ok=True)
     with made_whole(directory.path) as temporary:
@@ -121,7 +121,7 @@ class Loading:
         session: SessionBase,
         lines: Iterable[bytes],
         on_clash: str,
-        progress: Progress | None,
+        progress: OnProgress | None,
         *,
         own: range = range(0),
         reserve: Callable[[Writer, range], None] = lambda writer, numbers: None,

@@ -20,7 +20,7 @@ from .entries import MEMBER, SESSION_KEY, Row, entry_at
 from .errors import CorruptRecord
 from .snapshot import snapshot
 from .store_reading import FORMAT
-from .tables import MEMBERS, RECORDS, SCHEMAS, SESSIONS, Figure, Progress, Reader
+from .tables import MEMBERS, RECORDS, SCHEMAS, SESSIONS, Figure, OnProgress, Reader
 from .values import RECORD_KEY
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ class Information:
         return told | {"figures": {figure.name: figure.values for figure in self.figures}}
 
 
-def information_of(session: Session, scan: bool, progress: Progress) -> Information:
+def information_of(session: Session, scan: bool, progress: OnProgress) -> Information:
     """Return what there is to know of a session; with *scan* its records are read."""
     store, directory = session.store, SessionDirectory(session.path)
     scanned = _Scan(session, progress) if scan and store.tables.exists() else None
@@ -234,7 +234,7 @@ class _Scan:
         schemas: with how many records they have.
     """
 
-    def __init__(self, session: Session, progress: Progress) -> None:
+    def __init__(self, session: Session, progress: OnProgress) -> None:
         self.records = self.unreadable = 0
         self.first: EventFigures | None = None
         self.last: EventFigures | None = None

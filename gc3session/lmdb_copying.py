@@ -25,7 +25,7 @@ from .lmdb_files import committed_state, states
 from .lmdb_pages import State, meta_page
 from .lmdb_sharing import alone_with
 from .sizes import require_room
-from .tables import PLAIN_TABLES, SET_TABLES, Compacted, Progress
+from .tables import PLAIN_TABLES, SET_TABLES, Compacted, OnProgress
 from .temporaries import delete_tree
 
 _PIECE: Final = 8 << 20  # bytes copied at once
@@ -41,7 +41,7 @@ _TABLES: Final[dict[bytes, dict[str, bool]]] = {
 # -- as it is
 
 
-def copy_data(env: Environment, transaction: int, target: str, progress: Progress) -> bool:
+def copy_data(env: Environment, transaction: int, target: str, progress: OnProgress) -> bool:
     """Write the state of a transaction number, which a reader holds, to the new file *target*, durably.
 
     Return False, with nothing written, if its meta page has been overwritten already.  Pages
@@ -105,7 +105,7 @@ def _opened(path: str) -> Iterator[int]:
 # -- compacted
 
 
-def compact(env: Environment, progress: Progress) -> Compacted:
+def compact(env: Environment, progress: OnProgress) -> Compacted:
     """Write the data file anew without its free pages, and put it in the place of the old one.
 
     This process has no transaction open meanwhile, and closes the environment; the next
@@ -131,7 +131,7 @@ def compact(env: Environment, progress: Progress) -> Compacted:
             raise WriteError(f"{env.path} can't be compacted: {error}; nothing was changed") from error
 
 
-def _replace(env: Environment, progress: Progress) -> Compacted:
+def _replace(env: Environment, progress: OnProgress) -> Compacted:
     before = os.stat(env.data)
     temporary = compacted_name(env.path)
     delete_tree(temporary)
@@ -169,7 +169,7 @@ def _give_owner(new: str, path: str) -> None:
     shutil.copystat(path, new)
 
 
-def _fill(env: Environment, target: str, progress: Progress) -> int:
+def _fill(env: Environment, target: str, progress: OnProgress) -> int:
     """Write all items to the empty file in the directory *target*; return the number of the last transaction."""
     size = _map_size(os.stat(env.data).st_size)
     source = lmdb.open(env.path, map_size=size, create=False, readonly=True, lock=False, max_dbs=16)
@@ -183,7 +183,7 @@ def _fill(env: Environment, target: str, progress: Progress) -> int:
 
 
 def _copy_tables(
-    env: Environment, source: lmdb.Environment, reader: Transaction, target: str, progress: Progress
+    env: Environment, source: lmdb.Environment, reader: Transaction, target: str, progress: OnProgress
 ) -> None:
     """Write all items that *reader* sees; the numbers of the transactions don't go beyond its own."""
     names = list(reader.cursor().iternext(values=False))
@@ -221,7 +221,7 @@ def _copy_items(
     tables: Mapping[bytes, Any],
     new: lmdb.Environment,
     limit: int,
-    progress: Progress,
+    progress: OnProgress,
     used: int,
 ) -> dict[bytes, Any]:
     """Write the items of all tables to *new*, at most *limit* bytes in a transaction; return its handles."""

@@ -27,7 +27,7 @@ from .lmdb_environment import (
 from .lmdb_figures import figures, place
 from .lmdb_files import states
 from .store import register
-from .tables import Compacted, Contents, Figure, Item, NoTables, Progress, Reader, Tables, Writer, no_progress
+from .tables import Compacted, Contents, Figure, Item, NoTables, OnProgress, Reader, Tables, Writer, no_progress
 
 T = TypeVar("T")
 
@@ -313,7 +313,7 @@ class LmdbTables(Tables):
                         return figures(self._env, state, reader._txn)
             # Two commits have come in between: that state's page is overwritten.
 
-    def copy_to(self, path: str, progress: Progress = no_progress) -> None:
+    def copy_to(self, path: str, progress: OnProgress = no_progress) -> None:
         os.mkdir(path)
         while True:
             with self.read() as reader:
@@ -323,7 +323,7 @@ class LmdbTables(Tables):
                     break
         sync_directory(path)
 
-    def compact(self, progress: Progress = no_progress) -> Compacted:
+    def compact(self, progress: OnProgress = no_progress) -> Compacted:
         if self.read_only:
             raise ReadOnlyError(f"the store {self.url} was opened read-only")
         env = self._environment()

@@ -33,14 +33,14 @@ from .session import Session
 from .session_base import SessionBase
 from .snapshot import Snapshot
 from .store import Store, full_url, in_order, make_store
-from .tables import META, RECORDS, Progress, Writer
+from .tables import META, RECORDS, OnProgress, Writer
 from .values import RECORD_KEY
 
 _CHUNK = 4096
 
 
 def migrate_session(
-    session: Session, url: str | os.PathLike[str], *, progress: Progress | None = None, **store_options: Any
+    session: Session, url: str | os.PathLike[str], *, progress: OnProgress | None = None, **store_options: Any
 ) -> None:
     """Move a session to another store: its tasks and all that they refer to.  It is closed then.
 
@@ -102,7 +102,7 @@ class _Move:
         self._identity = secrets.token_bytes(16)
         self.url = session._directory.line(target.url, self._identity)
 
-    def copy(self, source: Writer, progress: Progress | None) -> None:
+    def copy(self, source: Writer, progress: OnProgress | None) -> None:
         """Copy all that the session has in *source*.  Raise WriteError if its index is damaged."""
         state = Snapshot(self._session, source)
         lines = DumpLines(self._session, state, state.read())

@@ -16,7 +16,7 @@ from .mirror import Mirror
 from .moved import arrive, delete_left
 from .session_base import SessionBase
 from .store import DEFAULT_BATCH_BYTES, Store, full_url, make_store, without_password
-from .tables import Progress, no_progress
+from .tables import OnProgress, no_progress
 
 if TYPE_CHECKING:
     from .backup import BackedUp
@@ -212,7 +212,7 @@ class Session(SessionBase):
         self._ensure_open()
         return Check(self._directory, self.store.tables, references=references)
 
-    def info(self, *, scan: bool = False, progress: Progress = no_progress) -> Information:
+    def info(self, *, scan: bool = False, progress: OnProgress = no_progress) -> Information:
         """Return what there is to know of the session and its store, in constant time.
 
         Args:
@@ -225,7 +225,7 @@ class Session(SessionBase):
         self._ensure_open()
         return information_of(self, scan, progress)
 
-    def backup(self, dest: str | os.PathLike[str], *, progress: Progress = no_progress) -> BackedUp:
+    def backup(self, dest: str | os.PathLike[str], *, progress: OnProgress = no_progress) -> BackedUp:
         """Make a copy of the session at *dest*, which is a session itself, and return what it holds.
 
         It has the same identity, IDs, order of adding and times.  The batch is written first.  The

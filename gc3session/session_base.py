@@ -15,7 +15,7 @@ from .ids import IDs, all_ids
 from .index import Index
 from .selection import Kinds, Names, Selected, Tasks, TasksByID, Time, Where, filters
 from .store import Store
-from .tables import Compacted, Progress, no_progress
+from .tables import Compacted, OnProgress, no_progress
 from .tasks import Persistable, TaskCollection
 
 if TYPE_CHECKING:
@@ -416,7 +416,7 @@ class SessionBase:
         with self._unit(True):
             yield self
 
-    def compact(self, *, progress: Progress = no_progress) -> Compacted:
+    def compact(self, *, progress: OnProgress = no_progress) -> Compacted:
         """Give back the room that the store's file doesn't need, and return how large it was and is.
 
         The batch is written first.  A store that several sessions share is compacted as a whole.

@@ -44,12 +44,12 @@ Item = tuple[bytes, bytes]
 
 _CHUNK = 1024
 
-Progress = Callable[[int, int], None]
+OnProgress = Callable[[int, int], None]
 """Called now and then with how much has been done, and how much there is."""
 
 
 def no_progress(done: int, total: int) -> None:
-    """The `Progress` of whoever doesn't want to know."""
+    """The `OnProgress` of whoever does not want to know."""
 
 
 class Compacted(NamedTuple):
@@ -294,14 +294,14 @@ class Tables(ABC):
         """Return what this kind of store tells of itself: its size, its settings; in constant time."""
         return []
 
-    def copy_to(self, path: str, progress: Progress = no_progress) -> None:
+    def copy_to(self, path: str, progress: OnProgress = no_progress) -> None:
         """Write the newest committed state to a new directory *path*, durably: tables of the same kind.
 
         Raise InvalidArgument if the tables aren't kept in a directory.
         """
         raise InvalidArgument(f"{self.url}: a store of this kind can't be copied file by file")
 
-    def compact(self, progress: Progress = no_progress) -> Compacted:
+    def compact(self, progress: OnProgress = no_progress) -> Compacted:
         """Give the room of what was deleted back to the system.
 
         Raise InvalidArgument if a store of this kind does that by itself.

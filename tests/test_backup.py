@@ -106,6 +106,7 @@ def test_opening_a_backup_gives_no_warning_and_finds_its_mirror_intact(
     session.backup(tmp_path / "copy")
     before = state_of(tmp_path / "copy")
     with Session(tmp_path / "copy", read_only=True) as copy:
+        assert list(copy.check()) == []
         assert copy.info().mirror
     assert state_of(tmp_path / "copy") == before
     with Session(tmp_path / "copy") as copy:

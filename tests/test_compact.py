@@ -78,6 +78,7 @@ def test_room_is_given_back_and_all_is_as_before(session: Session) -> None:
     assert done.after < size // 2
     assert read_tables(data_of(session).parent) == before
     assert lmdb.verify.verify(os.fspath(data_of(session))) == []
+    assert list(session.check()) == []
     session.add(Task(jobname="after"))
     assert session.stats() == {"NEW": len(ids) + 3}
     assert sorted(os.listdir(data_of(session).parent)) == ["data.mdb", "lock.mdb"]
@@ -248,6 +249,19 @@ def test_program_that_uses_lmdb_alone_is_named_too(make_session: MakeSession) ->
             session.compact()
         assert caught.value.pids == (pid,)
         session.add(Task())
+
+
+def test_script_that_is_written_from_the_format_stands_in_the_way_too(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    with Session(path) as session:
+        fill(session, 30_000)
+    process = start_python(Path(__file__).parent.parent / "tools" / "inspect_session.py", path, "dump")
+    assert process.stdout is not None
+    process.stdout.read(1)  # the rest waits in the pipe
+    with Session(path) as session, pytest.raises(StoreInUse, match=str(process.pid)):
+        session.compact()
+    process.communicate()
+    assert process.returncode == 0
 
 
 def test_busy_writer_loses_nothing_to_attempts_at_compacting(tmp_path: Path) -> None:

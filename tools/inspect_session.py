@@ -11,6 +11,7 @@ One file, which needs only lmdb and msgpack, and is written from FORMAT.md; it n
 
 import argparse
 import contextlib
+import fcntl
 import functools
 import json
 import os
@@ -233,6 +234,10 @@ def opened(path: Path) -> Session:
         if data.is_symlink() or not data.is_file() or not data.stat().st_size:
             sys.exit(f"{data} is missing, empty, or not a file; restore it from a backup")
         locked = lock.is_file() and not lock.is_symlink() and os.access(lock, os.W_OK)
+        with contextlib.suppress(
+            PermissionError
+        ):  # held until the program ends: the file isn't replaced meanwhile
+            fcntl.flock(os.open(store, os.O_RDONLY), fcntl.LOCK_SH)
         size = max(1 << 30, 2 * data.stat().st_size)
         return Session(
             path, lmdb.open(str(store), size, readonly=True, lock=locked, create=False, max_dbs=16), identity

@@ -125,7 +125,7 @@ class Condition:
         if self.path.parts not in ((("state", False),), (("STATE", False),)) or self.operator not in ("=", "in"):
             return None
         several = self.value if self.operator == "in" else [self.value]
-        return frozenset(text for kind, text in map(_plain, several) if kind == "text")
+        return frozenset(text for kind, text in map(comparable, several) if kind == "text")
 
     @classmethod
     def parse(cls, text: str) -> Condition:
@@ -187,7 +187,7 @@ _Kind = str
 _NUMBER: Final = "number"
 
 
-def _plain(value: Any) -> tuple[_Kind, Any]:
+def comparable(value: Any) -> tuple[_Kind, Any]:
     """Return of what kind a value is, and what is compared of it."""
     cls = type(value)
     if cls is Opaque:
@@ -237,7 +237,7 @@ class _Exactly:
     """A value of Python's."""
 
     def __init__(self, value: Any) -> None:
-        self.kind, self.value = _plain(value)
+        self.kind, self.value = comparable(value)
 
     def like(self, kind: _Kind, found: Any) -> Any:
         """Return the value to compare *found* with, or MISSING if they are unlike."""
@@ -309,7 +309,7 @@ def _value(value: Any) -> _Exactly | _AsRead:
 
 
 def _compared(compare: Callable[[Any, Any], Any], found: Any, value: _Exactly | _AsRead) -> bool:
-    kind, found = _plain(found)
+    kind, found = comparable(found)
     other = value.like(kind, found)
     if other is MISSING:
         return False
@@ -321,7 +321,7 @@ def _compared(compare: Callable[[Any, Any], Any], found: Any, value: _Exactly | 
 
 def _equal(found: Any, value: _Exactly | _AsRead) -> bool | None:
     """Return whether two values are equal; None if they are unlike."""
-    kind, found = _plain(found)
+    kind, found = comparable(found)
     other = value.like(kind, found)
     if other is MISSING:
         return None
@@ -334,13 +334,13 @@ def _among(found: Any, several: list[_Exactly | _AsRead], *, negative: bool) -> 
 
 
 def _matches(found: Any, pattern: re.Pattern[str], *, negative: bool) -> bool:
-    kind, text = _plain(found)
+    kind, text = comparable(found)
     return kind == "text" and (pattern.search(text) is None) == negative
 
 
 def _holds(found: Any, value: _Exactly | _AsRead, *, negative: bool) -> bool:
     if type(found) in (dict, list, tuple, set, frozenset):
         return any(_equal(item, value) for item in found) != negative
-    kind, text = _plain(found)
+    kind, text = comparable(found)
     part = value.like(kind, text) if kind == "text" else MISSING
     return type(part) is str and (part in text) != negative

@@ -24,7 +24,6 @@ a shared one, the session's records and all that these refer to.
 
 from __future__ import annotations
 
-import json
 import os
 from base64 import b64encode
 from collections.abc import Iterator
@@ -35,7 +34,7 @@ from typing import IO, TYPE_CHECKING, Any, Final, NamedTuple
 from .codec import Schema
 from .directory import SessionDirectory
 from .dump_files import written
-from .json_values import FieldsEncoder, NotJSON
+from .record_lines import RecordLines, json_line
 from .snapshot import Kept, Snapshot, snapshot
 from .tables import OnProgress
 
@@ -102,45 +101,26 @@ class DumpLines:
         self._path: str | None = getattr(session, "path", None)
         self._state = state
         self._kept = kept
-        self._encoder = FieldsEncoder()
+        self._lines = RecordLines()
         self.records = self.members = 0
         self.unreadable: list[str] = []
 
     def __iter__(self) -> Iterator[str]:
-        yield _line(self._header())
+        yield json_line(self._header())
         for number, schema in self._state.schemas.items():
-            yield _line(_schema(number, schema))
-        readable = {
-            n: (schema.fields, f'{{"id":{json.dumps(schema.name)[:-1]}.', f'","schema":{n},"revision":')
-            for n, schema in self._state.schemas.items()
-            if isinstance(schema, Schema)
-        }
-        encode = self._encoder.encode
-        for kept in self._kept:
-            number, order, schema_number, state, record = kept
+            yield json_line(_schema(number, schema))
+        line_of, schemas = self._lines.of, self._state.schemas
+        for number, order, schema_number, state, record in self._kept:
             self.records += 1
             self.members += order > 0
-            if state is None:
-                try:
-                    names, start, middle = readable[schema_number]
-                    revision, text = encode(names, record[4:])
-                    yield f'{start}{number}{middle}{revision},"order":{order or "null"},"fields":{text}}}\n'
-                    continue
-                except NotJSON:
-                    pass
-            yield self._raw(kept)
-        yield _line({"end": {"records": self.records, "members": self.members}})
-
-    def _raw(self, kept: Kept) -> str:
-        """Return the line of a record that has no fields in JSON."""
-        number, order, schema_number, state, record = kept
-        schema = self._state.schemas.get(schema_number)
-        id_ = f"{schema.name if isinstance(schema, Schema) else 'Unreadable'}.{number}"
-        line: dict[str, Any] = {"id": id_, "order": order or None}
-        if state is not None:
-            line["state"] = state
-            self.unreadable.append(id_)
-        return _line({**line, "record": b64encode(record).decode()})
+            written = schemas.get(schema_number)
+            if state is None and isinstance(written, Schema):
+                yield line_of(written, number, order, record)
+            else:
+                id_ = f"{written.name if isinstance(written, Schema) else 'Unreadable'}.{number}"
+                self.unreadable.append(id_)
+                yield self._lines.raw(id_, order, state, record)
+        yield json_line({"end": {"records": self.records, "members": self.members}})
 
     def _header(self) -> dict[str, Any]:
         state = self._state
@@ -179,7 +159,3 @@ def _schema(number: int, schema: Schema | bytes) -> dict[str, Any]:
         return {"schema": number, "bytes": b64encode(schema).decode()}
     told: dict[str, Any] = {"schema": number, "tag": schema.tag, "name": schema.name, "kind": schema.kind}
     return told | {"fields": list(schema.fields)}
-
-
-def _line(value: dict[str, Any]) -> str:
-    return json.dumps(value, separators=(",", ":")) + "\n"

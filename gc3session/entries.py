@@ -30,7 +30,7 @@ import msgpack
 
 from .codec import seal, unseal
 from .errors import CorruptRecord, CorruptStore
-from .tables import LATE, MEMBERS, SESSIONS, Reader, Writer
+from .tables import LATE, MEMBERS, SESSIONS, STATES, Reader, Writer
 from .values import RECORD_KEY
 
 MAX_STATE = 400
@@ -126,3 +126,12 @@ def entry_at(reader: Reader, order: int, schema: int) -> Entry:
     if number is None:
         raise CorruptStore(f"the index has no record for its entry {order}; restore the store from a backup")
     return order, RECORD_KEY.unpack(number)[0], schema & ~LATE_BIT
+
+
+def state_at(reader: Reader, session: int, order: int) -> str:
+    """Return the state that the index has for a session's entry of that order, '' if none."""
+    value = RECORD_KEY.pack(order)
+    for key, _ in reader.counts(STATES, SESSION_KEY.pack(session)):
+        if reader.values(STATES, key, value, 1) == [value]:
+            return key[4:].decode("utf-8", "surrogatepass")
+    return ""

@@ -98,25 +98,27 @@ class Index:
         order = self.committed_order(reader, number)
         return order is not None and order not in self.left
 
-    def chunk(self, reader: Reader, after: int) -> list[Entry]:
-        """Return the next entries after an order; none means that there are no more."""
+    def chunk(self, reader: Reader, after: int, size: int = CHUNK) -> list[Entry]:
+        """Return the next entries after an order, at most *size*; none means that there are no more."""
         session = self.session(reader)
         if session is None:
-            return self._merged(reader, [], after, None)
+            return self._merged(reader, [], after, None, size)
         while True:
             start = MEMBER.pack(after + 1, 0, 0)
-            values = reader.values(MEMBERS, SESSION_KEY.pack(session), start, CHUNK)
+            values = reader.values(MEMBERS, SESSION_KEY.pack(session), start, size)
             entries = [
                 (order, order, schema) if schema < LATE_BIT else entry_at(reader, order, schema)
                 for order, schema, _ in map(MEMBER.unpack, values)
             ]
-            full = len(values) == CHUNK
-            merged = self._merged(reader, entries, after, entries[-1][0] if full else None)
+            full = len(values) == size
+            merged = self._merged(reader, entries, after, entries[-1][0] if full else None, size)
             if merged or not full:
                 return merged
             after = entries[-1][0]  # all of these have left
 
-    def _merged(self, reader: Reader, committed: list[Entry], after: int, until: int | None) -> list[Entry]:
+    def _merged(
+        self, reader: Reader, committed: list[Entry], after: int, until: int | None, size: int
+    ) -> list[Entry]:
         """Return committed entries with those of the batch, up to an order."""
         if self.left:
             committed = [entry for entry in committed if entry[0] not in self.left]
@@ -125,14 +127,14 @@ class Index:
         orders = self._shown_orders(reader)
         first = bisect_right(orders, after)
         last = len(orders) if until is None else bisect_right(orders, until)
-        last = min(last, first + CHUNK)
+        last = min(last, first + size)
         if first == last:
             return committed
         staged = [
             (order, self.joined[order], self._store.schema_number_of(reader, self.joined[order]))
             for order in orders[first:last]
         ]
-        return sorted(committed + staged)[:CHUNK]
+        return sorted(committed + staged)[:size]
 
     def _shown_orders(self, reader: Reader) -> list[int]:
         """Return the orders of what the batch adds, sorted, but for what another process has added, too."""
@@ -198,8 +200,8 @@ class Index:
             if order_now is not None and order_now not in self.left:
                 yield store.committed_state(reader, number), store.state_of(reader, number)
 
-    def chunk_in_state(self, reader: Reader, state: str, after: int) -> list[Entry]:
-        """Return the next entries in a state after an order; none means there are no more."""
+    def chunk_in_state(self, reader: Reader, state: str, after: int, size: int = CHUNK) -> list[Entry]:
+        """Return the next entries in a state after an order, at most *size*; none means there are no more."""
         session = self.session(reader)
         self._notice_changes(reader)
         if state not in self._changed:
@@ -207,12 +209,12 @@ class Index:
         changed = self._changed[state]
         first = bisect_right(changed, after, key=itemgetter(0))
         if session is None:
-            return changed[first : first + CHUNK]
+            return changed[first : first + size]
         start = RECORD_KEY.pack(after + 1)
         while True:
-            values = reader.values(STATES, state_key(session, state), start, CHUNK)
+            values = reader.values(STATES, state_key(session, state), start, size)
             orders = [RECORD_KEY.unpack(value)[0] for value in values]
-            full = len(values) == CHUNK
+            full = len(values) == size
             entries = []
             for order in orders:
                 found = member(reader, session, order)
@@ -223,7 +225,7 @@ class Index:
             last = len(changed)
             if full:
                 last = bisect_right(changed, orders[-1], key=itemgetter(0))
-            merged = sorted(entries + changed[first : min(last, first + CHUNK)])[:CHUNK]
+            merged = sorted(entries + changed[first : min(last, first + size)])[:size]
             if merged or not full:
                 return merged
             first, start = last, RECORD_KEY.pack(orders[-1] + 1)

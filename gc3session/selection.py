@@ -18,7 +18,7 @@ from .index import CHUNK, Index
 from .moments import aware
 from .store import Store
 from .store_reading import schema_number_or_0
-from .stored import StoredTask, StoredTasks
+from .stored import StoredTask, StoredTasks, UnreadableTask
 from .tables import Reader
 from .tasks import Persistable, class_tag
 
@@ -200,18 +200,36 @@ def _kinds(kind: Kinds) -> frozenset[str]:
     return frozenset(one if isinstance(one, str) else class_tag(one) for one in several)
 
 
+# Of a selection a few are often enough, so it begins with few.
+_FIRST = 16
+
+
+def _next_size(size: int) -> int:
+    return min(2 * size, CHUNK)
+
+
+def _id_of(task: StoredTask | UnreadableTask) -> str:
+    if isinstance(task, UnreadableTask):
+        raise task.error
+    return task.persistent_id
+
+
 class Selected(Iterator[Any]):
     """The tasks that fit what is asked for, in the order of adding; see `SessionBase.select`.
 
     A task whose record can't be read raises LoadError; the iterator goes on after it.
+
+    Attributes:
+        filters: what is asked for.
     """
 
     def __init__(self, store: Store, index: Index, filters: Filters) -> None:
         self._store = store
         self._index = index
-        self._filters = filters
+        self.filters = filters
         self._states = filters.read_states
         self._after = 0
+        self._size = _FIRST
         self._ready: list[Persistable | LoadError] = []
 
     def __next__(self) -> Any:
@@ -220,7 +238,7 @@ class Selected(Iterator[Any]):
                 task = self._ready.pop()
                 if isinstance(task, LoadError):
                     raise task
-                if task._store is not None and self._filters.fit_fields(task):  # it may have been removed
+                if task._store is not None and self.filters.fit_fields(task):  # it may have been removed
                     return task
             if not self._read():
                 raise StopIteration
@@ -230,73 +248,71 @@ class Selected(Iterator[Any]):
         store = self._store
         with store.lock:
             with store.reading() as reader:
-                chunk = self._chunk(reader, self._after)
+                chunk = self._chunk(reader, self._after, self._size)
                 if not chunk:
                     return False
                 entries, records = self._with_records(reader, chunk)
             self._ready = store.objects(entries, records)
         self._ready.reverse()
-        self._after = chunk[-1][0]
+        self._after, self._size = chunk[-1][0], _next_size(self._size)
         return True
 
     def ids(self) -> Iterator[str]:
-        """Give the IDs of the tasks, from the first one.
+        """Give the IDs of the tasks instead, from the first one.
 
-        Records are read only if the fields or the class tell which tasks fit.
+        Records are read only if the fields or the class tell which tasks fit; one that can't be
+        read raises LoadError then, and the iterator goes on after it.
         """
-        if self._filters.need_records:
-            for task in self.stored():
-                if isinstance(task, LoadError):
-                    raise task
-                yield task.persistent_id
-            return
-        after = 0
+        return map(_id_of, self.stored()) if self.filters.need_records else self._ids_in_index()
+
+    def _ids_in_index(self) -> Iterator[str]:
+        after, size = 0, _FIRST
         while True:
             with self._store.lock, self._store.reading() as reader:
-                chunk = self._chunk(reader, after)
+                chunk = self._chunk(reader, after, size)
                 if not chunk:
                     return
                 found = self._ids(reader, self._of_ids(reader, chunk))
             yield from found
-            after = chunk[-1][0]
+            after, size = chunk[-1][0], _next_size(size)
 
-    def stored(self) -> Iterator[StoredTask | LoadError]:
-        """Give the tasks as their records have them, from the first one, without making objects.
+    def stored(self) -> Iterator[StoredTask | UnreadableTask]:
+        """Give the tasks as their records have them, from the first one; no objects are made.
 
-        A LoadError stands in the place of one whose record can't be read, as it may fit.
+        An UnreadableTask stands in the place of one whose record can't be read: it may fit.
         """
         store, tasks = self._store, StoredTasks(self._store)
-        after = 0
+        after, size = 0, _FIRST
         while True:
             with store.lock, store.reading() as reader:
-                chunk = self._chunk(reader, after)
+                chunk = self._chunk(reader, after, size)
                 if not chunk:
                     return
                 entries, records = self._with_records(reader, chunk)
             for task in tasks.of(entries, records):
-                if isinstance(task, LoadError) or self._filters.fit_fields(task):
+                if isinstance(task, UnreadableTask) or self.filters.fit_fields(task):
                     yield task
-            after = chunk[-1][0]
+            after, size = chunk[-1][0], _next_size(size)
 
-    def _chunk(self, reader: Reader, after: int) -> list[Entry]:
+    def _chunk(self, reader: Reader, after: int, size: int) -> list[Entry]:
         """Return the next entries in the wanted states; none means that there are no more."""
         if self._states is None:
-            return self._index.chunk(reader, after)
+            return self._index.chunk(reader, after, size)
         # Each gives its next ones, so the first ones of all are among these.
-        found = [self._index.chunk_in_state(reader, state, after) for state in self._states]
-        return found[0] if len(found) == 1 else sorted(entry for some in found for entry in some)[:CHUNK]
+        found = [self._index.chunk_in_state(reader, state, after, size) for state in self._states]
+        return found[0] if len(found) == 1 else sorted(entry for some in found for entry in some)[:size]
 
     def _with_records(self, reader: Reader, chunk: list[Entry]) -> tuple[list[Entry], list[bytes | None]]:
         """Return those entries that fit by ID and class, with their records."""
         entries = self._of_ids(reader, chunk)
         records = self._store.records(reader, entries)
-        if self._filters.kinds is None:
+        if self.filters.kinds is None:
             return entries, records
         kept = [pair for pair in zip(entries, records, strict=True) if pair[1] and self._of_kinds(reader, pair[1])]
         return [entry for entry, _ in kept], [record for _, record in kept]
 
     def _of_ids(self, reader: Reader, chunk: list[Entry]) -> list[Entry]:
-        pattern = self._filters.id
+        pattern = self.filters.id
         if pattern is None:
             return chunk
         ids = zip(chunk, self._ids(reader, chunk), strict=True)
@@ -308,7 +324,7 @@ class Selected(Iterator[Any]):
 
     def _of_kinds(self, reader: Reader, record: bytes) -> bool:
         try:
-            return self._filters.fit_schema(self._store.schemas.get(schema_number_or_0(record), reader))
+            return self.filters.fit_schema(self._store.schemas.get(schema_number_or_0(record), reader))
         except CorruptRecord:
             return True  # it can't be told; the reading of it tells why
 

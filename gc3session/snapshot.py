@@ -21,11 +21,11 @@ from typing import IO, TYPE_CHECKING
 from zlib import crc32
 
 from .codec import Schema, references, values_of
-from .entries import LATE_BIT, MEMBER, SESSION_KEY, Row, entry_at
+from .entries import LATE_BIT, MEMBER, SESSION_KEY, Row, entry_at, state_at
 from .errors import CorruptRecord, WriteError
 from .sequence import NEXT_KEY
 from .store_reading import schema_number_or_0
-from .tables import LATE_MEMBERS, MEMBERS, META, RECORDS, SCHEMAS, SESSIONS, STATES, Item, Reader
+from .tables import LATE_MEMBERS, MEMBERS, META, RECORDS, SCHEMAS, SESSIONS, Item, Reader
 from .values import RECORD_KEY
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ class Snapshot:
     def __init__(self, session: SessionBase, reader: Reader) -> None:
         self._reader = reader
         self._identity = session._index.identity
-        row = Row.read(reader, self._identity)
+        self._row = row = Row.read(reader, self._identity)
         self._session = None if row is None else SESSION_KEY.pack(row.number)
         self.missing: list[int] = []
         self.next: int = RECORD_KEY.unpack(reader.get(META, NEXT_KEY) or _key(1))[0]
@@ -192,7 +192,8 @@ class Snapshot:
         sound = crc32(record[4:], number & 0xFFFFFFFF) == int.from_bytes(record[:4], "big")
         if sound and type(self.schemas.get(written)) is Schema:
             return number, order, written, None, record
-        return number, order, written if schema is None else schema, self._state_of(order), record
+        state = state_at(self._reader, self._row.number, order) if order and self._row is not None else ""
+        return number, order, written if schema is None else schema, state, record
 
     def _late(self, order: int, schema: int) -> list[Kept]:
         """Return the late entry of an order, if it has a record."""
@@ -213,15 +214,6 @@ class Snapshot:
                 break
             start = items[-1][0] + b"\0"
         return found
-
-    def _state_of(self, order: int) -> str:
-        """Return the state that the index has for the entry of an order, '' if none."""
-        value = _key(order)
-        if order and self._session is not None:
-            for key, _ in self._reader.counts(STATES, self._session):
-                if self._reader.values(STATES, key, value, 1) == [value]:
-                    return key[4:].decode("utf-8", "surrogatepass")
-        return ""
 
 
 class Numbers:

@@ -5,10 +5,14 @@ So a task of a million others is read as fast as any, and a walk through a sessi
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
+
+import attrs
 
 from .codec import COLLECTION, Schema, unseal
 from .errors import CorruptRecord, LoadError, NotFound
+from .index import CHUNK
 from .store_reading import schema_number_or_0
 from .values import Decoder
 
@@ -49,6 +53,25 @@ class StoredTask:
 
     def __repr__(self) -> str:
         return f"<StoredTask {self.persistent_id}>"
+
+
+@attrs.frozen
+class UnreadableTask:
+    """What stands in the place of a task whose record can't be read.
+
+    Attributes:
+        persistent_id: its ID, as the index has it.
+        number: the N in it.
+        order: its place in the session; 0 if it was found through a reference.
+        record: its bytes; none if it is missing.
+        error: why it can't be read.
+    """
+
+    persistent_id: str
+    number: int
+    order: int
+    record: bytes
+    error: LoadError
 
 
 class StoredReference:
@@ -94,18 +117,34 @@ class StoredTasks:
         """Return what stands for a reference to record N."""
         return StoredReference(self, number)
 
-    def of(self, entries: list[Entry], records: list[bytes | None]) -> list[StoredTask | LoadError]:
-        """Return the tasks of some entries, in their order.
-
-        A LoadError stands in the place of one that can't be read; one whose record is gone is left out.
-        """
+    def of(self, entries: list[Entry], records: list[bytes | None]) -> list[StoredTask | UnreadableTask]:
+        """Return the tasks of some entries, in their order; one whose record is gone is left out."""
         return [
             self._read(number, order, schema, record)
             for (order, number, schema), record in zip(entries, records, strict=True)
             if record is not None
         ]
 
-    def _read(self, number: int, order: int, name_schema: int, record: bytes) -> StoredTask | LoadError:
+    def at(self, entries: list[Entry]) -> list[StoredTask | UnreadableTask]:
+        """Return the tasks of some entries as they are now, in their order, without those that are gone."""
+        with self._store.lock, self._store.reading() as reader:
+            records = self._store.records(reader, entries)
+        return self.of(entries, records)
+
+    def parts_of(self, task: StoredTask) -> Iterator[StoredTask | UnreadableTask]:
+        """Give what a collection consists of, in its order, some read at a time."""
+        numbers = [part.number for part in task.parts]
+        for first in range(0, len(numbers), CHUNK):
+            some = numbers[first : first + CHUNK]
+            with self._store.lock, self._store.reading() as reader:
+                records = self._store.records(reader, [(0, number, 0) for number in some])
+            for number, record in zip(some, records, strict=True):
+                if record is None:
+                    yield self._gone(number)
+                else:
+                    yield self._read(number, 0, schema_number_or_0(record), record)
+
+    def _read(self, number: int, order: int, name_schema: int, record: bytes) -> StoredTask | UnreadableTask:
         try:
             parts = self._decoder.unpack(unseal(number, record))
             try:
@@ -118,18 +157,21 @@ class StoredTasks:
             id_ = f"{self._name(name_schema)}.{number}"
             failure = type(error)(f"{id_} in {self._store.url}: {error}", id_)
             failure.__cause__ = error
-            return failure
+            return UnreadableTask(id_, number, order, record, failure)
         return StoredTask(f"{schema.name}.{number}", number, order, schema, record, fields)
+
+    def _gone(self, number: int) -> UnreadableTask:
+        id_ = f"Unreadable.{number}"
+        error = NotFound(f"record {number} is referred to, but it is not in {self._store.url}", id_)
+        return UnreadableTask(id_, number, 0, b"", error)
 
     def get(self, number: int) -> StoredTask:
         """Return the object of record N.  Raise LoadError if it is missing or can't be read."""
         with self._store.lock, self._store.reading() as reader:
             record = self._store.record(reader, number)
-        if record is None:
-            raise NotFound(f"there is no record {number} in {self._store.url}")
-        found = self._read(number, 0, schema_number_or_0(record), record)
-        if isinstance(found, LoadError):
-            raise found
+        found = self._gone(number) if record is None else self._read(number, 0, schema_number_or_0(record), record)
+        if isinstance(found, UnreadableTask):
+            raise found.error
         return found
 
     def id_of(self, number: int) -> str:

@@ -65,7 +65,7 @@ def _field_lines(obj: Persistable, name: str, value: Any, style: Style) -> Itera
         if name == "state" and type(value) is str:
             return [style(escaped(value), state_colour(value, obj.returncode) or "")]
         if name == "tasks" and type(value) is list and value:
-            return (f"- {_one_line(task)}" for task in value)
+            return (f"- {one_line(task)}" for task in value)
     if type(value) is str and _plain(value):
         return [escaped(value)]
     return _lines(value)
@@ -75,10 +75,10 @@ def _event(event: Any, style: Style) -> str:
     try:
         seconds, state = event
     except (TypeError, ValueError):
-        return _one_line(event)
+        return one_line(event)
     time = time_of(seconds, UTC)
     if time is None or type(state) is not str:
-        return _one_line(event)
+        return one_line(event)
     return f"{time_text(time)}  {style(escaped(state), state_colour(state, None) or '')}"
 
 
@@ -159,10 +159,11 @@ def _parts(first: str, others: str, value: Any) -> Iterator[str | _Part]:
 
 
 def _key(key: Any) -> str:
-    return key if type(key) is str and key.isprintable() and _plain(key) and ":" not in key else _one_line(key)
+    return key if type(key) is str and key.isprintable() and _plain(key) and ":" not in key else one_line(key)
 
 
-def _one_line(value: Any) -> str:
+def one_line(value: Any) -> str:
+    """Return a value as one line of text."""
     return "".join(_pieces(value))
 
 

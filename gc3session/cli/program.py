@@ -13,6 +13,7 @@ from typing import Any, Final, TextIO
 import click
 
 from ..errors import Error, OpenError
+from .completion import SHELLS, SessionDirectory, script
 from .console import Failure, complain
 
 _BROKEN_PIPE = 128 + 13  # what a shell reports of a program that SIGPIPE ended
@@ -22,6 +23,7 @@ _COMMANDS: Final = {
     "import-wf": "import_wf",
     "info": "info",
     "list": "list_",
+    "select": "select",
     "show": "show",
     "log": "log",
     "watch": "watch",
@@ -31,6 +33,9 @@ _COMMANDS: Final = {
     "backup": "backup",
     "compact": "compact",
     "check": "check",
+    "remove": "remove",
+    "forget": "forget",
+    "destroy": "destroy",
     "migrate": "migrate",
 }
 """The module of each command, whose function has its name, in the order in which they are needed."""
@@ -46,7 +51,21 @@ class _Program(click.Group):
         if name is None:
             return None
         command: click.Command = getattr(importlib.import_module(f".{name}", __package__), name)
+        for parameter in command.params:
+            if parameter.name == "session":
+                parameter.type = SessionDirectory()
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args[0] not in _COMMANDS and not args[0].startswith("-") and not ctx.resilient_parsing:
+            from difflib import get_close_matches
+
+            near = get_close_matches(args[0], _COMMANDS, 1)
+            hint = f" Did you mean '{near[0]}'?" if near else ""
+            raise click.UsageError(f"No such command '{args[0]}'.{hint}", ctx)
+        return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
         # Here, as click gives a broken pipe and an interruption other meanings.
@@ -80,6 +99,14 @@ class _Program(click.Group):
     callback=lambda ctx, _, wanted: _print_version(ctx) if wanted else None,
     help="Show the version and exit.",
 )
+@click.option(
+    "--completion",
+    type=click.Choice(SHELLS),
+    is_eager=True,
+    expose_value=False,
+    callback=lambda ctx, _, shell: _print_completion(ctx, shell) if shell else None,
+    help="Print what makes a shell complete commands, sessions, states and IDs at the Tab key.",
+)
 @click.pass_context
 def gc3session(ctx: click.Context) -> int:
     """Record tasks in a session, a directory that keeps them, and look at them."""
@@ -96,6 +123,11 @@ def _print_version(ctx: click.Context) -> None:
         click.echo(f"gc3session {version('gc3session')}")
     except PackageNotFoundError:
         click.echo("gc3session (run from its source; it is not installed)")
+    ctx.exit()
+
+
+def _print_completion(ctx: click.Context, shell: str) -> None:
+    click.echo(script(gc3session, shell))
     ctx.exit()
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -45,11 +45,11 @@ class Column(NamedTuple):
 
 _MOST: Final = 60  # to which a column grows; the rare wider cell stands out, or is folded
 
-Row = tuple[Cell, Cell, Cell, Cell]
-Columns = tuple[Column, Column, Column, Column]
+Row = Sequence[Cell]
+"""A cell for each column."""
 
 
-def write_table(columns: Columns, rows: Iterable[Row], console: Console | None) -> None:
+def write_table(columns: Sequence[Column], rows: Iterable[Row], console: Console | None) -> None:
     """Write the rows on *console*, or if it is None as plain text on stdout."""
     rows = iter(rows)
     measured = list(islice(rows, _MEASURED))
@@ -82,7 +82,7 @@ def width(text: str) -> int:
     )
 
 
-def _write_plain(columns: Columns, widths: list[int], rows: Iterable[Row]) -> None:
+def _write_plain(columns: Sequence[Column], widths: list[int], rows: Iterable[Row]) -> None:
     write = sys.stdout.write
     for row in chain([tuple(Cell(column.title) for column in columns)], rows):
         *padded, last = (cell.text for cell in row)
@@ -91,18 +91,36 @@ def _write_plain(columns: Columns, widths: list[int], rows: Iterable[Row]) -> No
         write(f"{last}\n")
 
 
-def _fitted(widths: list[int], columns: Columns, available: int) -> list[int] | None:
+def _fitted(widths: list[int], least: list[int], available: int) -> list[int] | None:
     """Return the widths shrunk, the widest first, until they fit; None if they can't."""
     widths = list(widths)
     while sum(widths) + _GAP * (len(widths) - 1) > available:
-        room = [full - column.least for full, column in zip(widths, columns, strict=True)]
+        room = [full - low for full, low in zip(widths, least, strict=True)]
         if max(room) <= 0:
             return None
         widths[max((full, i) for i, full in enumerate(widths) if room[i] > 0)[1]] -= 1
     return widths
 
 
-def _write_rich(columns: Columns, widths: list[int], rows: Iterator[Row], console: Console) -> None:
+def _stacked(columns: Sequence[Column], widths: list[int], available: int) -> tuple[list[range], list[int]]:
+    """Return which columns stand below one another, and how wide each of these groups is.
+
+    Where all have no room side by side, a row takes two lines, the second half of the columns
+    below the first one; and so on.
+    """
+    count = len(columns)
+    for lines in range(1, count + 1):
+        beside = -(-count // lines)
+        groups = [range(first, count, beside) for first in range(beside)]
+        wide = [max(widths[i] for i in group) for group in groups]
+        least = [max(columns[i].least for i in group) for group in groups]
+        fitted = _fitted(wide, least if lines < 2 else [min(8, full) for full in wide], available)
+        if fitted is not None:
+            return groups, fitted
+    return [range(count)], [max(available, 1)]
+
+
+def _write_rich(columns: Sequence[Column], widths: list[int], rows: Iterator[Row], console: Console) -> None:
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -112,12 +130,7 @@ def _write_rich(columns: Columns, widths: list[int], rows: Iterator[Row], consol
         return Text("\n", overflow="fold").join(lines)
 
     titles = [Cell(column.title, "bold") for column in columns]
-    fitted = _fitted(widths, columns, console.width)
-    # Two lines a row where four columns have no room: the last two go below the first two.
-    groups = [(0,), (1,), (2,), (3,)] if fitted else [(0, 2), (1, 3)]
-    if fitted is None:
-        left = min(max(widths[0], widths[2]), max(console.width // 2, 8))
-        fitted = [left, max(console.width - left - _GAP, 8)]
+    groups, fitted = _stacked(columns, widths, console.width)
     block, heading = list(islice(rows, _MEASURED)), True
     while block or heading:
         table = Table(

@@ -1,0 +1,111 @@
+"""The columns of a list: what every task has, and any field of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any, Final
+
+import attrs
+import click
+
+from ..errors import InvalidArgument
+from ..field_path import MISSING, FieldPath, last_event
+from ..stored import StoredTask
+from .console import escaped, state_colour, time_of
+from .table import Cell, Column
+
+NONE: Final = Cell("-", "dim")
+DEFAULT: Final = "ID,NAME,STATE,LAST EVENT"
+
+_LEAST: Final = {"ID": Column("", 12, 4), "NAME": Column("", 16, 8), "STATE": Column("", 10)}
+
+
+@attrs.frozen
+class ListColumn:
+    """A column of a list.
+
+    Attributes:
+        path: what it shows.
+        column: its place in a table.
+        cell: what it has of a task there.
+    """
+
+    path: FieldPath
+    column: Column
+    cell: Callable[[StoredTask], Cell]
+
+    def text(self, task: StoredTask) -> str:
+        """Return what the column has of a task in CSV, '' for nothing; times are in ISO 8601."""
+        value = self.path.of(task)
+        if value is MISSING or value is None:
+            return ""
+        if isinstance(value, datetime):
+            time = value if value.tzinfo is None else _local(value)
+            return time.isoformat()
+        return _text(value)
+
+
+def list_columns(text: str) -> list[ListColumn]:
+    """Return the columns of a text that has them between commas.  Raise UsageError if it isn't one."""
+    try:
+        paths = [FieldPath.parse(part) for part in text.split(",")]
+    except InvalidArgument as error:
+        raise click.UsageError(f"{error}.") from error
+    return [_column(path) for path in paths]
+
+
+def _column(path: FieldPath) -> ListColumn:
+    least = _LEAST.get(path.text, Column("", 8))
+    column = Column(escaped(path.text), max(least.least, len(path.text)), least.spare)
+    if path.parts == (("STATE", False),):
+        return ListColumn(path, column, _state)
+    if path.parts == (("NAME", False),):
+        return ListColumn(path, column, lambda task: _name(task.fields.get("jobname")))
+    if path.parts == (("LAST EVENT", False),):
+        return ListColumn(path, Column(path.text, 19), _last_event)
+    return ListColumn(path, column, lambda task: _shown(path.of(task)))
+
+
+def _shown(value: Any) -> Cell:
+    return Cell(_text(value) or "-") if value is not MISSING and value is not None else NONE
+
+
+def _text(value: Any) -> str:
+    if type(value) is str:
+        return escaped(value)
+    from .fields_text import one_line
+
+    return " ".join(one_line(value).split("\n"))
+
+
+def _name(value: Any, style: str = "") -> Cell:
+    """Return the cell of what should be a text; another value is told by its type."""
+    if isinstance(value, str):
+        return Cell(escaped(value), style) if value else NONE
+    return NONE if value is None else Cell(f"({type(value).__name__})", "dim")
+
+
+def _state(task: StoredTask) -> Cell:
+    state = task.fields.get("state")
+    return _name(state, state_colour(state, task.fields.get("returncode")) or "")
+
+
+def _last_event(task: StoredTask) -> Cell:
+    """Return when the last event was, and what, if that is not the state."""
+    time = time_of(last_event(task))
+    if time is None:
+        return NONE
+    text = time.isoformat(" ", "seconds")
+    try:
+        _, last = task.fields["history"][-1]
+    except (TypeError, ValueError, LookupError):
+        return Cell(text)
+    return Cell(text if last == task.fields.get("state") else f"{text} {_name(last).text}")
+
+
+def _local(time: datetime) -> datetime:
+    try:
+        return time.astimezone()
+    except (ValueError, OverflowError, OSError):  # at the ends of the calendar
+        return time

@@ -1,0 +1,66 @@
+"""What a shell offers at the Tab key: commands and options (by click), sessions, states and IDs."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from ..errors import Error
+from ..session import Session
+from ..tasks import State
+from .console import Failure, open_session
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
+SHELLS: Final = ("bash", "zsh", "fish")
+
+_SILENT: Final = (Error, Failure, OSError)  # a shell that completes has no place for messages
+_VARIABLE: Final = "_GC3SESSION_COMPLETE"
+_OFFERED: Final = 50  # IDs
+_LOOKED_AT: Final = 5000  # IDs of a session, in search of those that fit
+
+
+class SessionDirectory(click.types.StringParamType):
+    """The path of a session."""
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem[Any]]:
+        from click.shell_completion import CompletionItem
+
+        return [CompletionItem(incomplete, type="dir")]
+
+
+def complete_states(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """Return the states of the session's tasks, or all usual ones, that continue what is typed."""
+    before, comma, begun = incomplete.rpartition(",")
+    states = list(State.ALL)
+    with suppress(*_SILENT), _session(ctx) as session:
+        states = list(session.stats())
+    return [f"{before}{comma}{state}" for state in states if state.startswith(begun)]
+
+
+def complete_ids(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """Return the first IDs of the session that continue what is typed."""
+    with suppress(*_SILENT), _session(ctx) as session:
+        given = set(ctx.params.get("ids") or ())
+        ids = (id_ for id_ in islice(session.ids(), _LOOKED_AT) if id_.startswith(incomplete))
+        return list(islice((id_ for id_ in ids if id_ not in given), _OFFERED))
+    return []
+
+
+def _session(ctx: click.Context) -> Session:
+    return open_session(str(ctx.params.get("session")), read_only=True)
+
+
+def script(program: click.Command, shell: str) -> str:
+    """Return what a shell must read to complete the command line of *program*."""
+    from click.shell_completion import get_completion_class
+
+    found = get_completion_class(shell)
+    assert found is not None
+    return found(program, {}, "gc3session", _VARIABLE).source()

@@ -1,0 +1,30 @@
+"""The line of JSON that a dump has of a task."""
+
+from __future__ import annotations
+
+from ..entries import state_at
+from ..record_lines import RecordLines
+from ..session import Session
+from ..stored import StoredTask, UnreadableTask
+
+
+class TaskLines:
+    """Writes the lines of some tasks of a session as `gc3session dump` does."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._lines = RecordLines()
+
+    def of(self, task: StoredTask | UnreadableTask) -> str:
+        """Return the line of a task, with its line feed.
+
+        That of a task inside a collection has its order in the session, too, if it is in it.
+        """
+        index, order = self._session._index, task.order
+        with self._session.store.reading() as reader:
+            order = order or index.order_of(reader, task.number) or 0
+            if isinstance(task, StoredTask):
+                return self._lines.of(task.schema, task.number, order, task.record)
+            session = index.session(reader)
+            state = state_at(reader, session, order) if order and session is not None else ""
+        return self._lines.raw(task.persistent_id, order, state, task.record)

@@ -24,10 +24,13 @@ Sortable = tuple[Any, ...]
 """An item: of values that msgpack keeps as they are, and that can be compared with those of others."""
 
 
-def in_order(items: Iterable[Sortable]) -> Iterator[Sortable]:
-    """Read all *items*; return them sorted.  Raise WriteError if there is no room for a temporary file."""
+def in_order(items: Iterable[Sortable], *, reverse: bool = False) -> Iterator[Sortable]:
+    """Read all *items*; return them sorted, from the greatest with *reverse*.
+
+    Raise WriteError if there is no room for a temporary file.
+    """
     source = iter(items)
-    run = sorted(islice(source, _RUN))
+    run = sorted(islice(source, _RUN), reverse=reverse)
     if len(run) < _RUN:
         return iter(run)
     try:
@@ -35,13 +38,13 @@ def in_order(items: Iterable[Sortable]) -> Iterator[Sortable]:
         runs = []
         while run:
             runs.append(_written(file, run))
-            run = sorted(islice(source, _RUN))
+            run = sorted(islice(source, _RUN), reverse=reverse)
     except OSError as error:
         raise WriteError(
             f"what is to be sorted can't be kept in {tempfile.gettempdir()} ({error.strerror}): make room there,"
             " or set TMPDIR to another place"
         ) from error
-    return heapq.merge(*(_read(file, blocks) for blocks in runs))
+    return heapq.merge(*(_read(file, blocks) for blocks in runs), reverse=reverse)
 
 
 def _written(file: IO[bytes], run: list[Sortable]) -> list[tuple[int, int]]:

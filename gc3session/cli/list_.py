@@ -21,8 +21,9 @@ With -r the tasks inside collections are looked at, too, and shown indented belo
 collection that doesn't fit is shown, dim, if it leads to a task that does.  The limit counts those
 that fit.  Other forms than the table have each task once.
 
-To sort takes some 200 bytes of memory a task, or with a limit for so many only.  A task that
-can't be read is told on standard error, and the exit status is 1.
+Sorting holds the field of some 65,000 tasks in memory, and of more in a temporary file (in TMPDIR);
+tasks that are equal in it stay in the order of adding, and those without it, or with a value that
+has no order, come last.  A task that can't be read is told on standard error; the exit status is 1.
 """
 
 

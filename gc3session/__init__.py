@@ -63,6 +63,7 @@ if TYPE_CHECKING:
     from .events import LogEntry
     from .information import Information
     from .migration import migrate_session
+    from .repairing import Repaired, repair_session
     from .watching import FailedTask, Progress
 
     __version__: str
@@ -73,6 +74,8 @@ else:
         "Finding": "checked_records",
         "check_session": "checking",
         "BackedUp": "backup",
+        "Repaired": "repairing",
+        "repair_session": "repairing",
         "Difference": "differences",
         "diff": "differences",
         "Dumped": "dump",
@@ -134,6 +137,7 @@ __all__ = [
     "Persistable",
     "Progress",
     "ReadOnlyError",
+    "Repaired",
     "Session",
     "State",
     "Store",
@@ -154,4 +158,5 @@ __all__ = [
     "make_store",
     "migrate_session",
     "register",
+    "repair_session",
 ]

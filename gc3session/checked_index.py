@@ -9,7 +9,7 @@ from struct import Struct
 from typing import Final, NamedTuple
 
 from .checked_records import Fault, Finding, SchemaFound, record_found, state_in, unframed
-from .snapshot import Numbers
+from .numbers_set import Numbers
 from .tables import LATE, LATE_MEMBERS, MEMBERS, RECORDS, STATES, Contents
 
 _MEMBER: Final = Struct(">QIQ")

@@ -31,7 +31,7 @@ from .checked_records import (
 )
 from .directory import SessionDirectory
 from .errors import CorruptStore, DamagedSession
-from .snapshot import Numbers
+from .numbers_set import Numbers
 from .store import make_tables
 from .tables import MEMBERS, META, RECORDS, SCHEMAS, SESSIONS, STATES, Contents, Tables
 

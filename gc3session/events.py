@@ -18,8 +18,8 @@ import msgpack
 from .errors import CorruptRecord, Error, InvalidArgument
 from .external_sort import Sortable, in_order
 from .histories import Histories, History
+from .numbers_set import Numbers
 from .selection import Filters
-from .snapshot import Numbers
 from .tasks import State
 from .values import TUPLE
 

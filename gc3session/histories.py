@@ -13,7 +13,7 @@ import msgpack
 
 from .codec import PERSISTABLE, Schema, references, values_of
 from .errors import CorruptRecord
-from .snapshot import Numbers
+from .numbers_set import Numbers
 from .store_reading import schema_number_or_0
 
 if TYPE_CHECKING:

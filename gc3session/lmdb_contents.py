@@ -143,7 +143,7 @@ def contents(
     Raise CorruptStore if nothing can be read, OpenError if it may not.
     """
     path = os.path.join(directory, "data.mdb")
-    with _opened(path) as file, _Pin(directory, path, file, problem, map_size=map_size, alone=alone) as pin:
+    with opened_regular(path) as file, _Pin(directory, path, file, problem, map_size=map_size, alone=alone) as pin:
         held()
         total = pin.pages.state.last + 1
 
@@ -157,7 +157,8 @@ def contents(
 
 
 @contextmanager
-def _opened(path: str) -> Iterator[IO[bytes]]:
+def opened_regular(path: str) -> Iterator[IO[bytes]]:
+    """Give a data file, open for reading.  Raise CorruptStore if it is missing, empty, or no file."""
     status = regular_file(path)
     if status is None or status.st_size == 0:
         raise CorruptStore(f"{path} is {'missing' if status is None else 'empty'}; restore it from a backup")

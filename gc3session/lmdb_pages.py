@@ -379,6 +379,18 @@ class Walk:
         ]
 
 
+def flags_of(page: bytes) -> int:
+    """Return the flags of a page."""
+    flags: int = _HEAD.unpack_from(page)[2]
+    return flags
+
+
+def width_of(page: bytes) -> int:
+    """Return the size of the values of a page of values of one length."""
+    width: int = _HEAD.unpack_from(page)[1]
+    return width
+
+
 def find_leaf(pages: Pages, tree: Tree, key: bytes) -> bytes | None:
     """Return the leaf page that has *key* if the tree has it.  Raise DamagedPage where the way is."""
     number = tree.root

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from itertools import islice, takewhile
 from typing import Any, TypeVar
@@ -26,8 +26,21 @@ from .lmdb_environment import (
 )
 from .lmdb_figures import figures, place
 from .lmdb_files import states
+from .numbers_set import Numbers
 from .store import register
-from .tables import Compacted, Contents, Figure, Item, NoTables, OnProgress, Reader, Tables, Writer, no_progress
+from .tables import (
+    Compacted,
+    Contents,
+    Figure,
+    Item,
+    NoTables,
+    OnProgress,
+    Reader,
+    Salvaged,
+    Tables,
+    Writer,
+    no_progress,
+)
 
 T = TypeVar("T")
 
@@ -246,6 +259,18 @@ class LmdbTables(Tables):
         if self._closed:
             raise ClosedError(f"the store {self.url} is closed")
         return contents(self.path, problem, progress, held, map_size=self._map_size, alone=alone)
+
+    def copies(self) -> Iterator[Item]:
+        from .lmdb_salvage import schemas_in
+
+        return schemas_in(self.path)
+
+    def rebuild(self, keep: Callable[[str], None], listed: Numbers, *, dry_run: bool) -> Salvaged | None:
+        from .lmdb_salvage import rebuild
+
+        return rebuild(
+            self.path, lambda path: LmdbTables(path, map_size=self._map_size), keep, listed, dry_run=dry_run
+        )
 
     def get(self, table: str, key: bytes) -> bytes | None:
         env = self._env

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .backup import BackedUp
     from .checking import Check
     from .information import Information
+    from .repairing import Repaired
 
 _FULL_OF_BLANKS = 1 << 16  # bytes of a mirror that may be blank before closing tidies it
 
@@ -242,6 +243,19 @@ class Session(SessionBase):
 
         self._ensure_open()
         return backup_session(self, dest, lambda path: Session(path, create=False), progress)
+
+    def repair(self, dry_run: bool = False) -> Repaired:
+        """Mend what is damaged on disk, and return what was done; with *dry_run* only tell.
+
+        The batch is written before.  A session that can't be opened is mended by `repair_session`, and so
+        is one whose data file must be made anew.  Raise WriteError if that is so.
+        """
+        from .repairing import repair_session  # most programs don't need it
+
+        self._ensure_open()
+        if not dry_run:
+            self.flush()
+        return repair_session(self.path, dry_run=dry_run)
 
     def destroy(self) -> None:
         """Delete the session directory, and the session's tasks from its store.

@@ -23,6 +23,7 @@ from zlib import crc32
 from .codec import Schema, references, values_of
 from .entries import LATE_BIT, MEMBER, SESSION_KEY, Row, entry_at, state_at
 from .errors import CorruptRecord, WriteError
+from .numbers_set import Numbers
 from .sequence import NEXT_KEY
 from .store_reading import schema_number_or_0
 from .tables import LATE_MEMBERS, MEMBERS, META, RECORDS, SCHEMAS, SESSIONS, Item, Reader
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
 
 _CHUNK = 512
 _HEAD = Struct(">QQIiI")
-_PIECE = 1 << 15
 _RELAXED = 1 << 24  # bytes of records that are read before memory is let go of
 _key = RECORD_KEY.pack
 
@@ -214,41 +214,6 @@ class Snapshot:
                 break
             start = items[-1][0] + b"\0"
         return found
-
-
-class Numbers:
-    """A set of Ns, which takes a bit for each number near one of them."""
-
-    def __init__(self) -> None:
-        self._pages: dict[int, bytearray] = {}
-        self._length = 0
-
-    def add(self, number: int) -> None:
-        """Add N, which isn't in it."""
-        page = self._pages.setdefault(number // _PIECE, bytearray(_PIECE // 8))
-        page[number % _PIECE // 8] |= 1 << number % 8
-        self._length += 1
-
-    def __contains__(self, number: int) -> bool:
-        page = self._pages.get(number // _PIECE)
-        return page is not None and bool(page[number % _PIECE // 8] & 1 << number % 8)
-
-    def __len__(self) -> int:
-        return self._length
-
-    def chunks(self, size: int) -> Iterator[list[int]]:
-        """Give the Ns, sorted, at most *size* at a time."""
-        chunk: list[int] = []
-        for place in sorted(self._pages):
-            for at, byte in enumerate(self._pages[place]):
-                if byte:
-                    begin = place * _PIECE + 8 * at
-                    chunk += [begin + bit for bit in range(8) if byte & 1 << bit]
-                while len(chunk) >= size:
-                    yield chunk[:size]
-                    chunk = chunk[size:]
-        if chunk:
-            yield chunk
 
 
 @contextmanager

@@ -25,6 +25,7 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any, ClassVar, Final, NamedTuple, TypeVar
 
 from .errors import InvalidArgument
+from .numbers_set import Numbers
 
 T = TypeVar("T")
 
@@ -76,6 +77,20 @@ class Figure(NamedTuple):
     name: str
     text: str
     values: dict[str, Any]
+
+
+class Salvaged(NamedTuple):
+    """What has been found in a damaged store.
+
+    Attributes:
+        records: how many.
+        lost: how many of these nothing led to.
+        members: whether the table of members could be read whole.
+    """
+
+    records: int
+    lost: int
+    members: bool
 
 
 class Contents(ABC):
@@ -270,6 +285,22 @@ class Tables(ABC):
         Here there is nothing below the tables that could be looked at.
         """
         return _held(self.read(), held)
+
+    def copies(self) -> Iterator[Item]:
+        """Give items of the table `schemas`, also old ones, that stand anywhere in the store; here none."""
+        return iter(())
+
+    def rebuild(self, keep: Callable[[str], None], listed: Numbers, *, dry_run: bool) -> Salvaged | None:
+        """Make the store anew from what can be read of it, where its structure is damaged.
+
+        Args:
+            keep: called with the path of a file that is about to be replaced; it makes sure that it stays.
+            listed: the Ns that the session is known to have.
+            dry_run: only tell what is there.
+
+        Return None if that can't be done, as here: such a store has no structure that could be read.
+        """
+        return None
 
     def get(self, table: str, key: bytes) -> bytes | None:
         """Return the newest committed value of *key*, or None."""

@@ -33,6 +33,7 @@ _COMMANDS: Final = {
     "backup": "backup",
     "compact": "compact",
     "check": "check",
+    "repair": "repair",
     "remove": "remove",
     "forget": "forget",
     "destroy": "destroy",

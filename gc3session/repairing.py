@@ -1,0 +1,357 @@
+"""A session that is damaged is mended without loss; what can't be read is put aside, with its bytes.
+
+The order is such that a repair may be ended at any moment, and done again::
+
+    1. what is no regular file where one should be is moved to `damaged/`
+    2. the store: a data file whose structure is damaged is made anew from what can be read of it;
+       the old one has a second name in `damaged/` before the new one takes its place
+    3. the tables, in one transaction; what leaves them is in `damaged/` before
+    4. `store.url` and `created`, if they are missing
+    5. the mirror, as at any opening
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+import stat
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any, Final
+from urllib.parse import quote
+
+import attrs
+
+from .checked_index import row_found
+from .checked_records import Fault
+from .checking import check_session
+from .codec import parse_id
+from .directory import SessionDirectory
+from .errors import CorruptStore, DamagedSession, MirrorWarning, WriteError
+from .filesystem import sync_directory, write_durably
+from .index import Index
+from .mending import Known, Mending
+from .mirror import Mirror
+from .numbers_set import Numbers
+from .store import make_store, make_tables
+from .tables import SESSIONS, Tables, Writer
+
+DAMAGED: Final = "damaged"
+"""The directory in a session's directory where what could not be read is put."""
+
+_MOST_LINES: Final = 10_000
+_SHOWN: Final = 20
+
+
+@attrs.frozen
+class Repaired:
+    """What a repair has done, or with *dry_run* would do.
+
+    Attributes:
+        done: a line for each thing; there are none if nothing was wrong.
+        aside: the names of what was put aside in `damaged/`.
+        dry_run: nothing was changed.
+    """
+
+    done: list[str]
+    aside: list[str]
+    dry_run: bool
+
+
+def repair_session(path: str | os.PathLike[str], *, dry_run: bool = False, **store_options: Any) -> Repaired:
+    """Mend the session at *path*, and return what was done; with *dry_run* only tell.
+
+    What can be mended without loss is: the mirror, the index, counters, missing files.  A record
+    or schema that can't be read is put aside in the directory `damaged` of the session, and so
+    is a data file that had to be made anew.  No task that can be read is lost.  No other program
+    may use the session meanwhile if its data file must be made anew.
+
+    Raise NotASession if there is none, OpenError or WriteError if it can't be mended.
+    """
+    directory = SessionDirectory(path)
+    with contextlib.suppress(DamagedSession):
+        directory.check(create=False)
+    return _Repair(directory, dry_run, store_options).run()
+
+
+class _Repair:
+    def __init__(self, directory: SessionDirectory, dry_run: bool, options: dict[str, Any]) -> None:
+        self._directory = directory
+        self._dry_run = dry_run
+        self._options = options
+        self._done: list[str] = []
+        self._more = 0
+        self._aside: list[str] = []
+        self._place = os.path.join(directory.path, DAMAGED)
+        self._listed = Numbers()
+        self._from_mirror = False
+
+    def run(self) -> Repaired:
+        directory = self._directory
+        try:
+            findings = check_session(directory.path, **self._options)
+            if next(findings, None) is None:
+                return Repaired([], [], self._dry_run)
+            findings.close()
+            self._move_what_is_no_file()
+            url, identity = self._location()
+            tables = make_tables(url, read_only=self._dry_run, **self._options)
+            try:
+                identity = self._mend_store(tables, identity)
+            finally:
+                tables.close()
+            self._mend_files(identity)
+        except OSError as error:
+            raise WriteError(f"{error.filename or directory.path} can't be mended: {error.strerror}") from error
+        if self._more:
+            self._done.append(f"and {self._more:,} more")
+        return Repaired(self._done, self._aside, self._dry_run)
+
+    def _tell(self, told: str) -> None:
+        if len(self._done) < _MOST_LINES:
+            self._done.append(told)
+        else:
+            self._more += 1
+
+    # -- putting aside
+
+    def _free_name(self, name: str) -> str:
+        """Return a path in `damaged/` that isn't taken."""
+        os.makedirs(self._place, exist_ok=True)
+        path, n = os.path.join(self._place, name), 1
+        while os.path.lexists(path):
+            path, n = os.path.join(self._place, f"{name}.{n}"), n + 1
+        return path
+
+    def _put_aside(self, name: str, data: bytes) -> None:
+        """Write bytes into a file in `damaged/`, unless they are there from a repair that was interrupted."""
+        self._aside.append(name)
+        if self._dry_run:
+            return
+        path = os.path.join(self._place, name)
+        with contextlib.suppress(OSError), open(path, "rb") as file:
+            if file.read() == data:
+                return
+        write_durably(self._free_name(name), data)
+        sync_directory(self._directory.path)
+
+    def _move_aside(self, path: str, why: str) -> None:
+        name = os.path.basename(path)
+        self._tell(f"{name}: {why}; put aside")
+        self._aside.append(name)
+        if not self._dry_run:
+            os.rename(path, self._free_name(name))
+            sync_directory(self._place)
+            sync_directory(self._directory.path)
+
+    def _keep(self, path: str) -> None:
+        """Give a file that is about to be replaced a second name in `damaged/`."""
+        name = os.path.basename(path)
+        self._aside.append(name)
+        place = self._free_name(name)
+        try:
+            os.link(path, place)
+        except OSError:  # another filesystem, or one without links
+            temporary = f"{place}.tmp"
+            shutil.copyfile(path, temporary)
+            os.rename(temporary, place)
+        sync_directory(self._place)
+        sync_directory(self._directory.path)
+
+    # -- the files
+
+    def _move_what_is_no_file(self) -> None:
+        directory = self._directory
+        for name in (*directory.TIMESTAMP_FILES.values(), directory.INDEX_FILENAME, directory.STORE_URL_FILENAME):
+            path = os.path.join(directory.path, name)
+            with contextlib.suppress(FileNotFoundError):
+                if not stat.S_ISREG(os.lstat(path).st_mode):
+                    self._move_aside(path, "it is not a regular file")
+
+    def _location(self) -> tuple[str, bytes | None]:
+        """Return the URL of the store, and the session's identity if that is known."""
+        directory = self._directory
+        try:
+            return directory.store_url()
+        except DamagedSession:
+            return directory.own_store_url(), None
+
+    def _mend_files(self, identity: bytes) -> None:
+        directory = self._directory
+        try:
+            directory.store_url()
+        except DamagedSession:
+            if os.path.lexists(directory.url_file) and not self._dry_run:
+                self._move_aside(directory.url_file, "it is not what it should be")
+            self._tell(
+                f"{directory.STORE_URL_FILENAME}: made again, for the store in {directory.DEFAULT_JOBS_DIR}"
+            )
+            if not self._dry_run:
+                line = f"lmdb:{quote(directory.DEFAULT_JOBS_DIR)}#{identity.hex()}\n"
+                write_durably(directory.url_file, line.encode())
+        start = directory.TIMESTAMP_FILES["start"]
+        if not os.path.lexists(os.path.join(directory.path, start)):
+            self._tell(f"{start}: made again; when the session was started is not known")
+            if not self._dry_run:
+                write_durably(os.path.join(directory.path, start), b"")
+        if self._dry_run:
+            return
+        if not os.path.lexists(directory.mirror):
+            self._tell(f"{directory.INDEX_FILENAME}: written anew from the index")
+        self._mend_mirror()
+
+    def _mend_mirror(self) -> None:
+        """Have the mirror compared with the index, and written anew, as an opening does."""
+        directory = self._directory
+        url, identity = directory.store_url()
+        store = make_store(url, **self._options)
+        mirror = Mirror(directory.mirror, directory.url_file, store.schemas)
+        index = Index(store, identity)
+        index.listener = mirror
+        store.indexes.append(index)
+        try:
+            with warnings.catch_warnings(), store.lock:
+                warnings.simplefilter("ignore", MirrorWarning)
+                if store.tables.exists():
+                    store.write(lambda ledger, writer: ledger.mend(identity))
+        finally:
+            store.indexes.remove(index)
+            mirror.close()
+            store.close()
+
+    # -- the store
+
+    def _mend_store(self, tables: Tables, identity: bytes | None) -> bytes:
+        """Mend the store; return the session's identity."""
+        self._read_mirror()
+        if tables.exists():
+            self._move_unusable(tables)
+        if not tables.exists():
+            self._forget_mirror()
+            return identity or secrets.token_bytes(16)
+        if self._is_damaged(tables):
+            self._rebuild(tables)
+            if self._dry_run:
+                return identity or secrets.token_bytes(16)
+        identity = identity or self._identity(tables)
+        self._mend_tables(tables, identity)
+        return identity
+
+    def _read_mirror(self) -> None:
+        """Note which Ns the mirror lists."""
+        with contextlib.suppress(OSError), open(self._directory.mirror, "rb") as file:
+            while line := file.readline(4096):
+                parsed = parse_id(line.strip().decode("utf-8", "replace"))
+                if parsed is not None and parsed[1] not in self._listed:
+                    self._listed.add(parsed[1])
+
+    def _forget_mirror(self) -> None:
+        """Put a mirror aside whose store is gone."""
+        if len(self._listed):
+            self._move_aside(self._directory.mirror, f"its {len(self._listed):,} tasks have no store any more")
+        elif os.path.lexists(self._directory.mirror):
+            self._tell(f"{self._directory.INDEX_FILENAME}: emptied, as there are no tasks")
+        if not self._dry_run:
+            write_durably(self._directory.mirror, b"")
+
+    def _move_unusable(self, tables: Tables) -> None:
+        """Move aside what is in the place of the store's files, and can't be one."""
+        path = getattr(tables, "path", None)
+        if path is None:
+            return
+        data, lock = os.path.join(path, "data.mdb"), os.path.join(path, "lock.mdb")
+        if not os.path.isdir(path):
+            self._move_aside(path, "it is not the directory of a store")
+            return
+        with contextlib.suppress(FileNotFoundError):
+            if not stat.S_ISREG(os.lstat(lock).st_mode):
+                self._move_aside(lock, "it is not a regular file")
+        try:
+            status = os.lstat(data)
+        except FileNotFoundError:
+            self._move_aside(path, "it has no data.mdb")
+            return
+        if not stat.S_ISREG(status.st_mode) or status.st_size == 0:
+            self._move_aside(
+                path, "its data.mdb is empty" if not status.st_size else "its data.mdb is no regular file"
+            )
+
+    def _is_damaged(self, tables: Tables) -> bool:
+        faults: list[str] = []
+        try:
+            with tables.contents(lambda told: faults.append(told) if len(faults) < _SHOWN else None):
+                pass
+        except CorruptStore as error:
+            faults.append(str(error))
+        return bool(faults)
+
+    def _rebuild(self, tables: Tables) -> None:
+        found = tables.rebuild(self._keep, self._listed, dry_run=self._dry_run)
+        if found is None:
+            raise CorruptStore(
+                f"{tables.url} is damaged, and can't be made anew from here: restore it from a backup"
+            )
+        self._from_mirror = not found.members
+        told = f", {found.lost:,} of them from pages that nothing led to any more" if found.lost else ""
+        self._tell(f"the data file is made anew: {found.records:,} records that can be read{told}")
+        if self._dry_run:
+            self._aside.append("data.mdb")
+
+    def _identity(self, tables: Tables) -> bytes:
+        """Return the identity of the session whose mirror is here, from the store's rows."""
+        rows = []
+        with tables.contents(lambda told: None) as contents:
+            for key, data in contents.walk(SESSIONS):
+                with contextlib.suppress(Fault):
+                    rows.append(row_found(key, data))
+        if len(rows) > 1:
+            status = os.lstat(self._directory.mirror) if os.path.lexists(self._directory.mirror) else None
+            rows = [
+                row
+                for row in rows
+                if status is not None
+                and row.size == status.st_size
+                and row.mark
+                and row.mark[0] == status.st_mtime_ns
+            ]
+            if len(rows) != 1:
+                raise DamagedSession(
+                    f"{self._directory.url_file} is lost, and which of the sessions in {tables.url} this is can't be"
+                    " told: restore that file from a backup"
+                )
+        return rows[0].identity if rows else secrets.token_bytes(16)
+
+    def _mend_tables(self, tables: Tables, identity: bytes) -> None:
+        done, aside = len(self._done), len(self._aside)
+
+        def run(writer: Writer | None) -> None:
+            # A unit may run twice, if it found no room.
+            del self._done[done:], self._aside[aside:]
+            with tables.contents(lambda told: None, alone=writer is not None) as contents:
+                Mending(contents, writer, known, self._tell, self._put_aside).run()
+
+        with self._mirror_lines() as line:
+            known = Known(identity, line, self._listed_numbers, tables.copies)
+            if self._dry_run:
+                run(None)
+            else:
+                tables.write(run)
+
+    def _listed_numbers(self) -> Iterator[int]:
+        if self._from_mirror:
+            for numbers in self._listed.chunks(1024):
+                yield from numbers
+
+    @contextlib.contextmanager
+    def _mirror_lines(self) -> Iterator[Callable[[int, int], bytes]]:
+        try:
+            fd = os.open(self._directory.mirror, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError:
+            yield lambda place, size: b""
+            return
+        try:
+            yield lambda place, size: os.pread(fd, size, min(place, 1 << 60))
+        finally:
+            os.close(fd)

@@ -209,7 +209,10 @@ def add_in_twos(path: Path, tell: int) -> None:
 
 @pytest.mark.parametrize("place", ["inside", "elsewhere"])
 @pytest.mark.parametrize("read_only", [False, True])
-def test_backup_beside_a_busy_writer_is_a_state_that_was(tmp_path: Path, place: str, read_only: bool) -> None:
+def test_backup_beside_a_busy_writer_is_a_state_that_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, read_only: bool
+) -> None:
+    monkeypatch.setattr("gc3session.lmdb_copying._PIECE", 1 << 16)
     path = tmp_path / "s"
     with Session(path, store_or_url=None if place == "inside" else tmp_path / "store") as session:
         session.add(Simulation(extra={"pad": bytes(100_000)}))
@@ -220,7 +223,14 @@ def test_backup_beside_a_busy_writer_is_a_state_that_was(tmp_path: Path, place: 
         with open(ready, "rb") as told, Session(path, read_only=read_only) as session:
             for n in range(6):
                 before = int(told.readline())
-                session.backup(tmp_path / f"copy {n}")
+                waited = 0
+
+                def commits_come_in_between(done: int, total: int) -> None:
+                    nonlocal waited
+                    while waited < 30 and waited < 30 * done / total:
+                        waited += len(told.readline()) > 0
+
+                session.backup(tmp_path / f"copy {n}", progress=commits_come_in_between)
                 ids = check(tmp_path / f"copy {n}")
                 with Session(tmp_path / f"copy {n}", read_only=True) as copy:
                     steps = copy["Simulation.1"].steps

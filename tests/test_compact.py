@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import random
+import re
 import shutil
 import subprocess
 import textwrap
@@ -112,6 +113,7 @@ def test_numbers_of_its_own_transactions_stay_below_that_which_the_file_gets(
 
     monkeypatch.setattr("gc3session.lmdb_copying.committed_state", noted)
     monkeypatch.setattr("gc3session.lmdb_copying._TRANSACTION", 1000)  # bytes
+    monkeypatch.setattr("gc3session.lmdb_copying._ITEMS", 10)
     session.compact()
     assert 1 < own[-1] <= given
 
@@ -335,6 +337,37 @@ def open_compact_and_close(path: Path, rounds: int) -> int:
             except StoreInUse:
                 time.sleep(0.01)
     return done
+
+
+def test_reader_that_opens_the_store_while_it_is_compacted_gets_the_new_file(session: Session) -> None:
+    # LMDB would have it open the old file, wait, and read that for ever.
+    ids = fill(session, 300)
+    script = """
+        import sys
+        from gc3session import Session
+        with Session(sys.argv[1], read_only=True) as session:
+            print(len(session), flush=True)
+            sys.stdin.readline()
+            print(len(session), flush=True)
+    """
+    process = None
+
+    def open_it(done: int, total: int) -> None:
+        nonlocal process
+        if process is None:
+            process = start_python("-c", textwrap.dedent(script), session.path, stdin=subprocess.PIPE)
+            deadline = time.monotonic() + 60
+            while not re.search(rf"-> \S+ +ADVISORY +READ +{process.pid} ", Path("/proc/locks").read_text()):
+                assert time.monotonic() < deadline, "the reader does not wait"
+                time.sleep(0.001)
+
+    session.compact(progress=open_it)
+    assert process is not None
+    assert process.stdout is not None
+    assert int(process.stdout.readline()) == len(ids)
+    session.add(Task())
+    out, _ = process.communicate("\n")
+    assert int(out) == len(ids) + 1
 
 
 def test_forked_child_does_not_stand_in_the_way_and_goes_on_with_the_new_file(make_session: MakeSession) -> None:

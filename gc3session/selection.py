@@ -228,6 +228,7 @@ class Selected(Iterator[Any]):
         self._index = index
         self.filters = filters
         self._states = filters.read_states
+        self._tasks = StoredTasks(store)
         self._after = 0
         self._size = _FIRST
         self._ready: list[Persistable | LoadError] = []
@@ -281,7 +282,7 @@ class Selected(Iterator[Any]):
 
         An UnreadableTask stands in the place of one whose record can't be read: it may fit.
         """
-        store, tasks = self._store, StoredTasks(self._store)
+        store = self._store
         after, size = 0, _FIRST
         while True:
             with store.lock, store.reading() as reader:
@@ -289,7 +290,7 @@ class Selected(Iterator[Any]):
                 if not chunk:
                     return
                 entries, records = self._with_records(reader, chunk)
-            for task in tasks.of(entries, records):
+            for task in self._tasks.of(entries, records):
                 if isinstance(task, UnreadableTask) or self.filters.fit_fields(task):
                     yield task
             after, size = chunk[-1][0], _next_size(size)
@@ -305,7 +306,7 @@ class Selected(Iterator[Any]):
     def _with_records(self, reader: Reader, chunk: list[Entry]) -> tuple[list[Entry], list[bytes | None]]:
         """Return those entries that fit by ID and class, with their records."""
         entries = self._of_ids(reader, chunk)
-        records = self._store.records(reader, entries)
+        records = self._tasks.records(reader, entries)
         if self.filters.kinds is None:
             return entries, records
         kept = [pair for pair in zip(entries, records, strict=True) if pair[1] and self._of_kinds(reader, pair[1])]

@@ -6,7 +6,7 @@ So a task of a million others is read as fast as any, and a walk through a sessi
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 
@@ -19,6 +19,9 @@ from .values import Decoder
 if TYPE_CHECKING:
     from .entries import Entry
     from .store import Store
+    from .tables import Reader
+
+_RELAXED: Final = 16 << 20  # bytes of records that are read before memory is let go of
 
 
 class StoredTask:
@@ -112,10 +115,20 @@ class StoredTasks:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._decoder = Decoder(self.reference)
+        self._taken = 0
 
     def reference(self, number: int) -> StoredReference:
         """Return what stands for a reference to record N."""
         return StoredReference(self, number)
+
+    def records(self, reader: Reader, entries: list[Entry]) -> list[bytes | None]:
+        """Return the records of some entries, None for each that is gone, and let go of memory now and then."""
+        if self._taken > _RELAXED:
+            reader.relax()
+            self._taken = 0
+        records = self._store.records(reader, entries)
+        self._taken += sum([len(record) for record in records if record is not None])
+        return records
 
     def of(self, entries: list[Entry], records: list[bytes | None]) -> list[StoredTask | UnreadableTask]:
         """Return the tasks of some entries, in their order; one whose record is gone is left out."""
@@ -128,7 +141,7 @@ class StoredTasks:
     def at(self, entries: list[Entry]) -> list[StoredTask | UnreadableTask]:
         """Return the tasks of some entries as they are now, in their order, without those that are gone."""
         with self._store.lock, self._store.reading() as reader:
-            records = self._store.records(reader, entries)
+            records = self.records(reader, entries)
         return self.of(entries, records)
 
     def parts_of(self, task: StoredTask) -> Iterator[StoredTask | UnreadableTask]:
@@ -137,7 +150,7 @@ class StoredTasks:
         for first in range(0, len(numbers), CHUNK):
             some = numbers[first : first + CHUNK]
             with self._store.lock, self._store.reading() as reader:
-                records = self._store.records(reader, [(0, number, 0) for number in some])
+                records = self.records(reader, [(0, number, 0) for number in some])
             for number, record in zip(some, records, strict=True):
                 if record is None:
                     yield self._gone(number)

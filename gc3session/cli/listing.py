@@ -17,8 +17,8 @@ from ..stored import StoredTask, StoredTasks, UnreadableTask
 from .columns import DEFAULT, NONE, ListColumn, list_columns
 from .console import complain, escaped, open_session
 from .filters import Asked
+from .place import Place
 from .table import Cell, Row, terminal, write_table
-from .tree import Place, in_tree
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -159,6 +159,8 @@ class _Listing:
     def _found(self, *, flat: bool) -> Iterator[Place]:
         wanted = self._wanted
         if wanted.recursive:
+            from .tree import in_tree
+
             roots = self._session.select().stored()
             return in_tree(roots, self._tasks, self._selected.filters, flat=flat)
         found = self._selected.stored()

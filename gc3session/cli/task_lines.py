@@ -21,6 +21,8 @@ class TaskLines:
         That of a task inside a collection has its order in the session, too, if it is in it.
         """
         index, order = self._session._index, task.order
+        if order and isinstance(task, StoredTask):
+            return self._lines.of(task.schema, task.number, order, task.record)
         with self._session.store.reading() as reader:
             order = order or index.order_of(reader, task.number) or 0
             if isinstance(task, StoredTask):

@@ -4,24 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-import attrs
-
 from ..selection import Filters
+from ..snapshot import Numbers
 from ..stored import StoredTask, StoredTasks, UnreadableTask
-
-
-@attrs.define
-class Place:
-    """A task in a list.
-
-    Attributes:
-        depth: in how many collections it stands.
-        fits: whether it was asked for; if not, it is shown as it leads to one that was.
-    """
-
-    task: StoredTask | UnreadableTask
-    depth: int = 0
-    fits: bool = True
+from .place import Place
 
 
 def in_tree(
@@ -33,7 +19,7 @@ def in_tree(
     in them that does.  With *flat* they are left out, and each task comes once.
     """
     entered: set[int] = set()
-    given: set[int] = set()
+    given = Numbers()
     above: list[Place] = []  # those that lead to where we are
     waiting: list[Place] = []  # those of them that have not been given, as they don't fit
     levels = [iter(roots)]

@@ -110,7 +110,12 @@ class Environment:
         try:
             if self.locked and not self.read_only:
                 env.reader_check()
-            self.tables = self._handles(env, create=False)
+            while not self.tables:
+                try:
+                    self.tables = self._handles(env, create=False)
+                except lmdb.MapResizedError:  # another process has grown it since it was opened here
+                    env.set_mapsize(0)
+            self._map_size = env.info()["map_size"]
         except lmdb.Error as error:
             env.close()
             self._end_sharing()

@@ -283,7 +283,12 @@ class LmdbTables(Tables):
                     pass  # the long way tells, or mends it
         return super().get(table, key)
 
-    def write(self, unit: Callable[[Writer], T], committed: Callable[[T], None] = lambda result: None) -> T:
+    def write(
+        self,
+        unit: Callable[[Writer], T],
+        committed: Callable[[T], None] = lambda result: None,
+        aborted: Callable[[], None] = lambda: None,
+    ) -> T:
         if self.read_only:
             raise ReadOnlyError(f"the store {self.url} was opened read-only")
         env = self._environment()
@@ -316,6 +321,7 @@ class LmdbTables(Tables):
                     raise translated(error, env.path) from error
                 except lmdb.Error as error:
                     raise translated(error, env.path) from error
+                aborted()
                 _recover(env, failure)
 
     def _fill(self, txn: Transaction, tables: dict[str, Any]) -> None:

@@ -198,7 +198,12 @@ class PostgresqlTables(Tables):
 
     # -- writing
 
-    def write(self, unit: Callable[[Writer], T], committed: Callable[[T], None] = lambda result: None) -> T:
+    def write(
+        self,
+        unit: Callable[[Writer], T],
+        committed: Callable[[T], None] = lambda result: None,
+        aborted: Callable[[], object] = lambda: None,
+    ) -> T:
         if self.read_only:
             raise ReadOnlyError(f"the store {self.url} was opened read-only")
         if not self._there:

@@ -307,15 +307,15 @@ class Store(StoreStaging):
                 for _, listener in sorted(listeners.items()):
                     listener.lock()
             if len(self.batch.records) < _MANY:
-                self.tables.write(unit, self._after_commit)
+                self.tables.write(unit, self._after_commit, self._release_listeners)
             else:
                 with no_collection():
-                    self.tables.write(unit, self._after_commit)
+                    self.tables.write(unit, self._after_commit, self._release_listeners)
         except CommitUnknown as error:
             self._doubt = error
             raise
         finally:
-            complaints = [index.listener.release() for index in self.indexes if index.listener is not None]
+            complaints = self._release_listeners()
         self.tables.after_write()
         for complaint in complaints:
             if complaint:
@@ -326,6 +326,9 @@ class Store(StoreStaging):
         if self._doubt is not None and self._doubt.went_through():
             self._after_commit(None)
         self._doubt = None
+    def _release_listeners(self) -> builtins.list[str]:
+        """Have all mirrors unlocked; return what to warn of."""
+        return [index.listener.release() for index in self.indexes if index.listener is not None]
 
     def _check_not_moved(self, writer: Writer) -> None:
         for index in self.indexes:

@@ -308,11 +308,19 @@ class Tables(ABC):
             return reader.get(table, key)
 
     @abstractmethod
-    def write(self, unit: Callable[[Writer], T], committed: Callable[[T], None] = lambda result: None) -> T:
+    def write(
+        self,
+        unit: Callable[[Writer], T],
+        committed: Callable[[T], None] = lambda result: None,
+        aborted: Callable[[], None] = lambda: None,
+    ) -> T:
         """Run *unit* in a transaction, commit, and return its result.
 
         The unit runs again from the start if the first attempt found no room, or came between
         other transactions, so what it does outside the transaction must bear that.  If it raises, nothing is written.
+        Before it runs again *aborted* is called, which gives back every lock that the unit took:
+        who has the right to write meanwhile may wait for that one.  (Where writers work side by side
+        the locks were taken before, and are kept.)
         After the commit *committed* is called with the result, before any fork, and even if the
         handler of a signal raises just then: it must bear being called once more from the start.
         """

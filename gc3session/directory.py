@@ -28,7 +28,7 @@ from .errors import (
     StoreFull,
     WriteError,
 )
-from .filesystem import NO_ROOM, sync_directory, write_durably
+from .filesystem import NO_ROOM, make_directory, write_durably
 
 _STORE_URL = re.compile(r"([a-z0-9+]+):([^#\s][^#\n]*)#([0-9a-f]{32})\n?")
 
@@ -99,7 +99,8 @@ class SessionDirectory:
         created = os.path.join(self.path, self.TIMESTAMP_FILES["start"])
         finished = os.path.join(self.path, self.TIMESTAMP_FILES["end"])
         try:
-            os.makedirs(self.path, exist_ok=True)
+            # Before `store.url` is there: whoever sees that may write, and return, at once.
+            make_directory(self.path)
             line = self.line(url, identity or secrets.token_bytes(16))
             files = {created: command, self.mirror: "", self.url_file: line}
             if anew:
@@ -111,7 +112,6 @@ class SessionDirectory:
                     write_durably(path, text.encode(errors="surrogateescape"), replace=anew)
                 except FileExistsError:
                     continue  # another process is making the session, too: whoever was first holds
-            sync_directory(os.path.dirname(self.path))
         except OSError as error:
             told = f"no session can be made at {self.path}: {error.strerror}"
             if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
@@ -227,13 +227,16 @@ class SessionDirectory:
             raise InvalidArgument(f"a time is a number of seconds since 1970, not {time!r}")
         path = self._timestamp_file(which)
         try:
-            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
             try:
-                os.utime(fd, (time, time))
-                os.fsync(fd)
-            finally:
-                os.close(fd)
-            sync_directory(self.path)
+                # With its time from the first: a crash in between would leave that of the call.
+                write_durably(path, b"", replace=False, mtime=time)
+            except FileExistsError:
+                fd = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+                try:
+                    os.utime(fd, (time, time))
+                    os.fsync(fd)
+                finally:
+                    os.close(fd)
         except (OSError, OverflowError, ValueError) as error:
             raise InvalidArgument(f"the time of {path} can't be set to {time!r}: {error}") from error
 

@@ -68,6 +68,21 @@ def sync_directory(path: str) -> None:
         os.close(fd)
 
 
+def make_directory(path: str) -> None:
+    """Make the directory *path*, and those above it; their names are on disk when it returns.
+
+    So they are if another process has just made some of them, and has not come to flushing them.
+    """
+    os.makedirs(path, exist_ok=True)
+    device = os.stat(path).st_dev
+    while (parent := os.path.dirname(path)) != path and os.stat(parent).st_dev == device:
+        try:
+            sync_directory(parent)
+        except PermissionError:
+            return  # who may not read it has made nothing in it
+        path = parent
+
+
 def sync_file(path: str) -> None:
     """Write the contents of the file *path* to disk."""
     fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
@@ -77,10 +92,11 @@ def sync_file(path: str) -> None:
         os.close(fd)
 
 
-def write_durably(path: str, contents: bytes, *, replace: bool = True) -> None:
+def write_durably(path: str, contents: bytes, *, replace: bool = True, mtime: float | None = None) -> None:
     """Make *contents* those of the file *path*: after a power cut it is the old file or the new.
 
-    Raise FileExistsError if it is there and *replace* is False.
+    Its time of change is *mtime* (seconds since 1970), or now.  Raise FileExistsError if it is
+    there and *replace* is False.
     """
     directory = os.path.dirname(path)
     temporary = f"{path}.{os.getpid()}.{threading.get_ident()}.tmp"
@@ -89,6 +105,8 @@ def write_durably(path: str, contents: bytes, *, replace: bool = True) -> None:
         with open(fd, "wb") as file:
             file.write(contents)
             file.flush()
+            if mtime is not None:
+                os.utime(fd, (mtime, mtime))
             os.fsync(fd)
         if replace:
             os.replace(temporary, path)

@@ -22,7 +22,7 @@ from typing import Any
 import lmdb
 
 from .errors import CorruptStore, Error, OpenError, ReadOnlyError, StoreFull, WriteError
-from .filesystem import NO_ROOM, sync_file
+from .filesystem import NO_ROOM, make_directory, sync_directory, sync_file
 from .forks import ENVIRONMENTS, at_fork
 from .lmdb_files import check_before_opening, missing_bytes, regular_file
 from .lmdb_memory import unmap_pages
@@ -89,6 +89,7 @@ class Environment:
         self._last_page = 0
         self._file: tuple[int, int] | None = None
         self._shared = -1  # a descriptor that keeps the data file from being replaced (lmdb_sharing.py)
+        self._name_on_disk = False
 
     # -- opening
 
@@ -198,10 +199,11 @@ class Environment:
         """Make an environment with empty tables at *path*, unless another process is faster.
 
         *fill* is called with its first transaction and its table handles.  After a power cut
-        there is the whole environment or none: it is made under another name.
+        there is the whole environment or none: it is made under another name.  The first
+        `begin` to write flushes that name.
         """
         try:
-            os.makedirs(os.path.dirname(path), exist_ok=True)
+            make_directory(os.path.dirname(path))
             with made_whole(path) as temporary:
                 _reserve_lock(temporary)
                 env = lmdb.open(
@@ -235,6 +237,8 @@ class Environment:
 
     def begin(self, write: bool = False) -> Transaction:
         """Begin a transaction on the newest committed state."""
+        if write and not self._name_on_disk:
+            self._sync_name()
         for attempt in range(3):
             env = self.opened()
             if self._shared < 0 and self.is_elsewhere and os.path.lexists(self.data):
@@ -268,6 +272,19 @@ class Environment:
             return env.begin()
         except lmdb.Error as error:
             raise translated(error, self.path) from error
+
+    def _sync_name(self) -> None:
+        """Have the directory's name on disk before the first commit is acknowledged.
+
+        It was made by this process or by another one, which may not have come to that yet.
+        """
+        try:
+            sync_directory(os.path.dirname(self.path))
+        except PermissionError:
+            pass  # who may not read the directory above has not made this one
+        except OSError as error:
+            raise _untold(error, self.path) from error
+        self._name_on_disk = True
 
     def has_moved_on(self, txn: Transaction) -> bool:
         """Return whether there has been a commit since *txn*, a read transaction, began."""

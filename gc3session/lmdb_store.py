@@ -287,7 +287,7 @@ class LmdbTables(Tables):
         self,
         unit: Callable[[Writer], T],
         committed: Callable[[T], None] = lambda result: None,
-        aborted: Callable[[], None] = lambda: None,
+        aborted: Callable[[], object] = lambda: None,
     ) -> T:
         if self.read_only:
             raise ReadOnlyError(f"the store {self.url} was opened read-only")

@@ -326,6 +326,7 @@ class Store(StoreStaging):
         if self._doubt is not None and self._doubt.went_through():
             self._after_commit(None)
         self._doubt = None
+
     def _release_listeners(self) -> builtins.list[str]:
         """Have all mirrors unlocked; return what to warn of."""
         return [index.listener.release() for index in self.indexes if index.listener is not None]

@@ -312,7 +312,7 @@ class Tables(ABC):
         self,
         unit: Callable[[Writer], T],
         committed: Callable[[T], None] = lambda result: None,
-        aborted: Callable[[], None] = lambda: None,
+        aborted: Callable[[], object] = lambda: None,
     ) -> T:
         """Run *unit* in a transaction, commit, and return its result.
 

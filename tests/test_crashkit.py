@@ -16,7 +16,7 @@ KIT = Path(__file__).parent.parent / "tools" / "crashkit"
 
 pytestmark = pytest.mark.skipif(not KIT.exists(), reason="there is no tools/crashkit beside the tests")
 
-SUITES: dict[str, int] = {}
+SUITES = {"states": 300}
 """How many cases of each suite make a short run."""
 
 

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from children import in_child
 from consistency import check, read_mirror
 from examples import Simulation
 from test_damage import Limit, data_of
 
+from children import in_child
 from gc3session import Session, StoreFull, Task
 
 MakeSession = Callable[..., Session]
@@ -83,6 +83,48 @@ def test_store_is_flushed_before_it_gets_its_name_and_its_directory_after(
     assert made, "the new directory was not flushed"
     assert {directory / "data.mdb" for directory in made} <= set(map(Path, before))
     assert os.fspath(path) in after
+
+
+def test_names_above_a_new_session_are_flushed_before_it_is_there(
+    make_session: MakeSession, events: list[tuple[str, str]]
+) -> None:
+    path = Path(make_session("some/new/session").path)
+    before, _ = before_and_after(events, path / "store.url")
+    assert {os.fspath(directory) for directory in list(path.parents)[:3]} <= before
+
+
+def test_name_of_a_store_is_flushed_by_whoever_writes_to_it_first(
+    make_session: MakeSession, events: list[tuple[str, str]]
+) -> None:
+    # Found by the crash kit: who had made the store had not come to flushing its name, another had written to it.
+    with make_session() as maker:
+        maker.add(Task())
+    events.clear()
+    session = make_session()
+    session.add(Task())
+    assert ("fsync", session.path) in events
+    events.clear()
+    session.add(Task())
+    assert ("fsync", session.path) not in events
+
+
+def test_time_of_the_end_is_there_with_the_name(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Found by the crash kit: for an instant the file said that the session had ended now.
+    seen: list[float | None] = []
+    for name in ("open", "utime", "link"):
+        function = getattr(os, name)
+
+        def call(*args: Any, function: Callable[..., Any] = function, **options: Any) -> Any:
+            try:
+                return function(*args, **options)
+            finally:
+                seen.append(session.finished)
+
+        monkeypatch.setattr(os, name, call)
+    session.set_end_timestamp(1e9)
+    assert set(seen) == {None, 1e9}
+    session.set_end_timestamp(2e9)
+    assert set(seen) == {None, 1e9, 2e9}
 
 
 def test_mirror_lists_nothing_that_is_not_committed(tmp_path: Path) -> None:

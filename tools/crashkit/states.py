@@ -1,0 +1,296 @@
+"""Power-loss states: what the disk may hold at any moment of a session's life, and whether that opens."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import attrs
+
+from breakages import BREAKAGES
+from children import Children, Died, one
+from disk import SECTOR, Disk, State
+from judge import Found, another_boot, judge
+from recorder import Recorder
+from suite import KIT, CannotRun, Outcome, Plan, Suite
+from verdicts import Account, Moment
+
+SEEDS = 3
+"""Seeds that a plan's count is shared among, each with 1 to 4 programs."""
+
+PROGRAMS = (1, 2, 3, 4)
+STEPS = 60
+"""Steps of all programs of a workload together."""
+
+LARGEST = 60_000
+"""States of one workload; with more of them there are more workloads."""
+
+PASSES = 12
+NEW = 3
+"""States of a moment, of which 4 are drawn, that no other moment has had; roughly."""
+
+CONTROL, ENOUGH = 2000, 5
+"""States that each control tries at most, until so many are bad; few are, where sectors are torn."""
+
+KEPT = 10
+"""Failures of a workload whose states are kept."""
+
+TORN = 8
+"""Bytes at which a control tears sectors."""
+
+SESSION = Path("new", "directories", "session")
+"""Where the session is made."""
+
+
+@attrs.frozen
+class Case:
+    """A state to be judged, and when it might have been there.
+
+    Attributes:
+        state: what the disk holds.
+        killed: whether the programs were killed, rather than the machine.
+        digest: of the state.
+    """
+
+    state: State
+    killed: bool
+    digest: bytes
+
+
+class Workload:
+    """Programs that were run with the recorder, and all that followed from it.
+
+    Args:
+        plan: its *work* is used; *count* is how many states to try.
+        programs: how many run at a time.
+        broken: one of BREAKAGES, or ''.
+    """
+
+    def __init__(self, plan: Plan, programs: int, broken: str = "") -> None:
+        self.plan = plan
+        self.count = STEPS // programs
+        self.account = Account(plan.seed, programs, self.count)
+        root = plan.work / "root"
+        root.mkdir()
+        self.root_inode = root.stat().st_ino
+        self.recorder = Recorder(plan.work, root)
+        self._run(root / SESSION, broken)
+
+    def _run(self, path: Path, broken: str) -> None:
+        chance = random.Random(f"{self.plan.seed}/kills")
+        command = [sys.executable, str(KIT / "workload.py"), str(path), str(self.plan.seed)]
+        more = ["--broken", broken] if broken else []
+        programs = []
+        for program in range(self.account.programs):
+            # Some of several programs are killed in mid-call, and the others go on.
+            fault = f"{chance.randrange(50, 400)}:kill" if program and chance.random() < 0.3 else ""
+            numbers = [str(program), str(self.account.programs), str(self.count)]
+            environment = self.recorder.environment(fault)
+            programs.append((subprocess.Popen([*command, *numbers, *more], env=environment), bool(fault)))
+        statuses = [(process.wait(), may_die) for process, may_die in programs]
+        numbers = ["0", str(self.account.programs), str(self.count), "--destroy"]
+        end = subprocess.run([*command, *numbers, *more], env=self.recorder.environment(), check=False)
+        statuses.append((end.returncode, False))
+        if any(status and not (may_die and status == -9) for status, may_die in statuses):
+            raise RuntimeError(f"a program of the workload failed: {statuses}; seed {self.plan.seed}")
+
+        self.moments = 0
+        for entry in self.recorder.entries():
+            self.moments += 1
+            if entry.kind == "A":
+                self.account.take_down(entry.told)
+
+    def cases(
+        self, chance: random.Random, share: float, each: int, unit: int = SECTOR
+    ) -> Iterator[tuple[Case, Moment]]:
+        """Give at most *each* states of a *share* of all moments, and the moment."""
+        disk = Disk(self.root_inode, unit)
+        account = Account(self.account.seed, self.account.programs, self.count)
+        for entry in self.recorder.entries():
+            if entry.kind == "A":
+                account.take_down(entry.told)
+            else:
+                disk.follow(entry)
+            if chance.random() > share:
+                continue
+            moment = account.moment()
+            everything = disk.everything()
+            yield Case(everything, True, b"killed" + everything.digest()), moment
+            for state in disk.states(chance, each):
+                yield Case(state, False, state.digest()), moment
+
+
+def find(root: Path, killed: bool) -> Found:
+    """Judge the session in *root*; this process is a child, which stays as it is set up here."""
+    if not killed:
+        another_boot()
+    return judge(root / SESSION)
+
+
+class Trial:
+    """Tries states of a workload, and keeps account of what came of them."""
+
+    def __init__(self, suite: Suite, workload: Workload, scratch: Path) -> None:
+        self._suite, self._workload, self._scratch = suite, workload, scratch
+        self._found: dict[bytes, Found] = {}
+        self._waiting: dict[bytes, set[Moment]] = {}
+        self._alike: dict[str, Found] = {}
+        self.failures: list[str] = []
+        self._children: Children[Case, Found] = Children(
+            self._work, lambda died: Found(problem=str(died)), workload.plan.jobs
+        )
+
+    @property
+    def moments(self) -> int:
+        """How many moments the workload has."""
+        return self._workload.moments
+
+    @property
+    def tried(self) -> int:
+        """How many states that differ from each other."""
+        return len(self._found)
+
+    def run(self, count: int, unit: int, enough: int) -> None:
+        """Try *count* states, or as many as are found in some passes over the log; until *enough* fail."""
+        chance = random.Random(f"{self._workload.plan.seed}/states")
+        each = 4
+        share = count / (NEW * self._workload.moments)  # at first: moments from all over the log
+        for _ in range(PASSES):
+            before = len(self._found)
+            for case, moment in self._workload.cases(chance, share, each, unit):
+                if len(self._found) + len(self._waiting) >= count or len(self.failures) >= enough:
+                    break
+                self._try(case, moment)
+            for done in self._children.rest():
+                self._take(*done)
+            missing, new = count - len(self._found), len(self._found) - before
+            if missing <= 0 or len(self.failures) >= enough:
+                break
+            if share >= 1:
+                each = min(4096, 2 * each * max(1, missing // max(1, new)))
+            share *= max(2, missing / max(1, new))
+
+    def _try(self, case: Case, moment: Moment) -> None:
+        if case.digest in self._found:
+            self._note(case, self._found[case.digest], moment)
+        elif case.digest in self._waiting:
+            self._waiting[case.digest].add(moment)
+        else:
+            self._waiting[case.digest] = {moment}
+            for done in self._children.add(case):
+                self._take(*done)
+
+    def _work(self, case: Case) -> Found:
+        with open(os.devnull, "wb") as nowhere:  # LMDB's last words: how it ended is known without them
+            os.dup2(nowhere.fileno(), 2)
+        place = Path(tempfile.mkdtemp(dir=self._scratch))
+        try:
+            case.state.build(place)
+            return find(place, case.killed)
+        finally:
+            shutil.rmtree(place)
+
+    def _take(self, case: Case, found: Found) -> None:
+        # Few sessions differ: each is kept once.
+        found = self._alike.setdefault(repr(found), found)
+        self._found[case.digest] = found
+        for moment in self._waiting.pop(case.digest):
+            self._note(case, found, moment)
+
+    def _note(self, case: Case, found: Found, moment: Moment) -> None:
+        account = self._workload.account
+        wrong = account.wrong(found, moment)
+        if not wrong:
+            return
+        if len(self.failures) >= KEPT:
+            self.failures.append(f"{wrong} (not kept)")
+            return
+        kept = self._suite.new_case(self._workload.plan)
+        (kept / "state").mkdir()
+        case.state.build(kept / "state")
+        told = {"wrong": wrong, "killed": case.killed, "moment": attrs.asdict(moment), **account.told()}
+        (kept / "case.json").write_text(json.dumps(told, indent=2))
+        shutil.copyfile(self._workload.recorder.log, kept / "log")
+        self.failures.append(self._suite.failure(wrong, kept))
+
+
+def scratch(plan: Plan) -> tempfile.TemporaryDirectory[str]:
+    """Return a directory for states: in memory if possible, as nothing in them is to be flushed."""
+    memory = "/dev/shm"
+    return tempfile.TemporaryDirectory(prefix="crashkit-", dir=memory if os.access(memory, os.W_OK) else plan.work)
+
+
+class PowerLossStates(Suite):
+    """Opens what the disk may hold after a power cut, at each moment of a session's life."""
+
+    name = "states"
+    summary = "every state that the disk may hold after a power cut, opened and compared"
+    unit = "states"
+    short = 50_000
+    long = 3_000_000
+
+    def run(self, plan: Plan) -> Outcome:
+        failures: list[str] = []
+        tried = moments = 0
+        rounds = max(SEEDS, -(-plan.count // (LARGEST * len(PROGRAMS))))
+        for number in range(rounds):
+            for programs in PROGRAMS:
+                left = rounds * len(PROGRAMS) - number * len(PROGRAMS) - PROGRAMS.index(programs)
+                trial = self._trial(
+                    plan.part(
+                        f"{number}-{programs}", seed=plan.seed + number, count=-(-(plan.count - tried) // left)
+                    ),
+                    programs,
+                )
+                tried += trial.tried
+                moments += trial.moments
+                failures += trial.failures
+        return Outcome(tried, failures, {"seeds": rounds, "programs at a time": "1 to 4", "moments": moments})
+
+    def _trial(
+        self, plan: Plan, programs: int, broken: str = "", unit: int = SECTOR, enough: int = 1 << 30
+    ) -> Trial:
+        workload = Workload(plan, programs, broken)
+        with scratch(plan) as place:
+            trial = Trial(self, workload, Path(place))
+            trial.run(plan.count, unit, enough)
+        shutil.rmtree(plan.work)
+        return trial
+
+    def control(self, plan: Plan) -> Outcome:
+        """Break each of BREAKAGES, and tear sectors: failures only if each was found to be broken."""
+        failures: list[str] = []
+        tried = 0
+        notes: dict[str, int | str] = {}
+        for number, broken in enumerate((*BREAKAGES, "")):
+            trial = self._trial(
+                plan.part(str(number), count=CONTROL), 1, broken, SECTOR if broken else TORN, ENOUGH
+            )
+            tried += trial.tried
+            failures += trial.failures
+            notes[broken or f"torn at {TORN} bytes"] = f"{len(trial.failures)} of {trial.tried}"
+            if not trial.failures:
+                return Outcome(tried, [], notes)
+        return Outcome(tried, failures, notes)
+
+    def replay(self, plan: Plan, case: Path) -> Outcome:
+        try:
+            told = json.loads((case / "case.json").read_text())
+        except FileNotFoundError as error:
+            raise CannotRun(f"{error.filename} is missing: {case} holds no failure of this suite") from error
+        account = Account.from_told(told)
+        moment = Moment.from_told(told["moment"])
+        shutil.copytree(case / "state", plan.work / "state")
+        try:
+            found = one(find, plan.work / "state", told["killed"])
+        except Died as died:
+            found = Found(problem=str(died))
+        wrong = account.wrong(found, moment)
+        return Outcome(1, [self.failure(wrong, case)] if wrong else [], {"moment": str(moment)})

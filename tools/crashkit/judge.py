@@ -10,9 +10,8 @@ from typing import Any
 
 import attrs
 
-import gc3session
 import gc3session.mirror
-from gc3session import MirrorWarning, NotASession, Session, Task
+from gc3session import MirrorWarning, NotASession, Session, Task, check_session
 from script import Group, Holds, Job, child_of, is_group, program_of, value_of
 
 MAP = 1 << 24
@@ -126,10 +125,6 @@ def _outside(session: Session, members: set[str]) -> tuple[dict[str, Any], list[
 
 def _check(path: Path) -> None:
     """Raise ValueError if the library's own check finds anything."""
-    if not hasattr(gc3session, "check_session"):
-        return
-    from gc3session import check_session
-
     findings = [f"{finding.where}: {finding.message}" for finding in check_session(os.fspath(path))]
     if findings:
         raise ValueError(f"the check finds: {'; '.join(findings[:3])}")

@@ -70,10 +70,8 @@ class Performer:
             self.open()
         elif step.kind == "finish":
             self._opened().set_end_timestamp(step.after.finished)
-        elif step.kind == "compact":
-            self._opened().compact()
-        elif step.kind == "repair":
-            self._repair()
+        elif step.kind in ("compact", "repair"):
+            getattr(self._opened(), step.kind)()
         else:
             self._change(step)
 
@@ -81,14 +79,6 @@ class Performer:
         if self.session is None:
             return self.open()
         return self.session
-
-    def _repair(self) -> None:
-        from gc3session import repair_session
-
-        self._opened().close()
-        self.session = None
-        repair_session(self._path)
-        self.open()
 
     def _change(self, step: Step) -> None:
         session, before, after = self._opened(), step.before, step.after

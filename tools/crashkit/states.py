@@ -15,12 +15,12 @@ from pathlib import Path
 import attrs
 
 from breakages import BREAKAGES
-from children import Children, Died, one
 from disk import SECTOR, Disk, State
 from judge import Found, another_boot, judge
 from recorder import Recorder
 from suite import KIT, CannotRun, Outcome, Plan, Suite
 from verdicts import Account, Moment
+from workers import Died, Workers, one
 
 SEEDS = 3
 """Seeds that a plan's count is shared among, each with 1 to 4 programs."""
@@ -143,7 +143,7 @@ class Trial:
         self._waiting: dict[bytes, set[Moment]] = {}
         self._alike: dict[str, Found] = {}
         self.failures: list[str] = []
-        self._children: Children[Case, Found] = Children(
+        self._workers: Workers[Case, Found] = Workers(
             self._work, lambda died: Found(problem=str(died)), workload.plan.jobs
         )
 
@@ -168,7 +168,7 @@ class Trial:
                 if len(self._found) + len(self._waiting) >= count or len(self.failures) >= enough:
                     break
                 self._try(case, moment)
-            for done in self._children.rest():
+            for done in self._workers.rest():
                 self._take(*done)
             missing, new = count - len(self._found), len(self._found) - before
             if missing <= 0 or len(self.failures) >= enough:
@@ -184,7 +184,7 @@ class Trial:
             self._waiting[case.digest].add(moment)
         else:
             self._waiting[case.digest] = {moment}
-            for done in self._children.add(case):
+            for done in self._workers.add(case):
                 self._take(*done)
 
     def _work(self, case: Case) -> Found:

@@ -27,7 +27,7 @@ class Died(Exception):
     """A child ended before it had a result; the text says how."""
 
 
-class Children(Generic[Job, Result]):
+class Workers(Generic[Job, Result]):
     """Does jobs in forked children, some jobs in each and *jobs* children at a time.
 
     Args:
@@ -117,9 +117,9 @@ def one(function: Callable[..., Result], *args: Any) -> Result:
     def died(death: Died) -> Any:
         return death
 
-    children: Children[tuple[Any, ...], Any] = Children(lambda given: function(*given), died, 1)
-    list(children.add(args))
-    ((_, result),) = children.rest()
+    workers: Workers[tuple[Any, ...], Any] = Workers(lambda given: function(*given), died, 1)
+    list(workers.add(args))
+    ((_, result),) = workers.rest()
     if isinstance(result, Died):
         raise result
     return result  # type: ignore[no-any-return]

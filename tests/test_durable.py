@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from children import in_child
 from consistency import check, read_mirror
 from examples import Simulation
 from test_damage import Limit, data_of
 
-from children import in_child
 from gc3session import Session, StoreFull, Task
 
 MakeSession = Callable[..., Session]

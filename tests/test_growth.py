@@ -8,9 +8,9 @@ from typing import Any
 
 import lmdb
 import pytest
+from children import run_python
 
 import gc3session.lmdb_environment as environments
-from children import run_python
 from gc3session import Session, Task
 from gc3session.lmdb_environment import Environment
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 import attrs
 
-from gc3session import Persistable, Session, Task, TaskCollection
+from gc3session import Persistable, Task, TaskCollection
 
 STATES = ("NEW", "RUNNING", "TERMINATED", "a state of its own")
 
@@ -143,7 +143,6 @@ def steps(seed: int, program: int, programs: int, count: int) -> Iterator[Step]:
     shares = dict(_SHARES)
     if program == 0:
         shares |= {kind: share for kind, share in _FOR_ONE.items() if programs == 1 or kind not in _ALONE}
-        shares = {k: s for k, s in shares.items() if k not in _ALONE or hasattr(Session, k)}
     holds, number = Holds(), 0
     yield Step("open", holds, holds)
     first = list(shares)  # each kind once, so that none is left out

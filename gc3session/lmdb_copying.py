@@ -22,6 +22,7 @@ from .errors import CorruptStore, ReadOnlyError, StoreFull, UnknownFormat, Write
 from .filesystem import NO_ROOM, sync_directory
 from .lmdb_environment import Environment, Transaction, compacted_name, translated
 from .lmdb_files import committed_state, states
+from .lmdb_memory import unmap_pages
 from .lmdb_pages import State, meta_page
 from .lmdb_sharing import alone_with
 from .sizes import require_room
@@ -203,7 +204,9 @@ def _copy_tables(
         lib_version=0,
     )
     try:
-        handles = _copy_items(reader, tables, new, max(_TRANSACTION, 2 * used // reader.id()), progress, used)
+        limit = max(_TRANSACTION, 2 * used // reader.id())
+        inodes = [os.stat(os.path.join(directory, "data.mdb")).st_ino for directory in (env.path, target)]
+        handles = _copy_items(reader, tables, new, limit, inodes, progress, used)
         with new.begin() as copy:
             for name, table in tables.items():
                 if copy.stat(handles[name])["entries"] != reader.stat(table)["entries"]:
@@ -221,10 +224,14 @@ def _copy_items(
     tables: Mapping[bytes, Any],
     new: lmdb.Environment,
     limit: int,
+    inodes: list[int],
     progress: OnProgress,
     used: int,
 ) -> dict[bytes, Any]:
-    """Write the items of all tables to *new*, at most *limit* bytes in a transaction; return its handles."""
+    """Write the items of all tables to *new*, at most *limit* bytes in a transaction; return its handles.
+
+    The *inodes* are of the two files: what has been read and written of them is let go of.
+    """
     handles: dict[bytes, Any] = {}
     done = uncommitted = 0
     writer: Transaction = new.begin(write=True)
@@ -235,6 +242,8 @@ def _copy_items(
             while some := list(islice(items, _ITEMS)):
                 if uncommitted > limit:
                     writer.commit()
+                    for inode in inodes:
+                        unmap_pages(inode)
                     uncommitted, writer = 0, new.begin(write=True)
                 writer.cursor(handles[name]).putmulti(some, append=True)
                 size = sum(len(key) + len(value) for key, value in some)

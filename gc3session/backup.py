@@ -104,10 +104,12 @@ def _fill(session: Session, path: str, opened: Callable[[str], Session], progres
     if inside:
         there = os.path.realpath(unquote(session.store.url.partition(":")[2].removeprefix("//")))
         place = os.path.join(path, os.path.relpath(there, os.path.realpath(session.path)))
+    times: dict[str, int] = {}
     target.make(f"lmdb://{quote(place)}", "", anew=False, identity=identity)
     _copy_timestamps(source, target)
     if inside and tables.exists():
         os.makedirs(os.path.dirname(place), exist_ok=True)
+        times = _times(there)
         tables.copy_to(place, progress)
         _disown_mirror(place, identity)
     copy = opened(path)
@@ -124,9 +126,17 @@ def _fill(session: Session, path: str, opened: Callable[[str], Session], progres
     except BaseException:
         copy.store.discard()
         raise
+    for name, time in times.items():
+        if os.path.exists(os.path.join(place, name)):  # it was last written then, as far as anybody wants to know
+            os.utime(os.path.join(place, name), ns=(time, time))
     sync_file(target.mirror)
     size = sum(os.stat(os.path.join(at, name)).st_size for at, _, names in os.walk(path) for name in names)
     return BackedUp(tasks, size, missing)
+
+
+def _times(directory: str) -> dict[str, int]:
+    """Return when each file in a directory was last written, in ns since 1970."""
+    return {entry.name: entry.stat().st_mtime_ns for entry in os.scandir(directory)}
 
 
 def _copy_timestamps(source: SessionDirectory, target: SessionDirectory) -> None:

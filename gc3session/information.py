@@ -81,8 +81,9 @@ class Information:
             added last; with it the first and the last of all that were read.
         scanned: how many records were read; None without a scan.
         unreadable: how many of those can't be read.
+        last_write: when the store was last written, in seconds since 1970; None if its kind doesn't tell.
         per_minute: tasks a minute, from when the session was created to when it was finished, or
-            else to the `last_event`; None if there is no such time.
+            else to the last write, or else to the `last_event`; None if there is no such time.
         records: how many records are in the store.
         other_sessions: how many other sessions have been written to the store.
         schemas: of the store; with a scan those of the session with how many records they have.
@@ -106,6 +107,7 @@ class Information:
     last_event: EventFigures | None
     scanned: int | None
     unreadable: int | None
+    last_write: float | None
     per_minute: float | None
     records: int
     other_sessions: int
@@ -133,7 +135,9 @@ def information_of(session: Session, scan: bool, progress: OnProgress) -> Inform
         schemas = [] if scanned else _schemas(reader)
         mirror = session._mirror.intact(row)
     created, finished = session.created, session.finished
-    end = finished if finished is not None else last.time if last is not None else None
+    written = next((figure.values["time"] for figure in figures if figure.name == "last write"), None)
+    ends = (finished, written, None if last is None else last.time)
+    end = next((time for time in ends if time is not None), None)
     return Information(
         name=session.name,
         path=session.path,
@@ -151,6 +155,7 @@ def information_of(session: Session, scan: bool, progress: OnProgress) -> Inform
         last_event=last,
         scanned=scanned.records if scanned else 0 if scan else None,
         unreadable=scanned.unreadable if scanned else 0 if scan else None,
+        last_write=written,
         per_minute=60 * tasks / (end - created)
         if end is not None and created is not None and end > created
         else None,

@@ -75,6 +75,8 @@ def test_backup_is_the_same_session(make_session: MakeSession, tmp_path: Path) -
         assert (copy.created, copy.finished) == (session.created, session.finished)
         assert copy._index.identity == session._index.identity
         assert copy.store.identity == session.store.identity
+        assert copy.info().last_write == session.info().last_write
+        assert copy.info().per_minute == session.info().per_minute
         assert set(copy.store.list()) == set(session.store.list())
         assert not copy.store.is_same(session.store)
     for name in ("created", "finished"):
@@ -187,6 +189,21 @@ def test_damaged_record_of_a_shared_store_is_taken_over(tmp_path: Path) -> None:
     assert check(tmp_path / "copy", damaged=[ids[1]]) == ids
     with Session(tmp_path / "copy") as copy:
         assert copy.stats() == {"RUNNING": 3}
+
+
+def test_backup_from_a_server_is_a_session_on_a_local_disk(tmp_path: Path, postgresql_url: str) -> None:
+    with Session(tmp_path / "s", store_or_url=postgresql_url) as session:
+        fill(session)
+        ids = list(session.ids())
+        told = session.info(scan=True)
+        assert (told.tasks, told.inside, told.mirror) == (len(ids), False, True)
+        assert (
+            told.scanned == session.backup(tmp_path / "copy").tasks + 2
+        )  # that in the collection, that forgotten
+        assert list(diff(session.path, tmp_path / "copy")) == []
+        with pytest.raises(InvalidArgument, match="isn't compacted from here"):
+            session.compact()
+    assert check(tmp_path / "copy") == ids
 
 
 # -- beside a writer

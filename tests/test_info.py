@@ -44,7 +44,9 @@ def test_counts_times_and_names_are_those_of_the_session(session: Session) -> No
     assert told.last_event is not None
     assert (told.first_event.id, told.first_event.time, told.first_event.state) == (first, 100.5, "NEW")
     assert (told.last_event.id, told.last_event.time, told.last_event.state) == (last, 150, "TERMINATED")
-    assert told.per_minute == 6 / 2  # from 30 to 150 seconds
+    assert told.last_write is not None
+    assert told.per_minute == 60 * 6 / (told.last_write - 30)
+    assert told.last_write == Path(session.path, "jobs", "data.mdb").stat().st_mtime
     assert (told.scanned, told.unreadable) == (None, None)
     assert {schema.name: schema.records for schema in told.schemas} == dict.fromkeys(
         ["Task", "Simulation", "Note"]

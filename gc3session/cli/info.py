@@ -86,7 +86,9 @@ def _pairs(told: Information) -> Iterator[tuple[str, str]]:
     of = "of all" if told.scanned is not None else "of the task added last"
     yield "last event", _event(told.last_event, of)
     rate = _NONE if told.per_minute is None else f"{told.per_minute:,.1f}"
-    until = "the last event above" if told.finished is None else "the end"
+    until = "the last event above" if told.last_write is None else "the last write"
+    if told.finished is not None:
+        until = "the end"
     yield "tasks a minute", f"{rate} (all tasks, from creation to {until})"
     if told.waiting:
         yield "waiting", f"{quantity(told.waiting, 'record')} in the batch, not on disk"

@@ -9,6 +9,7 @@ with Session('campaign') as session:
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from .conditions import Condition
 from .errors import (
     AccessDenied,
     ClashError,
@@ -109,6 +110,7 @@ __all__ = [
     "ClosedError",
     "CommitUnknown",
     "Compacted",
+    "Condition",
     "ConflictError",
     "CorruptRecord",
     "CorruptStore",

@@ -15,7 +15,6 @@ import re
 import secrets
 import shutil
 import stat
-from pathlib import Path
 from typing import ClassVar
 from urllib.parse import quote, unquote
 
@@ -28,7 +27,7 @@ from .errors import (
     StoreFull,
     WriteError,
 )
-from .filesystem import NO_ROOM, make_directory, write_durably
+from .filesystem import NO_ROOM, make_directory, opened_regular, touch, write_durably
 
 _STORE_URL = re.compile(r"([a-z0-9+]+):([^#\s][^#\n]*)#([0-9a-f]{32})\n?")
 
@@ -121,8 +120,10 @@ class SessionDirectory:
             raise OpenError(told) from error
 
     def own_store_url(self) -> str:
-        """Return the URL of a store inside the directory."""
-        return f"lmdb://{quote(os.path.join(self.path, self.DEFAULT_JOBS_DIR))}"
+        """Return the URL of a store inside the directory.  Raise DamagedSession if something else is there."""
+        place = os.path.join(self.path, self.DEFAULT_JOBS_DIR)
+        self._check_plain(place, self.path)
+        return f"lmdb://{quote(place)}"
 
     def _written(self, url: str) -> str:
         """Return how *url* is written in `store.url`."""
@@ -143,10 +144,7 @@ class SessionDirectory:
         Raise DamagedSession if `store.url` doesn't say.
         """
         try:
-            status = os.lstat(self.url_file)
-            if not stat.S_ISREG(status.st_mode):
-                raise DamagedSession(f"{self.url_file} is not a regular file; restore it from a backup")
-            with open(self.url_file, "rb") as file:
+            with opened_regular(self.url_file) as file:
                 text = file.read(65536).decode()
         except (OSError, UnicodeDecodeError) as error:
             raise DamagedSession(f"{self.url_file} can't be read ({error}); restore it from a backup") from error
@@ -163,9 +161,15 @@ class SessionDirectory:
         scheme, rest, identity = match.groups()
         if scheme == "lmdb" and not rest.startswith("/"):
             place = os.path.normpath(os.path.join(self.path, unquote(rest)))
-            if not place.startswith(self.path.rstrip(os.sep) + os.sep):
+            if "\0" in place or not place.startswith(self.path.rstrip(os.sep) + os.sep):
                 raise DamagedSession(f"{self.url_file}: {rest!r} leads out of the session directory; edit it")
+            self._check_plain(place, self.path)
             rest = f"//{quote(place)}"
+        elif scheme == "lmdb":
+            place = os.path.normpath(unquote(rest.removeprefix("//")))
+            if "\0" in place or not place.startswith(os.sep):
+                raise DamagedSession(f"{self.url_file}: {rest[:80]!r} is not the path of a store; edit it")
+            self._check_plain(place, os.path.dirname(place))
         return f"{scheme}:{rest}", bytes.fromhex(identity)
 
     def line(self, url: str, identity: bytes) -> str:
@@ -187,6 +191,23 @@ class SessionDirectory:
                 ) from error
         return told
 
+    def _check_plain(self, place: str, above: str) -> None:
+        """Raise DamagedSession if *place*, or what is between it and *above*, is there but no directory."""
+        while place != above and place != os.sep:
+            try:
+                mode = os.lstat(place).st_mode
+            except FileNotFoundError:
+                pass  # the first write makes it
+            except OSError as error:
+                raise DamagedSession(f"{self.url_file} leads to {place}: {error.strerror}; edit it") from error
+            else:
+                if not stat.S_ISDIR(mode):
+                    raise DamagedSession(
+                        f"{place}, where the store is to be, is not a directory, or a link to one: put the"
+                        " directory itself there"
+                    )
+            place = os.path.dirname(place)
+
     def holds(self, url: str) -> bool:
         """Return whether the store at *url* is inside the directory."""
         scheme, _, rest = url.partition(":")
@@ -200,7 +221,8 @@ class SessionDirectory:
     def check_no_tasks(self, url: str) -> None:
         """Raise DamagedSession if the mirror lists tasks, though the store at *url* is missing."""
         try:
-            listed = sum(bool(line.strip()) for line in Path(self.mirror).read_bytes().splitlines())
+            with opened_regular(self.mirror) as file:
+                listed = sum(bool(line.strip()) for line in file)
         except OSError:
             return
         if listed:
@@ -217,7 +239,7 @@ class SessionDirectory:
     def timestamp(self, which: str) -> float | None:
         """Return the time ('start' or 'end') in seconds since 1970, or None."""
         try:
-            return os.stat(self._timestamp_file(which)).st_mtime
+            return os.lstat(self._timestamp_file(which)).st_mtime
         except OSError:
             return None
 
@@ -231,12 +253,7 @@ class SessionDirectory:
                 # With its time from the first: a crash in between would leave that of the call.
                 write_durably(path, b"", replace=False, mtime=time)
             except FileExistsError:
-                fd = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-                try:
-                    os.utime(fd, (time, time))
-                    os.fsync(fd)
-                finally:
-                    os.close(fd)
+                touch(path, round(time * 10**9) if isinstance(time, int) else int(time * 1e9))
         except (OSError, OverflowError, ValueError) as error:
             raise InvalidArgument(f"the time of {path} can't be set to {time!r}: {error}") from error
 

@@ -34,6 +34,7 @@ from typing import IO, TYPE_CHECKING, Any, Final, NamedTuple
 from .codec import Schema
 from .directory import SessionDirectory
 from .dump_files import written
+from .filesystem import opened_regular
 from .record_lines import RecordLines, json_line
 from .snapshot import Kept, Snapshot, snapshot
 from .tables import OnProgress
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 DUMP_VERSION: Final = 1
 """The version of the format of dumps."""
 
+_LONGEST_COMMAND: Final = 1 << 24  # bytes of `created`; Linux runs no longer command line
 _LINES: Final = 256  # written at once
 
 
@@ -142,14 +144,17 @@ def timestamp_files(path: str) -> tuple[Path, Path]:
 
 def _time(file: Path | None) -> int | None:
     try:
-        return None if file is None else file.stat().st_mtime_ns
+        return None if file is None else file.lstat().st_mtime_ns
     except OSError:
         return None
 
 
 def _text(file: Path | None) -> str | None:
     try:
-        return None if file is None else file.read_bytes().decode("utf-8", "surrogateescape")
+        if file is None:
+            return None
+        with opened_regular(file) as opened:
+            return opened.read(_LONGEST_COMMAND).decode("utf-8", "surrogateescape")
     except OSError:
         return None
 

@@ -14,7 +14,7 @@ from .directory import SessionDirectory
 from .dump import DUMP_VERSION, timestamp_files
 from .dump_files import broken_compression, opened_lines
 from .errors import ClashError, CorruptRecord, InvalidArgument
-from .filesystem import sync_directory, write_durably
+from .filesystem import sync_directory, touch, write_durably
 from .json_values import FieldsDecoder
 from .ledger import Joining, Ledger
 from .sequence import NEXT_KEY
@@ -411,8 +411,10 @@ class Loading:
                 time = self._header[told]
                 if type(time) is not int:
                     raise ValueError(f"its {told!r} is not a time in ns")
-                file.touch()
-                os.utime(file, ns=(time, time))
+                try:
+                    touch(file, time)
+                except OverflowError as error:
+                    raise ValueError(f"its {told!r} is not a time in ns") from error
         sync_directory(path)
 
 

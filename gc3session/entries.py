@@ -81,11 +81,24 @@ class Row(NamedTuple):
     @classmethod
     def from_bytes(cls, identity: bytes, data: bytes) -> Row:
         try:
-            return cls(*msgpack.unpackb(unseal(0, data)))
-        except (ValueError, TypeError, CorruptRecord) as error:
+            row = cls(*msgpack.unpackb(unseal(0, data)))
+            row.check()
+        except (ValueError, TypeError, msgpack.UnpackException, CorruptRecord) as error:
             raise CorruptStore(
                 f"the row of session {identity.hex()} is damaged ({error}); restore the store from a backup"
             ) from error
+        return row
+
+    def check(self) -> None:
+        """Raise ValueError if its parts aren't as the format has them."""
+        numbers = (self.number, self.size, self.blank)
+        sound = all(type(n) is int for n in numbers) and 0 < self.number < 1 << 32
+        if not sound or not 0 <= self.blank <= self.size < 1 << 63:
+            raise ValueError("its numbers can't be")
+        if self.mark is None:
+            return
+        if type(self.mark) is not list or [type(part) for part in self.mark] != [int, str, int, int]:
+            raise ValueError("what it says of the mirror can't be")
 
 
 def state_key(session: int, state: str) -> bytes:

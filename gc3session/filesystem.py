@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import re
+import stat
 import threading
 from pathlib import Path
+from typing import IO
 
 NETWORK_FILESYSTEMS = frozenset(
     "9p acfs afs beegfs ceph cifs coda fhgfs fuse.ceph fuse.glusterfs fuse.sshfs gfs gfs2 glusterfs"
@@ -59,6 +62,20 @@ def write_cache_of(path: str) -> str | None:
     return None
 
 
+def opened_regular(path: str | os.PathLike[str]) -> IO[bytes]:
+    """Return the regular file *path*, open for reading.
+
+    Raise OSError if it is anything else: a symbolic link leads elsewhere, a FIFO waits for ever.
+    """
+    if not stat.S_ISREG(os.lstat(path).st_mode):
+        raise OSError(errno.EINVAL, "not a regular file", os.fspath(path))
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):  # it has just become another
+        os.close(fd)
+        raise OSError(errno.EINVAL, "not a regular file", os.fspath(path))
+    return open(fd, "rb")
+
+
 def sync_directory(path: str) -> None:
     """Write the names in the directory *path* to disk."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
@@ -92,6 +109,20 @@ def sync_file(path: str) -> None:
         os.close(fd)
 
 
+def touch(path: str | os.PathLike[str], time_ns: int) -> None:
+    """Set the time of change of a file, which is made if it is missing.  A symbolic link is not followed.
+
+    Raise OSError, or OverflowError for a time that the system doesn't have.
+    """
+    flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    fd = os.open(path, flags, 0o666)
+    try:
+        os.utime(fd, ns=(time_ns, time_ns))
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
 def write_durably(path: str, contents: bytes, *, replace: bool = True, mtime: float | None = None) -> None:
     """Make *contents* those of the file *path*: after a power cut it is the old file or the new.
 
@@ -100,7 +131,9 @@ def write_durably(path: str, contents: bytes, *, replace: bool = True, mtime: fl
     """
     directory = os.path.dirname(path)
     temporary = f"{path}.{os.getpid()}.{threading.get_ident()}.tmp"
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o666)
+    with contextlib.suppress(FileNotFoundError):  # of a process that had the same number
+        os.unlink(temporary)
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
     try:
         with open(fd, "wb") as file:
             file.write(contents)

@@ -219,7 +219,7 @@ class _Pin:
     def _hold(self) -> int | None:
         """Take a reader's slot; return the number of the transaction that it holds, None without a slot."""
         try:
-            env = acquire(self._directory, True, self._map_size)
+            env = acquire(self._directory, True, self._map_size, None)
             env.reading.acquire()
             self._env = env
             self._transaction = env.pin()

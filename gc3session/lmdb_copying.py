@@ -23,6 +23,7 @@ from .filesystem import NO_ROOM, sync_directory
 from .lmdb_environment import Environment, Transaction, compacted_name, translated
 from .lmdb_files import committed_state, states
 from .lmdb_memory import unmap_pages
+from .lmdb_origin import mark_as_ours
 from .lmdb_pages import State, meta_page
 from .lmdb_sharing import alone_with
 from .sizes import require_room
@@ -64,6 +65,7 @@ def copy_data(env: Environment, transaction: int, target: str, progress: OnProgr
         os.truncate(out, state.size)
         _write_state(out, state)
         os.fsync(out)
+        mark_as_ours(os.path.dirname(target))
         progress(state.size, state.size)
     return True
 
@@ -148,6 +150,7 @@ def _replace(env: Environment, progress: OnProgress) -> Compacted:
             os.utime(out, ns=(before.st_atime_ns, before.st_mtime_ns))  # the time of the last commit
             os.fsync(out)
         os.rename(path, env.data)
+        mark_as_ours(env.path)
     finally:
         delete_tree(temporary)
     sync_directory(env.path)

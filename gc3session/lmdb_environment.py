@@ -26,6 +26,7 @@ from .filesystem import NO_ROOM, make_directory, sync_directory, sync_file
 from .forks import ENVIRONMENTS, at_fork
 from .lmdb_files import check_before_opening, missing_bytes, regular_file
 from .lmdb_memory import unmap_pages
+from .lmdb_origin import mark_as_ours
 from .lmdb_sharing import share
 from .tables import PLAIN_TABLES, SET_TABLES
 from .temporaries import delete_tree, made_whole
@@ -72,8 +73,9 @@ class Environment:
             takes both takes `writing` first.
     """
 
-    def __init__(self, path: str, read_only: bool, map_size: int) -> None:
+    def __init__(self, path: str, read_only: bool, map_size: int, verify: bool | None) -> None:
         self.path = path
+        self.verify = verify
         self.data = os.path.join(path, "data.mdb")
         self.read_only = read_only
         self.users = 0
@@ -106,7 +108,7 @@ class Environment:
         return env
 
     def _open(self) -> lmdb.Environment:
-        check_before_opening(self.path)
+        checked = check_before_opening(self.path, verify=self.verify)
         env, self._bare = self._bare or self._open_bare(), None
         try:
             if self.locked and not self.read_only:
@@ -126,6 +128,8 @@ class Environment:
         self._page_size = env.stat()["psize"]
         self._file = _file_of(self.data)
         self._lmdb = env
+        if checked and not self.read_only:
+            mark_as_ours(self.path)
         return env
 
     def _open_bare(self) -> lmdb.Environment:
@@ -221,6 +225,7 @@ class Environment:
                 finally:
                     env.close()
                 sync_file(os.path.join(temporary, "data.mdb"))
+                mark_as_ours(temporary)
         except lmdb.Error as error:
             raise translated(error, path) from error
         except OSError as error:
@@ -410,12 +415,12 @@ _environments: dict[str, Environment] = {}
 _registry = threading.Lock()
 
 
-def acquire(path: str, read_only: bool, map_size: int) -> Environment:
+def acquire(path: str, read_only: bool, map_size: int, verify: bool | None) -> Environment:
     """Return the environment in the directory *path*, for one more user."""
     with _registry:
         env = _environments.get(path)
         if env is None or env.is_elsewhere:
-            env = _environments[path] = Environment(path, read_only, map_size)
+            env = _environments[path] = Environment(path, read_only, map_size, verify)
         elif env.read_only and not read_only:
             with env.alone():
                 env.drop()

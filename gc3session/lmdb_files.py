@@ -6,8 +6,12 @@ import os
 import stat
 
 from .errors import CorruptStore, OpenError
+from .lmdb_origin import is_ours
 from .lmdb_pages import State, state_of
 from .lmdb_structure import problems_of
+
+_MOST_HOLES = 100  # times the size of what is written; a walk takes memory for each page
+_LARGEST_LOCK = 1 << 24  # bytes; LMDB maps the whole file, and ours have 72 KiB
 
 
 def regular_file(path: str) -> os.stat_result | None:
@@ -43,38 +47,62 @@ def committed_state(path: str) -> State:
     return max(states(path), key=lambda state: state.transaction)
 
 
-def check_before_opening(directory: str) -> None:
+def check_before_opening(directory: str, *, verify: bool | None) -> bool:
     """Raise CorruptStore if opening the environment in *directory* might end the process.
 
-    A file that looks short is walked through (some 2 s/GiB): LMDB leaves pages at the end unwritten
-    that it has freed again.  The store closes that gap after each commit (see `missing_bytes`),
-    so that only a killed writer and a truncation leave such a file.
+    The two meta pages are always looked at.  The whole file is walked through (some 2 s/GiB) if
+    *verify* is True; and if it is None, unless the file was made or walked through here
+    (lmdb_origin.py) and doesn't look short: LMDB leaves pages at the end unwritten that it has
+    freed again.  The store closes that gap after each commit (see `missing_bytes`), so that only
+    a killed writer and a truncation leave such a file.
+
+    Return whether it was walked through.
     """
     try:
-        _check(directory)
+        return _check(directory, verify)
     except NotADirectoryError as error:
         raise CorruptStore(f"{directory} is not the directory of a store; restore it from a backup") from error
-    except PermissionError as error:
+    except OSError as error:
         raise OpenError(
-            f"{error.filename} can't be read: {error.strerror}; ask its owner for the rights"
+            f"{error.filename or directory} can't be read: {error.strerror}; ask its owner for the rights"
         ) from error
 
 
-def _check(directory: str) -> None:
+def _check(directory: str, verify: bool | None) -> bool:
     path = os.path.join(directory, "data.mdb")
     status = regular_file(path)
-    regular_file(os.path.join(directory, "lock.mdb"))
+    lock = regular_file(os.path.join(directory, "lock.mdb"))
     if status is None:
         raise CorruptStore(f"{path} is missing; restore it from a backup")
     if status.st_size == 0:
         raise CorruptStore(f"{path} is empty; restore it from a backup")
-    if missing_bytes(path):
-        problems = problems_of(path, 1)
-        if problems:
-            raise CorruptStore(
-                f"{path} is truncated or damaged ({problems[0]}); restore it from a backup, or try"
-                " 'gc3session repair'"
-            )
+    if lock is not None and lock.st_size > _LARGEST_LOCK:
+        raise CorruptStore(
+            f"{directory}/lock.mdb is no lock file of LMDB: delete it while nobody uses the session"
+        )
+    missing = missing_bytes(path)
+    if verify is False or (verify is None and not missing and is_ours(directory)):
+        return False
+    _walk_through(path, status)
+    return True
+
+
+def _walk_through(path: str, status: os.stat_result) -> None:
+    """Raise CorruptStore if a page that LMDB would use isn't as it should be."""
+    if status.st_size > _MOST_HOLES * (512 * status.st_blocks + (1 << 20)):
+        raise CorruptStore(f"{path} is all holes: {status.st_size:,} bytes; restore it from a backup")
+    before = committed_state(path).transaction
+    problems = problems_of(path, 1)
+    if not problems:
+        return
+    if committed_state(path).transaction == before:
+        raise CorruptStore(
+            f"{path} is truncated or damaged ({problems[0]}); restore it from a backup, or try 'gc3session repair'"
+        )
+    raise OpenError(
+        f"{path} wasn't made here, and is written by another process so often that it can't be checked: wait for"
+        " that to end or, if you trust who has made it, open it with verify=False"
+    )
 
 
 def missing_bytes(path: str) -> int:

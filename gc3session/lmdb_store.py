@@ -11,7 +11,7 @@ from urllib.parse import quote, unquote
 
 import lmdb
 
-from .errors import ClosedError, Error, InvalidArgument, NetworkFilesystemError, ReadOnlyError
+from .errors import ClosedError, CorruptStore, Error, InvalidArgument, NetworkFilesystemError, ReadOnlyError
 from .filesystem import NETWORK_FILESYSTEMS, filesystem_of, sync_directory
 from .lmdb_copying import compact, copy_data
 from .lmdb_environment import (
@@ -29,6 +29,7 @@ from .lmdb_files import states
 from .numbers_set import Numbers
 from .store import register
 from .tables import (
+    MALFORMED,
     Compacted,
     Contents,
     Figure,
@@ -177,6 +178,12 @@ class _Reading:
             self._env.reading.release()
         if isinstance(error, lmdb.Error):
             raise translated(error, self._env.path) from error
+        if isinstance(error, MALFORMED):
+            raise _malformed(error, self._env.path) from error
+
+
+def _malformed(error: BaseException, path: str) -> CorruptStore:
+    return CorruptStore(f"{path}: a key or value isn't as the format has it ({error}); restore it from a backup")
 
 
 def _has_ended(txn: Transaction) -> bool:
@@ -206,6 +213,9 @@ class LmdbTables(Tables):
         map_size: bytes of address space to begin with; it grows when it is full.
         allow_network_filesystem: use the store even where LMDB's locks and memory maps don't
             reach other machines: right only while a single machine uses it.
+        verify: walk through the data file before it is opened, which takes some seconds a GiB:
+            always (True), never (False), or if it wasn't made or checked here (None); see
+            lmdb_origin.py.
     """
 
     def __init__(
@@ -215,11 +225,13 @@ class LmdbTables(Tables):
         read_only: bool = False,
         map_size: int = DEFAULT_MAP_SIZE,
         allow_network_filesystem: bool = False,
+        verify: bool | None = None,
     ) -> None:
         self.path = os.path.realpath(os.fspath(path))
         self.url = f"lmdb://{quote(self.path)}"
         self.read_only = read_only
         self._map_size = map_size
+        self._verify = verify
         self._env: Environment | None = None
         self._closed = False
         type_ = filesystem_of(self.path)
@@ -240,7 +252,7 @@ class LmdbTables(Tables):
                 raise ClosedError(f"the store {self.url} is closed")
             if not self.exists():
                 return None
-            self._env = acquire(self.path, self.read_only, self._map_size)
+            self._env = acquire(self.path, self.read_only, self._map_size, self._verify)
         return self._env
 
     def read(self) -> _Reading:
@@ -321,6 +333,8 @@ class LmdbTables(Tables):
                     raise translated(error, env.path) from error
                 except lmdb.Error as error:
                     raise translated(error, env.path) from error
+                except MALFORMED as error:
+                    raise _malformed(error, env.path) from error
                 aborted()
                 _recover(env, failure)
 
@@ -381,13 +395,18 @@ def _from_url(
     read_only: bool = False,
     map_size: int = DEFAULT_MAP_SIZE,
     allow_network_filesystem: bool = False,
+    verify: bool | None = None,
 ) -> LmdbTables:
     """Return the tables at `lmdb:///path` or `lmdb:path`, which are percent-encoded."""
     path = unquote(url.removeprefix("lmdb:").removeprefix("//"))
     if not path:
         raise InvalidArgument(f"{url!r} names no path; write lmdb:///absolute/path")
     return LmdbTables(
-        path, read_only=read_only, map_size=map_size, allow_network_filesystem=allow_network_filesystem
+        path,
+        read_only=read_only,
+        map_size=map_size,
+        allow_network_filesystem=allow_network_filesystem,
+        verify=verify,
     )
 
 

@@ -97,7 +97,7 @@ class Loader:
             schema_number, revision, values = self._unpack(body)
             build, schema = self._builders[schema_number]
             obj: Persistable = build(values, self._store(), number, revision, schema)
-        except (_Reference, *DAMAGE):
+        except (_Reference, CorruptRecord, *DAMAGE):
             return None
         self.live[number] = ref(obj)
         if len(self.live) > self.limit:

@@ -18,6 +18,7 @@ time of change before the transaction ]`.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import stat
@@ -26,14 +27,15 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from .entries import Row, members
-from .errors import WriteError
+from .entries import SESSION_KEY, Row, members
+from .errors import CorruptStore, WriteError
 from .ledger import Change
 from .schemas import Schemas
-from .tables import Reader, Writer
+from .tables import MEMBERS, Reader, Writer
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _PIECE = 1 << 20
+_REMEDY = "restore the store from a backup"
 
 
 @cache
@@ -105,6 +107,7 @@ class Mirror:
                 if not change.anew:
                     self._complain_if_edited(before)
             except OSError as error:
+                self._drop_temporary()  # on a full disk it would take what room there is
                 self._complain(error)
                 return None
             change = change._replace(anew=True)
@@ -171,11 +174,15 @@ class Mirror:
         if not self._locked:
             return complaint
         change, self._change = self._change, None
-        if change is not None and change.anew and os.path.lexists(self._temporary):
-            os.unlink(self._temporary)
+        if change is not None and change.anew:
+            self._drop_temporary()
         self._locked = False
         fcntl.flock(self._lock, fcntl.LOCK_UN)
         return complaint
+
+    def _drop_temporary(self) -> None:
+        with contextlib.suppress(OSError):  # it is gone, or a directory that somebody has put there
+            os.unlink(self._temporary)
 
     def forked(self) -> None:
         """Give up the file that is locked: a child shares it, and its lock, with its parent."""
@@ -192,6 +199,7 @@ class Mirror:
 
     def _write_anew(self, reader: Reader, row: Row) -> None:
         """Write the whole file, with each ID at its line, under a temporary name."""
+        self._check_size(reader, row)
         if os.path.lexists(self._temporary):
             os.unlink(self._temporary)
         fd = os.open(self._temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
@@ -206,11 +214,24 @@ class Mirror:
                     lines, begin, end = [], line, line
                 lines.append(f"{self._schemas.name(schema, reader)}.{number}\n")
                 end += len(lines[-1])
+                if end > row.size:
+                    raise CorruptStore(
+                        f"{self.path}: by the session's index, a line of it is after its end; {_REMEDY}"
+                    )
             self._write_lines(fd, lines, begin)
             if row.size:
                 _write_at(fd, b"\n", row.size - 1)
         finally:
             os.close(fd)
+
+    def _check_size(self, reader: Reader, row: Row) -> None:
+        """Raise CorruptStore if the row has a size that its entries can't fill: it would fill the disk with blanks."""
+        longest = max((len(schema.name) for schema in self._schemas.all(reader)), default=0)
+        longest = max(longest, len("Unreadable")) + len(".\n") + 20
+        if row.size - row.blank > longest * reader.count(MEMBERS, SESSION_KEY.pack(row.number)):
+            raise CorruptStore(
+                f"{self.path}: by the session's row it has more lines than there are tasks; {_REMEDY}"
+            )
 
     @staticmethod
     def _write_lines(fd: int, lines: list[str], offset: int) -> None:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .repairing import Repaired
 
 _FULL_OF_BLANKS = 1 << 16  # bytes of a mirror that may be blank before closing tidies it
+_MOST_BLANKS = 1 << 26  # bytes that are written anew
 
 
 class Session(SessionBase):
@@ -94,6 +95,9 @@ class Session(SessionBase):
             location, identity = directory.store_url()
             if isinstance(store_or_url, str) and without_password(store_or_url) == location:
                 location = store_or_url  # with its password
+            named = store_or_url if isinstance(store_or_url, Store | None) else full_url(store_or_url)
+            if named is None and location.startswith("lmdb:") and not directory.holds(location):
+                self._check_known(location, identity, store_options)
         elif isinstance(store_or_url, Store):
             location = store_or_url.url
         else:
@@ -130,6 +134,9 @@ class Session(SessionBase):
             super().__init__(store, identity, owns_store=owned)
             self._mirror = Mirror(directory.mirror, directory.url_file, store.schemas)
             self._index.listener = self._mirror
+            if not (there and load) and store.url.startswith("lmdb:") and not directory.holds(store.url):
+                # A store elsewhere knows its sessions from the beginning: see _check_known.
+                store.write(lambda ledger, writer: ledger.mend(identity))
             self._tend_mirror()
         except BaseException:
             if self._index in store.indexes:
@@ -137,6 +144,20 @@ class Session(SessionBase):
             if owned:
                 store.close()
             raise
+
+    def _check_known(self, location: str, identity: bytes, store_options: dict[str, Any]) -> None:
+        """Raise DamagedSession if a store outside the directory doesn't know the session.
+
+        Whoever makes a session directory writes what he likes into its `store.url`.  Here it leads to
+        a store that the session was made with, or the caller has named it.
+        """
+        with make_store(location, read_only=True, **store_options) as store, store.reading() as reader:
+            known = Row.read(reader, identity) is not None
+        if not known:
+            raise DamagedSession(
+                f"{self._directory.url_file} leads to {location}, which is missing or doesn't know this session:"
+                f" if the session was made with that store, name it: store_or_url={location!r}"
+            )
 
     @property
     def store_url(self) -> str:
@@ -179,7 +200,10 @@ class Session(SessionBase):
             with store.reading() as reader:
                 row = Row.read(reader, identity)
             if not self._mirror.intact(row) and self._is_there():
-                store.write(lambda ledger, writer: ledger.mend(identity))
+                if row is not None and row.blank > _MOST_BLANKS:
+                    store.write(lambda ledger, writer: ledger.tidy(identity))
+                else:
+                    store.write(lambda ledger, writer: ledger.mend(identity))
 
     def _is_there(self) -> bool:
         """Return whether the session is still where it was opened, and the same."""

@@ -227,16 +227,19 @@ def snapshot(session: SessionBase, *, at_once: bool = False) -> Iterator[tuple[S
     reader = reading.__enter__()
     is_open = True
 
-    def end() -> None:
+    def end(error: BaseException | None = None) -> None:
         nonlocal is_open
         if is_open:
             is_open = False
-            reading.__exit__(None, None, None)
+            reading.__exit__(None if error is None else type(error), error, None)
 
     try:
         state = Snapshot(session, reader)
         yield state, _followed(state, reader, end, at_once=at_once or not store.read_only)
-    finally:
+    except BaseException as error:
+        end(error)  # which raises ours for one of the tables'
+        raise
+    else:
         end()
 
 

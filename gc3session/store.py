@@ -88,8 +88,13 @@ class Store(StoreStaging):
         self._pid = os.getpid()
         tables.on_create = self._on_create
         if tables.exists():
-            with self.reading():
-                pass
+            try:
+                with self.reading():
+                    pass
+            except BaseException:
+                self._closed = True
+                tables.close()
+                raise
         _stores.add(self)
 
     # -- the public operations

@@ -19,6 +19,7 @@ hold one value for each key.  Both are sorted by bytes.
 
 from __future__ import annotations
 
+import struct
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -44,6 +45,8 @@ SET_TABLES: Final = (MEMBERS, STATES)
 Item = tuple[bytes, bytes]
 
 _CHUNK = 1024
+MALFORMED: Final = (struct.error, UnicodeDecodeError)
+"""What reading keys and values raises that aren't as above; tables make CorruptStore of it at a transaction's end."""
 
 OnProgress = Callable[[int, int], None]
 """Called now and then with how much has been done, and how much there is."""

@@ -350,20 +350,29 @@ def _packs(value: Any) -> bool:
 
 
 class Decoder:
-    """Unpacks values.  *resolve* gives the object for the N of a reference."""
+    """Unpacks values.  *resolve* gives the object for the N of a reference.
+
+    One decoder is used by one thread at a time.
+    """
 
     def __init__(self, resolve: Callable[[int], Any]) -> None:
         self._resolve = resolve
+        self._depth = 0
 
     def unpack(self, data: bytes) -> Any:
         """Return the value that *data* are the bytes of.  Raise CorruptRecord if none."""
+        self._depth += 1
         try:
+            if self._depth > MAX_DEPTH + 1:  # each takes 40 KB of the C stack, whose end would end the process
+                raise CorruptRecord("its values are nested too deeply")
             try:
                 return _unpackb(data, ext_hook=self.build)
             except UnicodeDecodeError:
                 return _unpackb(data, ext_hook=self.build, unicode_errors="surrogatepass")
         except DAMAGE as error:
             raise CorruptRecord(f"its value can't be built: {error}") from error
+        finally:
+            self._depth -= 1
 
     def build(self, code: int, data: bytes) -> Any:
         """Return the value of an extension; called by msgpack."""

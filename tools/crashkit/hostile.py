@@ -1,0 +1,226 @@
+"""The suite `hostile`: directories that somebody has spoilt on purpose, used through Python and by each command."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from random import Random
+from typing import Any, ClassVar
+
+import attrs
+
+import hostile_actions
+import hostile_mutations
+from hostile_base import Bases, Canary
+from hostile_mutations import Mutation
+from hostile_watch import forbid_side_effects
+from suite import Outcome, Plan, Suite
+
+_WORKFLOW = {
+    "name": "w",
+    "schemaVersion": "1.5",
+    "workflow": {"specification": {"tasks": [{"name": "a", "id": "a", "parents": [], "children": []}]}},
+}
+
+
+@attrs.frozen
+class Fault:
+    """A case that went wrong: its number, what was done, and what came of it."""
+
+    number: int
+    what: str
+
+
+class HostileDirectories(Suite):
+    """Each case is one directory and one use of it, in a process of its own, forked from one that has imported all."""
+
+    name: ClassVar[str] = "hostile"
+    summary: ClassVar[str] = "directories that were spoilt on purpose, used through Python and by each command"
+    unit: ClassVar[str] = "cases"
+    short: ClassVar[int] = 20_000
+    long: ClassVar[int] = 2_000_000
+
+    def run(self, plan: Plan) -> Outcome:
+        bases = Bases.made(plan.part("bases").work)
+        return self._tried(plan, bases, range(plan.count))
+
+    def control(self, plan: Plan) -> Outcome:
+        """Without the check before LMDB opens a file it is LMDB that ends processes."""
+        from gc3session import lmdb_files
+
+        bases = Bases.made(plan.part("bases").work)
+        gate = lmdb_files._check
+        lmdb_files._check = lambda directory, verify: False
+        try:
+            outcome = self._tried(plan, bases, range(5 * plan.count), hostile_mutations.DEADLY)
+        finally:
+            lmdb_files._check = gate
+        signals = [failure for failure in outcome.failures if "ended by SIG" in failure]
+        return attrs.evolve(outcome, failures=signals)
+
+    def replay(self, plan: Plan, case: Path) -> Outcome:
+        told = json.loads((case / "case.json").read_text())
+        bases = Bases.kept(case / "bases")
+        plan = attrs.evolve(plan, seed=told["seed"], jobs=1)
+        return self._tried(plan, bases, range(told["number"], told["number"] + 1))
+
+    def _tried(
+        self,
+        plan: Plan,
+        bases: Bases,
+        numbers: range,
+        mutations: dict[Mutation, int] = hostile_mutations.MUTATIONS,
+    ) -> Outcome:
+        """Try the cases, with as many workers as the plan has."""
+        actions = hostile_actions.actions()
+        hostile_actions.import_all()
+        jobs = max(1, min(plan.jobs, len(numbers)))
+        pipes = []
+        for job in range(jobs):
+            reader, writer = os.pipe()
+            pid = os.fork()
+            if pid == 0:
+                status = 1
+                try:
+                    os.close(reader)
+                    worker = _Worker(plan.work / f"worker-{job}", plan.seed, bases, actions, mutations)
+                    with open(writer, "w") as tell:
+                        for found in worker.tried(numbers[job::jobs]):
+                            tell.write(f"{json.dumps(found)}\n")
+                    status = 0
+                except BaseException:  # noqa: BLE001
+                    sys.excepthook(*sys.exc_info())
+                finally:
+                    os._exit(status)
+            os.close(writer)
+            pipes.append((pid, reader))
+        counts: Counter[str] = Counter()
+        failures: list[str] = []
+        for pid, reader in pipes:
+            with open(reader) as told:
+                for line in told:
+                    found = json.loads(line)
+                    counts.update(found["counts"])
+                    failures += [self._kept(plan, bases, fault) for fault in found["faults"]]
+            if os.waitpid(pid, 0)[1]:
+                failures.append("a worker of the suite itself broke; see its traceback above")
+        notes: dict[str, int | str] = {key: counts[key] for key in sorted(counts)}
+        return Outcome(sum(n for key, n in counts.items() if key.startswith("by ")), failures, notes)
+
+    def _kept(self, plan: Plan, bases: Bases, fault: dict[str, Any]) -> str:
+        case = self.new_case(plan)
+        (case / "case.json").write_text(json.dumps({"seed": plan.seed, **fault}))
+        bases.keep(case / "bases")
+        return self.failure(fault["what"], case)
+
+
+class _Worker:
+    """Tries cases, one after the other, each in a child."""
+
+    def __init__(
+        self,
+        work: Path,
+        seed: int,
+        bases: Bases,
+        actions: dict[str, hostile_actions.Action],
+        mutations: dict[Mutation, int],
+    ) -> None:
+        self._work = work
+        self._out = work.with_name(f"{work.name}-out")
+        self._seed = seed
+        self._bases = bases
+        self._actions = actions
+        self._mutations = mutations
+        for path in (work, self._out):
+            shutil.rmtree(path, ignore_errors=True)
+            path.mkdir()
+        bases.sessions[0].write(work / "sound")
+        (work / "dump.jsonl").write_bytes(bases.dump)
+        self._files = [os.open(self._out / name, os.O_RDWR | os.O_CREAT, 0o666) for name in ("stdout", "stderr")]
+        self._canary = Canary(work, bases)
+
+    def tried(self, numbers: range) -> Iterator[dict[str, Any]]:
+        """Try the cases of these numbers; give counts and faults now and then."""
+        counts: Counter[str] = Counter()
+        faults: list[dict[str, Any]] = []
+        for n, number in enumerate(numbers):
+            mutation, action, ended, wrong = self._case(number)
+            counts[f"by {action}"] += 1
+            counts[f"ended: {ended}"] += 1
+            if wrong:
+                faults.append({"number": number, "what": f"{mutation}, {action}: {wrong}"})
+            if n % 500 == 499:
+                yield {"counts": counts, "faults": faults}
+                counts.clear()
+                faults = []
+        yield {"counts": counts, "faults": faults}
+
+    def _case(self, number: int) -> tuple[str, str, str, str]:
+        """Try a case; return what was done, how it ended, and what is wrong with that."""
+        rng = Random(f"{self._seed}:{number}")
+        case = self._work / "case"
+        mutation = hostile_mutations.build(self._work, self._bases, rng, self._mutations)
+        name = rng.choice(list(self._actions))
+        place = hostile_actions.Place(
+            case,
+            rng.choice(self._bases.sessions).ids[:5],
+            self._work / "sound",
+            self._work / "dump.jsonl",
+            self._out,
+        )
+        (self._out / "workflow.json").write_text(json.dumps(_WORKFLOW))
+        before = _contents(case) if name in hostile_actions.INSPECTING else {}
+        for fd in self._files:
+            os.ftruncate(fd, 0)
+            os.lseek(fd, 0, os.SEEK_SET)
+        pid = os.fork()
+        if pid == 0:
+
+            def forbid() -> None:
+                forbid_side_effects((case, self._out), may_start=name == "record")
+
+            hostile_actions.run_in_child(self._actions[name], place, rng, self._files, forbid)
+        status = os.waitpid(pid, 0)[1]
+        out, err = (os.pread(fd, 1 << 20, 0) for fd in self._files)
+        wrong = hostile_actions.problem(name, status, out, err)
+        changes = self._canary.changes()
+        if changes:
+            wrong = wrong or f"changed beside the session: {', '.join(changes[:5])}"
+        if name in hostile_actions.INSPECTING and not wrong:
+            after = _contents(case)
+            changed = sorted({key for key, _ in before.items() ^ after.items()})
+            if changed:
+                wrong = f"an inspecting call has changed {', '.join(changed)}"
+        _delete(case)
+        for entry in list(self._out.iterdir()):
+            if entry.name not in ("stdout", "stderr"):
+                _delete(entry)
+        ended = "killed" if os.WIFSIGNALED(status) else f"status {os.waitstatus_to_exitcode(status)}"
+        return mutation, name, ended, wrong
+
+
+def _contents(case: Path) -> dict[str, tuple[Any, ...]]:
+    """Return what is in a session, but for LMDB's lock, which readers use."""
+    found: dict[str, tuple[Any, ...]] = {}
+    for directory, _, files in os.walk(case):
+        for name in files:
+            path = os.path.join(directory, name)
+            status = os.lstat(path)
+            key = os.path.relpath(path, case)
+            if key != os.path.join("jobs", "lock.mdb"):
+                found[key] = (status.st_mode, status.st_ino, status.st_size, status.st_mtime_ns)
+    return found
+
+
+def _delete(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        for directory, _, _ in os.walk(path):
+            os.chmod(directory, 0o700)
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -82,7 +82,7 @@ def test_room_is_given_back_and_all_is_as_before(session: Session) -> None:
     assert list(session.check()) == []
     session.add(Task(jobname="after"))
     assert session.stats() == {"NEW": len(ids) + 3}
-    assert sorted(os.listdir(data_of(session).parent)) == ["data.mdb", "lock.mdb"]
+    assert sorted(os.listdir(data_of(session).parent)) == ["checked", "data.mdb", "lock.mdb"]
 
 
 def test_compacted_file_has_the_number_of_the_last_transaction_on_both_meta_pages(session: Session) -> None:
@@ -463,7 +463,7 @@ def test_killed_at_any_instant_it_leaves_all_tasks_and_a_session_that_opens(
             assert kept <= session.list_ids()
             assert len(session) <= len(kept) + 1  # that of a call which had not returned
             kept = session.list_ids()
-        assert sorted(os.listdir(path / "jobs")) == ["data.mdb", "lock.mdb"], "leftovers are deleted"
+        assert sorted(os.listdir(path / "jobs")) == ["checked", "data.mdb", "lock.mdb"], "leftovers are deleted"
     assert left_behind, "no kill came in the middle"
     check(path)
     assert lmdb.verify.verify(os.fspath(path / "jobs" / "data.mdb")) == []
@@ -488,7 +488,7 @@ def test_failure_of_any_step_changes_nothing_and_the_session_works_on(
         with pytest.raises(StoreFull if number == errno.ENOSPC else Exception, match="nothing was changed"):
             session.compact()
     assert file_of(session) == before
-    assert sorted(os.listdir(data_of(session).parent)) == ["data.mdb", "lock.mdb"]
+    assert sorted(os.listdir(data_of(session).parent)) == ["checked", "data.mdb", "lock.mdb"]
     assert list(session.ids()) == ids
     session.add(Task())
     session.compact()
@@ -505,7 +505,7 @@ def test_interruption_changes_nothing(session: Session) -> None:
         session.compact(progress=interrupt)
     assert file_of(session) == before
     assert list(session.ids()) == ids
-    assert sorted(os.listdir(data_of(session).parent)) == ["data.mdb", "lock.mdb"]
+    assert sorted(os.listdir(data_of(session).parent)) == ["checked", "data.mdb", "lock.mdb"]
     session.add(Task())
 
 
@@ -542,7 +542,7 @@ def test_full_disk_in_the_middle(tmp_path: Path) -> None:
             session.compact()
     """
     assert "disk is full" in run_python(script, tmp_path / "s")
-    assert sorted(os.listdir(tmp_path / "s" / "jobs")) == ["data.mdb", "lock.mdb"]
+    assert sorted(os.listdir(tmp_path / "s" / "jobs")) == ["checked", "data.mdb", "lock.mdb"]
     check(tmp_path / "s")
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
+import pkgutil
 import resource
 import signal
 import sys
@@ -197,12 +198,18 @@ def _id(place: Place, rng: Random) -> str:
 COMMANDS: Final[dict[str, tuple[Arguments, ...]]] = {
     "record": (lambda p, r: ["record", str(p.session), "--", "true"],),
     "import-wf": (lambda p, r: ["import-wf", str(p.session), str(p.out / "workflow.json")],),
-    "info": (lambda p, r: ["info", str(p.session)],),
+    "info": (lambda p, r: ["info", str(p.session), *r.choice(([], ["--scan"], ["--json"]))],),
     "list": (lambda p, r: ["list", str(p.session)], lambda p, r: ["list", "-r", str(p.session)]),
-    "select": (lambda p, r: ["select", str(p.session), *r.choice(([], ["--state", "NEW"]))],),
+    "select": (
+        lambda p, r: [
+            "select",
+            str(p.session),
+            *r.choice(([], ["--state", "NEW"], ["-r"], ["--where", "jobname > a"])),
+        ],
+    ),
     "show": (lambda p, r: ["show", str(p.session), *(_id(p, r) for _ in range(5))],),
     "log": (lambda p, r: ["log", str(p.session)],),
-    "watch": (lambda p, r: ["watch", str(p.session), "--count", "1"],),
+    "watch": (lambda p, r: ["watch", str(p.session), "--once"],),
     "dump": (
         lambda p, r: ["dump", str(p.session)],
         lambda p, r: ["dump", str(p.session), "-o", str(p.out / "d.jsonl")],
@@ -216,10 +223,10 @@ COMMANDS: Final[dict[str, tuple[Arguments, ...]]] = {
     ),
     "backup": (lambda p, r: ["backup", str(p.session), str(p.out / "backup")],),
     "compact": (lambda p, r: ["compact", str(p.session)],),
-    "check": (lambda p, r: ["check", str(p.session)],),
+    "check": (lambda p, r: ["check", str(p.session), *r.choice(([], ["--references"]))],),
     "repair": (lambda p, r: ["repair", str(p.session)], lambda p, r: ["repair", "--dry-run", str(p.session)]),
-    "remove": (lambda p, r: ["remove", str(p.session), _id(p, r)],),
-    "forget": (lambda p, r: ["forget", str(p.session), _id(p, r)],),
+    "remove": (lambda p, r: ["remove", "--yes", str(p.session), _id(p, r)],),
+    "forget": (lambda p, r: ["forget", "--yes", str(p.session), _id(p, r)],),
     "destroy": (lambda p, r: ["destroy", "--yes", str(p.session)],),
     "migrate": (lambda p, r: ["migrate", str(p.session), f"lmdb://{p.out}/migrated"],),
 }
@@ -251,9 +258,8 @@ def actions() -> dict[str, Action]:
 
 def import_all() -> None:
     """Import what the actions will, before children are forked: what they import then is due to a record."""
-    for name in program._COMMANDS.values():
-        importlib.import_module(f"gc3session.cli.{name}")
-    for module in _LAZY:
+    modules = pkgutil.walk_packages(gc3session.__path__, "gc3session.")
+    for module in (*(found.name for found in modules if found.name != "gc3session.__main__"), *_LAZY):
         with contextlib.suppress(ImportError):  # of a package that need not be there
             importlib.import_module(module)
 
@@ -262,7 +268,6 @@ _LAZY: Final = (
     "difflib",
     "encodings.idna",
     "encodings.unicode_escape",
-    "gc3session.workflow",
     "numpy",
     "psycopg",
     "rich.console",

@@ -199,7 +199,7 @@ class _Pin:
             return self
         for _ in range(_ATTEMPTS):
             held = self._hold()
-            self.pages = Pages(self._path, fd, newest_state(self._path, fd))
+            self.pages = Pages(self._path, fd, newest_state(self._path, fd, held))
             if held is None:
                 return self
             env = self._env

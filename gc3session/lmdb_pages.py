@@ -166,11 +166,17 @@ def meta_page(number: int, state: State) -> bytes:
     return bytes(page)
 
 
-def newest_state(path: str, fd: int) -> State:
-    """Return the newest committed state.  Raise CorruptStore or UnknownFormat if a meta page is damaged."""
+def newest_state(path: str, fd: int, held: int | None = None) -> State:
+    """Return the newest committed state, or that of the transaction *held* if it is still there.
+
+    A writer that was killed once it had written its meta page, and before it had said so in
+    lock.mdb, has left a newer state than the one that LMDB's readers hold, until somebody commits.
+
+    Raise CorruptStore or UnknownFormat if a meta page is damaged.
+    """
     first = state_of(path, fd, 0)
     second = state_of(path, fd, 1, first.page_size)
-    return max(first, second, key=lambda state: state.transaction)
+    return max(first, second, key=lambda state: (state.transaction == held, state.transaction))
 
 
 class Pages:

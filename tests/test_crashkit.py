@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +17,7 @@ KIT = Path(__file__).parent.parent / "tools" / "crashkit"
 
 pytestmark = pytest.mark.skipif(not KIT.exists(), reason="there is no tools/crashkit beside the tests")
 
-SUITES = {"states": 300}
+SUITES = {"states": 300, "kills": 60, "model": 30, "together": 300, "space": 20}
 """How many cases of each suite make a short run."""
 
 
@@ -30,6 +31,19 @@ def test_suite_finds_nothing_but_its_control(tmp_path: Path, name: str) -> None:
         pytest.skip(next(line for line in done.stdout.splitlines() if line.startswith("!!")))
     assert "as it must" in done.stdout
     assert not (tmp_path / "log").exists(), "a log of failures, though there are none"
+
+
+@pytest.mark.parametrize("name", ["kills", "together", "space"])
+def test_failure_is_kept_and_its_command_fails_again(runner: ModuleType, tmp_path: Path, name: str) -> None:
+    suite, plan = runner.suite_named(name), sys.modules["suite"].Plan
+    (tmp_path / "work").mkdir()
+    outcome = suite.control(plan(7, 60, tmp_path / "work", tmp_path / "log"))
+    command = shlex.split(outcome.failures[0].splitlines()[-1])
+    assert Path(command[-1]).parent == tmp_path / "log"
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    print(done.stdout, done.stderr)
+    assert done.returncode == 1
+    assert "the suite itself broke" not in done.stdout
 
 
 @pytest.fixture

@@ -7,11 +7,17 @@ from __future__ import annotations
 
 import os
 import stat
+import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import lmdb
 
+from gc3session import StoreFull
+from gc3session.lmdb_store import LmdbTables, _LmdbWriter
 from gc3session.mirror import Mirror
+from gc3session.store import Store
+from gc3session.tables import RECORDS, Item, Writer
 
 
 def no_sync() -> None:
@@ -47,5 +53,66 @@ def mirror_first() -> None:
     Mirror.prepare = prepare_and_apply  # type: ignore[method-assign, assignment]
 
 
+def nothing() -> None:
+    """Break nothing in the library: the suite itself acknowledges too early."""
+
+
+def split_transactions() -> None:
+    """Write records in a transaction after that of the index."""
+    late: list[Sequence[Item]] = []
+    write = LmdbTables.write
+
+    class WithoutRecords(_LmdbWriter):
+        def put(self, table: str, items: Sequence[Item]) -> None:
+            if table == RECORDS:
+                late.append(items)
+            else:
+                super().put(table, items)
+
+    def write_twice(tables: LmdbTables, unit: Callable[[Writer], Any], *rest: Any) -> Any:
+        def index(writer: Any) -> Any:
+            late.clear()
+            return unit(WithoutRecords(writer._txn, writer._tables))
+
+        def records(writer: Writer) -> None:
+            for items in late:
+                writer.put(RECORDS, items)
+
+        result = write(tables, index, *rest)
+        time.sleep(0.002)
+        write(tables, records)
+        return result
+
+    LmdbTables.write = write_twice  # type: ignore[method-assign, assignment]
+
+
+def lost_updates() -> None:
+    """Save whatever another process has saved meanwhile."""
+    Store._check_conflicts = lambda *args: None  # type: ignore[method-assign]
+
+
+def silent_full_disk() -> None:
+    """Drop the batch where there is no room, and tell nobody."""
+    write = Store.write
+
+    def write_if_possible(store: Store, more: Callable[[Any, Writer], None]) -> None:
+        try:
+            write(store, more)
+        except StoreFull:
+            store.batch.clear()
+            for index in store.indexes:
+                index.reset()
+
+    Store.write = write_if_possible  # type: ignore[method-assign, assignment]
+
+
 BREAKAGES = {"sync=False": no_sync, "no directory flushed": no_directory_sync, "mirror first": mirror_first}
-"""By the names that the summaries have for them."""
+"""What a power cut shows, by the names that the summaries have for it."""
+
+BROKEN: dict[str, Callable[[], None]] = {
+    "acknowledged before the commit": nothing,
+    "the index in another transaction than the records": split_transactions,
+    "saved without a look at what others have saved": lost_updates,
+    "a full disk that nobody is told of": silent_full_disk,
+}
+"""What kills, races and full disks show."""

@@ -34,10 +34,8 @@ _PIECE: Final = 8 << 20  # bytes copied at once
 _ITEMS: Final = 1000  # copied at once
 _TRANSACTION: Final = 32 << 20  # bytes of items that are written in one
 _SPARE: Final = 64 << 20  # bytes of a map beyond what is expected
-_TABLES: Final[dict[bytes, dict[str, bool]]] = {
-    **{name.encode(): {} for name in PLAIN_TABLES},
-    **{name.encode(): {"dupsort": True, "dupfixed": True} for name in SET_TABLES},
-}
+_Item = tuple[bytes, bytes] | tuple[memoryview, memoryview]
+_TABLES: Final = {name.encode(): name in SET_TABLES for name in (*PLAIN_TABLES, *SET_TABLES)}  # whether of sets
 
 
 # -- as it is
@@ -179,7 +177,16 @@ def _fill(env: Environment, target: str, progress: OnProgress) -> int:
     source = lmdb.open(env.path, map_size=size, create=False, readonly=True, lock=False, max_dbs=16)
     try:
         with source.begin() as reader:
-            _copy_tables(env, source, reader, target, progress)
+            names = set(reader.cursor().iternext(values=False))
+        if names != _TABLES.keys():
+            raise UnknownFormat(
+                f"{env.path} has other tables than a store of this format, so it isn't compacted: upgrade gc3session"
+            )
+        tables = {
+            name: source.open_db(name, create=False, dupsort=sets, dupfixed=sets) for name, sets in _TABLES.items()
+        }
+        with source.begin() as reader, source.begin(buffers=True) as viewer:
+            _copy_tables(env, reader, viewer, tables, target, progress)
             number: int = reader.id()
             return number
     finally:
@@ -187,16 +194,19 @@ def _fill(env: Environment, target: str, progress: OnProgress) -> int:
 
 
 def _copy_tables(
-    env: Environment, source: lmdb.Environment, reader: Transaction, target: str, progress: OnProgress
+    env: Environment,
+    reader: Transaction,
+    viewer: Transaction,
+    tables: Mapping[bytes, Any],
+    target: str,
+    progress: OnProgress,
 ) -> None:
-    """Write all items that *reader* sees; the numbers of the transactions don't go beyond its own."""
-    names = list(reader.cursor().iternext(values=False))
-    if set(names) != _TABLES.keys():
-        raise UnknownFormat(
-            f"{env.path} has other tables than a store of this format, so it isn't compacted: upgrade gc3session"
-        )
-    tables = {name: source.open_db(name, txn=reader, create=False, **options) for name, options in _TABLES.items()}
-    used = used_pages(committed_state(env.data), reader, tables.values()) * source.stat()["psize"]
+    """Write all items that *reader* sees; the numbers of the transactions don't go beyond its own.
+
+    The *viewer* sees the same and takes no memory for the items, but twice the time.
+    """
+    state = committed_state(env.data)
+    used = used_pages(state, reader, tables.values()) * state.page_size
     require_room(env.path, used, "the compacted store")
     new = lmdb.open(
         target,
@@ -209,7 +219,7 @@ def _copy_tables(
     try:
         limit = max(_TRANSACTION, 2 * used // reader.id())
         inodes = [os.stat(os.path.join(directory, "data.mdb")).st_ino for directory in (env.path, target)]
-        handles = _copy_items(reader, tables, new, limit, inodes, progress, used)
+        handles = _copy_items(reader, viewer, tables, new, limit, inodes, progress, used)
         with new.begin() as copy:
             for name, table in tables.items():
                 if copy.stat(handles[name])["entries"] != reader.stat(table)["entries"]:
@@ -224,6 +234,7 @@ def _copy_tables(
 
 def _copy_items(
     reader: Transaction,
+    viewer: Transaction,
     tables: Mapping[bytes, Any],
     new: lmdb.Environment,
     limit: int,
@@ -233,30 +244,45 @@ def _copy_items(
 ) -> dict[bytes, Any]:
     """Write the items of all tables to *new*, at most *limit* bytes in a transaction; return its handles.
 
-    The *inodes* are of the two files: what has been read and written of them is let go of.
+    The *viewer* reads the tables with values that LMDB has put on pages of their own.  The *inodes*
+    are of the two files: what has been read and written of them is let go of.
     """
     handles: dict[bytes, Any] = {}
     done = uncommitted = 0
     writer: Transaction = new.begin(write=True)
     try:
         for name, table in tables.items():
-            handles[name] = new.open_db(name, txn=writer, create=True, **_TABLES[name])
-            items = reader.cursor(table).iternext()
+            handles[name] = new.open_db(name, txn=writer, dupsort=_TABLES[name], dupfixed=_TABLES[name])
+            large = reader.stat(table)["overflow_pages"] > 0
+            items = (viewer if large else reader).cursor(table).iternext()
             while some := list(islice(items, _ITEMS)):
-                if uncommitted > limit:
-                    writer.commit()
-                    for inode in inodes:
-                        unmap_pages(inode)
-                    uncommitted, writer = 0, new.begin(write=True)
-                writer.cursor(handles[name]).putmulti(some, append=True)
-                size = sum(len(key) + len(value) for key, value in some)
-                done, uncommitted = done + size, uncommitted + size
-                progress(min(done, used), used)
+                for part in _parts(some, limit):
+                    if uncommitted > limit:
+                        writer.commit()
+                        for inode in inodes:
+                            unmap_pages(inode)
+                        uncommitted, writer = 0, new.begin(write=True)
+                    writer.cursor(handles[name]).putmulti(part, append=True)
+                    size = _size(part)
+                    done, uncommitted = done + size, uncommitted + size
+                    progress(min(done, used), used)
     except BaseException:
         writer.abort()
         raise
     writer.commit()
     return handles
+
+
+def _size(items: list[_Item]) -> int:
+    return sum(len(key) + len(value) for key, value in items)
+
+
+def _parts(items: list[_Item], limit: int) -> Iterator[list[_Item]]:
+    """Give all items at once, or one by one if they are of more than *limit* bytes."""
+    if _size(items) <= limit:
+        yield items
+    else:
+        yield from ([item] for item in items)
 
 
 def used_pages(state: State, reader: Transaction, tables: Iterable[Any]) -> int:

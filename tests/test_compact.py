@@ -118,6 +118,16 @@ def test_numbers_of_its_own_transactions_stay_below_that_which_the_file_gets(
     assert 1 < own[-1] <= given
 
 
+def test_items_larger_than_a_transaction_should_be_are_copied_whole(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session.add_many(Task(jobname=str(n), extra={"pad": bytes(n)}) for n in range(0, 60_000, 150))
+    before = read_tables(data_of(session).parent)
+    monkeypatch.setattr("gc3session.lmdb_copying._TRANSACTION", 20_000)  # bytes
+    session.compact()
+    assert read_tables(data_of(session).parent) == before
+
+
 def test_session_goes_on_with_its_objects_batch_and_iterators(session: Session) -> None:
     ids = fill(session, 1500)
     task, others = session[ids[0]], iter(session)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+from ..numbers_set import Numbers
 from ..selection import Filters
-from ..snapshot import Numbers
 from ..stored import StoredTask, StoredTasks, UnreadableTask
 from .place import Place
 

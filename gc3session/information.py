@@ -85,7 +85,7 @@ class Information:
         per_minute: tasks a minute, from when the session was created to when it was finished, or
             else to the last write, or else to the `last_event`; None if there is no such time.
         records: how many records are in the store.
-        other_sessions: how many other sessions have been written to the store.
+        other_sessions: how many other sessions the store has.
         schemas: of the store; with a scan those of the session with how many records they have.
         mirror: whether `session_ids.txt` is as the index says; what is in the batch isn't in it.
         figures: what this kind of store tells of itself.

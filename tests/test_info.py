@@ -100,9 +100,10 @@ def test_session_without_tasks_has_information_too(session: Session) -> None:
 
 def test_records_and_sessions_of_a_shared_store_are_told_apart(tmp_path: Path) -> None:
     with make_store(tmp_path / "store") as store:
-        first, second = (Session(tmp_path / name, store_or_url=store) for name in ("first", "second"))
+        first = Session(tmp_path / "first", store_or_url=store)
         first.add_many(Task() for _ in range(3))
         assert first.info().other_sessions == 0
+        second = Session(tmp_path / "second", store_or_url=store)
         second.add_many(Simulation() for _ in range(5))
         told = first.info(scan=True)
         assert (told.inside, told.tasks, told.records, told.other_sessions, told.scanned) == (False, 3, 8, 1, 3)

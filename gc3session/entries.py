@@ -22,7 +22,7 @@ and what mirror.py has noted there, nil if the mirror is to be written anew.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from struct import Struct
 from typing import Any, NamedTuple
 
@@ -124,11 +124,27 @@ def members(reader: Reader, session: int) -> Iterator[tuple[Entry, int]]:
     after = 0
     while True:
         values = reader.values(MEMBERS, SESSION_KEY.pack(session), MEMBER.pack(after + 1, 0, 0), 4096)
-        for order, schema, line in map(MEMBER.unpack, values):
-            yield entry_at(reader, order, schema), line
-            after = order
+        found = list(map(MEMBER.unpack, values))
+        entries = entries_at(reader, [(order, schema) for order, schema, _ in found])
+        for entry, (_, _, line) in zip(entries, found, strict=True):
+            yield entry, line
+        after = found[-1][0] if found else after
         if len(values) < 4096:
             return
+
+
+def expect_members(reader: Reader, session: int, orders: Iterable[int]) -> None:
+    """Tell the reader that `member` will be called for all of these orders."""
+    reader.expect_values(MEMBERS, SESSION_KEY.pack(session), [MEMBER.pack(order, 0, 0) for order in orders])
+
+
+def entries_at(reader: Reader, places: list[tuple[int, int]]) -> list[Entry]:
+    """Return the entries whose member values have these orders and schema numbers (with the late bit)."""
+    reader.expect(LATE, [RECORD_KEY.pack(order) for order, schema in places if schema & LATE_BIT])
+    return [
+        (order, order, schema) if schema < LATE_BIT else entry_at(reader, order, schema)
+        for order, schema in places
+    ]
 
 
 def entry_at(reader: Reader, order: int, schema: int) -> Entry:

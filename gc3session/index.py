@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise
 from operator import itemgetter
 from typing import TYPE_CHECKING
 
 from .codec import schema_number
-from .entries import LATE_BIT, MAX_STATE, MEMBER, SESSION_KEY, Entry, Row, entry_at, member, state_key
+from .entries import (
+    LATE_BIT,
+    MAX_STATE,
+    MEMBER,
+    SESSION_KEY,
+    Entry,
+    Row,
+    entries_at,
+    entry_at,
+    expect_members,
+    member,
+    state_key,
+)
 from .errors import ConflictError
 from .ledger import Holding, Joining, Ledger, Listener
 from .tables import LATE_MEMBERS, MEMBERS, STATES, Reader, Writer
@@ -71,6 +83,15 @@ class Index:
             return order  # whether the batch adds it, too, or not
         return self.late.get(number)
 
+    def _expect_orders(self, reader: Reader, numbers: Iterable[int]) -> None:
+        """Tell the reader that `committed_order` will be called for all of these Ns."""
+        session = self.session(reader)
+        if session is not None:
+            numbers = list(numbers)
+            expect_members(reader, session, numbers)
+            key = SESSION_KEY.pack(session)
+            reader.expect(LATE_MEMBERS, [RECORD_KEY.pack(number) + key for number in numbers])
+
     def committed_order(self, reader: Reader, number: int) -> int | None:
         """Return what `order_of` would without the batch."""
         session = self.session(reader)
@@ -89,6 +110,8 @@ class Index:
         if session is None:
             return count
         count += reader.count(MEMBERS, SESSION_KEY.pack(session))
+        expect_members(reader, session, self.left)
+        self._expect_orders(reader, self.late)
         # Of both kinds, another process may have done the same meanwhile.
         count -= sum(member(reader, session, order) is not None for order in self.left)
         return count - sum(self._doubled(reader, number) for number in self.late)
@@ -106,10 +129,7 @@ class Index:
         while True:
             start = MEMBER.pack(after + 1, 0, 0)
             values = reader.values(MEMBERS, SESSION_KEY.pack(session), start, size)
-            entries = [
-                (order, order, schema) if schema < LATE_BIT else entry_at(reader, order, schema)
-                for order, schema, _ in map(MEMBER.unpack, values)
-            ]
+            entries = entries_at(reader, [(order, schema) for order, schema, _ in map(MEMBER.unpack, values)])
             full = len(values) == size
             merged = self._merged(reader, entries, after, entries[-1][0] if full else None, size)
             if merged or not full:
@@ -141,6 +161,7 @@ class Index:
         self._notice_changes(reader)
         if self._shown is None:
             self._shown = self._sorted_orders()
+            self._expect_orders(reader, self.late)
             doubled = {order for number, order in self.late.items() if self._doubled(reader, number)}
             if doubled:
                 self._shown = [order for order in self._shown if order not in doubled]
@@ -189,6 +210,9 @@ class Index:
     def _moves(self, reader: Reader) -> Iterator[tuple[str | None, str | None]]:
         """Give the state before and after for each entry that the batch changes."""
         store = self._store
+        changed = [*self.late, *self.left.values(), *store.batch.updates()]
+        self._expect_orders(reader, changed)
+        store.expect_records(reader, changed)
         for order, number in self.joined.items():
             if order == number or not self._doubled(reader, number):
                 yield None, store.state_of(reader, number)
@@ -215,13 +239,10 @@ class Index:
             values = reader.values(STATES, state_key(session, state), start, size)
             orders = [RECORD_KEY.unpack(value)[0] for value in values]
             full = len(values) == size
-            entries = []
-            for order in orders:
-                found = member(reader, session, order)
-                if found is not None and order not in self.left:
-                    entry = entry_at(reader, order, found[0])
-                    if entry[1] not in self._store.batch.records:
-                        entries.append(entry)
+            expect_members(reader, session, orders)
+            found = [(order, member(reader, session, order)) for order in orders if order not in self.left]
+            entries = entries_at(reader, [(order, entry[0]) for order, entry in found if entry is not None])
+            entries = [entry for entry in entries if entry[1] not in self._store.batch.records]
             last = len(changed)
             if full:
                 last = bisect_right(changed, orders[-1], key=itemgetter(0))
@@ -233,11 +254,13 @@ class Index:
     def _changed_to(self, reader: Reader, state: str) -> Iterator[Entry]:
         """Give the entries that are in a state because of the batch."""
         store = self._store
+        updates = store.batch.updates()
+        self._expect_orders(reader, updates)
         for order in self._shown_orders(reader):
             number = self.joined[order]
             if store.state_of(reader, number) == state:
                 yield order, number, store.schema_number_of(reader, number)
-        for number in store.batch.updates():
+        for number in updates:
             order_now = self.committed_order(reader, number)
             if order_now is None or order_now in self.left:
                 continue
@@ -267,6 +290,8 @@ class Index:
 
     def write(self, ledger: Ledger, writer: Writer) -> None:
         """Write what the batch changes.  Raise ConflictError if an added record is gone."""
+        self._expect_orders(writer, [*self.left.values(), *self.late])
+        self._store.expect_records(writer, [*self.left.values(), *self.late])
         for order, number in self.left.items():
             if self.committed_order(writer, number) == order:
                 session = self.session(writer)
@@ -275,9 +300,10 @@ class Index:
         if not self.joined:
             return
         joining = self._joining(writer)
-        if joining.orders and joining.orders[0] <= self.last(writer):
+        last = self.last(writer)
+        if joining.orders and joining.orders[0] <= last:
             # Another process has added meanwhile: these come after it.
-            first = self._store.sequence.fresh(writer, len(joining.orders))
+            first = self._store.sequence.fresh(writer, len(joining.orders), last)
             joining = joining._replace(orders=list(range(first, first + len(joining.orders))))
         if joining.orders:
             ledger.join(self.identity, joining)

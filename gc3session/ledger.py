@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from itertools import groupby, repeat
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from .entries import LATE_BIT, MEMBER, SESSION_KEY, Row, member, members, state_key
+from .entries import LATE_BIT, MEMBER, SESSION_KEY, Row, expect_members, member, members, state_key
 from .tables import LATE, LATE_MEMBERS, MEMBERS, META, SESSIONS, STATES, Writer
 from .values import RECORD_KEY
 
@@ -138,6 +138,14 @@ class Ledger:
             self._identities = {Row.from_bytes(key, data).number: key for key, data in rows}
         return self._identities
 
+    def expect(self, held: Iterable[tuple[int, Holding]]) -> None:
+        """Hear which records are about to leave which sessions, one by one."""
+        orders: dict[int, list[int]] = {}
+        for _, (session, order) in held:
+            orders.setdefault(session, []).append(order)
+        for session, some in orders.items():
+            expect_members(self._writer, session, some)
+
     # -- changing them
 
     def leave(self, holding: Holding, number: int, state: str | None) -> None:
@@ -195,13 +203,15 @@ class Ledger:
             values += map(MEMBER.pack, orders[begin:end], repeat(schema), lines)
             line = lines.stop
         if numbers is not orders:
+            late: list[tuple[bytes, bytes]] = []
             for place, (order, number) in enumerate(zip(orders, numbers, strict=True)):
                 if order != number:
                     at, schema, start = MEMBER.unpack(values[place])
                     values[place] = MEMBER.pack(at, schema | LATE_BIT, start)
-                    self._writer.put(LATE, [(keys[place], RECORD_KEY.pack(number))])
-                    self._writer.put(LATE_MEMBERS, [(RECORD_KEY.pack(number) + session, keys[place])])
-                    self._late = True
+                    late.append((keys[place], RECORD_KEY.pack(number)))
+            self._writer.add(LATE, late)
+            self._writer.add(LATE_MEMBERS, sorted((number + session, order) for order, number in late))
+            self._late = self._late or bool(late)
         self._writer.put_values(MEMBERS, session, values)
         by_state: dict[str, list[bytes]] = {state: [] for state in states}
         for state, key in zip(states, keys, strict=True):
@@ -219,12 +229,16 @@ class Ledger:
         """Give the entries of a session lines without blank ones between them."""
         row = self._row(identity)
         key, line = SESSION_KEY.pack(row.number), 0
+        gone: list[bytes] = []
+        moved: list[bytes] = []
         for (order, number, schema), former in list(members(self._writer, row.number)):
             stored = schema if order == number else schema | LATE_BIT
             if line != former:
-                self._writer.delete_values(MEMBERS, key, [MEMBER.pack(order, stored, former)])
-                self._writer.put_values(MEMBERS, key, [MEMBER.pack(order, stored, line)])
+                gone.append(MEMBER.pack(order, stored, former))
+                moved.append(MEMBER.pack(order, stored, line))
             line += len(f"{self._store.schemas.name(schema, self._writer)}.{number}\n")
+        self._writer.delete_values(MEMBERS, key, gone)
+        self._writer.put_values(MEMBERS, key, moved)
         self._rows[row.number] = identity, row._replace(size=line, blank=0)
         self._anew.add(row.number)
 

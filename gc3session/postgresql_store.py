@@ -37,6 +37,10 @@ _MADE_BY_ANOTHER: Final = (
 )
 
 
+def _ignored(result: object) -> None:
+    pass
+
+
 class _Reading:
     """`with` this, a transaction is open."""
 
@@ -108,9 +112,11 @@ class PostgresqlTables(Tables):
         if not rows:
             return False
         version = [row[0] for row in self._ask(self._statements("layout"))]
+        if not version:
+            return False
         if version != [LAYOUT]:
             raise UnknownFormat(
-                f"the store {self.url} has tables of the version {', '.join(map(str, version)) or 'none'}; this"
+                f"the store {self.url} has tables of the version {', '.join(map(str, version))}; this"
                 f" version of gc3session knows version {LAYOUT} only: upgrade gc3session, or name another schema"
             )
         return True
@@ -131,14 +137,8 @@ class PostgresqlTables(Tables):
                     again = isinstance(error, _MADE_BY_ANOTHER) or error.sqlstate in AGAIN or is_lost(connection)
                     if not again or not patience.wait():
                         raise translated(error, connection, self.url) from error
-        with self.read() as reader:
-            empty = not reader.scan("meta", b"", 1)
-        if empty and self.on_create is not None:
-            self._transact(self._fill, lambda result: None)
-
-    def _fill(self, writer: Writer) -> None:
-        if self.on_create is not None and not writer.scan("meta", b"", 1):
-            self.on_create(writer)
+                    continue
+            self._transact(lambda writer: writer.fill(self.on_create), _ignored)
 
     # -- reading
 
@@ -201,7 +201,7 @@ class PostgresqlTables(Tables):
     def write(
         self,
         unit: Callable[[Writer], T],
-        committed: Callable[[T], None] = lambda result: None,
+        committed: Callable[[T], None] = _ignored,
         aborted: Callable[[], object] = lambda: None,
     ) -> T:
         if self.read_only:
@@ -210,7 +210,7 @@ class PostgresqlTables(Tables):
             self._make()
         return self._transact(unit, committed)
 
-    def _transact(self, unit: Callable[[Writer], T], committed: Callable[[T], None]) -> T:
+    def _transact(self, unit: Callable[[PostgresqlWriter], T], committed: Callable[[T], None]) -> T:
         patience = Patience(self.patience)
         while True:
             connection = self._begun(_BEGIN_WRITING)

@@ -14,7 +14,7 @@ commit, many statements at once (a pipeline).  Very many rows go by COPY.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import chain, pairwise
 from struct import Struct
 from typing import Any, Final
@@ -89,6 +89,7 @@ _OTHERS = {
     "went_through": "SELECT through FROM {commits} WHERE token = %b",
     "forget": "DELETE FROM {commits} WHERE token = %b",
     "forget_old": "DELETE FROM {commits} WHERE at < now() - interval '30 days'",
+    "made": f"INSERT INTO {{layout}} (version) VALUES ({LAYOUT})",
     "layout": "SELECT version FROM {layout}",
     "schema_is_there": "SELECT 1 FROM information_schema.schemata WHERE schema_name = {schema_name}",
     "is_there": (
@@ -109,9 +110,7 @@ _MAKE = (
         "CREATE TABLE IF NOT EXISTS {commits}"
         " (token bytea PRIMARY KEY, through boolean NOT NULL, at timestamptz NOT NULL DEFAULT now())"
     ),
-    # Last: with it the tables are there.
     "CREATE TABLE IF NOT EXISTS {layout} (version integer PRIMARY KEY)",
-    f"INSERT INTO {{layout}} (version) VALUES ({LAYOUT}) ON CONFLICT DO NOTHING",
 )
 
 
@@ -156,6 +155,9 @@ class PostgresqlReader(Reader):
         self._connection = connection
         self._statements = statements
         self._serial: int | None = None
+        self._items: dict[str, dict[bytes, bytes | None]] = {}  # what `expect` has read, by table
+        self._firsts: dict[tuple[str, bytes], dict[bytes, bytes | None]] = {}  # by table and key: start -> value
+        self._starts: dict[tuple[str, bytes], dict[bytes, list[bytes]]] = {}  # the same: value -> starts
 
     @property
     def serial(self) -> int:  # type: ignore[override]
@@ -175,7 +177,25 @@ class PostgresqlReader(Reader):
     def _column(self, table: str, what: str, *parameters: Any) -> list[Any]:
         return [row[0] for row in self._rows(table, what, *parameters)]
 
+    def expect(self, table: str, keys: Iterable[bytes]) -> None:
+        wanted = list(dict.fromkeys(keys))
+        if len(wanted) > 1:
+            self._items[table] = dict.fromkeys(wanted) | dict(self.get_many(table, wanted))
+
+    def expect_values(self, table: str, key: bytes, starts: Iterable[bytes]) -> None:
+        wanted = list(dict.fromkeys(starts))
+        if len(wanted) > 1:
+            firsts = self.first_values(table, key, wanted)
+            self._firsts[table, key] = dict(zip(wanted, firsts, strict=True))
+            starts = self._starts[table, key] = {}
+            for start, value in zip(wanted, firsts, strict=True):
+                if value is not None:
+                    starts.setdefault(value, []).append(start)
+
     def get(self, table: str, key: bytes) -> bytes | None:
+        known = self._items.get(table)
+        if known is not None and key in known:
+            return known[key]
         return next(iter(self._column(table, "get", key)), None)
 
     def get_many(self, table: str, keys: Sequence[bytes]) -> list[Item]:
@@ -198,6 +218,10 @@ class PostgresqlReader(Reader):
         return int(self._column(table, "entries")[0])
 
     def values(self, table: str, key: bytes, start: bytes, limit: int) -> list[bytes]:
+        known = self._firsts.get((table, key)) if limit == 1 else None
+        if known is not None and start in known:
+            first = known[start]
+            return [] if first is None else [first]
         return self._column(table, "values", key, start, limit)
 
     def first_values(self, table: str, key: bytes, starts: Iterable[bytes]) -> list[bytes | None]:
@@ -254,6 +278,13 @@ class PostgresqlWriter(PostgresqlReader, Writer):
                 for statement, parameters in waiting:
                     self._connection.execute(statement, parameters)
 
+    def fill(self, on_create: Callable[[Writer], None] | None) -> None:
+        """Fill new tables, unless another process has; with their version they are there."""
+        if not self._rows("", "layout"):
+            if on_create is not None:
+                on_create(self)
+            self._later("", "made")
+
     def commit(self, token: bytes, former: bytes | None) -> None:
         """Send what waits, and the commit, which leaves *token* and takes a former one away."""
         self._waiting.append((self._statements("commit"), (token,)))
@@ -262,7 +293,15 @@ class PostgresqlWriter(PostgresqlReader, Writer):
         self._waiting.append((b"COMMIT", ()))
         self.send()
 
+    def _forget(self, table: str, keys: Iterable[bytes]) -> None:
+        """Forget what `expect` has read of some keys, which change."""
+        known = self._items.get(table)
+        if known is not None:
+            for key in keys:
+                known.pop(key, None)
+
     def put(self, table: str, items: Sequence[Item]) -> None:
+        self._forget(table, (key for key, _ in items))
         if len(items) == 1:
             self._later(table, "put_one", *items[0])
             return
@@ -275,6 +314,7 @@ class PostgresqlWriter(PostgresqlReader, Writer):
             if items:
                 self.put(table, items)
             return
+        self._forget(table, (key for key, _ in items))
         self.send()
         with self._connection.cursor().copy(self._statements("copy", table)) as copy:
             copy.write(_COPY_HEAD)
@@ -287,12 +327,16 @@ class PostgresqlWriter(PostgresqlReader, Writer):
 
     def delete(self, table: str, keys: Iterable[bytes]) -> None:
         gone = list(keys)
+        self._forget(table, gone)
+        for key in gone:
+            self._firsts.pop((table, key), None)
         for some in (gone[i : i + _ROWS] for i in range(0, len(gone), _ROWS)):
             self._later(table, "delete", some)
             if table in SET_TABLES:
                 self._later(table, "uncount", some)
 
     def put_values(self, table: str, key: bytes, values: Sequence[bytes]) -> None:
+        self._firsts.pop((table, key), None)
         if len(values) < _COPIED:
             if values:
                 self._later(table, "put", key, list(values), key)
@@ -308,5 +352,10 @@ class PostgresqlWriter(PostgresqlReader, Writer):
 
     def delete_values(self, table: str, key: bytes, values: Iterable[bytes]) -> None:
         gone = list(values)
+        known = self._firsts.get((table, key))
+        if known is not None:
+            for value in gone:
+                for start in self._starts[table, key].get(value, ()):
+                    known.pop(start, None)
         for some in (gone[i : i + _ROWS] for i in range(0, len(gone), _ROWS)):
             self._later(table, "delete_values", key, some, key)

@@ -11,6 +11,18 @@ NEXT_KEY = b"next N"
 _FIRST_BLOCK, _LARGEST_BLOCK = 16, 8192
 
 
+class NumbersNeeded(Exception):
+    """Numbers are to be taken before the transaction, which is to run again then.
+
+    Attributes:
+        count: how many.
+    """
+
+    def __init__(self, count: int) -> None:
+        super().__init__(count)
+        self.count = count
+
+
 class NumberSequence:
     """Hands out Ns from blocks that are taken from the store inside its transactions.
 
@@ -28,6 +40,7 @@ class NumberSequence:
         """Forget the block: it belongs to the process that this one was forked from."""
         self.numbers = iter(range(0))
         self._spare = range(0)  # the block after the one in use
+        self._stock = range(0)  # for `fresh`
         self._size = _FIRST_BLOCK
 
     def next(self) -> int:
@@ -69,11 +82,23 @@ class NumberSequence:
 
         self._tables.write(unit)
 
-    def fresh(self, writer: Writer, count: int) -> int:
-        """Take *count* numbers for what a transaction writes; return the first."""
-        if self._tables.side_by_side:
-            return self._tables.write(lambda own: self.take(own, count))
-        return self.take(writer, count)
+    def fresh(self, writer: Writer, count: int, after: int) -> int:
+        """Take *count* numbers, all after *after*, for what a transaction writes; return the first.
+
+        Where transactions run side by side raise NumbersNeeded if they are to be taken before it.
+        """
+        if not self._tables.side_by_side:
+            return self.take(writer, count)
+        first = self._stock.start
+        if len(self._stock) < count or first <= after:
+            raise NumbersNeeded(count)
+        self._stock = range(first + count, self._stock.stop)
+        return first
+
+    def stock(self, count: int) -> None:
+        """Take numbers, for `fresh`, in a transaction of their own."""
+        first = self._tables.write(lambda writer: self.take(writer, count))
+        self._stock = range(first, first + count)
 
     @staticmethod
     def take(writer: Writer, count: int) -> int:

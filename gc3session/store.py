@@ -42,7 +42,7 @@ from .index import Index
 from .ledger import Ledger
 from .loader import Loader
 from .schemas import Schemas
-from .sequence import NumberSequence
+from .sequence import NumberSequence, NumbersNeeded
 from .store_reading import schema_number_or_0
 from .store_staging import StoreStaging, no_collection
 from .tables import META, RECORDS, Tables, Writer
@@ -312,10 +312,10 @@ class Store(StoreStaging):
                 for _, listener in sorted(listeners.items()):
                     listener.lock()
             if len(self.batch.records) < _MANY:
-                self.tables.write(unit, self._after_commit, self._release_listeners)
+                self._transact(unit)
             else:
                 with no_collection():
-                    self.tables.write(unit, self._after_commit, self._release_listeners)
+                    self._transact(unit)
         except CommitUnknown as error:
             self._doubt = error
             raise
@@ -325,6 +325,14 @@ class Store(StoreStaging):
         for complaint in complaints:
             if complaint:
                 warnings.warn(complaint, MirrorWarning, stacklevel=2)
+
+    def _transact(self, unit: Callable[[Writer], tuple[int, int] | None]) -> None:
+        while True:
+            try:
+                self.tables.write(unit, self._after_commit, self._release_listeners)
+                return
+            except NumbersNeeded as needed:
+                self.sequence.stock(needed.count)
 
     def _settle(self) -> None:
         """Find out what became of a commit during which the server was lost."""
@@ -362,7 +370,10 @@ class Store(StoreStaging):
         if updates:
             self._check_conflicts(writer, updates)
         removed = sorted(self.batch.removals())
-        for number, holding in ledger.holdings(removed) if removed else ():
+        self.expect_records(writer, removed)
+        held = ledger.holdings(removed) if removed else []
+        ledger.expect(held)
+        for number, holding in held:
             ledger.leave(holding, number, self.committed_state(writer, number))
         writer.delete(RECORDS, map(_key, removed))
         for index in self.indexes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import uuid
 from abc import abstractmethod
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import msgpack
@@ -106,6 +107,11 @@ class StoreReading:
     def _on_create(self, writer: Writer) -> None:
         items = [(_FORMAT_KEY, msgpack.packb(FORMAT)), (_STORE_KEY, uuid.uuid4().bytes), (NEXT_KEY, _key(1))]
         writer.put(META, items)
+
+    @staticmethod
+    def expect_records(reader: Reader, numbers: Iterable[int]) -> None:
+        """Tell the reader that the records of all of these Ns will be read one by one."""
+        reader.expect(RECORDS, map(_key, numbers))
 
     def record(self, reader: Reader, number: int) -> bytes | None:
         """Return the record of N as this program sees it, or None."""

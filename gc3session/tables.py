@@ -158,6 +158,12 @@ class Reader(Contents):
                 return
             start = after.to_bytes(len(values[-1]), "big")
 
+    def expect(self, table: str, keys: Iterable[bytes]) -> None:
+        """Hear which keys `get` will be asked for one by one: a distant store reads them all at once."""
+
+    def expect_values(self, table: str, key: bytes, starts: Iterable[bytes]) -> None:
+        """Hear which single values of *key* `values` will be asked for: each the first from one of *starts* on."""
+
     @abstractmethod
     def values(self, table: str, key: bytes, start: bytes, limit: int) -> list[bytes]:
         """Return at most *limit* values of *key* that are at least *start*, in order."""

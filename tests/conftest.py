@@ -7,6 +7,7 @@ import secrets
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from urllib.parse import quote
 
 import hypothesis
 import hypothesis.configuration
@@ -50,7 +51,8 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run the tests of modules that say so on every kind of store."""
-    if "store_kind" in metafunc.fixturenames and getattr(metafunc.module, "ON_EVERY_STORE", False):
+    everywhere = getattr(metafunc.module, "ON_EVERY_STORE", False)
+    if everywhere and "store_kind" in metafunc.fixturenames and not list(metafunc.definition.iter_markers("lmdb")):
         metafunc.parametrize("store_kind", ["lmdb", "postgresql"])
 
 
@@ -87,19 +89,29 @@ def postgresql(servers: Path) -> Iterator[Server]:
 
 
 @pytest.fixture
-def postgresql_url(request: pytest.FixtureRequest) -> Iterator[str]:
-    """The URL of a store that isn't there yet, in a schema of its own."""
-    schema = f"Test {secrets.token_hex(8)}"
+def postgresql_urls(request: pytest.FixtureRequest) -> Iterator[Iterator[str]]:
+    """URLs of stores that aren't there yet, each in a schema of its own."""
     given = os.environ.get("PGTEST_URL")
-    if given and not request.config.getoption("--no-postgresql"):
-        url = f"{given}{'&' if '?' in given else '?'}schema={schema.replace(' ', '%20')}"
-        conninfo = given
-    else:
+    if given is None or request.config.getoption("--no-postgresql"):
         server: Server = request.getfixturevalue("postgresql")
-        url, conninfo = server.url(schema), server.conninfo()
-    yield url
-    with psycopg.connect(conninfo, autocommit=True) as connection:
-        connection.execute(sql.SQL("DROP SCHEMA IF EXISTS {} CASCADE").format(sql.Identifier(schema)))
+        given = server.url()
+    schemas: list[str] = []
+
+    def urls() -> Iterator[str]:
+        while True:
+            schemas.append(f'Test "{secrets.token_hex(8)}"')
+            yield f"{given}{'&' if '?' in given else '?'}schema={quote(schemas[-1])}"
+
+    yield urls()
+    with psycopg.connect(given, autocommit=True) as connection:
+        for schema in schemas:
+            connection.execute(sql.SQL("DROP SCHEMA IF EXISTS {} CASCADE").format(sql.Identifier(schema)))
+
+
+@pytest.fixture
+def postgresql_url(postgresql_urls: Iterator[str]) -> str:
+    """The URL of a store that isn't there yet, in a schema of its own."""
+    return next(postgresql_urls)
 
 
 @pytest.fixture

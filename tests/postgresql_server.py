@@ -127,11 +127,9 @@ class Server:
     def conninfo(self, database: str = "postgres") -> str:
         return f"host={self.directory} port=5432 user=postgres dbname={database}"
 
-    def url(self, schema: str) -> str:
-        """Return the URL of a store in a schema."""
-        return (
-            f"postgresql://postgres@:5432/postgres?host={quote(os.fspath(self.directory))}&schema={quote(schema)}"
-        )
+    def url(self) -> str:
+        """Return the URL of the database."""
+        return f"postgresql://postgres@:5432/postgres?host={quote(os.fspath(self.directory), safe='')}"
 
     def connect(self) -> psycopg.Connection[Any]:
         return psycopg.connect(self.conninfo(), autocommit=True)

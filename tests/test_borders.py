@@ -23,6 +23,8 @@ from gc3session import (
 
 MakeSession = Callable[..., Session]
 
+ON_EVERY_STORE = True
+
 STATES = ["NEW", "RUNNING"]
 
 
@@ -115,9 +117,10 @@ def test_mirror_is_never_written_through_a_planted_link(make_session: MakeSessio
 
 
 def test_record_of_three_sessions_moves_and_leaves_in_all_of_them(
-    make_session: MakeSession, tmp_path: Path
+    make_session: MakeSession, tmp_path: Path, store_options: dict[str, str]
 ) -> None:
-    sessions = [make_session(name, store_or_url=tmp_path / "store") for name in "abc"]
+    shared = {"store_or_url": tmp_path / "store", **store_options}
+    sessions = [make_session(name, **shared) for name in "abc"]
     for session in sessions[1:]:  # so that none of them is the first that the store knows
         session.add(Task(state="OTHER"))
     stays, goes = sessions[0].add(Task(state="NEW")), sessions[0].add(Task(state="NEW"))

@@ -11,6 +11,8 @@ from gc3session import ConflictError, Session, Task
 
 MakeSession = Callable[..., Session]
 
+ON_EVERY_STORE = True
+
 
 def agree(session: Session, ids: list[str], stats: dict[str, int]) -> None:
     """Assert that whatever tells what is in a session says the same, each ID once and in order."""

@@ -17,6 +17,8 @@ from gc3session import ConflictError, Session, Task
 
 MakeSession = Callable[..., Session]
 
+ON_EVERY_STORE = True
+
 PROCESSES, TASKS = 4, 10_000
 
 
@@ -52,10 +54,9 @@ def add_in_every_way(path: Path, process: int, count: int) -> list[str]:
     return ids
 
 
-def test_four_processes_add_to_one_session_and_a_reader_sees_no_torn_task(tmp_path: Path) -> None:
-    path = tmp_path / "session"
-    Session(path).close()
-    writers = [Child(add_in_every_way, path, process, TASKS) for process in range(PROCESSES)]
+def test_four_processes_add_to_one_session_and_a_reader_sees_no_torn_task(path: Path, store_kind: str) -> None:
+    tasks = TASKS if store_kind == "lmdb" else TASKS // 4
+    writers = [Child(add_in_every_way, path, process, tasks) for process in range(PROCESSES)]
     results: list[list[str]] = []
     collector = threading.Thread(target=lambda: results.extend(writer.result() for writer in writers))
     collector.start()
@@ -71,38 +72,37 @@ def test_four_processes_add_to_one_session_and_a_reader_sees_no_torn_task(tmp_pa
             assert set(stats) <= {"NEW"}
         collector.join()
         assert seen == sorted(seen), "a task that had been there was not seen again"
-        assert len(reader) == PROCESSES * TASKS
+        assert len(reader) == PROCESSES * tasks
     ids = [id_ for result in results for id_ in result]
     assert len(results) == PROCESSES
-    assert len(set(ids)) == len(ids) == PROCESSES * TASKS
+    assert len(set(ids)) == len(ids) == PROCESSES * tasks
     assert set(read_mirror(path)) == set(ids)
     assert set(check(path)) == set(ids)
     with Session(path, read_only=True) as session:
         names = Counter(task.jobname for task in session)
         assert set(names.values()) == {1}
-        assert len(names) == PROCESSES * TASKS
+        assert len(names) == PROCESSES * tasks
         order = list(session.tasks)
     for result in results:
         mine = set(result)
         assert [id_ for id_ in order if id_ in mine] == result, "the order of adding"
 
 
-def test_processes_that_make_the_session_at_once_share_it(tmp_path: Path) -> None:
+def test_processes_that_make_the_session_at_once_share_it(tmp_path: Path, store_options: dict[str, str]) -> None:
     for attempt in range(5):
         path = tmp_path / str(attempt)
-        children = [Child(add_few, path, process) for process in range(4)]
+        children = [Child(add_few, path, process, store_options) for process in range(4)]
         ids = [id_ for child in children for id_ in child.result()]
         assert len(set(ids)) == 40
         assert set(check(path)) == set(ids)
 
 
-def add_few(path: Path, process: int) -> list[str]:
-    with Session(path) as session:
+def add_few(path: Path, process: int, options: dict[str, str] | None = None) -> list[str]:
+    with Session(path, **(options or {})) as session:
         return [session.add(whole(process, number)) for number in range(10)]
 
 
-def test_processes_change_and_remove_while_others_add(tmp_path: Path) -> None:
-    path = tmp_path / "session"
+def test_processes_change_and_remove_while_others_add(path: Path) -> None:
     with Session(path) as session:
         groups = [list(session.add_many(whole(9, n) for n in range(200))) for _ in range(3)]
     children = [
@@ -139,8 +139,7 @@ def forget_all(path: Path, ids: list[str]) -> None:
             session.forget(id_, flush=i % 20 == 0)
 
 
-def test_of_two_processes_that_save_one_object_exactly_one_gets_a_conflict(tmp_path: Path) -> None:
-    path = tmp_path / "session"
+def test_of_two_processes_that_save_one_object_exactly_one_gets_a_conflict(path: Path) -> None:
     with Session(path) as session:
         id_ = session.add(Simulation())
     ready, go = os.pipe(), os.pipe()
@@ -171,8 +170,7 @@ def load_wait_and_save(path: Path, id_: str, mesh: str, ready: int, go: int) -> 
         return mesh
 
 
-def test_no_increment_is_lost_when_conflicts_are_tried_again(tmp_path: Path) -> None:
-    path = tmp_path / "session"
+def test_no_increment_is_lost_when_conflicts_are_tried_again(path: Path) -> None:
     with Session(path) as session:
         id_ = session.add(Simulation(steps=0))
     children = [Child(increment, path, id_, 100) for _ in range(3)]
@@ -384,7 +382,7 @@ def test_fork_during_iteration_lets_both_go_on(session: Session) -> None:
     assert rest(tasks) == 999
 
 
-def test_pool_of_processes_records_into_one_session(tmp_path: Path) -> None:
+def test_pool_of_processes_records_into_one_session(path: Path) -> None:
     script = """
         import multiprocessing, sys
         from gc3session import Session, Task
@@ -399,13 +397,14 @@ def test_pool_of_processes_records_into_one_session(tmp_path: Path) -> None:
         assert session.list_ids() == set(ids) and len(ids) == 60
         assert session.stats() == {"TERMINATED": 60}
     """
-    run_python(script, tmp_path / "session")
-    check(tmp_path / "session")
+    run_python(script, path)
+    check(path)
 
 
 # -- growth -------------------------------------------------------------------
 
 
+@pytest.mark.lmdb
 def test_map_grows_with_its_contents(make_session: MakeSession) -> None:
     session = make_session(map_size=1 << 16)
     ids = [session.add(Task(extra={"bytes": bytes([i]) * 300_000})) for i in range(100)]
@@ -413,6 +412,7 @@ def test_map_grows_with_its_contents(make_session: MakeSession) -> None:
     assert list(session.tasks) == ids
 
 
+@pytest.mark.lmdb
 def test_map_that_another_process_has_grown_is_taken_over(make_session: MakeSession) -> None:
     session = make_session(map_size=1 << 16)
     session.add(Task())
@@ -429,6 +429,7 @@ def add_large(path: Path) -> list[str]:
         return [session.add(Task(extra={"bytes": bytes(500_000)})) for _ in range(80)]
 
 
+@pytest.mark.lmdb
 def test_iteration_goes_on_while_the_map_grows(make_session: MakeSession) -> None:
     session = make_session(map_size=1 << 16)
     session.add_many(whole(0, number) for number in range(600))
@@ -441,6 +442,7 @@ def test_iteration_goes_on_while_the_map_grows(make_session: MakeSession) -> Non
     assert count == 600
 
 
+@pytest.mark.lmdb
 def test_open_iterators_do_not_make_the_file_grow(session: Session) -> None:
     session.add_many(whole(0, number) for number in range(1000))
     iterators = [iter(session) for _ in range(3)]

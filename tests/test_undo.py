@@ -12,6 +12,8 @@ from gc3session import NotInSession, Session, Task
 
 MakeSession = Callable[..., Session]
 
+ON_EVERY_STORE = True
+
 
 def fail(session: Session, *steps: Callable[[], object]) -> None:
     """Do some steps in a transaction that then fails."""

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Look into a session on a machine where gc3session is not installed.
 
-One file, which needs only lmdb and msgpack, and is written from FORMAT.md; it never writes to the session.
-
+One file, which needs only lmdb and msgpack; it is written from FORMAT.md, and never writes to the session.
+What it shows is one state; until it ends, each commit makes the data file grow, unless it reads a --copy.
     inspect_session.py SESSION              how many tasks are in which state
     inspect_session.py SESSION list         a line for each task: ID, state, name
     inspect_session.py SESSION show ID...   some records, whole
@@ -10,37 +10,26 @@ One file, which needs only lmdb and msgpack, and is written from FORMAT.md; it n
 """
 
 import argparse
-import contextlib
 import fcntl
-import functools
 import json
 import os
 import re
-import struct
 import sys
+import tempfile
 from base64 import b64encode
 from collections.abc import Iterator
+from contextlib import suppress
+from functools import partial
+from heapq import merge
+from itertools import compress, groupby
 from pathlib import Path
+from struct import Struct, pack
 from typing import Any
 from urllib.parse import unquote
 from zlib import crc32
 
 import lmdb
 import msgpack
-
-LATE, MAX_NESTED, SETS, TIMES = 1 << 31, 200, ("members", "states"), ("created", "finished")
-MEMBER = struct.Struct(">QIQ")
-SURROGATE = re.compile("[\ud800-\udfff]").search
-NO_VALUE = (ValueError, TypeError, RecursionError, LookupError, msgpack.UnpackException)
-TAGS = dict(enumerate("tuple set frozenset - complex datetime date time timedelta decimal fraction".split(), 1))
-TAGS |= {4: "", 13: "path", 14: "enum", 15: "attrs", 17: "numpy_scalar", 18: "numpy_array"}
-number_of = functools.partial(int.from_bytes, byteorder="big")
-key_of = struct.Struct(">Q").pack
-NOT_FINITE = {"7ff0000000000000": "inf", "fff0000000000000": "-inf", "7ff8000000000000": "nan"}
-
-
-def b64(data: bytes) -> str:  # noqa: D103
-    return b64encode(data).decode()
 
 
 class Ext:
@@ -50,8 +39,16 @@ class Ext:
         self.code, self.data = code, data
 
 
-LOSSLESS: Any = {"strict_map_key": False, "unicode_errors": "surrogatepass", "ext_hook": Ext}
-unpack = functools.partial(msgpack.unpackb, **LOSSLESS)
+SETS, TABLES = {"members", "states"}, "records schemas meta sessions late late_members members states".split()
+SCHEMA, TIMES, LATE, MAX_NESTED = ("tag", "name", "kind", "fields"), ("created", "finished"), 1 << 31, 200
+MEMBER, SURROGATE = Struct(">QIQ"), re.compile("[\ud800-\udfff]").search
+URL = re.compile(r"lmdb:([^#]+)#([0-9a-f]{32})\n?").fullmatch
+NO_VALUE = (ValueError, TypeError, RecursionError, LookupError, msgpack.UnpackException)
+TYPES = "tuple set frozenset int complex datetime date time timedelta decimal fraction uuid path enum attrs ref"
+TAGS = dict(enumerate(map("${}".format, f"{TYPES} numpy_scalar numpy_array".split()), 1))
+NOT_FINITE = {"7ff0000000000000": "inf", "fff0000000000000": "-inf", "7ff8000000000000": "nan"}
+number_of, key_of = partial(int.from_bytes, byteorder="big"), Struct(">Q").pack
+unpack = partial(msgpack.unpackb, strict_map_key=False, unicode_errors="surrogatepass", ext_hook=Ext)
 
 
 def unframed(number: int, data: bytes) -> Any:
@@ -61,19 +58,24 @@ def unframed(number: int, data: bytes) -> Any:
     return unpack(data[4:])
 
 
+def written_schema(data: bytes) -> int:
+    """Return the number of the schema in a record, damaged or not; 0 if there is none."""
+    found = re.match(rb"....\x93(?:([\0-\x7f])|\xcc(.)|\xcd(..)|\xce(....))", data, re.DOTALL)
+    return number_of(found[found.lastindex or 0]) if found else 0
+
+
 def as_json(value: Any, depth: int = 0) -> Any:
     """Return what JSON has for a value in *depth* arrays and objects; raise NO_VALUE if nothing."""
     if value is None or type(value) in (bool, int):
         return value
     if type(value) is str:
-        return value if not SURROGATE(value) else {"$str": b64(value.encode("utf-8", "surrogatepass"))}
+        return value if not SURROGATE(value) else {"$str": value.encode("utf-8", "surrogatepass")}
     if type(value) is float:
-        bits = struct.pack(">d", value).hex()
-        return value if value - value == 0 else {"$float": NOT_FINITE.get(bits, bits)}
+        return value if value - value == 0 else {"$float": NOT_FINITE.get(bits := pack(">d", value).hex(), bits)}
     if depth >= MAX_NESTED:
         raise ValueError("it is nested too deep")
     if type(value) is bytes:
-        return {"$bytes": b64(value)}
+        return {"$bytes": value}
     if type(value) is list:
         return [as_json(item, depth + 1) for item in value]
     if type(value) is dict:
@@ -81,167 +83,149 @@ def as_json(value: Any, depth: int = 0) -> Any:
         if not tag and all(type(key) is str and not SURROGATE(key) for key in value):
             return {key: as_json(item, depth + 1) for key, item in value.items()}
         return {"$dict": [[as_json(part, depth + 3) for part in pair] for pair in value.items()]}
-    if type(value) is msgpack.Timestamp:
-        return {"$ext": [-1, b64(value.to_bytes())]}
-    number = int.from_bytes(value.data, "big", signed=True)
-    if value.code == 16 and len(value.data) == 8:
-        return {"$ref": number_of(value.data)}
-    if value.code == 12 and len(value.data) == 16:
-        return {"$uuid": value.data.hex()}
-    if value.code == 4 and len(value.data) == number.bit_length() // 8 + 1:
-        return {"$int": str(number)}
+    code, data = (-1, value.to_bytes()) if type(value) is msgpack.Timestamp else (value.code, value.data)
+    number = int.from_bytes(data, "big", signed=True)
+    if (code, len(data)) in ((4, number.bit_length() // 8 + 1), (12, 16), (16, 8)):
+        return {TAGS[code]: str(number) if code == 4 else data.hex() if code == 12 else number_of(data)}
     try:
-        inner = unpack(value.data if TAGS.get(value.code) else b"")
+        inner = unpack(data if code in TAGS and code not in (4, 12, 16) else b"")
     except NO_VALUE:
-        return {"$ext": [value.code, b64(value.data)]}
-    return {f"${TAGS[value.code]}": as_json(inner, depth + 1)}
-
-
-def references(value: Any) -> Iterator[int]:
-    """Give the Ns of the references in a value."""
-    if isinstance(value, Ext) and value.code == 16:
-        yield number_of(value.data)
-    elif isinstance(value, Ext) and value.code in (1, 2, 3, 15):
-        yield from references(unpack(value.data))
-    elif isinstance(value, (list, dict)):
-        for item in [*value, *(value.values() if isinstance(value, dict) else ())]:
-            yield from references(item)
-
-
-def written_schema(data: bytes) -> int:
-    """Return the number of the schema in a record, damaged or not; 0 if there is none."""
-    unpacker = msgpack.Unpacker()
-    unpacker.feed(data[4:26])
-    with contextlib.suppress(*NO_VALUE):
-        return int(unpacker.unpack()) if unpacker.read_array_header() == 3 else 0
-    return 0
+        return {"$ext": [code, data]}
+    return {TAGS[code]: as_json(inner, depth + 1)}
 
 
 class Session:
-    """The session in the directory *path*, in a read transaction; *env* is None before the first write."""
+    """The session in the directory *path*, in a read transaction of the store."""
 
-    def __init__(self, path: Path, env: lmdb.Environment | None, identity: bytes) -> None:
+    def __init__(self, path: Path, env: lmdb.Environment, identity: bytes, *, new: bool = False) -> None:
         self.path, self.identity = path, identity
-        self.txn: Any = env and env.begin()
-        self.tables: dict[str, Any] = {}
-        for name in ("records", "schemas", "meta", "sessions", "members", "states", "late") if env else ():
-            options = {"create": False, "dupsort": name in SETS, "dupfixed": name in SETS}
-            self.tables[name] = env and env.open_db(name.encode(), self.txn, **options)
-        if env and self.get("meta", b"format") != b"\1":
+        self.tables = {name: env.open_db(name.encode(), create=new, dupsort=name in SETS) for name in TABLES}
+        self.txn: Any = env.begin()
+        if not new and self.get("meta", b"format") != b"\1":
             sys.exit(f"{path}: the store has format {self.get('meta', b'format')!r}; only 1 is known here")
-        row = self.get("sessions", identity)
-        self.key = b"" if row is None else unframed(0, row)[0].to_bytes(4, "big")
+        self.key = unframed(0, row)[0].to_bytes(4, "big") if (row := self.get("sessions", identity)) else b"none"
         self.schemas: dict[int, dict[str, Any]] = {}
-        for number, data in ((number_of(key), data) for key, data in self.items("schemas")):
-            try:
-                self.schemas[number] = dict(
-                    zip(("tag", "name", "kind", "fields"), unframed(number, data), strict=True)
-                )
-            except NO_VALUE:
-                self.schemas[number] = {"bytes": b64(data)}
+        for key, data in self.items("schemas"):
+            self.schemas[number_of(key)] = {"bytes": data}
+            with suppress(*NO_VALUE):
+                self.schemas[number_of(key)] = dict(zip(SCHEMA, unframed(number_of(key), data), strict=True))
 
     def get(self, table: str, key: bytes) -> bytes | None:
-        return self.txn.get(key, db=self.tables[table]) if self.txn and key else None
+        return self.txn.get(key, db=self.tables[table])  # type: ignore[no-any-return]
 
     def items(self, table: str) -> Iterator[tuple[bytes, bytes]]:
-        return iter(self.txn.cursor(self.tables[table])) if self.txn else iter(())
+        return iter(self.txn.cursor(self.tables[table]))
 
-    def members(self, start: int = 0) -> Iterator[tuple[int, int, int]]:
-        cursor = self.txn.cursor(self.tables["members"]) if self.key else None
-        found = cursor and cursor.set_range_dup(self.key, MEMBER.pack(start, 0, 0))
-        for order, schema, _ in map(MEMBER.unpack, cursor.iternext_dup()) if cursor and found else ():
+    def members(self) -> Iterator[tuple[int, int, int]]:  # order, N and schema number of each entry
+        cursor = self.txn.cursor(self.tables["members"])
+        for order, schema, _ in map(MEMBER.unpack, cursor.iternext_dup()) if cursor.set_key(self.key) else ():
             late = self.get("late", key_of(order)) if schema & LATE else None
             yield order, order if late is None else number_of(late), schema & ~LATE
 
-    def states(self) -> Iterator[tuple[str, int, Any]]:
-        """Give each state, how many tasks are in it, and a cursor at its key."""
-        cursor = self.txn and self.txn.cursor(self.tables["states"])
-        for key in [key for key in cursor.iternext_nodup() if key[:4] == self.key] if cursor else ():
+    def states(self) -> Iterator[tuple[str, int, Any]]:  # each, how many tasks are in it, a cursor at its key
+        cursor = self.txn.cursor(self.tables["states"])
+        for key in [key for key in cursor.iternext_nodup() if key[:4] == self.key]:
             cursor.set_key(key)
             yield key[4:].decode("utf-8", "surrogatepass" if len(key) < 404 else "replace"), cursor.count(), cursor
 
-    def record(self, number: int, entry: int | None = None) -> dict[str, Any]:
-        """Return what the dump has of a record, without its order; `damaged` if it can't be read."""
+    def record(self, number: int, entry: int = -1) -> tuple[dict[str, Any], dict[str, Any], bool]:
+        """Return how the line of a record begins and ends, and whether the record can be read."""
         data = self.get("records", key_of(number)) or b""
         try:
             written, revision, values = unframed(number, data)
-            name, fields = self.schemas[written]["name"], self.schemas[written]["fields"]
+            head = {"id": f"{self.schemas[written]['name']}.{number}"}
         except NO_VALUE:
-            name = self.schemas.get(written_schema(data) if entry is None else entry, {}).get("name", "Unreadable")
-            return {"id": f"{name}.{number}", "damaged": True, "record": b64(data)}
+            schema = self.schemas.get(written_schema(data) if entry < 0 else entry, {})
+            return {"id": f"{schema.get('name', 'Unreadable')}.{number}"}, {"record": data}, False
         try:
-            told = {field: as_json(value) for field, value in zip(fields, values, strict=True)}
+            told = zip(self.schemas[written]["fields"], map(as_json, values), strict=True)
+            return head | {"schema": written, "revision": revision}, {"fields": dict(told)}, True
         except NO_VALUE:
-            return {"id": f"{name}.{number}", "record": b64(data)}
-        return {"id": f"{name}.{number}", "schema": written, "revision": revision, "fields": told}
+            return head, {"record": data}, True
 
-    def reached(self) -> tuple[set[int], set[int]]:
-        """Return the Ns of the session's records and of all that they refer to, and of their schemas."""
-        numbers, schemas = set(), {entry for _, _, entry in self.members()}
-        pending = [number for _, number, _ in self.members()]
-        while pending:
-            number = pending.pop()
-            data = None if number in numbers else self.get("records", key_of(number))
-            if data is not None:
-                numbers.add(number)
-                schemas.add(written_schema(data))
-                with contextlib.suppress(*NO_VALUE):
-                    pending += references(unframed(number, data))
-        return numbers, schemas
+    def reached(self, end: int) -> tuple[bytearray, set[int]]:
+        """Return for each N below *end* 1 if the dump of a shared store has it, or 0; and the schemas that it has."""
+        reached, schemas = bytearray(end), {entry for _, _, entry in self.members()}
+        for _, member, _ in self.members():
+            pending: list[Any] = [Ext(16, key_of(member))]  # values whose references are to be followed
+            while pending:
+                value = pending.pop()
+                with suppress(*NO_VALUE):
+                    if isinstance(value, (list, dict)):
+                        pending += [*value, *value.values()] if isinstance(value, dict) else value
+                    elif isinstance(value, Ext) and value.code in (1, 2, 3, 15):
+                        pending.append(unpack(value.data))
+                    elif isinstance(value, Ext) and value.code == 16 and not reached[number_of(value.data)]:
+                        data = self.get("records", value.data) or b""
+                        reached[number_of(value.data)] = data != b""
+                        schemas.add(written_schema(data))
+                        pending.append(unframed(number_of(value.data), data))
+        return reached, schemas
 
     def dump(self) -> Iterator[dict[str, Any]]:
-        numbers, schemas = {number_of(key) for key, _ in self.items("records")}, set(self.schemas)
+        end = number_of(self.get("meta", b"next N") or b"\1")
+        dumped, schemas = bytearray(end), set(self.schemas)  # 1 for each N whose record the dump has
+        for key, _ in self.items("records"):
+            dumped[number_of(key)] = 1
         if any(identity != self.identity for identity, _ in self.items("sessions")):
-            numbers, schemas = self.reached()
-        late = {number: order for order, number, _ in self.members() if number != order}
-        next_ = number_of(self.get("meta", b"next N") or b"\1")
+            dumped, schemas = self.reached(end)
+        count, first, members = dumped.count(1), dumped.find(1), 0
+        late = sum(key[8:] == self.key for key, _ in self.items("late_members"))
         times = {file.name: file.stat().st_mtime_ns for file in self.path.iterdir() if file.name in TIMES}
-        text = (
-            (self.path / "created").read_bytes().decode("utf-8", "surrogateescape") if "created" in times else None
-        )
+        text = (self.path / "created").read_bytes() if "created" in times else None
         yield {
-            "dump": 1, "first": min(numbers, default=next_), "next": next_, "records": len(numbers), "late": len(late),
-            "created": times.get("created"), "command": text, "finished": times.get("finished"),
+            "dump": 1, "first": end if first < 0 else first, "next": end, "records": count, "late": late,
+            "created": times.get("created"), "command": text and text.decode("utf-8", "surrogateescape"), "finished": times.get("finished"),
         }  # fmt: skip
         yield from ({"schema": number} | schema for number, schema in self.schemas.items() if number in schemas)
-        members = 0
-        for position in sorted([*numbers - late.keys(), *late.values()]):
-            place = next(self.members(position), None)
-            order, number, entry = place if place and place[0] == position else (0, position, None)
-            if number not in numbers:
-                continue
-            members += order > 0
-            line = self.record(number, entry)
-            values = {name: line.pop(name) for name in ("fields", "record") if name in line}
-            line["order"] = order or None
-            if line.pop("damaged", False):
-                found = (state for state, _, at in self.states() if at.set_key_dup(at.key(), key_of(order)))
-                line["state"] = next(found, "")
-            yield line | values
-        yield {"end": {"records": len(numbers), "members": members}}
+        # Each record at its N unless it is late, and each entry at its order, where it comes after its own record.
+        own = (n for n in compress(range(end), dumped) if not self.get("late_members", key_of(n) + self.key))
+        places = merge(((n, n, -1) for n in own), self.members())
+        for order, (*_, (_, number, entry)) in groupby(places, lambda place: place[0]):
+            if dumped[number]:
+                head, body, readable = self.record(number, entry)
+                head["order"] = None if entry < 0 else order
+                if not readable:
+                    states = (name for name, _, at in self.states() if at.set_key_dup(at.key(), key_of(order)))
+                    head["state"] = next(states, "")
+                members += entry >= 0
+                yield head | body
+        yield {"end": {"records": count, "members": members}}
+
+    def stats(self) -> Iterator[str]:
+        return (f"{count:9,}  {ascii(state)[1:-1] or '(not a task)'}" for state, count, _ in self.states())
+
+    def list(self) -> Iterator[str]:
+        for head, body, _ in (self.record(number, entry) for _, number, entry in self.members()):
+            fields = body.get("fields", {"state": "(unreadable)"})
+            yield "\t".join([head["id"], *(ascii(fields.get(name, "-"))[1:-1] for name in ("state", "jobname"))])
+
+    def show(self, *ids: str) -> Iterator[dict[str, Any]]:
+        for id_ in ids:
+            head, body, _ = self.record(int("0" + re.sub("[^0-9]|.*[.]", "", id_)[:18]))
+            found = head["id"] == id_ and body.get("record") != b""
+            yield head | body if found else sys.exit(f"there is no record {id_}")
 
 
-def opened(path: Path) -> Session:
+def opened(path: Path, scratch: str, *, copied: bool) -> Session:
     """Return the session in a directory; exit if there is none."""
     try:
-        url = re.fullmatch(r"lmdb:([^#]+)#([0-9a-f]{32})\n?", (path / "store.url").read_text())
-        if url is None:
-            raise ValueError("store.url is not the URL of an LMDB store and 32 hexadecimal digits")
+        url = URL(line := (path / "store.url").read_text()) or sys.exit(
+            f"{line!r} is not the URL of an LMDB store"
+        )
         store, identity = path / unquote(url[1].removeprefix("//")), bytes.fromhex(url[2])
         data, lock = store / "data.mdb", store / "lock.mdb"
         if not os.path.lexists(store):
-            return Session(path, None, identity)
+            return Session(path, lmdb.open(scratch, max_dbs=16), identity, new=True)
         if data.is_symlink() or not data.is_file() or not data.stat().st_size:
             sys.exit(f"{data} is missing, empty, or not a file; restore it from a backup")
-        locked = lock.is_file() and not lock.is_symlink() and os.access(lock, os.W_OK)
-        with contextlib.suppress(
-            PermissionError
-        ):  # held until the program ends: the file isn't replaced meanwhile
+        with suppress(PermissionError):  # held until the end: meanwhile the data file isn't replaced
             fcntl.flock(os.open(store, os.O_RDONLY), fcntl.LOCK_SH)
-        size = max(1 << 30, 2 * data.stat().st_size)
-        return Session(
-            path, lmdb.open(str(store), size, readonly=True, lock=locked, create=False, max_dbs=16), identity
-        )
+        read: Any = partial(lmdb.open, map_size=max(1 << 30, 2 * data.stat().st_size), readonly=True, max_dbs=16)
+        env = read(str(store), lock=lock.is_file() and not lock.is_symlink() and os.access(lock, os.W_OK))
+        if copied:
+            env.copy(scratch)
+        return Session(path, read(scratch, lock=False) if copied else env, identity)
     except (OSError, lmdb.Error, *NO_VALUE) as error:
         sys.exit(f"the session {path} can't be read: {error}")
 
@@ -252,24 +236,13 @@ def main() -> None:
     parser.add_argument("session", type=Path)
     parser.add_argument("command", nargs="?", choices=["stats", "list", "show", "dump"], default="stats")
     parser.add_argument("ids", nargs="*", metavar="ID")
-    arguments = parser.parse_args()
+    parser.add_argument("--copy", action="store_true", help="read from a copy of the store, made in TMPDIR")
+    args = parser.parse_args()
     sys.set_int_max_str_digits(0)
-    session = opened(arguments.session)
-    if arguments.command == "stats":
-        for state, count, _ in session.states():
-            print(f"{count:9,}  {ascii(state)[1:-1] or '(not a task)'}")
-    elif arguments.command == "list":
-        for line in (session.record(number, entry) for _, number, entry in session.members()):
-            fields = line.get("fields", {"state": "(unreadable)"})
-            print(line["id"], *(ascii(fields.get(name, "-"))[1:-1] for name in ("state", "jobname")), sep="\t")
-    elif arguments.command == "dump":
-        for line in session.dump():
-            print(json.dumps(line, separators=(",", ":")))
-    for id_ in arguments.ids if arguments.command == "show" else ():
-        line = session.record(int("0" + re.sub("[^0-9]|.*[.]", "", id_)[:18]))
-        if line["id"] != id_ or line.get("record") == "":
-            sys.exit(f"there is no record {id_}")
-        print(json.dumps(line, indent=2))
+    dumps = partial(json.dumps, default=lambda data: b64encode(data).decode(), separators=(",", ":"))
+    with tempfile.TemporaryDirectory() as scratch:
+        for line in getattr(opened(args.session, scratch, copied=args.copy), args.command)(*args.ids):
+            print(line if type(line) is str else dumps(line, indent=2 if args.command == "show" else None))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from typing import Any, Final, NamedTuple
-from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlencode, urlsplit
+from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
@@ -59,10 +59,10 @@ def address_of(url: str) -> Address:
     for key, value in query:
         if key == "schema":
             schema = value
-    open_ = parts._replace(netloc=name + at + host, query=_joined(query, _SECRETS))
+    open_ = parts._replace(netloc=name + at + host, query=_without(parts.query, _SECRETS))
     if not schema or "\0" in schema or len(schema.encode(errors="replace")) > 63:
         raise InvalidArgument(f"{_shown(parts)}: a schema's name has 1 to 63 bytes; write ?schema=NAME")
-    plain = open_._replace(query=_joined(query, (*_SECRETS, "schema")))
+    plain = open_._replace(query=_without(parts.query, (*_SECRETS, "schema")))
     try:
         options: dict[str, Any] = conninfo_to_dict(_text(plain))
     except psycopg.Error as error:
@@ -70,8 +70,8 @@ def address_of(url: str) -> Address:
     return Address(_text(open_), schema, {**_DEFAULTS, **options, **secrets})
 
 
-def _joined(query: list[tuple[str, str]], without: tuple[str, ...]) -> str:
-    return urlencode([pair for pair in query if pair[0] not in without], quote_via=quote)
+def _without(query: str, keys: tuple[str, ...]) -> str:
+    return "&".join(pair for pair in query.split("&") if unquote(pair.partition("=")[0]) not in keys)
 
 
 def _text(parts: SplitResult) -> str:

@@ -276,7 +276,9 @@ class PostgresqlWriter(PostgresqlReader, Writer):
         elif waiting:
             with self._connection.pipeline():
                 for statement, parameters in waiting:
-                    self._connection.execute(statement, parameters)
+                    # A pipeline that fails skips what is after that: psycopg would take a statement
+                    # for prepared that never was.
+                    self._connection.execute(statement, parameters, prepare=False)
 
     def fill(self, on_create: Callable[[Writer], None] | None) -> None:
         """Fill new tables, unless another process has; with their version they are there."""

@@ -495,12 +495,14 @@ def register(scheme: str, constructor: Callable[..., Tables]) -> None:
     _constructors[scheme] = constructor
 
 
-_PASSWORD = re.compile(r"(?<=://)([^/?#\s:@]*):[^/?#\s]*@|([?&](?:ssl)?password=)[^&#\s]*")
+_USER_PASSWORD = re.compile(r"(?<=://)([^/?#\s:@]*):[^/?#\s]*@")
+_PASSWORD_OPTION = re.compile(r"([?&])(?:ssl)?password=[^&#\s]*(&?)")
 
 
 def without_password(text: str) -> str:
     """Return *text* with the passwords of the URLs in it taken out: for files and messages."""
-    return _PASSWORD.sub(lambda match: f"{match[2]}***" if match[2] else f"{match[1]}@", text)
+    text = _USER_PASSWORD.sub(r"\1@", text)
+    return _PASSWORD_OPTION.sub(lambda match: match[1] if match[2] else "", text)
 
 
 def full_url(url: str | os.PathLike[str]) -> str:

@@ -41,6 +41,7 @@ class Walk(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.directory = Path(tempfile.mkdtemp(dir=self.below))
+        self.url = self.new_url()
         self.committed = Committed()
         self.views: dict[str, View] = {}
         self.handles: dict[str, Any] = {}
@@ -54,10 +55,14 @@ class Walk(RuleBasedStateMachine):
         self._add_collection("a2", True, "NEW", ["NEW", "RUNNING"], None)
         self._add_stored("b", True, False, self.committed.index["a"][0])
 
+    def new_url(self) -> str:
+        """Return the URL of a store that isn't there yet."""
+        return f"lmdb://{self.directory}/store"
+
     def _open(self, name: str) -> None:
         directory = HANDLES[name]
         kind = Elsewhere if name == "far" else Handle
-        self.handles[name] = kind(self.directory / directory, f"lmdb://{self.directory}/store")
+        self.handles[name] = kind(self.directory / directory, self.url)
         self.views[name] = View()
         self.held[name] = set()
         self.committed.stale.discard(directory)

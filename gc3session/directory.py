@@ -254,8 +254,13 @@ class SessionDirectory:
                 write_durably(path, b"", replace=False, mtime=time)
             except FileExistsError:
                 touch(path, round(time * 10**9) if isinstance(time, int) else int(time * 1e9))
-        except (OSError, OverflowError, ValueError) as error:
+        except (OverflowError, ValueError) as error:
             raise InvalidArgument(f"the time of {path} can't be set to {time!r}: {error}") from error
+        except OSError as error:
+            told = f"the time of {path} can't be set to {time!r}: {error.strerror}"
+            if error.errno in NO_ROOM:
+                raise StoreFull(f"{told}; make room") from error
+            raise WriteError(told) from error
 
     # -- the end
 

@@ -7,7 +7,7 @@ import stat
 
 from .errors import CorruptStore, OpenError
 from .lmdb_origin import is_ours
-from .lmdb_pages import State, state_of
+from .lmdb_pages import State, both_states
 from .lmdb_structure import problems_of
 
 _MOST_HOLES = 100  # times the size of what is written; a walk takes memory for each page
@@ -30,14 +30,10 @@ def regular_file(path: str) -> os.stat_result | None:
 
 
 def states(path: str) -> tuple[State, State]:
-    """Return the two committed states that the meta pages of a data file describe.
-
-    Raise CorruptStore or UnknownFormat if they are not what LMDB writes.
-    """
+    """Return what the meta pages of a data file describe; see `both_states`."""
     fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
-        first = state_of(path, fd, 0)
-        return first, state_of(path, fd, 1, first.page_size)
+        return both_states(path, fd)
     finally:
         os.close(fd)
 
@@ -62,9 +58,13 @@ def check_before_opening(directory: str, *, verify: bool | None) -> bool:
         return _check(directory, verify)
     except NotADirectoryError as error:
         raise CorruptStore(f"{directory} is not the directory of a store; restore it from a backup") from error
-    except OSError as error:
+    except PermissionError as error:
         raise OpenError(
             f"{error.filename or directory} can't be read: {error.strerror}; ask its owner for the rights"
+        ) from error
+    except OSError as error:
+        raise OpenError(
+            f"{error.filename or directory} can't be read: {error.strerror}; try again, and look after the disk"
         ) from error
 
 

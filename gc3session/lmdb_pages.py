@@ -61,6 +61,7 @@ _TREE = Struct("=IHHQQQQQ")
 _META = Struct("=II")
 _END = Struct("=QQ")
 _META_SIZE = 152
+_REMEDY = "restore it from a backup, or try 'gc3session repair'"
 _SPARE_PAGES = 1 << 20  # of the bookkeeping, for pages that LMDB has freed before it wrote them
 
 Problem = Callable[[str], None]
@@ -130,29 +131,73 @@ def state_of(path: str, fd: int, number: int, page_size: int = 4096) -> State:
 
     Raise CorruptStore or UnknownFormat if it isn't what LMDB writes.
     """
+    state = _described(path, fd, number, page_size)
+    _check_possible(path, number, state)
+    return state
+
+
+def both_states(path: str, fd: int) -> tuple[State, State]:
+    """Return what the two meta pages describe; only that of the newer one is known to be possible.
+
+    Where writing a meta page has failed, LMDB puts the former transaction number back, so that the
+    page doesn't hold, and leaves the new trees: they may lie beyond the former last page.
+
+    Raise CorruptStore or UnknownFormat if that isn't what LMDB writes.
+    """
+    first = _described(path, fd, 0)
+    second = _described(path, fd, 1, first.page_size)
+    number = 0 if first.transaction >= second.transaction else 1
+    _check_possible(path, number, (first, second)[number])
+    return first, second
+
+
+def newest_state(path: str, fd: int, held: int | None = None) -> State:
+    """Return the newest committed state, or that of the transaction *held* if it is still there.
+
+    A writer that was killed once it had written its meta page, and before it had said so in
+    lock.mdb, has left a newer state than the one that LMDB's readers hold, until somebody commits.
+
+    It raises as `both_states` does.
+    """
+    states = both_states(path, fd)
+    state = max(states, key=lambda state: (state.transaction == held, state.transaction))
+    _check_possible(path, states.index(state), state)
+    return state
+
+
+def _described(path: str, fd: int, number: int, page_size: int = 4096) -> State:
     page = os.pread(fd, _META_SIZE, number * page_size)
-    remedy = "restore it from a backup, or try 'gc3session repair'"
     if len(page) < _META_SIZE:
-        raise CorruptStore(f"{path} is too short to be an LMDB data file; {remedy}")
+        raise CorruptStore(f"{path} is too short to be an LMDB data file; {_REMEDY}")
     own_number, _, flags, _, _ = _HEAD.unpack_from(page)
     magic, version = _META.unpack_from(page, 16)
     if magic != _MAGIC or own_number != number or not flags & META:
-        raise CorruptStore(f"{path} is not an LMDB data file, or its page {number} is damaged; {remedy}")
+        raise CorruptStore(f"{path} is not an LMDB data file, or its page {number} is damaged; {_REMEDY}")
     if version != 1:
         raise UnknownFormat(f"{path} has LMDB's format {version}; only format 1 (LMDB 0.9) is read here")
     free, main = Tree.at(page, 40), Tree.at(page, 88)
-    last, transaction = _END.unpack_from(page, 136)
     size = free.width
-    sound = (
-        512 <= size <= 65536
-        and size & (size - 1) == 0
-        and free.flags == FREE_FLAGS
-        and 1 <= last < 1 << 50
-        and all(tree.depth <= MAX_DEPTH and (tree.root is None or 1 < tree.root <= last) for tree in (free, main))
-    )
-    if not sound:
-        raise CorruptStore(f"{path}: page {number} has impossible values; {remedy}")
+    if not (512 <= size <= 65536 and size & (size - 1) == 0):
+        raise _impossible(path, number)
+    last, transaction = _END.unpack_from(page, 136)
     return State(size, last, transaction, free, main)
+
+
+def _check_possible(path: str, number: int, state: State) -> None:
+    possible = (
+        state.free.flags == FREE_FLAGS
+        and 1 <= state.last < 1 << 50
+        and all(
+            tree.depth <= MAX_DEPTH and (tree.root is None or 1 < tree.root <= state.last)
+            for tree in (state.free, state.main)
+        )
+    )
+    if not possible:
+        raise _impossible(path, number)
+
+
+def _impossible(path: str, number: int) -> CorruptStore:
+    return CorruptStore(f"{path}: page {number} has impossible values; {_REMEDY}")
 
 
 def meta_page(number: int, state: State) -> bytes:
@@ -164,19 +209,6 @@ def meta_page(number: int, state: State) -> bytes:
     page[40:88], page[88:136] = state.free.to_bytes(), state.main.to_bytes()
     _END.pack_into(page, 136, state.last, state.transaction)
     return bytes(page)
-
-
-def newest_state(path: str, fd: int, held: int | None = None) -> State:
-    """Return the newest committed state, or that of the transaction *held* if it is still there.
-
-    A writer that was killed once it had written its meta page, and before it had said so in
-    lock.mdb, has left a newer state than the one that LMDB's readers hold, until somebody commits.
-
-    Raise CorruptStore or UnknownFormat if a meta page is damaged.
-    """
-    first = state_of(path, fd, 0)
-    second = state_of(path, fd, 1, first.page_size)
-    return max(first, second, key=lambda state: (state.transaction == held, state.transaction))
 
 
 class Pages:

@@ -60,20 +60,20 @@ def _judge(path: Path) -> Found:
                 raise ValueError(f"a new session at {path} has {len(session)} tasks") from None
         return Found()
     with session:
-        before = _contents(session)
+        before = contents(session)
         new = session.add(Task(jobname="afterwards"))
         session.close()
     with Session(path, create=False, map_size=MAP) as session:
         if session[new].jobname != "afterwards":
             raise ValueError(f"{new} is another task than was added as that")
         session.remove(new)
-        if _contents(session) != before:
+        if contents(session) != before:
             raise ValueError("the session holds something else after another task was added and removed")
     _check(path)
     return Found(before, int(new.rpartition(".")[2]))
 
 
-def _contents(session: Session) -> dict[int, Holds]:
+def contents(session: Session) -> dict[int, Holds]:
     """Return what the session holds of each program.  Raise ValueError if it contradicts itself."""
     ids = list(session.ids())
     members: dict[str, Any] = {}

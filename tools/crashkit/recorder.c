@@ -4,9 +4,8 @@
  *   CRASHKIT_LOG     the log, to which all processes append
  *   CRASHKIT_FAULT   N:WHAT[:always]: the N-th watched call of this process (from 1), or with `always` that and
  *                    all after it, goes wrong: WHAT is `kill` (SIGKILL instead of the call), `short` (half of a
- *                    write; of other calls nothing), an errno (the call fails), `done-` and an errno
+ *                    write is done; other calls are done whole), an errno (the call fails), `done-` and an errno
  *                    (the call is done, and said to have failed)
- *   CRASHKIT_COUNT   a file to which the number of watched calls is written at the end, and when asked for
  *
  * An entry of the log is a `struct entry`, two names and data.  One lock (flock of the log) is held over a call and
  * its entry, so that the log has the order in which things happened, over all processes; a killed process
@@ -54,6 +53,7 @@ static size_t root_len;
 static int log_fd = -1;
 static pthread_mutex_t threads = PTHREAD_MUTEX_INITIALIZER;
 static long calls, fault_at;
+static char kinds[1 << 16]; /* of the first calls: o open, w write, l length, t times, s flush, n names */
 static char fault_what[32];
 static bool fault_always;
 
@@ -63,16 +63,6 @@ static void open_log(void) {
     if (!log_path[0]) return;
     int fd = syscall(SYS_openat, AT_FDCWD, log_path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0666);
     log_fd = syscall(SYS_fcntl, fd, F_DUPFD_CLOEXEC, 900); /* out of the way of the program's */
-    syscall(SYS_close, fd);
-}
-
-static void write_count(void) {
-    const char *path = getenv("CRASHKIT_COUNT");
-    if (!path) return;
-    char text[32];
-    int length = snprintf(text, sizeof text, "%ld\n", calls);
-    int fd = syscall(SYS_openat, AT_FDCWD, path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
-    if (syscall(SYS_write, fd, text, length) != length) abort();
     syscall(SYS_close, fd);
 }
 
@@ -95,7 +85,6 @@ __attribute__((constructor)) static void begin(void) {
     if ((value = getenv("CRASHKIT_FAULT"))) sscanf(value, "%ld:%31[^:]:%15s", &fault_at, fault_what, how);
     fault_always = !strcmp(how, "always");
     pthread_atfork(before_fork, after_fork_in_parent, after_fork_in_child);
-    atexit(write_count);
 }
 
 static void lock(void) {
@@ -132,7 +121,7 @@ void crashkit_tell(const char *text) {
     unlock();
 }
 
-long crashkit_calls(void) { return calls; }
+const char *crashkit_kinds(void) { return kinds; }
 
 /* Another fault, counted from now on; for the program to call. */
 void crashkit_fault(long at, const char *what, int always) {
@@ -219,8 +208,9 @@ static const char *name_of(const char *path) { return strrchr(path, '/') + 1; }
 enum fault { NONE, FAILS, SHORT, DONE_AND_FAILS };
 
 /* Return what is to go wrong with the call that begins; for FAILS errno is set. */
-static enum fault fault(void) {
-    long call = __sync_add_and_fetch(&calls, 1);
+static enum fault fault(char kind) {
+    long call = ++calls; /* under the lock */
+    if (call < (long)sizeof kinds) kinds[call - 1] = kind;
     if (!fault_at || (fault_always ? call < fault_at : call != fault_at)) return NONE;
     if (!strcmp(fault_what, "kill")) {
         syscall(SYS_kill, getpid(), SIGKILL);
@@ -246,7 +236,7 @@ static int opened(int directory, const char *path, int flags, mode_t mode) {
     if (!watched_path(directory, path, real)) return syscall(SYS_openat, directory, path, flags, mode);
     lock();
     int fd = -1;
-    enum fault what = fault();
+    enum fault what = fault('o');
     if (what != FAILS) {
         struct stat status;
         bool made = (flags & O_CREAT) && lstat(real, &status);
@@ -285,7 +275,7 @@ int openat64(int directory, const char *path, int flags, ...) { MODE return open
 
 static ssize_t written(int fd, const struct iovec *parts, int count, off_t at) {
     lock();
-    enum fault what = fault();
+    enum fault what = fault('w');
     ssize_t result = -1;
     if (what != FAILS) {
         int flags = syscall(SYS_fcntl, fd, F_GETFL);
@@ -350,7 +340,7 @@ ssize_t copy_file_range(int in, off64_t *in_offset, int out, off64_t *out_offset
 
 static int resized(int fd, off_t length) {
     lock();
-    enum fault what = fault();
+    enum fault what = fault('l');
     int result = -1;
     if (what != FAILS) {
         result = syscall(SYS_ftruncate, fd, length);
@@ -381,7 +371,7 @@ int truncate64(const char *path, off64_t length) { return truncate(path, length)
 
 static int allocated(int fd, int mode, off_t offset, off_t length) {
     lock();
-    enum fault what = fault();
+    enum fault what = fault('l');
     int result = -1;
     if (what != FAILS) {
         result = syscall(SYS_fallocate, fd, mode, offset, length);
@@ -411,7 +401,7 @@ int posix_fallocate64(int fd, off64_t offset, off64_t length) { return posix_fal
 int futimens(int fd, const struct timespec times[2]) {
     if (!watched_fd(fd)) return syscall(SYS_utimensat, fd, NULL, times, 0);
     lock();
-    enum fault what = fault();
+    enum fault what = fault('t');
     int result = -1;
     if (what != FAILS) {
         result = syscall(SYS_utimensat, fd, NULL, times, 0);
@@ -437,7 +427,7 @@ int utimensat(int directory, const char *path, const struct timespec times[2], i
 static int flushed(int fd, char kind, long call) {
     if (!watched_fd(fd)) return syscall(call, fd);
     lock();
-    enum fault what = fault();
+    enum fault what = fault('s');
     int result = -1;
     if (what != FAILS) {
         result = syscall(call, fd);
@@ -459,7 +449,7 @@ static int two_names(char kind, int from, const char *path, int to, const char *
     either |= watched_path(to, target, real_target);
     if (!either) return syscall(call, from, path, to, target, flags);
     lock();
-    enum fault what = fault();
+    enum fault what = fault('n');
     int result = -1;
     if (what != FAILS) {
         struct entry entry = {.kind = kind, .inode = inode_of(real), .parent = parent_of(real),
@@ -492,7 +482,7 @@ static int one_name(char kind, int directory, const char *path, long call, unsig
     char real[PATH_MAX];
     if (!watched_path(directory, path, real)) return syscall(call, directory, path, argument);
     lock();
-    enum fault what = fault();
+    enum fault what = fault('n');
     int result = -1;
     if (what != FAILS) {
         struct entry entry = {.kind = kind, .inode = inode_of(real), .parent = parent_of(real)};

@@ -77,15 +77,13 @@ class Recorder:
         self.log = work.resolve() / "log"
         self._library = build(work)
 
-    def environment(self, fault: str = "", count: Path | None = None, *, log: bool = True) -> dict[str, str]:
-        """Return the environment variables for a program; *fault* and *count* are told of in recorder.c."""
+    def environment(self, fault: str = "", *, log: bool = True) -> dict[str, str]:
+        """Return the environment variables for a program; recorder.c tells of *fault*."""
         variables = {**os.environ, "LD_PRELOAD": str(self._library), "CRASHKIT_ROOT": str(self.root)}
         if log:
             variables["CRASHKIT_LOG"] = str(self.log)
         if fault:
             variables["CRASHKIT_FAULT"] = fault
-        if count is not None:
-            variables["CRASHKIT_COUNT"] = str(count)
         return variables
 
     def entries(self) -> Iterator[Entry]:

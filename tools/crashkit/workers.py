@@ -34,17 +34,20 @@ class Workers(Generic[Job, Result]):
         work: gives the result of one job.
         died: gives the result of a job whose child died.
         jobs: how many children there may be at a time.
+        batch: how many jobs each one does.
     """
 
-    def __init__(self, work: Callable[[Job], Result], died: Callable[[Died], Result], jobs: int) -> None:
-        self._work, self._died, self._jobs = work, died, jobs
+    def __init__(
+        self, work: Callable[[Job], Result], died: Callable[[Died], Result], jobs: int, batch: int = _BATCH
+    ) -> None:
+        self._work, self._died, self._jobs, self._batch = work, died, jobs, batch
         self._waiting: deque[Job] = deque()
         self._running: dict[int, tuple[int, deque[Job], bytearray]] = {}  # pipe -> pid, jobs to be done, bytes
 
     def add(self, job: Job) -> Iterator[tuple[Job, Result]]:
         """Take a job; give what has been done meanwhile."""
         self._waiting.append(job)
-        if len(self._waiting) >= _BATCH:
+        if len(self._waiting) >= self._batch:
             if len(self._running) >= self._jobs:
                 yield from self._some()
             if len(self._running) < self._jobs:
@@ -58,7 +61,7 @@ class Workers(Generic[Job, Result]):
             yield from self._some()
 
     def _begin(self) -> None:
-        batch = deque(self._waiting.popleft() for _ in range(min(_BATCH, len(self._waiting))))
+        batch = deque(self._waiting.popleft() for _ in range(min(self._batch, len(self._waiting))))
         result, end = os.pipe()
         sys.stdout.flush()
         pid = os.fork()

@@ -484,6 +484,23 @@ def report(done: Sequence[Row], bench: Bench, machine: dict[str, str]) -> str:
     return f"{ratios}\n\n{absolutes}\n\n{notes}\n\n{about}"
 
 
+def compared(directory: str, args: argparse.Namespace, load: float) -> str:
+    """Return the table of a store on a server, beside psycopg by hand and LMDB (bench_postgresql.py)."""
+    from bench_postgresql import CONTENDERS as NAMES
+    from bench_postgresql import compare
+
+    batch = Bench(directory, args).batch
+    figures = compare(args.store, directory, args.tasks, batch, args.repeat, args.operations)
+    lines = []
+    for work, row in figures.items():
+        copied = row.get("COPY")
+        ratio = "" if copied is None else f"{figure(row[NAMES[0]] / copied)} x"
+        lines.append([work, *(figure(row[name]) if name in row else "" for name in NAMES), ratio])
+    titles = ["us a task", *NAMES, "against COPY"]
+    facts = "\n".join(f"- {name}: {told}" for name, told in machine_facts(directory, load).items())
+    return f"{markdown(titles, lines)}\n\nTransactions of {batch:,} tasks; at most 1.5 x is the aim.\n\n{facts}"
+
+
 def machine_facts(directory: str, load: float) -> dict[str, str]:
     """Return what the figures were measured on; *load* is the load average before."""
     model = next(
@@ -494,7 +511,7 @@ def machine_facts(directory: str, load: float) -> dict[str, str]:
         ),
         platform.machine(),
     )
-    libraries = ("gc3session", "lmdb", "msgpack", "attrs")
+    libraries = ("gc3session", "lmdb", "psycopg", "msgpack", "attrs")
     return {
         "processor": f"{model}, {len(os.sched_getaffinity(0))} CPUs; load average before: {load:.2f}",
         "system": f"{platform.system()} {platform.release()}, filesystem {filesystem_of(directory)}",
@@ -521,6 +538,7 @@ def parse_arguments() -> argparse.Namespace:
     size.add_argument("--quick", action="store_true", help="30,000 tasks; takes less than a minute")
     size.add_argument("--full", action="store_true", help="measure memory with 10,000,000 tasks")
     parser.add_argument("--tasks", type=int, metavar="N", help="(default: 1,000,000, some ten minutes)")
+    parser.add_argument("--store", metavar="URL", help="compare the store on this PostgreSQL server instead")
     parser.add_argument("--only", action="append", metavar="ROW", help="one row; may be repeated")
     parser.add_argument("--json", metavar="FILE", help="write the figures there, too")
     parser.add_argument("--dir", default=".", help="where to write; on a disk (default: here)")
@@ -550,6 +568,9 @@ def main() -> int:
     directory = tempfile.mkdtemp(prefix="bench-", dir=args.dir)
     load = os.getloadavg()[0]
     try:
+        if args.store is not None:
+            print(compared(directory, args, load))
+            return 0
         bench = Bench(directory, args)
         every = rows(bench)
         known = [row.key for row, _ in every]

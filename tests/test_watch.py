@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import fcntl
 import os
@@ -208,6 +209,7 @@ class Screen:
         self.resize(width, height)
         self.modes = termios.tcgetattr(self._there)
         self.written = ""
+        self._decode = codecs.getincrementaldecoder("utf-8")().decode
         self.process = start(
             "watch", path, "--interval", "0.3", stdin=self._there, stdout=self._there, stderr=subprocess.PIPE,
             env=TERMINAL | {"LINES": ""} | env, start_new_session=True,
@@ -224,14 +226,14 @@ class Screen:
         begin = len(self.written)
         while text not in self.written[begin:]:
             assert select.select([self._here], [], [], 60)[0], f"no {text!r} in {self.written!r}"
-            self.written += os.read(self._here, 65536).decode()
+            self.written += self._decode(os.read(self._here, 65536))
         return self.written[begin:]
 
     def end(self) -> tuple[int, str, str]:
         """Wait for the end; return the status, and what was written after the screen, and on stderr."""
         while self.process.poll() is None or select.select([self._here], [], [], 0)[0]:
             if select.select([self._here], [], [], 0.05)[0]:
-                self.written += os.read(self._here, 65536).decode()
+                self.written += self._decode(os.read(self._here, 65536))
         assert termios.tcgetattr(self._there) == self.modes, "the modes of the terminal"
         for code in ("1049", "25"):  # the other screen, the hidden cursor
             last = re.findall(rf"\x1b\[\?{code}([hl])", self.written)[-1:]

@@ -152,7 +152,10 @@ def references(value: Any) -> list[int]:
             if item.code == REFERENCE and len(item.data) == 8:
                 found.append(RECORD_KEY.unpack(item.data)[0])
             elif item.code in (TUPLE, SET, FROZENSET, ATTRS):
-                inner = msgpack.unpackb(item.data, strict_map_key=False, unicode_errors="surrogatepass")
+                try:
+                    inner = msgpack.unpackb(item.data, strict_map_key=False, unicode_errors="surrogatepass")
+                except (ValueError, TypeError, msgpack.UnpackException):
+                    continue  # it isn't what its code says, and refers to nothing
                 pending.append(inner)
         elif isinstance(item, list):
             pending += item

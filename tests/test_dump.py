@@ -192,6 +192,8 @@ def test_workflows_imported_dumped_loaded_elsewhere_and_dumped_are_the_same_byte
         ran = run(*argv)
         assert (ran.status, ran.err) == (0, ""), ran
     assert gzip.decompress((tmp_path / "b.jsonl.gz").read_bytes()) == (tmp_path / "a.jsonl").read_bytes()
+    for first, second in (("a", "b/c"), ("a.jsonl", "b.jsonl.gz"), ("a", "b.jsonl.gz")):
+        assert run("diff", tmp_path / first, tmp_path / second) == (0, "", "")
     check(tmp_path / "b" / "c")
     shutil.rmtree(tmp_path / "a")
     source = (INSTANCES / name).read_bytes()
@@ -371,6 +373,18 @@ def test_dump_and_load_need_no_classes_and_import_nothing(tmp_path: Path) -> Non
 
 
 # -- a shared store -----------------------------------------------------------
+
+
+def test_values_of_a_shared_store_that_are_not_what_they_say_are_dumped(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    with Session(tmp_path / "a", store_or_url=store) as a, Session(tmp_path / "b", store_or_url=store) as b:
+        b.add(Task())
+        for code in (1, 2, 3, 15, 16):
+            a.add(Task(extra={"x": [Opaque(code, b"\xc1"), Opaque(code, b""), Opaque(code, b"\x91\xa1\xff")]}))
+        a.add(Sweep(tasks=[Simulation()]))
+        assert len(records_of(dumped(a))) == 7
+    load_dump(tmp_path / "copy", io.BytesIO(dumped(tmp_path / "a")))
+    assert dumped(tmp_path / "copy").splitlines()[2:] == dumped(tmp_path / "a").splitlines()[2:]
 
 
 def test_of_a_shared_store_the_tasks_and_what_they_refer_to_are_dumped(tmp_path: Path) -> None:

@@ -122,6 +122,8 @@ def test_shared_store(tmp_path: Path) -> None:
         b.flush()
         a.add(a.store.load(next(iter(b.tasks))))
         b.add(Note("only b's"))
+        for code in (1, 2, 3, 15, 16):
+            a.add(Task(extra={"x": [Opaque(code, b"\xc1"), Opaque(code, b""), Opaque(code, b"\x91\xa1\xff")]}))
     assert_same(tmp_path / "a")
     assert_same(tmp_path / "b")
 

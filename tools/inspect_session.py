@@ -150,16 +150,16 @@ class Session:
             pending: list[Any] = [Ext(16, key_of(member))]  # values whose references are to be followed
             while pending:
                 value = pending.pop()
+                code, number = (value.code, number_of(value.data)) if isinstance(value, Ext) else (0, 0)
                 with suppress(*NO_VALUE):
                     if isinstance(value, (list, dict)):
                         pending += [*value, *value.values()] if isinstance(value, dict) else value
-                    elif isinstance(value, Ext) and value.code in (1, 2, 3, 15):
+                    elif code in (1, 2, 3, 15):
                         pending.append(unpack(value.data))
-                    elif isinstance(value, Ext) and value.code == 16 and not reached[number_of(value.data)]:
-                        data = self.get("records", value.data) or b""
-                        reached[number_of(value.data)] = data != b""
+                    elif code == 16 and len(value.data) == 8 and not reached[number]:
+                        reached[number] = (data := self.get("records", value.data) or b"") != b""
                         schemas.add(written_schema(data))
-                        pending.append(unframed(number_of(value.data), data))
+                        pending.append(unframed(number, data))
         return reached, schemas
 
     def dump(self) -> Iterator[dict[str, Any]]:

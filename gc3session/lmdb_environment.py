@@ -23,7 +23,7 @@ import lmdb
 
 from .errors import CorruptStore, Error, OpenError, ReadOnlyError, StoreFull, WriteError
 from .filesystem import NO_ROOM, make_directory, sync_directory, sync_file
-from .forks import ENVIRONMENTS, at_fork
+from .forks import ENVIRONMENTS, Lock, at_fork
 from .lmdb_files import check_before_opening, missing_bytes, regular_file
 from .lmdb_memory import unmap_pages
 from .lmdb_origin import mark_as_ours
@@ -447,29 +447,19 @@ def release(env: Environment) -> None:
                 del _environments[env.path]
 
 
-_locked: list[Any] = []  # locks held by the fork that is going on
+def _locks() -> list[Lock]:
+    return [_registry, *(lock for env in list(_environments.values()) for lock in (env.writing, env.reading))]
 
 
 def _before_fork() -> None:
     # Nothing is left open: LMDB's state in a child is not to be used, nor closed, while the
     # parent reads on (wrong reads within seconds where the child closed it).
-    _registry.acquire()
-    _locked.append(_registry)
     for env in _environments.values():
-        for lock in (env.writing, env.reading):
-            lock.acquire()
-            _locked.append(lock)
         env.drop()
-
-
-def _after_in_parent() -> None:
-    while _locked:
-        _locked.pop().release()
 
 
 def _after_in_child() -> None:
     global _registry
-    _locked.clear()
     _registry = threading.Lock()
     for env in _environments.values():
         env.writing = threading.RLock()
@@ -477,4 +467,4 @@ def _after_in_child() -> None:
         env._opening = threading.Lock()
 
 
-at_fork(ENVIRONMENTS, _before_fork, _after_in_parent, _after_in_child)
+at_fork(ENVIRONMENTS, _after_in_child, locks=_locks, before=_before_fork)

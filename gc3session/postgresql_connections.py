@@ -212,8 +212,4 @@ def _after_in_child() -> None:
         connections.forked()
 
 
-def _nothing() -> None:
-    pass
-
-
-at_fork(ENVIRONMENTS, _nothing, _nothing, _after_in_child)
+at_fork(ENVIRONMENTS, _after_in_child)

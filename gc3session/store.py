@@ -37,7 +37,7 @@ from .errors import (
     MirrorWarning,
     WriteError,
 )
-from .forks import STORES, at_fork
+from .forks import STORES, Lock, at_fork
 from .index import Index
 from .ledger import Ledger
 from .loader import Loader
@@ -95,7 +95,7 @@ class Store(StoreStaging):
                 self._closed = True
                 tables.close()
                 raise
-        _stores.add(self)
+        _stores[id(self)] = self
 
     # -- the public operations
 
@@ -436,7 +436,12 @@ class Store(StoreStaging):
                 index.listener.forked()
 
 
-_stores: weakref.WeakSet[Store] = weakref.WeakSet()
+_stores: weakref.WeakValueDictionary[int, Store] = weakref.WeakValueDictionary()
+
+
+def _all_stores() -> list[Store]:
+    # Other threads may make stores meanwhile: `valuerefs` is a copy made at once.
+    return [store for ref_ in _stores.valuerefs() if (store := ref_()) is not None]
 
 
 def in_order(stores: Iterable[Store]) -> list[Store]:
@@ -444,29 +449,18 @@ def in_order(stores: Iterable[Store]) -> list[Store]:
     return sorted(stores, key=id)
 
 
-_locked: list[threading.RLock] = []  # by the fork that is going on
-
-
-def _before_fork() -> None:
-    for store in in_order(_stores):
-        store.lock.acquire()
-        _locked.append(store.lock)
-
-
-def _after_in_parent() -> None:
-    while _locked:
-        _locked.pop().release()
+def _locks() -> list[Lock]:
+    return [store.lock for store in in_order(_all_stores())]
 
 
 def _after_in_child() -> None:
-    _locked.clear()
-    for store in list(_stores):
+    for store in _all_stores():
         store.after_fork_in_child()
 
 
 def _at_exit() -> None:
     """Write what a program has left unflushed when it ends of its own accord."""
-    for store in list(_stores):
+    for store in _all_stores():
         if store.batch.records and store.batch.journal is None and not store.read_only:
             try:
                 store.flush()
@@ -476,7 +470,7 @@ def _at_exit() -> None:
 
 
 atexit.register(_at_exit)
-at_fork(STORES, _before_fork, _after_in_parent, _after_in_child)
+at_fork(STORES, _after_in_child, locks=_locks)
 
 
 # -- where stores are made -----------------------------------------------------

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import fcntl
 import os
+import threading
+from pathlib import Path
 
-from children import in_child
+from children import Child, in_child
+from consistency import check
 
 from gc3session import Session, Task
 
@@ -43,3 +46,67 @@ def test_child_opens_the_environment_anew(session: Session) -> None:
 
     assert in_child(child)
     assert id_ in session
+
+
+def fork_in_threads(path: Path) -> int:
+    """Fork from several threads at once, each with a session of its own; return how many have come to an end."""
+    done = []
+
+    def fork(session: Session) -> None:
+        for _ in range(20):
+            session.add(Task())
+            pid = os.fork()
+            if pid == 0:
+                os._exit(0)
+            os.waitpid(pid, 0)
+        session.add(Task())
+        done.append(session)
+
+    sessions = [Session(path) for _ in range(4)]
+    threads = [threading.Thread(target=fork, args=(session,), daemon=True) for session in sessions]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    return len(done)
+
+
+def test_threads_that_fork_at_the_same_time_all_go_on(tmp_path: Path) -> None:
+    assert in_child(fork_in_threads, tmp_path / "session") == 4
+    assert len(check(tmp_path / "session")) == 4 * 21
+
+
+def test_fork_lets_a_thread_take_the_store_that_it_waits_for_in_a_transaction_of_another(tmp_path: Path) -> None:
+    def attempt() -> bool:
+        one, other = Session(tmp_path / "one"), Session(tmp_path / "other")
+        entered, forking = threading.Event(), threading.Event()
+
+        def write_to_both(outer: Session, inner: Session) -> None:
+            with outer.transaction():
+                entered.set()
+                forking.wait()
+                inner.add(Task())
+
+        ended = True
+        for outer, inner in ((one, other), (other, one)):  # one of the two is not the order of the fork
+            entered.clear()
+            forking.clear()
+            thread = threading.Thread(target=write_to_both, args=(outer, inner), daemon=True)
+            thread.start()
+            entered.wait()
+            threading.Timer(0.1, forking.set).start()  # when the fork has begun, or not yet: it is right in both
+            pid = os.fork()
+            if pid == 0:
+                os._exit(0)
+            os.waitpid(pid, 0)
+            thread.join(60)
+            ended = ended and not thread.is_alive()
+        return ended
+
+    child = Child(attempt)
+    watch = threading.Timer(60, child.kill)
+    watch.start()
+    try:
+        assert child.result()
+    finally:
+        watch.cancel()

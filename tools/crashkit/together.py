@@ -19,7 +19,7 @@ import attrs
 from breakages import BROKEN
 from findings import findings
 from gc3session import Session
-from processes import Died, Process, in_process, none_left
+from processes import HUNG, Died, Process, in_process, none_left
 from suite import Outcome, Plan, Suite
 from working import PAIRED, Holds, Owner, difference, look, new_task, same, share, steps, whole
 
@@ -96,7 +96,7 @@ class Together(Suite):
             )
             for process in processes:
                 try:
-                    holds, theirs = process.result(within=600 + plan.count * 0.02)
+                    holds, theirs = process.result(within=HUNG + plan.count * 0.02)
                 except Died as died:
                     wrong.append(str(died))
                     continue

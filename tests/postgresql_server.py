@@ -198,9 +198,12 @@ def _reachable(directory: Path) -> Path:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not copy.exists():
             partial = directory.parent / "installed.part"
-            shutil.copytree(installed.parent, partial, symlinks=True)
+            root = installed.parent.parent
+            for name in (root.name, f"{root.name}.libs"):  # of a wheel, the libraries stand beside the package
+                if (root.parent / name).exists():
+                    shutil.copytree(root.parent / name, partial / name, symlinks=True)
             partial.rename(copy)
-    return copy / "bin"
+    return copy / installed.relative_to(installed.parent.parent.parent)
 
 
 def working_directory() -> Path:

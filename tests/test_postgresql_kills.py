@@ -31,22 +31,30 @@ def server(servers: Path) -> Iterator[Server]:
     server.delete()
 
 
-def add_and_tell(path: Path, process: int, count: int, tell: int) -> list[str]:
+def add_and_tell(path: Path, process: int, count: int, tell: int) -> None:
     """Add tasks in several ways, and tell the names of those whose call has returned."""
     with Session(path) as session:
         number = 0
         while number < count:
             tasks = [Simulation(jobname=f"{process}/{number + n}", steps=number + n) for n in range(7)]
             number += len(tasks)
-            if number % 2:
-                session.add_many(tasks)
-            else:
-                with session.transaction():
-                    for task in tasks:
-                        session.add(task)
-                session.add(tasks[0])  # it is there: this adds nothing
+            while True:
+                try:
+                    add(session, tasks, number % 2 == 0)
+                    break
+                except StoreUnreachable:  # lost in the middle of a read: nothing has been done
+                    continue
             os.write(tell, "".join(f"{task.jobname}\n" for task in tasks).encode())
-        return [task.jobname for task in session]
+
+
+def add(session: Session, tasks: list[Simulation], whole: bool) -> None:
+    if not whole:
+        session.add_many(tasks)
+        return
+    with session.transaction():
+        for task in tasks:
+            session.add(task)
+    session.add(tasks[0])  # it is there: this adds nothing
 
 
 def kill_a_backend(server: Server) -> None:
@@ -64,7 +72,7 @@ def kill_and_start(server: Server) -> None:
 def test_server_killed_under_four_writers_has_each_task_whose_call_returned_once(
     server: Server, tmp_path: Path, kill: Callable[[Server], None], long_form: bool
 ) -> None:
-    count = 20_000 if long_form else 1400
+    count = 20_000 if long_form else 700
     path = tmp_path / "session"
     Session(path, store_or_url=server.url()).close()
     alone = tmp_path / "alone"
@@ -77,7 +85,7 @@ def test_server_killed_under_four_writers_has_each_task_whose_call_returned_once
         kills = 0
         while piece := pipe.read(65536):
             done += piece
-            if done.count(b"\n") > (kills + 1) * count * WRITERS // 6 and kills < 5:
+            if done.count(b"\n") > (kills + 1) * count * WRITERS // 5 and kills < 4:
                 kills += 1
                 kill(server)
     for child in children:

@@ -66,6 +66,7 @@ class UnreadableTask:
         persistent_id: its ID, as the index has it.
         number: the N in it.
         order: its place in the session; 0 if it was found through a reference.
+        name_schema: the number of a schema that has the name in its ID; 0 if there is none.
         record: its bytes; none if it is missing.
         error: why it can't be read.
     """
@@ -73,6 +74,7 @@ class UnreadableTask:
     persistent_id: str
     number: int
     order: int
+    name_schema: int
     record: bytes
     error: LoadError
 
@@ -170,13 +172,13 @@ class StoredTasks:
             id_ = f"{self._name(name_schema)}.{number}"
             failure = type(error)(f"{id_} in {self._store.url}: {error}", id_)
             failure.__cause__ = error
-            return UnreadableTask(id_, number, order, record, failure)
+            return UnreadableTask(id_, number, order, name_schema, record, failure)
         return StoredTask(f"{schema.name}.{number}", number, order, schema, record, fields)
 
     def _gone(self, number: int) -> UnreadableTask:
         id_ = f"Unreadable.{number}"
         error = NotFound(f"record {number} is referred to, but it is not in {self._store.url}", id_)
-        return UnreadableTask(id_, number, 0, b"", error)
+        return UnreadableTask(id_, number, 0, 0, b"", error)
 
     def get(self, number: int) -> StoredTask:
         """Return the object of record N.  Raise LoadError if it is missing or can't be read."""

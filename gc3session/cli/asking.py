@@ -7,6 +7,7 @@ import sys
 import click
 
 from .console import Failure, escaped
+from .interrupts import Interrupts
 
 
 def ensure_may_ask(command: str, yes: bool, *, stdin_is_read: bool = False) -> None:
@@ -18,9 +19,20 @@ def ensure_may_ask(command: str, yes: bool, *, stdin_is_read: bool = False) -> N
         raise Failure(f"{command} asks before it begins, but standard input {why}: add --yes to do it unasked", 2)
 
 
-def confirmed(question: str, yes: bool) -> bool:
-    """Return whether it may be done: *yes*, or the answer to a question."""
-    return yes or click.confirm(escaped(question), err=True)
+def confirmed(question: str, yes: bool, interrupts: Interrupts) -> bool:
+    """Return whether it may be done: *yes*, or the answer to a question on stderr; the end of input is a no.
+
+    Raise KeyboardInterrupt for a signal.
+    """
+    if yes:
+        return True
+    sys.stderr.write(f"{escaped(question)} [y/N] ")
+    sys.stderr.flush()
+    interrupts.ready(sys.stdin.fileno())
+    answer = sys.stdin.readline()
+    if not answer.endswith("\n"):
+        sys.stderr.write("\n")
+    return answer.strip().lower() in ("y", "yes")
 
 
 yes_option = click.option("-y", "--yes", is_flag=True, help="Do it without asking.")

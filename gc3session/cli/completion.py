@@ -54,7 +54,9 @@ def complete_ids(ctx: click.Context, param: click.Parameter, incomplete: str) ->
 
 
 def _session(ctx: click.Context) -> Session:
-    return open_session(str(ctx.params.get("session")), read_only=True)
+    # The line may end with an option that lacks its value: then click has taken no argument yet.
+    path = ctx.params.get("session") or next(iter(ctx.args), "")
+    return open_session(path, read_only=True)
 
 
 def script(program: click.Command, shell: str) -> str:

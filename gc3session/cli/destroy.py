@@ -29,7 +29,7 @@ def destroy(session: str, yes: bool) -> int:
         try:
             with interrupts.waiting():
                 told = quantity(len(doomed), "task")
-                if not confirmed(f"destroy the session {session} and its {told}, for good?", yes):
+                if not confirmed(f"destroy the session {session} and its {told}, for good?", yes, interrupts):
                     click.echo("nothing was done")
                     return 1
         except KeyboardInterrupt:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import select
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,8 +24,13 @@ class Interrupts:
         self.caught: int | None = None
         self._waiting = False
         self._former: dict[int, Any] = {}
+        self._pipe = (-1, -1)  # whose end each signal writes a byte to
+        self._former_wakeup = -1
 
     def __enter__(self) -> Interrupts:
+        self._pipe = os.pipe()
+        os.set_blocking(self._pipe[1], False)
+        self._former_wakeup = signal.set_wakeup_fd(self._pipe[1], warn_on_full_buffer=False)
         for number in _SIGNALS:
             if signal.getsignal(number) is not signal.SIG_IGN:  # nohup, or a job in the background
                 self._former[number] = signal.signal(number, self._note)
@@ -34,6 +41,9 @@ class Interrupts:
     ) -> None:
         for number, handler in self._former.items():
             signal.signal(number, handler)
+        signal.set_wakeup_fd(self._former_wakeup)
+        for fd in self._pipe:
+            os.close(fd)
 
     def _note(self, number: int, _: FrameType | None) -> None:
         self.caught = self.caught or number
@@ -50,3 +60,11 @@ class Interrupts:
             yield
         finally:
             self._waiting = False
+
+    def ready(self, fd: int, seconds: float | None = None) -> bool:
+        """Return whether there is something to read from *fd*, for which it is waited so long, or for ever.
+
+        Raise KeyboardInterrupt for a signal, also one that comes just before the waiting begins.
+        """
+        with self.waiting():  # the signal itself writes to the pipe: so it can't be slept through
+            return fd in select.select([fd, self._pipe[0]], [], [], seconds)[0]

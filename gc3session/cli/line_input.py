@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import select
 import stat
 import sys
 from collections.abc import Iterator
@@ -86,9 +85,7 @@ class Lines:
     def _chunks(self) -> Iterator[bytes | None]:
         pause: float | None = _PAUSE
         while True:
-            with self._interrupts.waiting():
-                ready = select.select([self._fd], [], [], pause)[0]
-                chunk = os.read(self._fd, _CHUNK) if ready else None
+            chunk = os.read(self._fd, _CHUNK) if self._interrupts.ready(self._fd, pause) else None
             if chunk == b"":
                 return
             self.position += len(chunk or b"")

@@ -52,7 +52,7 @@ def _key(path: FieldPath, task: Found, place: int, descending: bool) -> Sortable
         value = None
     lacking = value is None or value != value
     what = (lacking != descending, 0, 0) if lacking else (descending, _KINDS.index(kind), value)
-    schema = task.schema.number if isinstance(task, StoredTask) else 0
+    schema = task.schema.number if isinstance(task, StoredTask) else task.name_schema
     return *what, -place if descending else place, task.order, task.number, schema
 
 

@@ -72,7 +72,7 @@ def take_away(deed: Deed, path: str, ids: tuple[str, ...], asked: Asked, yes: bo
                     complain("nothing was done")
                     return 1
                 total = quantity(len(chosen), "task")
-                if chosen and not confirmed(f"{deed.name} {total} of {path}{deed.also}?", yes):
+                if chosen and not confirmed(f"{deed.name} {total} of {path}{deed.also}?", yes, interrupts):
                     click.echo("nothing was done")
                     return 1
         except KeyboardInterrupt:

@@ -148,7 +148,7 @@ def test_select_gives_what_a_plain_filter_would(
 
 def test_several_states_come_in_the_order_of_adding_over_chunks(session: Session) -> None:
     given = "A" * 1500 + "ABC" * 500 + "C" * 700 + "AC" * 50
-    ids = session.add_many(map(lambda state: Task(state=state), given))
+    ids = session.add_many(Task(state=state) for state in given)
     expected = [id_ for id_, state in zip(ids, given, strict=True) if state != "B"]
     assert list(session.select(state=["A", "C"]).ids()) == expected
     assert [task.persistent_id for task in session.select(where="state in A,C")] == expected

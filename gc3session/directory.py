@@ -9,6 +9,7 @@ session was made::
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import re
@@ -27,7 +28,7 @@ from .errors import (
     StoreFull,
     WriteError,
 )
-from .filesystem import NO_ROOM, make_directory, opened_regular, touch, write_durably
+from .filesystem import NO_ROOM, make_directory, opened_regular, sync_directory, touch, write_durably
 
 _STORE_URL = re.compile(r"([a-z0-9+]+):([^#\s][^#\n]*)#([0-9a-f]{32})\n?")
 
@@ -270,8 +271,12 @@ class SessionDirectory:
         doomed = os.path.join(os.path.dirname(real), f".{self.name}.{secrets.token_hex(4)}.deleted")
         try:
             os.rename(real, doomed)
+            # First of all: else a power cut might bring it back under its name, and parts of it only.
+            with contextlib.suppress(PermissionError):  # who may write the directory above need not read it
+                sync_directory(os.path.dirname(real))
             if os.path.islink(self.path):
                 os.unlink(self.path)
+                sync_directory(os.path.dirname(self.path))
             shutil.rmtree(doomed)
         except OSError as error:
             raise WriteError(f"{error.filename or real} can't be deleted: {error.strerror}") from error

@@ -127,6 +127,24 @@ def test_time_of_the_end_is_there_with_the_name(session: Session, monkeypatch: p
     assert set(seen) == {None, 1e9, 2e9}
 
 
+def test_destroyed_session_has_lost_its_name_on_disk_before_anything_in_it_goes(
+    session: Session, events: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Found by the crash kit: after a power cut it was there again, whole or in parts.
+    session.add(Task())
+    events.clear()
+    unlink = os.unlink
+
+    def noting_unlink(path: Any, **options: Any) -> None:
+        events.append(("unlink", os.fspath(path)))
+        unlink(path, **options)
+
+    monkeypatch.setattr(os, "unlink", noting_unlink)
+    session.destroy()
+    kinds = [kind for kind, path in events if kind != "fsync" or path == os.path.dirname(session.path)]
+    assert kinds[:3] == ["name", "fsync", "unlink"]
+
+
 def test_mirror_lists_nothing_that_is_not_committed(tmp_path: Path) -> None:
     path = tmp_path / "session"
 

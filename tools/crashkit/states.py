@@ -17,7 +17,7 @@ import attrs
 from breakages import BREAKAGES
 from disk import SECTOR, Disk, State
 from judge import Found, another_boot, judge
-from recorder import Recorder
+from recorder import Entry, Recorder
 from suite import KIT, CannotRun, Outcome, Plan, Suite
 from verdicts import Account, Moment
 from workers import Died, Workers, one
@@ -35,6 +35,9 @@ LARGEST = 60_000
 PASSES = 12
 NEW = 3
 """States of a moment, of which 4 are drawn, that no other moment has had; roughly."""
+
+TOLD = 5
+"""How many times as often as others those moments are drawn at which something has just returned or is tried."""
 
 CONTROL, ENOUGH = 2000, 5
 """States that each control tries at most, until so many are bad; few are, where sectors are torn."""
@@ -101,30 +104,39 @@ class Workload:
         if any(status and not (may_die and status == -9) for status, may_die in statuses):
             raise RuntimeError(f"a program of the workload failed: {statuses}; seed {self.plan.seed}")
 
-        self.moments = 0
+        self.moments = self.told = 0
         for entry in self.recorder.entries():
             self.moments += 1
             if entry.kind == "A":
+                self.told += 1
                 self.account.take_down(entry.told)
 
     def cases(
         self, chance: random.Random, share: float, each: int, unit: int = SECTOR
     ) -> Iterator[tuple[Case, Moment]]:
-        """Give at most *each* states of a *share* of all moments, and the moment."""
+        """Give at most *each* states of a *share* of all moments, and the moment; the last one is always there."""
         disk = Disk(self.root_inode, unit)
         account = Account(self.account.seed, self.account.programs, self.count)
-        for entry in self.recorder.entries():
+        for number, entry in enumerate(self.recorder.entries(), 1):
             if entry.kind == "A":
                 account.take_down(entry.told)
             else:
                 disk.follow(entry)
-            if chance.random() > share:
+            weight = _weight(entry, unit)
+            if number < self.moments and chance.random() > share * weight:
                 continue
             moment = account.moment()
             everything = disk.everything()
             yield Case(everything, True, b"killed" + everything.digest()), moment
             for state in disk.states(chance, each):
                 yield Case(state, False, state.digest()), moment
+
+
+def _weight(entry: Entry, unit: int) -> int:
+    """Return how often the moment after an entry is drawn, as a multiple."""
+    if unit < SECTOR:  # where the meta page of the store, the only short write, may be torn
+        return 1 if entry.kind == "W" and len(entry.data) < SECTOR else 0
+    return TOLD if entry.kind == "A" else 1
 
 
 def find(root: Path, killed: bool) -> Found:
@@ -161,11 +173,13 @@ class Trial:
         """Try *count* states, or as many as are found in some passes over the log; until *enough* fail."""
         chance = random.Random(f"{self._workload.plan.seed}/states")
         each = 4
-        share = count / (NEW * self._workload.moments)  # at first: moments from all over the log
-        for _ in range(PASSES):
+        weights = self._workload.moments + (TOLD - 1) * self._workload.told
+        share = count / (NEW * weights)  # at first: moments from all over the log, to its end
+        for number in range(PASSES):
             before = len(self._found)
             for case, moment in self._workload.cases(chance, share, each, unit):
-                if len(self._found) + len(self._waiting) >= count or len(self.failures) >= enough:
+                full = number > 0 and len(self._found) + len(self._waiting) >= count
+                if full or len(self.failures) >= enough:
                     break
                 self._try(case, moment)
             for done in self._workers.rest():

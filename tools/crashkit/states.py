@@ -25,6 +25,9 @@ from workers import Died, Workers, one
 SEEDS = 3
 """Seeds that a plan's count is shared among, each with 1 to 4 programs."""
 
+FEW = 1000
+"""Fewer states than these are all of one seed."""
+
 PROGRAMS = (1, 2, 3, 4)
 STEPS = 60
 """Steps of all programs of a workload together."""
@@ -253,7 +256,7 @@ class PowerLossStates(Suite):
     def run(self, plan: Plan) -> Outcome:
         failures: list[str] = []
         tried = moments = 0
-        rounds = max(SEEDS, -(-plan.count // (LARGEST * len(PROGRAMS))))
+        rounds = max(SEEDS if plan.count >= FEW else 1, -(-plan.count // (LARGEST * len(PROGRAMS))))
         for number in range(rounds):
             for programs in PROGRAMS:
                 left = rounds * len(PROGRAMS) - number * len(PROGRAMS) - PROGRAMS.index(programs)

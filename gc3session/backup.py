@@ -20,7 +20,7 @@ from .codec import PERSISTABLE, Schema, values_of
 from .directory import SessionDirectory
 from .entries import Row
 from .errors import InvalidArgument, ReadOnlyError, StoreFull, WriteError
-from .filesystem import NO_ROOM, sync_file
+from .filesystem import NO_ROOM, is_regular, opened_regular, sync_file
 from .ledger import Joining, Ledger
 from .sequence import NEXT_KEY
 from .snapshot import Kept, Snapshot, snapshot
@@ -143,8 +143,10 @@ def _copy_timestamps(source: SessionDirectory, target: SessionDirectory) -> None
     """Copy the files `created` and `finished`, with their times."""
     for name in source.TIMESTAMP_FILES.values():
         old, new = os.path.join(source.path, name), os.path.join(target.path, name)
-        if os.path.exists(old):
-            shutil.copy2(old, new)
+        if is_regular(old):
+            with opened_regular(old) as file, open(new, "wb") as copy:
+                shutil.copyfileobj(file, copy)
+            shutil.copystat(old, new, follow_symlinks=False)
             sync_file(new)
         elif os.path.exists(new):
             os.unlink(new)

@@ -14,6 +14,7 @@ from .checked_index import SessionRow
 from .checked_records import Finding
 from .directory import SessionDirectory
 from .errors import OpenError
+from .filesystem import is_holes
 
 _PIECE: Final = 1 << 20
 _PATIENCE: Final = 10.0  # seconds that a writer may hold the mirror's lock
@@ -83,6 +84,8 @@ class MirrorCopy:
             return "it is missing"
         if not stat.S_ISREG(status.st_mode):
             return "it is not a regular file"
+        if is_holes(status):
+            return "it is all holes"
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
         with open(fd, "rb", buffering=0) as file:
             self._copy = tempfile.TemporaryFile()  # noqa: SIM115 (closed at the end of `with`)

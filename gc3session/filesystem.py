@@ -62,18 +62,41 @@ def write_cache_of(path: str) -> str | None:
     return None
 
 
+def is_holes(status: os.stat_result) -> bool:
+    """Return whether a file claims far more bytes than it has on the disk: to read it would take for ever."""
+    return status.st_size > 100 * (512 * status.st_blocks + (1 << 20))
+
+
+def is_regular(path: str | os.PathLike[str]) -> bool:
+    """Return whether `opened_regular` opens *path*."""
+    try:
+        _check_regular(path, os.lstat(path))
+    except OSError:
+        return False
+    return True
+
+
 def opened_regular(path: str | os.PathLike[str]) -> IO[bytes]:
     """Return the regular file *path*, open for reading.
 
-    Raise OSError if it is anything else: a symbolic link leads elsewhere, a FIFO waits for ever.
+    Raise OSError if it is anything else, or all holes: a symbolic link leads elsewhere, a FIFO
+    waits for ever.
     """
-    if not stat.S_ISREG(os.lstat(path).st_mode):
-        raise OSError(errno.EINVAL, "not a regular file", os.fspath(path))
+    _check_regular(path, os.lstat(path))
     fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    if not stat.S_ISREG(os.fstat(fd).st_mode):  # it has just become another
+    try:
+        _check_regular(path, os.fstat(fd))  # it may just have become another
+    except BaseException:
         os.close(fd)
-        raise OSError(errno.EINVAL, "not a regular file", os.fspath(path))
+        raise
     return open(fd, "rb")
+
+
+def _check_regular(path: str | os.PathLike[str], status: os.stat_result) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, "not a regular file", os.fspath(path))
+    if is_holes(status):
+        raise OSError(errno.EFBIG, "all holes", os.fspath(path))
 
 
 def sync_directory(path: str) -> None:

@@ -7,9 +7,9 @@ each schema has, only the records know: that takes a scan.
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -18,6 +18,7 @@ from .codec import Schema, values_of
 from .directory import SessionDirectory
 from .entries import MEMBER, SESSION_KEY, Row, entry_at
 from .errors import CorruptRecord
+from .filesystem import opened_regular
 from .snapshot import snapshot
 from .store_reading import FORMAT
 from .tables import MEMBERS, RECORDS, SCHEMAS, SESSIONS, Figure, OnProgress, Reader
@@ -167,9 +168,13 @@ def information_of(session: Session, scan: bool, progress: OnProgress) -> Inform
     )
 
 
+_LONGEST_COMMAND = 1 << 24  # bytes of `created`; Linux runs no longer command line
+
+
 def _command(directory: SessionDirectory) -> str | None:
     try:
-        data = Path(directory.path, directory.TIMESTAMP_FILES["start"]).read_bytes()
+        with opened_regular(os.path.join(directory.path, directory.TIMESTAMP_FILES["start"])) as file:
+            data = file.read(_LONGEST_COMMAND)
     except OSError:
         return None
     return data.decode("utf-8", "surrogateescape").strip()

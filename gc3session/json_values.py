@@ -143,6 +143,8 @@ def _is_object(value: dict[Any, Any]) -> bool:
 
 def _shown_extension(value: Extension, depth: int) -> Any:
     code, data = value.code, value.data
+    if code < 0:
+        raise NotJSON("it has an extension that msgpack keeps for itself")
     short = _short_extension(code, data)
     if short is not None:
         return short

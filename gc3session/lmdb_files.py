@@ -6,11 +6,11 @@ import os
 import stat
 
 from .errors import CorruptStore, OpenError
+from .filesystem import is_holes
 from .lmdb_origin import is_ours
 from .lmdb_pages import State, both_states
 from .lmdb_structure import problems_of
 
-_MOST_HOLES = 100  # times the size of what is written; a walk takes memory for each page
 _LARGEST_LOCK = 1 << 24  # bytes; LMDB maps the whole file, and ours have 72 KiB
 
 
@@ -89,7 +89,7 @@ def _check(directory: str, verify: bool | None) -> bool:
 
 def _walk_through(path: str, status: os.stat_result) -> None:
     """Raise CorruptStore if a page that LMDB would use isn't as it should be."""
-    if status.st_size > _MOST_HOLES * (512 * status.st_blocks + (1 << 20)):
+    if is_holes(status):  # a walk takes memory for each page
         raise CorruptStore(f"{path} is all holes: {status.st_size:,} bytes; restore it from a backup")
     before = committed_state(path).transaction
     problems = problems_of(path, 1)

@@ -17,6 +17,7 @@ from sys import byteorder
 
 from .checked_records import Fault, record_found, schema_found, unframed
 from .errors import CorruptStore, UnknownFormat
+from .filesystem import is_holes
 from .lmdb_contents import LmdbContents, opened_regular
 from .lmdb_pages import (
     DUP,
@@ -104,6 +105,8 @@ class Salvage:
                             pass
         if self._free_known:
             self._mark_free(used)
+        if is_holes(os.fstat(self._fd)):
+            return
         everything = State(pages.size, os.fstat(self._fd).st_size // pages.size, 0, _EMPTY, _EMPTY)
         self._all = Pages(self._path, self._fd, everything)
         for number in range(2, everything.last):
@@ -276,7 +279,10 @@ def schemas_in(directory: str) -> Iterator[Item]:
 
 
 def _schemas(path: str, fd: int, page_size: int) -> Iterator[Item]:
-    pages = Pages(path, fd, State(page_size, os.fstat(fd).st_size // page_size, 0, _EMPTY, _EMPTY))
+    status = os.fstat(fd)
+    if is_holes(status):
+        return
+    pages = Pages(path, fd, State(page_size, status.st_size // page_size, 0, _EMPTY, _EMPTY))
     for number in range(2, pages.state.last):
         with contextlib.suppress(DamagedPage):
             page = pages.read(number)

@@ -30,7 +30,7 @@ from .checking import check_session
 from .codec import parse_id
 from .directory import SessionDirectory
 from .errors import CorruptStore, DamagedSession, MirrorWarning, WriteError
-from .filesystem import sync_directory, write_durably
+from .filesystem import opened_regular, sync_directory, write_durably
 from .index import Index
 from .mending import Known, Mending
 from .mirror import Mirror
@@ -120,6 +120,8 @@ class _Repair:
     def _free_name(self, name: str) -> str:
         """Return a path in `damaged/` that isn't taken."""
         os.makedirs(self._place, exist_ok=True)
+        if os.path.islink(self._place):
+            raise DamagedSession(f"{self._place} is a link, which leads elsewhere; delete it")
         path, n = os.path.join(self._place, name), 1
         while os.path.lexists(path):
             path, n = os.path.join(self._place, f"{name}.{n}"), n + 1
@@ -131,7 +133,7 @@ class _Repair:
         if self._dry_run:
             return
         path = os.path.join(self._place, name)
-        with contextlib.suppress(OSError), open(path, "rb") as file:
+        with contextlib.suppress(OSError), opened_regular(path) as file:
             if file.read() == data:
                 return
         write_durably(self._free_name(name), data)
@@ -241,7 +243,7 @@ class _Repair:
 
     def _read_mirror(self) -> None:
         """Note which Ns the mirror lists."""
-        with contextlib.suppress(OSError), open(self._directory.mirror, "rb") as file:
+        with contextlib.suppress(OSError), opened_regular(self._directory.mirror) as file:
             while line := file.readline(4096):
                 parsed = parse_id(line.strip().decode("utf-8", "replace"))
                 if parsed is not None and parsed[1] not in self._listed:

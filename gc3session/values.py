@@ -36,6 +36,7 @@ from __future__ import annotations
 
 import enum
 import functools
+import math
 import os
 import pathlib
 import re
@@ -526,8 +527,12 @@ def _unarray(parts: list[Any]) -> Any:
 
 
 def _filled(numpy: Any, dtype: Any, shape: Any, data: bytes) -> Any:
+    # NumPy takes -1 for 'whatever fits', and with items of no bytes divides by zero for it.
+    if not all(type(n) is int and n >= 0 for n in shape) or math.prod(shape) > sys.maxsize:
+        raise ValueError("a shape that no array has")
     if dtype.itemsize == 0 or 0 in shape:
-        return numpy.zeros(shape, dtype=dtype)
+        # Not `zeros`, which gives items of no bytes one: an array of 2**60 of them would take all memory.
+        return numpy.ndarray(shape, dtype=dtype, buffer=bytearray())
     return numpy.frombuffer(data, dtype=dtype).reshape(shape).copy()
 
 

@@ -14,7 +14,8 @@ import pytest
 from children import run_python
 
 from gc3session import CorruptRecord, CorruptStore, DamagedSession, LoadError, Session, Task, dump_session
-from gc3session.codec import seal
+from gc3session.codec import references, seal
+from gc3session.json_values import FieldsEncoder, NotJSON
 from gc3session.lmdb_files import check_before_opening
 from gc3session.lmdb_origin import MARK, is_ours, mark_as_ours
 from gc3session.values import Decoder
@@ -387,3 +388,35 @@ def test_the_session_of_another_user_opens_read_only(tmp_path: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "session").rglob("*")}
     run_python(reads, tmp_path / "session")
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "session").rglob("*")}
+
+
+def test_an_array_of_items_without_bytes_takes_no_memory() -> None:
+    pytest.importorskip("numpy")
+    shape = [1 << 31, 1 << 31]
+    for dtype in ("|S0", "<U0", "|V0"):
+        array = Decoder(int).build(18, msgpack.packb([dtype, shape, b""]))
+        assert list(array.shape) == shape
+        assert array.nbytes == 0
+
+
+@pytest.mark.parametrize("shape", [[-1], [-1, 0], [2.0], ["x"], [1 << 62, 1 << 62], None, [[1]], [True]])
+def test_a_shape_that_no_array_has_is_refused(shape: object) -> None:
+    pytest.importorskip("numpy")
+    for dtype in ("|V0", "|i1"):
+        data = msgpack.ExtType(18, msgpack.packb([dtype, shape, b"\1"]))
+        with pytest.raises(CorruptRecord):
+            Decoder(int).unpack(msgpack.packb(data))
+
+
+def test_references_in_bytes_that_are_no_value_are_none() -> None:
+    for data in (b"", b"\xc1", b"\xdd\xff\xff\xff\xff", b"\x81\x80\x01", b"\xa1\xff\xc0"):
+        assert references(msgpack.ExtType(1, data)) == []
+        assert references([msgpack.ExtType(16, b"short"), msgpack.ExtType(16, bytes(7) + b"\x05")]) == [5]
+
+
+def test_an_extension_that_msgpack_keeps_for_itself_has_no_json() -> None:
+    body = b"\x93\x01\x01\x91" + msgpack.packb(7) + b""
+    assert FieldsEncoder().encode(("f",), body) == (1, '{"f":7}')
+    for inner in (b"\xc7\x01\xfb\x00", b"\x91\xc7\x01\x80\x00"):
+        with pytest.raises(NotJSON):
+            FieldsEncoder().encode(("f",), b"\x93\x01\x01\x91" + inner)

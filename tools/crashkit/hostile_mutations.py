@@ -34,6 +34,8 @@ _TEMPORARY: Final = (
     "store.url.1.1.tmp",
     "created.1.1.tmp",
     "jobs.1.00000000.tmp",
+    "jobs/checked",
+    "damaged",
     "jobs.4194999.deadbeef.tmp",
 )
 _TEXTS: Final = (

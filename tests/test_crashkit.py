@@ -17,7 +17,17 @@ KIT = Path(__file__).parent.parent / "tools" / "crashkit"
 
 pytestmark = pytest.mark.skipif(not KIT.exists(), reason="there is no tools/crashkit beside the tests")
 
-SUITES = {"states": 300, "power": 4, "faults": 60, "kills": 60, "model": 30, "together": 300, "space": 20, "hostile": 150, "decoder": 2000}
+SUITES = {
+    "states": 300,
+    "power": 4,
+    "faults": 60,
+    "kills": 60,
+    "model": 30,
+    "together": 300,
+    "space": 20,
+    "hostile": 150,
+    "decoder": 2000,
+}
 """How many cases of each suite make a short run."""
 
 

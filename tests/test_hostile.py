@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import struct
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -420,3 +422,38 @@ def test_an_extension_that_msgpack_keeps_for_itself_has_no_json() -> None:
     for inner in (b"\xc7\x01\xfb\x00", b"\x91\xc7\x01\x80\x00"):
         with pytest.raises(NotJSON):
             FieldsEncoder().encode(("f",), b"\x93\x01\x01\x91" + inner)
+
+
+# -- what reaches a terminal
+
+ODD = "a\x1b[2J\x1b]0;x\x07\u202etxt\u200b\u2066\x9b1m\r\x7f\u2028z"
+
+
+def test_text_of_records_and_paths_is_shown_and_not_sent(tmp_path: Path) -> None:
+    path = tmp_path / ODD
+    with Session(path) as session:
+        task = Task(jobname=ODD, state=ODD, extra={ODD: [ODD, {ODD: ODD}], "long": ODD * 40})
+        id_ = session.add(task)
+        session.add(Task(jobname="other"))
+    (path / "created").write_text(ODD)
+
+    def change(key: bytes, value: bytes) -> bytes:
+        tag, _, kind, fields = msgpack.unpackb(value[4:])
+        return seal(int.from_bytes(key, "big"), msgpack.packb([tag + ODD, ODD, kind, [ODD, *fields[1:]]]))
+
+    commands: list[list[str]] = [
+        ["list", "-r"], ["info"], ["info", "--scan"], ["show", "{id}", "{odd}.1", "x"], ["select", "--where", "jobname ~ a"],
+        ["log"], ["watch", "--once"], ["check"], ["repair", "--dry-run"], ["diff", "{other}"], ["dump", "-o", "{out}"],
+        ["backup", "{other}"], ["remove", "--yes", "{odd}.9"], ["forget", "--yes", "{odd}.9"], ["{odd}"],
+    ]  # fmt: skip
+    spoil(path, b"schemas", change)
+    id_ = f"{ODD}.{id_.rpartition('.')[2]}"
+    for n, (name, *arguments) in enumerate(commands):
+        names = {"id": id_, "odd": ODD, "other": f"{path}-{n}", "out": f"{tmp_path / ODD}-{n}.jsonl"}
+        words = [word.format(**names) for word in (name, str(path), *arguments)]
+        done = subprocess.run(
+            [sys.executable, "-m", "gc3session", *words], capture_output=True, text=True, check=False
+        )
+        assert done.returncode in (0, 1, 2), done.stderr
+        sent = {c for c in (done.stdout + done.stderr).replace("\n", "") if not c.isprintable()}
+        assert not sent, (words, sent)

@@ -3,7 +3,7 @@
 A fork waits until no lock of a store or an environment is held by another thread, and holds them
 all while it lasts: the child then finds everything at rest.  Several threads may fork at once, and
 may hold locks of their own then, in any order.  So nobody waits for ever with locks in his hands:
-who doesn't get the next one in time gives back what he has, and begins with that one.  A transaction
+who doesn't get the next one in time gives back what he has, and waits for that one.  A transaction
 is waited for to its end: two threads that fork, each inside a transaction of its own store, wait
 for each other.
 """
@@ -62,15 +62,17 @@ def at_fork(
 
 
 def _before() -> None:
-    first, patience = _forking, _PATIENCE
+    patience = _PATIENCE
     while True:
-        first.acquire()
-        taken = [first]
+        _forking.acquire()  # first of all: so no two forks wait for what the other one has
+        taken = [_forking]
         blocked = _take_others(taken, patience)
         if blocked is None:
             break
         _release(taken)
-        first, patience = blocked, min(2 * patience, _LONGEST_PATIENCE)
+        blocked.acquire()
+        blocked.release()
+        patience = min(2 * patience, _LONGEST_PATIENCE)
     _held[:] = taken
     for layer in _layers:
         layer.before()
@@ -87,7 +89,7 @@ def _take_others(taken: list[Lock], patience: float) -> Lock | None:
 
 
 def _all_locks() -> list[Lock]:
-    return [_forking, *(lock for layer in _layers for lock in layer.locks())]
+    return [lock for layer in _layers for lock in layer.locks()]
 
 
 def _release(locks: list[Lock]) -> None:

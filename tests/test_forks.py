@@ -49,16 +49,17 @@ def test_child_opens_the_environment_anew(session: Session) -> None:
 
 
 def fork_in_threads(path: Path) -> int:
-    """Fork from several threads at once, each with a session of its own; return how many have come to an end."""
+    """Fork from several threads at once, each with sessions of its own; return how many have come to an end."""
     done = []
 
     def fork(session: Session) -> None:
         for _ in range(20):
-            session.add(Task())
-            pid = os.fork()
-            if pid == 0:
-                os._exit(0)
-            os.waitpid(pid, 0)
+            with Session(path) as another:  # so that the forks have not all the same stores
+                another.add(Task())
+                pid = os.fork()
+                if pid == 0:
+                    os._exit(0)
+                os.waitpid(pid, 0)
         session.add(Task())
         done.append(session)
 

@@ -46,7 +46,7 @@ def committed_state(path: str) -> State:
 def check_before_opening(directory: str, *, verify: bool | None) -> bool:
     """Raise CorruptStore if opening the environment in *directory* might end the process.
 
-    The two meta pages are always looked at.  The whole file is walked through (some 2 s/GiB) if
+    The two meta pages are always looked at.  The whole file is walked through (some 1.5 us a record) if
     *verify* is True; and if it is None, unless the file was made or walked through here
     (lmdb_origin.py) and doesn't look short: LMDB leaves pages at the end unwritten that it has
     freed again.  The store closes that gap after each commit (see `missing_bytes`), so that only

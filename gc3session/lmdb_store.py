@@ -213,7 +213,7 @@ class LmdbTables(Tables):
         map_size: bytes of address space to begin with; it grows when it is full.
         allow_network_filesystem: use the store even where LMDB's locks and memory maps don't
             reach other machines: right only while a single machine uses it.
-        verify: walk through the data file before it is opened, which takes some seconds a GiB:
+        verify: walk through the data file before it is opened, which takes some 1.5 us a record:
             always (True), never (False), or if it wasn't made or checked here (None); see
             lmdb_origin.py.
     """

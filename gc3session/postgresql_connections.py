@@ -117,9 +117,9 @@ class Connections:
 
         Raise StoreUnreachable if the server can't be reached, AccessDenied if it refuses.
         """
-        with self._lock:
-            if self._idle:
-                return self._idle.pop()
+        idle = self.take_idle()
+        if idle is not None:
+            return idle
         patience = Patience(self.patience if self._known else 0)
         while True:
             try:
@@ -130,6 +130,11 @@ class Connections:
                     raise
         self._known = True
         return connection
+
+    def take_idle(self) -> Connection | None:
+        """Return a connection that is open, for the caller alone, or None if there is none."""
+        with self._lock:
+            return self._idle.pop() if self._idle else None
 
     def _connect(self) -> Connection:
         for last in (False, True):
@@ -144,8 +149,9 @@ class Connections:
             try:
                 connection.execute(_DURABLE)
             except psycopg.Error as error:
+                failure = translated(error, connection, self._url)
                 self.drop(connection)
-                raise translated(error, connection, self._url) from error
+                raise failure from error
             return connection
         raise AssertionError
 
@@ -193,6 +199,11 @@ class Connections:
         for connection in idle:
             self.drop(connection)
 
+    @staticmethod
+    def keep(forked: object) -> None:
+        """Never finalise what uses a connection that this process, a forked child, has abandoned."""
+        _abandoned.append(forked)
+
     def forked(self) -> None:
         """Forget the parent's connections: to end them would be told to the server."""
         self._lock = threading.Lock()
@@ -204,7 +215,7 @@ class Connections:
 
 
 _all: weakref.WeakSet[Connections] = weakref.WeakSet()
-_abandoned: list[Connection] = []
+_abandoned: list[object] = []
 
 
 def _after_in_child() -> None:

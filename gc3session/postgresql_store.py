@@ -18,9 +18,11 @@ from psycopg import errors as server
 
 from .errors import ClosedError, CommitUnknown, Error, ReadOnlyError, StoreUnreachable, UnknownFormat, WriteError
 from .postgresql_address import address_of
+from .postgresql_ahead import PostgresqlAhead
 from .postgresql_connections import AGAIN, Connection, Connections, Patience, is_lost, translated
+from .postgresql_figures import figures
 from .postgresql_tables import LAYOUT, PostgresqlReader, PostgresqlWriter, Statements
-from .tables import NoTables, Reader, Tables, Writer
+from .tables import Figure, NoTables, Reader, Tables, Writer
 
 T = TypeVar("T")
 
@@ -53,7 +55,15 @@ class _Reading:
         if not owner.exists():
             return NoTables()
         self._connection = owner._begun(_BEGIN_READING)
-        return PostgresqlReader(self._connection, owner._statements)
+        return PostgresqlReader(self._connection, owner._statements, self._renewed)
+
+    def _renewed(self) -> Connection:
+        """Return a new transaction's connection in place of one that is lost; to be called before anything is read."""
+        assert self._connection is not None
+        self._owner._connections.drop(self._connection)
+        self._connection = None
+        self._connection = self._owner._begun(_BEGIN_READING)
+        return self._connection
 
     def __exit__(self, cls: type[BaseException] | None, error: BaseException | None, _: object) -> None:
         connection, self._connection = self._connection, None
@@ -92,6 +102,7 @@ class PostgresqlTables(Tables):
         self.url = address.url
         self.read_only = read_only
         self.patience = patience
+        self._address = address
         self._statements = Statements(address.schema)
         self._connections = Connections(address, patience)
         self._there = False
@@ -152,10 +163,10 @@ class PostgresqlTables(Tables):
                 connection.execute(statement)
                 return connection
             except psycopg.Error as error:
-                lost = is_lost(connection)
+                failure = None if is_lost(connection) else translated(error, connection, self.url)
                 self._connections.drop(connection)
-                if not lost:
-                    raise translated(error, connection, self.url) from error
+                if failure is not None:
+                    raise failure from error
             except BaseException:
                 self._connections.drop(connection)
                 raise
@@ -176,10 +187,10 @@ class PostgresqlTables(Tables):
             try:
                 rows = connection.execute(statement, parameters, binary=True).fetchall()
             except psycopg.Error as error:
-                lost = is_lost(connection)
+                failure = None if is_lost(connection) else translated(error, connection, self.url)
                 self._connections.drop(connection)
-                if not lost:
-                    raise translated(error, connection, self.url) from error
+                if failure is not None:
+                    raise failure from error
             except BaseException:
                 self._connections.drop(connection)
                 raise
@@ -210,15 +221,27 @@ class PostgresqlTables(Tables):
             self._make()
         return self._transact(unit, committed)
 
-    def _transact(self, unit: Callable[[PostgresqlWriter], T], committed: Callable[[T], None]) -> T:
+    def ahead(self, table: str) -> PostgresqlAhead | None:
+        if self.read_only or not self.exists():
+            return None
+        return PostgresqlAhead(self, table, self._begun(_BEGIN_WRITING), self._statements("copy", table))
+
+    def _transact(
+        self,
+        unit: Callable[[PostgresqlWriter], T],
+        committed: Callable[[T], None],
+        begun: tuple[Connection, dict[str, set[bytes]]] | None = None,
+    ) -> T:
+        """Do what `write` does; the first time in a transaction that has been begun, if there is one."""
         patience = Patience(self.patience)
         while True:
-            connection = self._begun(_BEGIN_WRITING)
+            connection, sent = begun or (self._begun(_BEGIN_WRITING), {})
+            begun = None
             token = secrets.token_bytes(16)
             former = self._tokens.pop() if self._tokens else None
             asked = False
             try:
-                writer = PostgresqlWriter(connection, self._statements)
+                writer = PostgresqlWriter(connection, self._statements, sent)
                 result = unit(writer)
                 writer.send()
                 asked = True
@@ -285,9 +308,10 @@ class PostgresqlTables(Tables):
                     return bool(rows and rows[0][0])  # the row may be that of an earlier attempt to prevent it
             except psycopg.Error as error:
                 again = is_lost(connection) or error.sqlstate in AGAIN
+                failure = translated(error, connection, self.url)
                 self._connections.drop(connection)
                 if not again or not patience.wait():
-                    raise translated(error, connection, self.url) from error
+                    raise failure from error
             except BaseException:
                 self._connections.drop(connection)
                 raise
@@ -303,9 +327,27 @@ class PostgresqlTables(Tables):
     def suspend(self) -> None:
         self._connections.close()
 
+    def figures(self) -> list[Figure]:
+        return figures(self._ask, self._address, self._statements) if self.exists() else []
+
     def close(self) -> None:
+        if not self._closed:
+            self._forget_tokens()
         self._closed = True
         self._connections.close()
+
+    def _forget_tokens(self) -> None:
+        """Delete the tokens of this program's commits, and what programs that were killed have left."""
+        connection = self._connections.take_idle() if self._tokens else None
+        if connection is None:
+            return
+        try:
+            connection.execute(self._statements("forget_old"), (self._tokens,), binary=True)
+            self._tokens = []
+        except psycopg.Error:  # they do no harm, and another program deletes them when they are old
+            self._connections.drop(connection)
+        else:
+            self._connections.give(connection)
 
     def discard(self) -> None:
         self.close()

@@ -14,14 +14,15 @@ commit, many statements at once (a pipeline).  Very many rows go by COPY.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from itertools import chain, pairwise
 from struct import Struct
 from typing import Any, Final
 
+import psycopg
 from psycopg import sql
 
-from .postgresql_connections import Connection
+from .postgresql_connections import Connection, is_lost
 from .tables import PLAIN_TABLES, SET_TABLES, Item, Reader, Writer
 from .values import RECORD_KEY
 
@@ -30,8 +31,8 @@ LAYOUT: Final = 1
 
 _COPIED: Final = 256  # rows from which on COPY is faster
 _ROWS: Final = 4096  # rows of COPY that are put together at a time, or keys of one statement
-_COPY_HEAD: Final = b"PGCOPY\n\xff\r\n\0" + bytes(8)
-_COPY_END: Final = b"\xff\xff"
+COPY_HEAD: Final = b"PGCOPY\n\xff\r\n\0" + bytes(8)
+COPY_END: Final = b"\xff\xff"
 _COLUMNS: Final = Struct(">hi")
 _SIZE: Final = Struct(">i")
 
@@ -88,7 +89,11 @@ _OTHERS = {
     "prevent": "INSERT INTO {commits} (token, through) VALUES (%b, false)",
     "went_through": "SELECT through FROM {commits} WHERE token = %b",
     "forget": "DELETE FROM {commits} WHERE token = %b",
-    "forget_old": "DELETE FROM {commits} WHERE at < now() - interval '30 days'",
+    "forget_old": "DELETE FROM {commits} WHERE token = ANY(%b::bytea[]) OR at < now() - interval '30 days'",
+    "sizes": (
+        "SELECT table_name::text, pg_total_relation_size((quote_ident(table_schema) || '.'"
+        " || quote_ident(table_name))::regclass)::bigint FROM information_schema.tables WHERE table_schema = {schema_name} ORDER BY table_name"
+    ),
     "made": f"INSERT INTO {{layout}} (version) VALUES ({LAYOUT})",
     "layout": "SELECT version FROM {layout}",
     "schema_is_there": "SELECT 1 FROM information_schema.schemata WHERE schema_name = {schema_name}",
@@ -149,11 +154,19 @@ def _after_prefix(prefix: bytes) -> bytes | None:
 
 
 class PostgresqlReader(Reader):
-    """A transaction that has been begun; what it hands out is valid after its end."""
+    """A transaction that has been begun; what it hands out is valid after its end.
 
-    def __init__(self, connection: Connection, statements: Statements) -> None:
+    Args:
+        renewed: begins another one on a new connection, where the connection is lost before
+            anything has been read.
+    """
+
+    def __init__(
+        self, connection: Connection, statements: Statements, renewed: Callable[[], Connection] | None = None
+    ) -> None:
         self._connection = connection
         self._statements = statements
+        self._renewed = renewed
         self._serial: int | None = None
         self._items: dict[str, dict[bytes, bytes | None]] = {}  # what `expect` has read, by table
         self._firsts: dict[tuple[str, bytes], dict[bytes, bytes | None]] = {}  # by table and key: start -> value
@@ -163,7 +176,7 @@ class PostgresqlReader(Reader):
     def serial(self) -> int:  # type: ignore[override]
         """A number of the committed state: another one once anybody has committed."""
         if self._serial is None:
-            shown = self._connection.execute(b"SELECT pg_current_snapshot()::text").fetchall()[0][0]
+            shown = self._answer(b"SELECT pg_current_snapshot()::text")[0][0]
             self._serial = int.from_bytes(hashlib.sha256(shown.encode()).digest()[:8])
         return self._serial
 
@@ -172,7 +185,19 @@ class PostgresqlReader(Reader):
         return self.serial
 
     def _rows(self, table: str, what: str, *parameters: Any) -> list[Any]:
-        return self._connection.execute(self._statements(what, table), parameters, binary=True).fetchall()
+        return self._answer(self._statements(what, table), parameters)
+
+    def _answer(self, statement: bytes, parameters: Sequence[Any] = ()) -> list[Any]:
+        while True:
+            try:
+                rows = self._connection.execute(statement, parameters, binary=True).fetchall()
+            except psycopg.Error:
+                if self._renewed is None or not is_lost(self._connection):
+                    raise
+                self._connection = self._renewed()
+            else:
+                self._renewed = None
+                return rows
 
     def _column(self, table: str, what: str, *parameters: Any) -> list[Any]:
         return [row[0] for row in self._rows(table, what, *parameters)]
@@ -250,11 +275,25 @@ def _are_dense(keys: Sequence[bytes]) -> bool:
     return 0 < last - first < 2 * len(keys) and all(a < b for a, b in pairwise(keys))
 
 
-class PostgresqlWriter(PostgresqlReader, Writer):
-    """A transaction that changes the tables; `send` sends what it has not sent yet."""
+def rows_to_copy(items: Sequence[Item]) -> Iterator[bytes]:
+    """Give the rows of some items, whose keys are of one length, as a binary COPY takes them."""
+    size = _SIZE.pack
+    for i in range(0, len(items), _ROWS):
+        some = items[i : i + _ROWS]
+        head = _COLUMNS.pack(2, len(some[0][0]))
+        yield b"".join(chain.from_iterable((head, key, size(len(v)), v) for key, v in some))
 
-    def __init__(self, connection: Connection, statements: Statements) -> None:
+
+class PostgresqlWriter(PostgresqlReader, Writer):
+    """A transaction that changes the tables; `send` sends what it has not sent yet.
+
+    Args:
+        sent: table -> keys of items that `add` will be called with, and which it has sent already.
+    """
+
+    def __init__(self, connection: Connection, statements: Statements, sent: Mapping[str, Set[bytes]]) -> None:
         super().__init__(connection, statements)
+        self._sent = sent
         self._waiting: list[tuple[bytes, tuple[Any, ...]]] = []
         self._touched: set[str] = set()  # tables that they change
 
@@ -312,6 +351,9 @@ class PostgresqlWriter(PostgresqlReader, Writer):
             self._later(table, "put", *map(list, zip(*some, strict=True)))
 
     def add(self, table: str, items: Sequence[Item]) -> None:
+        sent = self._sent.get(table)
+        if sent:
+            items = [item for item in items if item[0] not in sent]
         if len(items) < _COPIED:
             if items:
                 self.put(table, items)
@@ -319,13 +361,10 @@ class PostgresqlWriter(PostgresqlReader, Writer):
         self._forget(table, (key for key, _ in items))
         self.send()
         with self._connection.cursor().copy(self._statements("copy", table)) as copy:
-            copy.write(_COPY_HEAD)
-            size = _SIZE.pack
-            for i in range(0, len(items), _ROWS):
-                some = items[i : i + _ROWS]
-                head = _COLUMNS.pack(2, len(some[0][0]))
-                copy.write(b"".join(chain.from_iterable((head, key, size(len(v)), v) for key, v in some)))
-            copy.write(_COPY_END)
+            copy.write(COPY_HEAD)
+            for rows in rows_to_copy(items):
+                copy.write(rows)
+            copy.write(COPY_END)
 
     def delete(self, table: str, keys: Iterable[bytes]) -> None:
         gone = list(keys)
@@ -346,10 +385,10 @@ class PostgresqlWriter(PostgresqlReader, Writer):
         self.send()
         head = _COLUMNS.pack(2, len(key)) + key + _SIZE.pack(len(values[0]))
         with self._connection.cursor().copy(self._statements("copy", table)) as copy:
-            copy.write(_COPY_HEAD)
+            copy.write(COPY_HEAD)
             for i in range(0, len(values), _ROWS):
                 copy.write(head + head.join(values[i : i + _ROWS]))
-            copy.write(_COPY_END)
+            copy.write(COPY_END)
         self._later(table, "added", key, len(values))
 
     def delete_values(self, table: str, key: bytes, values: Iterable[bytes]) -> None:

@@ -9,6 +9,7 @@ from .values import RECORD_KEY
 
 NEXT_KEY = b"next N"
 _FIRST_BLOCK, _LARGEST_BLOCK = 16, 8192
+_MOST_FORESEEN = 1 << 20
 
 
 class NumbersNeeded(Exception):
@@ -42,6 +43,11 @@ class NumberSequence:
         self._spare = range(0)  # the block after the one in use
         self._stock = range(0)  # for `fresh`
         self._size = _FIRST_BLOCK
+        self._foreseen = 0
+
+    def foresee(self, count: int) -> None:
+        """Hear how many numbers are about to be needed: they are taken as one block."""
+        self._foreseen = min(count, _MOST_FORESEEN) - length_hint(self.numbers) - len(self._spare)
 
     def next(self) -> int:
         """Return a number that nobody has had."""
@@ -61,13 +67,15 @@ class NumberSequence:
 
     def reserve(self, writer: Writer) -> tuple[int, int]:
         """Take a block in a transaction; `took` is to be called once that is committed."""
-        first = self.take(writer, self._size)
-        return first, first + self._size
+        size = max(self._size, self._foreseen)
+        first = self.take(writer, size)
+        return first, first + size
 
     def took(self, block: tuple[int, int]) -> None:
         """Use a block whose transaction was committed."""
         self._spare = range(*block)
         self._size = min(2 * self._size, _LARGEST_BLOCK)
+        self._foreseen = 0
 
     def give_back(self) -> None:
         """Return what is left to the store, if nobody has taken a block since."""

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .events import LogEntry
     from .watching import Progress
 
+_SENT = 2000  # that it sends at a time to a store that begins before all are there
 _SOME = 100  # tasks that add_many takes from its argument at a time
 
 
@@ -92,6 +93,11 @@ class SessionBase:
         ids = IDs()
         store, index = self.store, self._index
         source = iter(tasks)
+        # With a generator, which may take its time, no transaction is begun before it has ended.
+        ahead = flush and isinstance(tasks, Sequence) and store.tables.side_by_side
+        unsent: list[int] = []
+        with store.lock:
+            store.sequence.foresee(len(tasks) if isinstance(tasks, Sequence) else 0)
         try:
             # The lock is held for some at a time, as a generator is the user's code.
             while some := list(itertools.islice(source, _SOME)):
@@ -107,9 +113,18 @@ class SessionBase:
                                 self._add(some[done])
                             done += 1
                     ids.extend(some)
+                    if ahead and store.batch.journal is None:
+                        unsent += [task._number for task in some]
+                        if len(unsent) >= _SENT:
+                            store.send_ahead(unsent)
+                            unsent = []
         finally:
-            if flush and store.batch.journal is None:
-                store.flush()
+            try:
+                if flush and store.batch.journal is None:
+                    store.flush()
+            finally:
+                if ahead:
+                    store.drop_ahead()
         return ids
 
     # -- taking away

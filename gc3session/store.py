@@ -16,7 +16,7 @@ import sys
 import threading
 import warnings
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 from urllib.parse import quote
 from weakref import ref
@@ -45,7 +45,7 @@ from .schemas import Schemas
 from .sequence import NumberSequence, NumbersNeeded
 from .store_reading import schema_number_or_0
 from .store_staging import StoreStaging, no_collection
-from .tables import META, RECORDS, Tables, Writer
+from .tables import META, RECORDS, Ahead, Tables, Writer
 from .tasks import Persistable, set_changed
 from .values import RECORD_KEY, Encoder
 
@@ -84,6 +84,8 @@ class Store(StoreStaging):
         self._pending: builtins.list[Persistable] = []
         self._identity: bytes | None = None
         self._doubt: CommitUnknown | None = None
+        self._ahead: Ahead | None = None
+        self._sent: dict[int, bytes] = {}  # N -> record, by `_ahead`
         self._closed = False
         self._pid = os.getpid()
         tables.on_create = self._on_create
@@ -326,10 +328,40 @@ class Store(StoreStaging):
             if complaint:
                 warnings.warn(complaint, MirrorWarning, stacklevel=2)
 
+    def send_ahead(self, numbers: Sequence[int]) -> None:
+        """Send some new records of the batch, which is about to be written, if the kind of store likes that."""
+        if self._ahead is None:
+            self._ahead = self.tables.ahead(RECORDS)
+        if self._ahead is not None:
+            batch = self.batch
+            sent = {number: batch.records[number] for number in numbers if batch.is_new(number)}
+            self._ahead.send([(_key(number), record) for number, record in sent.items()])
+            self._sent.update(sent)
+
+    def drop_ahead(self) -> None:
+        """Give up what `send_ahead` has sent, unless it has been written."""
+        with self.lock:
+            ahead, self._ahead, self._sent = self._ahead, None, {}
+            if ahead is not None:
+                ahead.drop()
+
+    def _taken_ahead(self) -> Ahead | None:
+        """Return what has been sent ahead, for the write that is due; None if the batch has changed since."""
+        batch = self.batch
+        for number, record in self._sent.items():
+            if batch.records.get(number) is not record or number in batch.bases:
+                self.drop_ahead()
+                return None
+        ahead, self._ahead, self._sent = self._ahead, None, {}
+        return ahead
+
     def _transact(self, unit: Callable[[Writer], tuple[int, int] | None]) -> None:
+        ahead = self._taken_ahead()
         while True:
             try:
-                self.tables.write(unit, self._after_commit, self._release_listeners)
+                write = self.tables.write if ahead is None else ahead.write
+                ahead = None
+                write(unit, self._after_commit, self._release_listeners)
                 return
             except NumbersNeeded as needed:
                 self.sequence.stock(needed.count)
@@ -430,6 +462,9 @@ class Store(StoreStaging):
             if obj._store is not None:
                 self.note_changed(obj)
         self.sequence.reset()
+        if self._ahead is not None:
+            self._ahead.forked()
+            self._ahead, self._sent = None, {}
         for index in self.indexes:
             index.reset()
             if index.listener is not None:

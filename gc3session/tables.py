@@ -249,6 +249,28 @@ class Writer(Reader):
         """Take values out of the set of *key*; those that aren't there are passed over."""
 
 
+class Ahead(ABC):
+    """A write whose new items are sent before it is complete."""
+
+    @abstractmethod
+    def send(self, items: Sequence[Item]) -> None:
+        """Send items that the unit will `add`.  If that fails `write` sends them, as all others."""
+
+    @abstractmethod
+    def write(
+        self, unit: Callable[[Writer], T], committed: Callable[[T], None], aborted: Callable[[], object]
+    ) -> T:
+        """Do what `Tables.write` does; what was sent is a part of it.  To be called once."""
+
+    @abstractmethod
+    def drop(self) -> None:
+        """Give up what was sent.  Does nothing after `write`."""
+
+    @abstractmethod
+    def forked(self) -> None:
+        """Called in a forked child, which uses it no more."""
+
+
 class Tables(ABC):
     """The tables of one store.  Threads may share it; the transactions are theirs."""
 
@@ -333,6 +355,10 @@ class Tables(ABC):
         After the commit *committed* is called with the result, before any fork, and even if the
         handler of a signal raises just then: it must bear being called once more from the start.
         """
+
+    def ahead(self, table: str) -> Ahead | None:
+        """Begin a write that adds very many items to *table*; None where it is of no use to send them early."""
+        return None
 
     @abstractmethod
     def after_write(self) -> None:

@@ -56,6 +56,16 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("store_kind", ["lmdb", "postgresql"])
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out, unless the long forms are asked for, what takes long on a server."""
+    if config.getoption("--long"):
+        return
+    slow = [item for item in items if list(item.iter_markers("slow_on_servers")) and "postgresql" in item.name]
+    if slow:
+        config.hook.pytest_deselected(items=slow)
+        items[:] = [item for item in items if item not in slow]
+
+
 @pytest.fixture(scope="session")
 def long_form(request: pytest.FixtureRequest) -> bool:
     """Whether the long forms are asked for."""

@@ -9,6 +9,7 @@ import sys
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import hypothesis
@@ -38,6 +39,7 @@ from gc3session import (
     load_dump,
     make_store,
 )
+from gc3session.postgresql_address import address_of
 
 SECRET = "s3cret w0rd/%"
 KIT = Path(__file__).parent.parent / "tools" / "crashkit"
@@ -168,15 +170,15 @@ def test_each_error_has_its_class_and_names_the_remedy(postgresql: Server, guard
         opened(good + "&options=-c%20default_transaction_read_only%3Don&schema=readonly")
 
 
-def test_tables_of_another_version_are_refused(postgresql_url: str, postgresql: Server, tmp_path: Path) -> None:
+def test_tables_of_another_version_are_refused(postgresql_url: str, tmp_path: Path) -> None:
     with Session(tmp_path / "session", store_or_url=postgresql_url) as session:
         session.add(Task())
         statements = session.store.tables._statements  # type: ignore[attr-defined]
-    with postgresql.connect() as connection:
+    with connected(postgresql_url) as connection:
         connection.execute(statements("layout").replace(b"SELECT version FROM", b"UPDATE") + b" SET version = 2")
     with pytest.raises(UnknownFormat, match="version 2"):
         Session(tmp_path / "session")
-    with postgresql.connect() as connection:
+    with connected(postgresql_url) as connection:
         connection.execute(statements("layout").replace(b"SELECT version FROM", b"UPDATE") + b" SET version = 1")
 
 
@@ -189,15 +191,14 @@ def test_tables_of_another_version_are_refused(postgresql_url: str, postgresql: 
     ],
 )
 def test_refused_commit_keeps_the_batch(
-    postgresql_url: str, postgresql: Server, tmp_path: Path, state: str, kind: type[Exception], remedy: str
+    postgresql_url: str, tmp_path: Path, state: str, kind: type[Exception], remedy: str
 ) -> None:
     """The server refuses the rows of a batch, as it does where its disk is full."""
     session = Session(tmp_path / "session", store_or_url=postgresql_url)
     kept = [session.add(Task())]
     kept += [session.add(Task(), flush=False) for _ in range(600)]
-    schema = session.store.tables._statements.make[0].split(b".")[0].rpartition(b" ")[2]  # type: ignore[attr-defined]
     name = schema_of(postgresql_url)
-    with postgresql.connect() as connection:
+    with connected(postgresql_url) as connection:
         connection.execute(
             sql.SQL(
                 "CREATE FUNCTION {f}() RETURNS trigger LANGUAGE plpgsql AS"
@@ -209,7 +210,6 @@ def test_refused_commit_keeps_the_batch(
                 t=sql.Identifier(name, "records"), f=sql.Identifier(name, "refuse")
             )
         )
-        assert schema
         for _ in range(2):
             with pytest.raises(kind, match=remedy):
                 session.flush()
@@ -219,15 +219,16 @@ def test_refused_commit_keeps_the_batch(
     assert check(tmp_path / "session") == kept
 
 
-def schema_of(url: str) -> str:
-    from gc3session.postgresql_address import address_of
+def connected(url: str) -> psycopg.Connection[Any]:
+    """Return a connection of the test's own to the database of a store."""
+    return psycopg.connect(**address_of(url).options, autocommit=True)
 
+
+def schema_of(url: str) -> str:
     return address_of(url).schema
 
 
 def test_libpqs_own_options_are_passed_on(postgresql_url: str) -> None:
-    from gc3session.postgresql_address import address_of
-
     url = "postgresql://me@one:1,two:2/db?sslmode=verify-full&sslrootcert=/a+b%20c&target_session_attrs=read-write"
     address = address_of(f"{url}&schema=jobs")
     assert address.options["sslmode"] == "verify-full"
@@ -251,7 +252,7 @@ def test_commits_wait_for_the_disk_whatever_the_site_says(postgresql_url: str) -
 # -- forks and machines -------------------------------------------------------
 
 
-def test_forked_child_has_a_connection_of_its_own(postgresql_url: str, postgresql: Server, tmp_path: Path) -> None:
+def test_forked_child_has_a_connection_of_its_own(postgresql_url: str, tmp_path: Path) -> None:
     with Session(tmp_path / "session", store_or_url=postgresql_url) as session:
         session.add(Task())
         own = backend(session)
@@ -372,3 +373,59 @@ def test_any_walk_over_sessions_on_postgresql_agrees_with_the_model(
     run_state_machine_as_test(OnPostgresql, settings=settings)
     assert "psycopg" in sys.modules
     assert psycopg
+
+
+# -- what the store tells, and what it leaves -----------------------------------
+
+
+def test_figures_are_those_of_the_server(postgresql_url: str, tmp_path: Path) -> None:
+    with Session(tmp_path / "session", store_or_url=postgresql_url) as session:
+        assert session.info().figures == [], "there is nothing yet"
+        session.add_many([Simulation() for _ in range(2000)])
+        figures = {figure.name: figure for figure in session.info().figures}
+        with connected(postgresql_url) as connection:
+            assert str(connection.info.server_version // 10000) in figures["server"].text
+            [(size,)] = connection.execute(
+                "SELECT pg_total_relation_size(%s)",
+                (sql.Identifier(schema_of(postgresql_url), "records").as_string(),),
+            ).fetchall()
+    [records] = [table for table in figures["tables"].values["tables"] if table["table"] == "records"]
+    assert records["bytes"] == size > 100_000
+    assert figures["tables"].values["bytes"] > size
+    assert figures["database"].values["schema"] == schema_of(postgresql_url)
+    assert figures["connections"].values["connections"] >= 1
+    assert figures["durability"].values["synchronous_commit"] == "on"
+
+
+def test_closing_deletes_the_tokens_of_its_commits_and_those_that_are_old(
+    postgresql_url: str, tmp_path: Path
+) -> None:
+    commits = sql.Identifier(schema_of(postgresql_url), "commits")
+    with connected(postgresql_url) as connection, Session(tmp_path / "s", store_or_url=postgresql_url) as session:
+        session.add(Task())
+        connection.execute(
+            sql.SQL(
+                "INSERT INTO {} (token, through, at) VALUES ('old', true, now() - interval '31 days'),"
+                " ('of another', true, now() - interval '29 days')"
+            ).format(commits)
+        )
+        assert len(connection.execute(sql.SQL("SELECT token FROM {}").format(commits)).fetchall()) > 2
+        session.close()
+        left = connection.execute(sql.SQL("SELECT token FROM {}").format(commits), binary=True).fetchall()
+    assert left == [(b"of another",)]
+
+
+def test_read_whose_connection_was_lost_before_it_read_anything_is_made_again(
+    postgresql_url: str, tmp_path: Path
+) -> None:
+    with Session(tmp_path / "session", store_or_url=postgresql_url) as session, connected(postgresql_url) as other:
+        id_ = session.add(Task())
+        for read in (lambda reader: reader.serial, lambda reader: len(reader.counts("states", b""))):
+            with session.store.reading() as reader:
+                other.execute("SELECT pg_terminate_backend(%s, 10000)", (reader._connection.info.backend_pid,))
+                assert read(reader)
+        with pytest.raises(StoreUnreachable), session.store.reading() as reader:
+            assert reader.count("states", b"") == 0
+            other.execute("SELECT pg_terminate_backend(%s, 10000)", (reader._connection.info.backend_pid,))
+            reader.count("states", b"")  # of another state of the store
+        assert session.list_ids() == {id_}

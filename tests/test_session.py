@@ -1600,6 +1600,7 @@ def test_mirror_has_a_line_for_each_id_in_the_order_of_adding(session: Session) 
     assert read_mirror(session.path) == ids
 
 
+@pytest.mark.slow_on_servers
 def test_mirror_is_tidy_after_many_removals_and_closing(session: Session) -> None:
     ids = list(session.add_many(simulations(8000)))
     session.remove_many(ids[:7990])

@@ -307,6 +307,7 @@ def test_loaded_cycle_is_freed(store: Store, other: Store) -> None:
 LENGTH = 100_000
 
 
+@pytest.mark.slow_on_servers
 def test_chain_of_100_000_is_saved_and_loaded(store: Store, other: Store) -> None:
     head = chain(LENGTH)
     id_ = store.save(head)

@@ -1,0 +1,157 @@
+"""Records that are sent to the server while `add_many` encodes others: whatever comes between, all are there once."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from children import in_child
+from consistency import check
+from examples import Simulation
+
+from gc3session import Session, Task
+from gc3session.postgresql_address import address_of
+from gc3session.postgresql_connections import Connections
+
+COUNT = 7000
+MIDDLE = 5000  # some have been sent by then
+
+
+class Interrupted(Sequence[Task]):
+    """Tasks, in the middle of which something happens."""
+
+    def __init__(self, happens: Callable[[list[Task]], object]) -> None:
+        self.tasks: list[Task] = [Simulation(jobname=str(i), steps=i) for i in range(COUNT)]
+        self._happens = happens
+
+    def __len__(self) -> int:
+        return len(self.tasks)
+
+    def __getitem__(self, place: Any) -> Any:
+        return self.tasks[place]
+
+    def __iter__(self) -> Iterator[Task]:
+        yield from self.tasks[:MIDDLE]
+        self._happens(self.tasks)
+        yield from self.tasks[MIDDLE:]
+
+
+@pytest.fixture
+def session(postgresql_url: str, tmp_path: Path) -> Iterator[Session]:
+    with Session(tmp_path / "session", store_or_url=postgresql_url) as session:
+        session.add(Task())
+        yield session
+
+
+def in_transactions(session: Session) -> list[int]:
+    """Return the processes of the server in which this program has a transaction open."""
+    connections: Connections = session.store.tables._connections  # type: ignore[attr-defined]
+    return [
+        connection.info.backend_pid
+        for connection in connections._open
+        if connection.info.transaction_status != psycopg.pq.TransactionStatus.IDLE
+    ]
+
+
+def is_whole(session: Session, count: int = COUNT) -> None:
+    assert not in_transactions(session)
+    with Session(session.path, read_only=True) as again:
+        names = [task.jobname for task in list(again)[1:]]
+        assert names == [str(i) for i in range(count)]
+        assert sum(1 for _ in again.store.list()) == count + 1
+    check(session.path)
+
+
+def test_nothing_comes_between(session: Session) -> None:
+    seen: list[int] = []
+    session.add_many(Interrupted(lambda tasks: seen.extend(in_transactions(session))))
+    assert len(seen) == 1, "nothing was sent before all were encoded"
+    is_whole(session)
+
+
+def test_its_connection_is_lost(session: Session, postgresql_url: str) -> None:
+    def happens(tasks: list[Task]) -> None:
+        with psycopg.connect(**address_of(postgresql_url).options, autocommit=True) as connection:
+            for pid in in_transactions(session):
+                connection.execute("SELECT pg_terminate_backend(%s, 10000)", (pid,))
+
+    session.add_many(Interrupted(happens))
+    is_whole(session)
+
+
+def test_another_program_writes_to_the_session(session: Session) -> None:
+    def happens(tasks: list[Task]) -> None:
+        in_child(lambda: Session(session.path).add(Simulation(jobname="other")))
+
+    session.add_many(Interrupted(happens))
+    with Session(session.path, read_only=True) as again:
+        names = [task.jobname for task in list(again)[1:]]
+        assert sorted(names) == sorted(["other", *map(str, range(COUNT))])
+    check(session.path)
+
+
+def test_one_that_was_sent_is_changed_and_saved(session: Session) -> None:
+    def happens(tasks: list[Task]) -> None:
+        tasks[7].state = "CHANGED"
+        with session.store.unit(flush=False):
+            session.store.stage(tasks[7])
+
+    session.add_many(Interrupted(happens))
+    assert session.stats()["CHANGED"] == 1
+    is_whole(session)
+
+
+def test_one_that_was_sent_is_removed(session: Session) -> None:
+    def happens(tasks: list[Task]) -> None:
+        session.remove(str(tasks[7].persistent_id), flush=False)
+
+    session.add_many(Interrupted(happens))
+    assert len(session) == COUNT
+    assert len(list(session.store.list())) == COUNT
+    check(session.path)
+
+
+def test_it_is_written_meanwhile(session: Session) -> None:
+    session.add_many(Interrupted(lambda tasks: session.flush()))
+    is_whole(session)
+
+
+def test_the_rest_cannot_be_had(session: Session) -> None:
+    def happens(tasks: list[Task]) -> None:
+        raise KeyError("the rest")
+
+    with pytest.raises(KeyError, match="the rest"):
+        session.add_many(Interrupted(happens))
+    is_whole(session, MIDDLE)
+
+
+def test_the_program_forks(session: Session) -> None:
+    def child() -> int:
+        session.add_many([Simulation(jobname="child") for _ in range(3000)])
+        return os.getpid()
+
+    session.add_many(Interrupted(lambda tasks: in_child(child)))
+    with Session(session.path, read_only=True) as again:
+        names = [task.jobname for task in list(again)[1:]]
+        assert sorted(names) == sorted(["child"] * 3000 + [str(i) for i in range(COUNT)])
+    check(session.path)
+
+
+def test_a_generator_has_no_transaction_open(session: Session) -> None:
+    seen: list[int] = []
+    session.add_many(iter(Interrupted(lambda tasks: seen.extend(in_transactions(session)))))
+    assert seen == []
+    is_whole(session)
+
+
+def test_inside_a_transaction_nothing_is_sent_before_its_end(session: Session) -> None:
+    with contextlib.suppress(KeyError), session.transaction():
+        session.add_many(Interrupted(lambda tasks: None))
+        assert not in_transactions(session)
+        raise KeyError
+    is_whole(session, 0)

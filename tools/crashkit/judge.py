@@ -35,9 +35,12 @@ class Found:
     problem: str = ""
 
 
-def another_boot() -> None:
-    """Have this process take the machine for one that was started anew, as it is after a power cut."""
-    gc3session.mirror._boot_id = lambda: ANOTHER_BOOT  # type: ignore[assignment]
+_this_boot = gc3session.mirror._boot_id
+
+
+def boot(*, again: bool) -> None:
+    """Have this process take the machine for one that was started *again*, as it is after a power cut, or was not."""
+    gc3session.mirror._boot_id = (lambda: ANOTHER_BOOT) if again else _this_boot  # type: ignore[assignment]
 
 
 def judge(path: Path) -> Found:

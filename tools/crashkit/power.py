@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 import attrs
 
 from breakages import BREAKAGES
-from judge import Found, another_boot, judge
+from judge import Found, boot, judge
 from performer import Performer, Piped
 from script import steps
 from suite import CannotRun, Outcome, Plan, Suite
@@ -296,7 +296,7 @@ def _run_program(path: str, seed: int, program: int, programs: int, broken: str,
 
 def _found(root: Path) -> Found:
     def look() -> Found:
-        another_boot()
+        boot(again=True)
         return judge(root / "session")
 
     try:

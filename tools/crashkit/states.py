@@ -16,7 +16,7 @@ import attrs
 
 from breakages import BREAKAGES
 from disk import SECTOR, Disk, State
-from judge import Found, another_boot, judge
+from judge import Found, boot, judge
 from recorder import Entry, Recorder
 from suite import KIT, CannotRun, Outcome, Plan, Suite
 from verdicts import Account, Moment
@@ -143,9 +143,8 @@ def _weight(entry: Entry, unit: int) -> int:
 
 
 def find(root: Path, killed: bool) -> Found:
-    """Judge the session in *root*; this process is a child, which stays as it is set up here."""
-    if not killed:
-        another_boot()
+    """Judge the session in *root*; this process is a child, whose boot it sets."""
+    boot(again=not killed)
     return judge(root / SESSION)
 
 

@@ -6,6 +6,7 @@ which may be killed.
 
 from __future__ import annotations
 
+import random
 import shutil
 import sys
 import tempfile
@@ -145,9 +146,14 @@ class Walk(RuleBasedStateMachine):
             if id_ in self.views[name].dirty:
                 self._saved(name, id_)
 
-    def _pick(self, data: st.DataObject, ids: Iterable[str]) -> str | None:
+    def _pick(self, which: int, ids: Iterable[str]) -> str | None:
+        # What is drawn must not depend on what was found: where a kill falls is no function of the steps.
         ids = self._by_age(ids)
-        return data.draw(st.sampled_from(ids)) if ids else None
+        return ids[which % len(ids)] if ids else None
+
+    def _some(self, which: int, count: int, ids: Iterable[str]) -> list[str]:
+        ids = self._by_age(ids)
+        return random.Random(which).sample(ids, min(count, len(ids)))
 
     def _by_age(self, ids: Iterable[str]) -> list[str]:
         """Sort IDs by when they were given out: which number each has depends on more than the steps."""
@@ -165,6 +171,7 @@ class Walk(RuleBasedStateMachine):
     name = st.sampled_from(sorted(HANDLES))
     flush = st.booleans()
     state = st.sampled_from(STATES)
+    which = st.integers(0, 999)
     text = st.text("aZ \n\0\x1bä\U0001f600", max_size=3)
 
     @rule(name=name, flush=flush, state=state, text=text)
@@ -192,9 +199,9 @@ class Walk(RuleBasedStateMachine):
             self._join(name, id_)
         self._flushed(name, flush)
 
-    @rule(name=name, flush=flush, state=state, data=st.data(), new=st.lists(state, max_size=3))
-    def add_collection(self, name: str, flush: bool, state: str, data: st.DataObject, new: list[str]) -> None:
-        known = self._pick(data, self.views[name].dirty) or self._pick(data, self._seen(name).records)
+    @rule(name=name, flush=flush, state=state, which=which, new=st.lists(state, max_size=3))
+    def add_collection(self, name: str, flush: bool, state: str, which: int, new: list[str]) -> None:
+        known = self._pick(which, self.views[name].dirty) or self._pick(which, self._seen(name).records)
         self._add_collection(name, flush, state, new, known)
 
     def _add_collection(self, name: str, flush: bool, state: str, new: list[str], known: str | None) -> None:
@@ -209,9 +216,9 @@ class Walk(RuleBasedStateMachine):
         self._join(name, id_)
         self._flushed(name, flush)
 
-    @rule(name=name, flush=flush, by_load=st.booleans(), data=st.data())
-    def add_stored(self, name: str, flush: bool, by_load: bool, data: st.DataObject) -> None:
-        self._add_stored(name, flush, by_load, self._pick(data, self._seen(name).records))
+    @rule(name=name, flush=flush, by_load=st.booleans(), which=which)
+    def add_stored(self, name: str, flush: bool, by_load: bool, which: int) -> None:
+        self._add_stored(name, flush, by_load, self._pick(which, self._seen(name).records))
 
     def _add_stored(self, name: str, flush: bool, by_load: bool, id_: str | None) -> None:
         seen = self._seen(name)
@@ -224,10 +231,10 @@ class Walk(RuleBasedStateMachine):
             self._join(name, id_)
         self._flushed(name, flush)
 
-    @rule(name=name, flush=flush, data=st.data())
-    def remove(self, name: str, flush: bool, data: st.DataObject) -> None:
+    @rule(name=name, flush=flush, which=which)
+    def remove(self, name: str, flush: bool, which: int) -> None:
         seen = self._seen(name)
-        id_ = self._pick(data, seen.index[HANDLES[name]])
+        id_ = self._pick(which, seen.index[HANDLES[name]])
         if id_ is None or not self._removable(name, id_, seen):
             return
         self.handles[name].remove(id_, flush)
@@ -251,31 +258,31 @@ class Walk(RuleBasedStateMachine):
             self._change(name, {each}, partial(Committed.delete, directory=directory, id_=each))
             self._gone(each)
 
-    @rule(name=name, flush=flush, data=st.data())
-    def remove_many(self, name: str, flush: bool, data: st.DataObject) -> None:
+    @rule(name=name, flush=flush, which=which, count=st.integers(0, 4))
+    def remove_many(self, name: str, flush: bool, which: int, count: int) -> None:
         seen = self._seen(name)
         ids = seen.index[HANDLES[name]]
-        plain = self._by_age(i for i in ids if not i.startswith("Sweep") and self._removable(name, i, seen))
-        some = data.draw(st.lists(st.sampled_from(plain), unique=True, max_size=4)) if plain else []
+        plain = [i for i in ids if not i.startswith("Sweep") and self._removable(name, i, seen)]
+        some = self._some(which, count, plain)
         self.handles[name].remove_many(some, flush)
         for id_ in some:
             self._removed(name, id_, seen)
         self._flushed(name, flush)
 
-    @rule(name=name, flush=flush, data=st.data())
-    def forget(self, name: str, flush: bool, data: st.DataObject) -> None:
+    @rule(name=name, flush=flush, which=which)
+    def forget(self, name: str, flush: bool, which: int) -> None:
         directory = HANDLES[name]
-        id_ = self._pick(data, self._seen(name).index[directory])
+        id_ = self._pick(which, self._seen(name).index[directory])
         if id_ is None or not self._free(name, id_):
             return
         self.handles[name].forget(id_, flush)
         self._change(name, {id_}, partial(Committed.leave, directory=directory, id_=id_))
         self._flushed(name, flush)
 
-    @rule(name=name, state=state, text=text, data=st.data(), save=st.booleans())
-    def change(self, name: str, state: str, text: str, data: st.DataObject, save: bool) -> None:
+    @rule(name=name, state=state, text=text, which=which, save=st.booleans())
+    def change(self, name: str, state: str, text: str, which: int, save: bool) -> None:
         seen = self._seen(name)
-        id_ = self._pick(data, seen.records)
+        id_ = self._pick(which, seen.records)
         if id_ is None or not self._free(name, id_, *seen.records[id_].children):
             return
         self._assign(name, id_, state, text)
@@ -332,21 +339,20 @@ class Walk(RuleBasedStateMachine):
         assert "" in wrong, f"neither as after the call ({wrong[0]}) nor as before it ({wrong[1]})"
         self.committed = after if not wrong[0] else before
 
-    @rule(name=name, data=st.data())
-    def hold(self, name: str, data: st.DataObject) -> None:
+    @rule(name=name, which=which)
+    def hold(self, name: str, which: int) -> None:
         """Keep an object alive, as a user would."""
-        id_ = self._pick(data, self._seen(name).records)
+        id_ = self._pick(which, self._seen(name).records)
         if id_ is not None:
             self.handles[name].hold(id_)
             self.held[name].add(id_)
 
-    @rule(name=name, text=text, data=st.data(), fails=st.booleans())
-    def transaction(self, name: str, text: str, data: st.DataObject, fails: bool) -> None:
+    @rule(name=name, text=text, which=which, fails=st.booleans())
+    def transaction(self, name: str, text: str, which: int, fails: bool) -> None:
         handle, directory = self.handles[name], HANDLES[name]
         seen = self._seen(name)
         ids = [i for i in seen.index[directory] if self._free(name, i, *seen.records[i].children)]
-        plain = self._by_age(i for i in ids if not i.startswith("Sweep"))
-        chosen = data.draw(st.permutations(plain)) if plain else []
+        chosen = self._some(which, 4, [i for i in ids if not i.startswith("Sweep")])
         removed = [i for i in chosen[:1] if self._removable(name, i, seen)]
         forgotten, changed = chosen[1:2], chosen[2:4]
         before = self.views[name].copy()
@@ -374,12 +380,12 @@ class Walk(RuleBasedStateMachine):
             self._new(*new)
             self._flushed(name)
 
-    @rule(names=st.permutations(sorted(HANDLES)), state=state, data=st.data(), force=st.booleans())
-    def conflict(self, names: list[str], state: str, data: st.DataObject, force: bool) -> None:
+    @rule(names=st.permutations(sorted(HANDLES)), state=state, which=which, force=st.booleans())
+    def conflict(self, names: list[str], state: str, which: int, force: bool) -> None:
         winner, loser, *_ = names
         for name in (winner, loser):
             self._flush(name)
-        id_ = self._pick(data, self._seen(loser).records)
+        id_ = self._pick(which, self._seen(loser).records)
         if id_ is None or not all(self._free(n, id_, *self.committed.records[id_].children) for n in names):
             return
         self._assign(loser, id_, "UNKNOWN", "lost")

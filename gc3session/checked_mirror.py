@@ -74,7 +74,7 @@ class MirrorCopy:
         except OSError as error:
             self.fault = f"it can't be read: {error.strerror}"
         finally:
-            self._unlock()
+            self.release()
 
     def _take(self) -> str:
         path = self._directory.mirror
@@ -108,13 +108,14 @@ class MirrorCopy:
         if self._copy is not None:
             self._copy.flush()
 
-    def _unlock(self) -> None:
+    def release(self) -> None:
+        """Let writers go on."""
         lock, self._lock = self._lock, -1
         if lock >= 0:
             os.close(lock)
 
     def __exit__(self, *_: object) -> None:
-        self._unlock()
+        self.release()
         if self._copy is not None:
             self._copy.close()
 

@@ -30,7 +30,7 @@ from .checked_records import (
     state_in,
 )
 from .directory import SessionDirectory
-from .errors import CorruptStore, DamagedSession
+from .errors import CorruptStore, DamagedSession, UnknownFormat
 from .numbers_set import Numbers
 from .store import make_tables
 from .tables import MEMBERS, META, RECORDS, SCHEMAS, SESSIONS, STATES, Contents, Tables
@@ -48,12 +48,6 @@ class Check(Iterator[Finding]):
 
     A reference to a record that the store doesn't have is no fault: `remove` leaves such
     references to what it removes.  They are counted, and with *references* they are findings.
-
-    Attributes:
-        records: how many records have been read.
-        tasks: how many tasks of the session.
-        dangling: how many records have a reference to one that isn't in the store.
-        examples: some of them, the ID and the N that it refers to.
     """
 
     def __init__(
@@ -65,17 +59,9 @@ class Check(Iterator[Finding]):
         progress: Progress = lambda done, total: None,
         options: dict[str, Any] | None = None,
     ) -> None:
-        self.records = 0
-        self.tasks = 0
-        self.dangling = 0
-        self.examples: list[tuple[str, int]] = []
-        self._directory = directory
-        self._tables = tables
-        self._references = references
-        self._progress = progress
-        self._options = options or {}
-        self._schemas: dict[int, SchemaFound] = {}
-        self._findings: Generator[Finding, None, None] = self._check()
+        # The work doesn't know of this object: so it ends, and gives back what it holds, with it.
+        self._work = _Work(directory, tables, references, progress, options or {})
+        self._findings = self._work.check()
 
     def __next__(self) -> Finding:
         return next(self._findings)
@@ -84,9 +70,52 @@ class Check(Iterator[Finding]):
         """End the check, and give back what it holds."""
         self._findings.close()
 
+    @property
+    def records(self) -> int:
+        """How many records have been read."""
+        return self._work.records
+
+    @property
+    def tasks(self) -> int:
+        """How many tasks of the session have been looked at."""
+        return self._work.tasks
+
+    @property
+    def dangling(self) -> int:
+        """How many records have a reference to one that isn't in the store."""
+        return self._work.dangling
+
+    @property
+    def examples(self) -> list[tuple[str, int]]:
+        """Some of these: the ID, and the N that it refers to."""
+        return self._work.examples
+
+
+class _Work:
+    """The work of a check, and its figures."""
+
+    def __init__(
+        self,
+        directory: SessionDirectory,
+        tables: Tables | None,
+        references: bool,
+        progress: Progress,
+        options: dict[str, Any],
+    ) -> None:
+        self.records = 0
+        self.tasks = 0
+        self.dangling = 0
+        self.examples: list[tuple[str, int]] = []
+        self._directory = directory
+        self._tables = tables
+        self._references = references
+        self._progress = progress
+        self._options = options
+        self._schemas: dict[int, SchemaFound] = {}
+
     # -- the directory
 
-    def _check(self) -> Generator[Finding, None, None]:
+    def check(self) -> Generator[Finding, None, None]:
         directory = self._directory
         yield from self._check_files()
         identity = None
@@ -145,7 +174,8 @@ class Check(Iterator[Finding]):
             mirror = stack.enter_context(MirrorCopy(self._directory))
             try:
                 contents = stack.enter_context(tables.contents(problem, held=mirror.take))
-            except CorruptStore as error:
+            except (CorruptStore, UnknownFormat) as error:
+                mirror.release()
                 yield Finding("structure", tables.url, str(error))
                 return
             for fault in faults:

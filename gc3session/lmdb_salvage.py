@@ -2,8 +2,8 @@
 
 What the tree of a table still leads to is taken from there.  A page of records that no tree leads
 to any more is found by looking at every page: its records prove themselves by their checksums,
-which begin with their Ns.  Pages that are listed as free are old and left out; where that list
-can't be read, a record is taken only if the index or the mirror knows it, or its N is new.
+which begin with their Ns.  From pages that are free, or may be, a record is taken only if the
+index or the mirror knows it: it may be an earlier revision, but no removed task comes back.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import contextlib
 import os
 import secrets
 from collections.abc import Callable, Iterator
+from struct import Struct
 from struct import error as struct_error
 from sys import byteorder
 
@@ -20,12 +21,12 @@ from .errors import CorruptStore, UnknownFormat
 from .filesystem import is_holes
 from .lmdb_contents import LmdbContents, opened_regular
 from .lmdb_pages import (
+    BIG,
     DUP,
     LEAF,
     LEAF2,
     SUB,
     DamagedPage,
-    Node,
     Pages,
     State,
     Tree,
@@ -40,6 +41,8 @@ from .numbers_set import Numbers
 from .tables import MEMBERS, META, RECORDS, SCHEMAS, SESSIONS, SET_TABLES, STATES, Item, Salvaged, Tables, Writer
 
 _BATCH = 20_000
+_PIECE = 1 << 22
+_SIZE, _KIND, _NUMBER = Struct("=HH"), Struct("=HH"), Struct("=Q")
 _PAGE_SIZES = (4096, 16384, 65536, 8192, 32768, 2048, 1024, 512)
 _MEMBER_SIZE = 20
 _EMPTY = Tree(0, 0, 0, 0, 0, 0, 0, None)
@@ -76,13 +79,20 @@ class Salvage:
         )
 
     def _state(self) -> State:
-        with contextlib.suppress(CorruptStore, UnknownFormat):
+        unknown: UnknownFormat | None = None
+        try:
             return newest_state(self._path, self._fd)
+        except CorruptStore:
+            pass
+        except UnknownFormat as error:
+            unknown = error
         size = os.fstat(self._fd).st_size
         found: list[State] = []
         for number, page_size in ((0, 4096), *((1, page_size) for page_size in _PAGE_SIZES)):
             with contextlib.suppress(CorruptStore, UnknownFormat):
                 found.append(state_of(self._path, self._fd, number, page_size))
+        if unknown is not None and not found:
+            raise unknown
         self._old = True
         if found:
             return max(found, key=lambda state: state.transaction)
@@ -90,8 +100,8 @@ class Salvage:
 
     # -- pages that no tree leads to
 
-    def _stray(self) -> Iterator[bytes]:
-        """Give the leaf pages that no tree leads to, but for those that are known to be free."""
+    def _stray(self) -> Iterator[tuple[bytes, bool]]:
+        """Give the leaf pages that no tree leads to, and whether they are known to be free."""
         pages = self._pages
         used = pages.unused()
         for tree in (pages.state.main, pages.state.free if self._free_known else _EMPTY):
@@ -103,8 +113,9 @@ class Salvage:
                     if node.flags == SUB | DUP and len(node.data) == 48:
                         for _ in Walk(pages, Tree.at(node.data), used, _ignore):
                             pass
+        free = pages.unused()
         if self._free_known:
-            self._mark_free(used)
+            self._mark_free(free)
         if is_holes(os.fstat(self._fd)):
             return
         everything = State(pages.size, os.fstat(self._fd).st_size // pages.size, 0, _EMPTY, _EMPTY)
@@ -117,7 +128,7 @@ class Salvage:
             except DamagedPage:
                 continue
             if flags_of(page) & LEAF:
-                yield page
+                yield page, number < pages.marks and bool(free[number >> 3] & 1 << (number & 7))
 
     def _mark_free(self, used: bytearray) -> None:
         pages = self._pages
@@ -129,14 +140,14 @@ class Salvage:
                     for at in range(8, len(data) - 7, 8):
                         marks.use(int.from_bytes(data[at : at + 8], byteorder))
 
-    def _stray_nodes(self) -> Iterator[Item]:
-        for page in self._stray():
+    def _stray_nodes(self) -> Iterator[tuple[bytes, bytes, bool]]:
+        for page, free in self._stray():
             if flags_of(page) & LEAF2:
                 continue
             for node in self._all.nodes(page, _ignore):
                 if not node.flags & (SUB | DUP):
                     with contextlib.suppress(DamagedPage):
-                        yield node.key, self._all.value(node)
+                        yield node.key, self._all.value(node), free
 
     # -- filling a new store
 
@@ -165,8 +176,8 @@ class Salvage:
         rows = dict(self._contents.walk(SESSIONS))
         following = int.from_bytes(self._contents.get(META, b"next N") or b"", "big")
         strays: dict[int, int] = {}
-        for key, data in self._stray_nodes():
-            if len(key) == 16 and key not in rows and _is_framed(0, data):
+        for key, data, free in self._stray_nodes():
+            if len(key) == 16 and not free and key not in rows and _is_framed(0, data):
                 rows[key] = data
             elif len(key) == 8:
                 number = int.from_bytes(key, "big")
@@ -176,12 +187,16 @@ class Salvage:
                     continue
                 if number in found and revision <= revisions.get(number, 1 << 63):
                     continue
-                if not (self._free_known or number in known or number >= following or not len(known)):
+                # An old page may have an earlier revision; but of a task that the index knows that is
+                # more than nothing.
+                sure = self._free_known and not free
+                if not (sure or number in known or (not free and (number >= following or not len(known)))):
                     continue
                 if revision > strays.get(number, 0):
                     lost += number not in strays and number not in found
                     strays[number] = revision
                     batch.put(RECORDS, key, data)
+        lost += self._fill_from_remains(batch, known, found, strays)
         for key, data in _schemas(self._path, self._fd, self._pages.size):
             if not _is_framed(int.from_bytes(key, "big"), schemas.get(key, b"")):
                 schemas[key] = data
@@ -198,6 +213,30 @@ class Salvage:
         self._fill_members(batch, len(rows))
         batch.write()
         return Salvaged(records + lost, lost, self.members)
+
+    def _fill_from_remains(self, batch: _Batch, known: Numbers, found: Numbers, strays: dict[int, int]) -> int:
+        """Put records in that are known and stand in no page that can be read as one; return how many."""
+        wanted = {
+            number
+            for numbers in known.chunks(_BATCH)
+            for number in numbers
+            if number not in found and number not in strays
+        }
+        if not wanted:
+            return 0
+        best: dict[int, int] = {}
+        for key, data in _remains(self._fd, self._pages.size, 8):
+            number = int.from_bytes(key, "big")
+            if number in wanted:
+                try:
+                    revision = record_found(number, data).revision
+                except Fault:
+                    continue
+                if revision > best.get(number, 0):
+                    best[number] = revision
+                    batch.put(RECORDS, key, data)
+        strays.update(best)
+        return len(best)
 
     def _check_version(self) -> None:
         version = self._contents.get(META, b"format")
@@ -227,11 +266,11 @@ class Salvage:
             for value in self._contents.walk_values(MEMBERS, key):
                 if len(value) == _MEMBER_SIZE:
                     batch.put(MEMBERS, key, value)
-        if self.members or self._old or len(keys) > 1 or sessions > 1:
-            return  # whose the stray ones are can't be told
+        if self.members or self._old or len(keys) > 1 or sessions > 1 or len(self._listed):
+            return  # whose the stray ones are can't be told, or the mirror knows better
         key = keys[0] if keys else b"\0\0\0\1"
-        for page in self._stray():
-            if flags_of(page) & LEAF2 and width_of(page) == _MEMBER_SIZE:
+        for page, free in self._stray():
+            if not free and flags_of(page) & LEAF2 and width_of(page) == _MEMBER_SIZE:
                 for value in self._all.fixed(page, _MEMBER_SIZE, _ignore):
                     batch.put(MEMBERS, key, value)
 
@@ -279,26 +318,39 @@ def schemas_in(directory: str) -> Iterator[Item]:
 
 
 def _schemas(path: str, fd: int, page_size: int) -> Iterator[Item]:
-    status = os.fstat(fd)
-    if is_holes(status):
+    for key, data in _remains(fd, page_size, 4):
+        try:
+            schema_found(key, data)
+        except Fault:
+            continue
+        yield key, data
+
+
+def _remains(fd: int, page_size: int, key_size: int) -> Iterator[Item]:
+    """Give what looks like a node with a key of that size, anywhere in the file, also where a page is damaged.
+
+    What LMDB has freed or moved stays in the file until something else is written there.
+    """
+    if is_holes(os.fstat(fd)):
         return
-    pages = Pages(path, fd, State(page_size, status.st_size // page_size, 0, _EMPTY, _EMPTY))
-    for number in range(2, pages.state.last):
-        with contextlib.suppress(DamagedPage):
-            page = pages.read(number)
-            if flags_of(page) & (LEAF | LEAF2) != LEAF:
-                continue
-            for node in pages.nodes(page, _ignore):
-                if len(node.key) == 4 and not node.flags & DUP and _is_schema(node, pages):
-                    yield node.key, pages.value(node)
-
-
-def _is_schema(node: Node, pages: Pages) -> bool:
-    try:
-        schema_found(node.key, pages.value(node))
-    except (Fault, DamagedPage):
-        return False
-    return True
+    kinds = [(flags, _KIND.pack(flags, key_size)) for flags in (0, BIG)]
+    piece_size = max(_PIECE // page_size, 1) * page_size
+    for offset in range(0, os.fstat(fd).st_size, piece_size):
+        piece = os.pread(fd, piece_size, offset)
+        for flags, kind in kinds:
+            at = piece.find(kind)
+            while at >= 0:
+                if at >= 4 and at % 2 == 0:
+                    low, high = _SIZE.unpack_from(piece, at - 4)
+                    begin = at + 4 + key_size
+                    size, key = low | high << 16, piece[at + 4 : begin]
+                    if not flags and 5 <= size <= page_size:
+                        yield key, piece[begin : begin + size]
+                    elif flags and size > 4 and len(piece) >= begin + 8:
+                        (run,) = _NUMBER.unpack_from(piece, begin)
+                        if run * page_size + 16 + size <= os.fstat(fd).st_size:
+                            yield key, os.pread(fd, size, run * page_size + 16)
+                at = piece.find(kind, at + 1)
 
 
 def rebuild(

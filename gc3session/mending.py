@@ -37,12 +37,14 @@ class Known(NamedTuple):
         identity: that of the session; None if that isn't known.
         line: gives the text of the mirror from a place on.
         listed: gives the Ns in the mirror that are to be added if the index hasn't got them.
+        late: those of them that stand after greater ones, in their order.
         schemas: copies of schemas that are elsewhere in the store.
     """
 
     identity: bytes | None
     line: Callable[[int, int], bytes]
     listed: Callable[[], Iterator[int]]
+    late: list[int]
     schemas: Callable[[], Iterator[Item]]
 
 
@@ -219,6 +221,12 @@ class Mending:
         found = self._contents.get(LATE, RECORD_KEY.pack(order))
         return None if found is None or len(found) != 8 else int.from_bytes(found, "big")
 
+    def fresh(self) -> int:
+        """Return a number that was never handed out."""
+        following = self._contents.get(META, b"next N") or b""
+        self._last = max(self._last, int.from_bytes(following[:8], "big") - 1 if len(following) == 8 else 0) + 1
+        return self._last
+
     def note_late(self, order: int, number: int, session: int) -> None:
         self._late.add((order, number, session))
         self._last = max(self._last, order)
@@ -367,6 +375,12 @@ class _Session:
         while ahead is not None:
             yield ahead, ahead, 0, 0, None
             ahead = next(listed, None)
+        for number in self._mending._known.late if self._ours else ():
+            if self._mending.has(number) and not self._holds(number):
+                yield self._mending.fresh(), number, 0, 0, None
+
+    def _holds(self, number: int) -> bool:
+        return any(number == held for _, held, *_ in self._members(quiet=True))
 
     def _listed(self) -> list[int]:
         """Return the Ns in the mirror that have records and no entry, sorted."""
@@ -377,8 +391,10 @@ class _Session:
             for each in {order, number}:
                 if each not in held:
                     held.add(each)
-        found = {n for n in self._mending._known.listed() if n not in held and self._mending.has(n)}
-        return sorted(found)
+        late = set(self._mending._known.late)
+        return [
+            n for n in self._mending._known.listed() if n not in held and n not in late and self._mending.has(n)
+        ]
 
     def _members(self, quiet: bool) -> Iterator[tuple[int, int, int, int, bytes]]:
         mending, seen = self._mending, Numbers()

@@ -19,6 +19,7 @@ import shutil
 import stat
 import warnings
 from collections.abc import Callable, Iterator
+from sys import byteorder
 from typing import Any, Final
 from urllib.parse import quote
 
@@ -29,7 +30,7 @@ from .checked_records import Fault
 from .checking import check_session
 from .codec import parse_id
 from .directory import SessionDirectory
-from .errors import CorruptStore, DamagedSession, MirrorWarning, WriteError
+from .errors import CorruptStore, DamagedSession, MirrorWarning, UnknownFormat, WriteError
 from .filesystem import opened_regular, sync_directory, write_durably
 from .index import Index
 from .mending import Known, Mending
@@ -40,6 +41,8 @@ from .tables import SESSIONS, Tables, Writer
 
 DAMAGED: Final = "damaged"
 """The directory in a session's directory where what could not be read is put."""
+
+LOCK_MAGIC: Final = (0xBEEFC0DE).to_bytes(4, byteorder)
 
 _MOST_LINES: Final = 10_000
 _SHOWN: Final = 20
@@ -76,6 +79,20 @@ def repair_session(path: str | os.PathLike[str], *, dry_run: bool = False, **sto
     return _Repair(directory, dry_run, store_options).run()
 
 
+def is_lock(path: str) -> bool:
+    """Return whether *path* can be LMDB's lock file, or isn't there."""
+    try:
+        status = os.lstat(path)
+        if not stat.S_ISREG(status.st_mode):
+            return False
+        with open(path, "rb") as file:
+            head = file.read(8)
+    except FileNotFoundError:
+        return True
+    # It begins with LMDB's magic number and the version of the lock's format; one of zeros is new.
+    return not head.strip(b"\0") or head[:4] == LOCK_MAGIC
+
+
 class _Repair:
     def __init__(self, directory: SessionDirectory, dry_run: bool, options: dict[str, Any]) -> None:
         self._directory = directory
@@ -86,15 +103,16 @@ class _Repair:
         self._aside: list[str] = []
         self._place = os.path.join(directory.path, DAMAGED)
         self._listed = Numbers()
+        self._late: list[int] = []
         self._from_mirror = False
+        self._kinds: set[str] = set()
 
     def run(self) -> Repaired:
         directory = self._directory
         try:
-            findings = check_session(directory.path, **self._options)
-            if next(findings, None) is None:
+            self._kinds = {finding.kind for finding in check_session(directory.path, **self._options)}
+            if not self._kinds:
                 return Repaired([], [], self._dry_run)
-            findings.close()
             self._move_what_is_no_file()
             url, identity = self._location()
             tables = make_tables(url, read_only=self._dry_run, **self._options)
@@ -198,11 +216,10 @@ class _Repair:
             self._tell(f"{start}: made again; when the session was started is not known")
             if not self._dry_run:
                 write_durably(os.path.join(directory.path, start), b"")
-        if self._dry_run:
-            return
-        if not os.path.lexists(directory.mirror):
+        if "mirror" in self._kinds or not os.path.lexists(directory.mirror):
             self._tell(f"{directory.INDEX_FILENAME}: written anew from the index")
-        self._mend_mirror()
+        if not self._dry_run:
+            self._mend_mirror()
 
     def _mend_mirror(self) -> None:
         """Have the mirror compared with the index, and written anew, as an opening does."""
@@ -228,9 +245,7 @@ class _Repair:
     def _mend_store(self, tables: Tables, identity: bytes | None) -> bytes:
         """Mend the store; return the session's identity."""
         self._read_mirror()
-        if tables.exists():
-            self._move_unusable(tables)
-        if not tables.exists():
+        if not tables.exists() or self._move_unusable(tables):
             self._forget_mirror()
             return identity or secrets.token_bytes(16)
         if self._is_damaged(tables):
@@ -242,12 +257,17 @@ class _Repair:
         return identity
 
     def _read_mirror(self) -> None:
-        """Note which Ns the mirror lists."""
+        """Note which Ns the mirror lists, and which of them stand after greater ones."""
+        greatest = 0
         with contextlib.suppress(OSError), opened_regular(self._directory.mirror) as file:
             while line := file.readline(4096):
                 parsed = parse_id(line.strip().decode("utf-8", "replace"))
-                if parsed is not None and parsed[1] not in self._listed:
-                    self._listed.add(parsed[1])
+                if parsed is None or parsed[1] in self._listed:
+                    continue
+                self._listed.add(parsed[1])
+                if parsed[1] < greatest:
+                    self._late.append(parsed[1])
+                greatest = max(greatest, parsed[1])
 
     def _forget_mirror(self) -> None:
         """Put a mirror aside whose store is gone."""
@@ -258,34 +278,34 @@ class _Repair:
         if not self._dry_run:
             write_durably(self._directory.mirror, b"")
 
-    def _move_unusable(self, tables: Tables) -> None:
-        """Move aside what is in the place of the store's files, and can't be one."""
+    def _move_unusable(self, tables: Tables) -> bool:
+        """Move aside what is in the place of the store's files, and can't be one; return whether it was the store."""
         path = getattr(tables, "path", None)
         if path is None:
-            return
-        data, lock = os.path.join(path, "data.mdb"), os.path.join(path, "lock.mdb")
+            return False
         if not os.path.isdir(path):
             self._move_aside(path, "it is not the directory of a store")
-            return
-        with contextlib.suppress(FileNotFoundError):
-            if not stat.S_ISREG(os.lstat(lock).st_mode):
-                self._move_aside(lock, "it is not a regular file")
+            return True
+        lock = os.path.join(path, "lock.mdb")
+        if not is_lock(lock):
+            self._move_aside(lock, "it is not a lock of LMDB's; the next opening makes one")
         try:
-            status = os.lstat(data)
+            status = os.lstat(os.path.join(path, "data.mdb"))
         except FileNotFoundError:
-            self._move_aside(path, "it has no data.mdb")
-            return
-        if not stat.S_ISREG(status.st_mode) or status.st_size == 0:
-            self._move_aside(
-                path, "its data.mdb is empty" if not status.st_size else "its data.mdb is no regular file"
-            )
+            why = "it has no data.mdb"
+        else:
+            if stat.S_ISREG(status.st_mode) and status.st_size:
+                return False
+            why = "its data.mdb is empty" if stat.S_ISREG(status.st_mode) else "its data.mdb is no regular file"
+        self._move_aside(path, why)
+        return True
 
     def _is_damaged(self, tables: Tables) -> bool:
         faults: list[str] = []
         try:
             with tables.contents(lambda told: faults.append(told) if len(faults) < _SHOWN else None):
                 pass
-        except CorruptStore as error:
+        except (CorruptStore, UnknownFormat) as error:
             faults.append(str(error))
         return bool(faults)
 
@@ -335,7 +355,9 @@ class _Repair:
                 Mending(contents, writer, known, self._tell, self._put_aside).run()
 
         with self._mirror_lines() as line:
-            known = Known(identity, line, self._listed_numbers, tables.copies)
+            known = Known(
+                identity, line, self._listed_numbers, self._late if self._from_mirror else [], tables.copies
+            )
             if self._dry_run:
                 run(None)
             else:

@@ -24,6 +24,12 @@ def main() -> int:
             file=sys.stderr,
         )
         return 2
+    from .guard import guarded
+
+    return guarded(_run)
+
+
+def _run() -> int:
     from .program import run
 
     return run(sys.argv[1:])

@@ -1,0 +1,58 @@
+"""A command in a process of its own: LMDB may end it, on a data file that is damaged.
+
+LMDB maps the data file into memory.  On one that is damaged inside, or cut by somebody while it is
+open, the process gets SIGBUS or SIGSEGV, or LMDB aborts; no check before the opening finds all of
+that in constant time.  So the command runs in a child, and its parent tells what has happened.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+from collections.abc import Callable
+from typing import Final
+
+_CRASHES: Final = frozenset((signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal.SIGILL))
+_FORWARDED: Final = frozenset((signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2))
+_DIE_WITH_PARENT: Final = 1  # PR_SET_PDEATHSIG of prctl(2)
+
+
+def guarded(function: Callable[[], int]) -> int:
+    """Return the exit status of *function*, which runs in a child process; 2 if LMDB has ended that.
+
+    In the child this returns, too.
+    """
+    watched = _FORWARDED | {signal.SIGCHLD}
+    former = signal.pthread_sigmask(signal.SIG_BLOCK, watched)
+    parent = os.getpid()
+    child = os.fork()
+    if child == 0:
+        ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
+        if os.getppid() != parent:
+            os._exit(128 + signal.SIGKILL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, former)
+        return function()
+    while True:
+        told = signal.sigwaitinfo(watched)
+        if told.si_signo != signal.SIGCHLD:
+            if told.si_code <= 0:  # by kill(2); what a terminal sends the child gets, too
+                os.kill(child, told.si_signo)
+            continue
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            break
+    code = os.waitstatus_to_exitcode(status)
+    if code >= 0:
+        return code
+    if -code in _CRASHES:
+        sys.stderr.write(
+            f"gc3session: LMDB has ended the command ({signal.Signals(-code).name}): the store's data file is"
+            " damaged, or was cut while it was open. 'gc3session check' tells, 'gc3session repair' mends\n"
+        )
+        return 2
+    signal.signal(-code, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, former)
+    os.kill(os.getpid(), -code)
+    return 128 - code

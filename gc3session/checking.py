@@ -30,7 +30,7 @@ from .checked_records import (
     state_in,
 )
 from .directory import SessionDirectory
-from .errors import CorruptStore, DamagedSession, UnknownFormat
+from .errors import CorruptStore, DamagedSession, InvalidArgument, UnknownFormat
 from .numbers_set import Numbers
 from .store import make_tables
 from .tables import MEMBERS, META, RECORDS, SCHEMAS, SESSIONS, STATES, Contents, Tables
@@ -119,12 +119,19 @@ class _Work:
         directory = self._directory
         yield from self._check_files()
         identity = None
-        url = directory.own_store_url()
         try:
             url, identity = directory.store_url()
         except DamagedSession as error:
             yield Finding("directory", directory.STORE_URL_FILENAME, str(error))
-        tables = self._tables or make_tables(url, read_only=True, **self._options)
+            try:
+                url = directory.own_store_url()
+            except DamagedSession:  # the same is told of both
+                return
+        try:
+            tables = self._tables or make_tables(url, read_only=True, **self._options)
+        except InvalidArgument as error:
+            yield Finding("directory", directory.STORE_URL_FILENAME, str(error))
+            return
         try:
             if tables.exists():
                 yield from self._check_store(tables, identity)

@@ -30,7 +30,7 @@ from .checked_records import Fault
 from .checking import check_session
 from .codec import parse_id
 from .directory import SessionDirectory
-from .errors import CorruptStore, DamagedSession, MirrorWarning, UnknownFormat, WriteError
+from .errors import CorruptStore, DamagedSession, InvalidArgument, MirrorWarning, UnknownFormat, WriteError
 from .filesystem import opened_regular, sync_directory, write_durably
 from .index import Index
 from .mending import Known, Mending
@@ -106,6 +106,8 @@ class _Repair:
         self._late: list[int] = []
         self._from_mirror = False
         self._kinds: set[str] = set()
+        self._wrong_url = False
+        self._no_store = False
 
     def run(self) -> Repaired:
         directory = self._directory
@@ -189,25 +191,48 @@ class _Repair:
             with contextlib.suppress(FileNotFoundError):
                 if not stat.S_ISREG(os.lstat(path).st_mode):
                     self._move_aside(path, "it is not a regular file")
+        jobs = os.path.join(directory.path, directory.DEFAULT_JOBS_DIR)
+        if os.path.lexists(jobs) and not os.path.isdir(jobs):
+            self._move_aside(jobs, "it is not the directory of a store")
+            self._no_store = True
 
     def _location(self) -> tuple[str, bytes | None]:
-        """Return the URL of the store, and the session's identity if that is known."""
+        """Return the URL of the store, and the session's identity if that is known.
+
+        Where there is no store at the URL, but one in the directory, that is the session's.
+        """
         directory = self._directory
+        if self._no_store and self._dry_run:  # it is not moved
+            return f"lmdb://{quote(os.path.join(directory.path, f'{directory.DEFAULT_JOBS_DIR}.none'))}", None
+        own = directory.own_store_url()
         try:
-            return directory.store_url()
+            url, identity = directory.store_url()
         except DamagedSession:
-            return directory.own_store_url(), None
+            return own, None
+        try:
+            tables = make_tables(url, read_only=True, **self._options)
+        except InvalidArgument:
+            self._wrong_url = True
+            return own, identity
+        try:
+            there = tables.exists()
+        finally:
+            tables.close()
+        if not there and os.path.lexists(os.path.join(directory.path, directory.DEFAULT_JOBS_DIR)):
+            self._wrong_url = True
+            return own, identity
+        return url, identity
 
     def _mend_files(self, identity: bytes) -> None:
         directory = self._directory
         try:
             directory.store_url()
         except DamagedSession:
-            if os.path.lexists(directory.url_file) and not self._dry_run:
-                self._move_aside(directory.url_file, "it is not what it should be")
-            self._tell(
-                f"{directory.STORE_URL_FILENAME}: made again, for the store in {directory.DEFAULT_JOBS_DIR}"
-            )
+            self._wrong_url = not self._no_store or not self._dry_run
+        if self._wrong_url:
+            if os.path.lexists(directory.url_file):
+                self._move_aside(directory.url_file, "it doesn't lead to this session's store")
+            self._tell(f"{directory.STORE_URL_FILENAME}: made again, for {directory.DEFAULT_JOBS_DIR}")
             if not self._dry_run:
                 line = f"lmdb:{quote(directory.DEFAULT_JOBS_DIR)}#{identity.hex()}\n"
                 write_durably(directory.url_file, line.encode())
@@ -252,7 +277,7 @@ class _Repair:
             self._rebuild(tables)
             if self._dry_run:
                 return identity or secrets.token_bytes(16)
-        identity = identity or self._identity(tables)
+        identity = self._identity(tables, identity)
         self._mend_tables(tables, identity)
         return identity
 
@@ -321,13 +346,22 @@ class _Repair:
         if self._dry_run:
             self._aside.append("data.mdb")
 
-    def _identity(self, tables: Tables) -> bytes:
-        """Return the identity of the session whose mirror is here, from the store's rows."""
+    def _identity(self, tables: Tables, told: bytes | None) -> bytes:
+        """Return the identity of the session whose mirror is here; *told* is that of `store.url`.
+
+        A mirror with tasks and an identity that the store doesn't know don't belong together.
+        """
         rows = []
         with tables.contents(lambda told: None) as contents:
             for key, data in contents.walk(SESSIONS):
                 with contextlib.suppress(Fault):
                     rows.append(row_found(key, data))
+        if told is not None and (
+            not len(self._listed)
+            or any(row.identity == told for row in rows)
+            or not self._directory.holds(tables.url)
+        ):
+            return told
         if len(rows) > 1:
             status = os.lstat(self._directory.mirror) if os.path.lexists(self._directory.mirror) else None
             rows = [
@@ -338,12 +372,15 @@ class _Repair:
                 and row.mark
                 and row.mark[0] == status.st_mtime_ns
             ]
-            if len(rows) != 1:
+            if len(rows) != 1 and told is None:
                 raise DamagedSession(
                     f"{self._directory.url_file} is lost, and which of the sessions in {tables.url} this is can't be"
                     " told: restore that file from a backup"
                 )
-        return rows[0].identity if rows else secrets.token_bytes(16)
+        if len(rows) != 1:
+            return told or secrets.token_bytes(16)
+        self._wrong_url = True
+        return rows[0].identity
 
     def _mend_tables(self, tables: Tables, identity: bytes) -> None:
         done, aside = len(self._done), len(self._aside)

@@ -20,9 +20,9 @@ _DIE_WITH_PARENT: Final = 1  # PR_SET_PDEATHSIG of prctl(2)
 
 
 def guarded(function: Callable[[], int]) -> int:
-    """Return the exit status of *function*, which runs in a child process; 2 if LMDB has ended that.
+    """Return the exit status of *function*, in a child process, which is to end as the command would.
 
-    In the child this returns, too.
+    The parent doesn't return from here: it ends with the child's status, or with 2 if LMDB has ended that.
     """
     watched = _FORWARDED | {signal.SIGCHLD}
     former = signal.pthread_sigmask(signal.SIG_BLOCK, watched)
@@ -44,15 +44,16 @@ def guarded(function: Callable[[], int]) -> int:
         if ended:
             break
     code = os.waitstatus_to_exitcode(status)
-    if code >= 0:
-        return code
     if -code in _CRASHES:
         sys.stderr.write(
             f"gc3session: LMDB has ended the command ({signal.Signals(-code).name}): the store's data file is"
             " damaged, or was cut while it was open. 'gc3session check' tells, 'gc3session repair' mends\n"
         )
-        return 2
-    signal.signal(-code, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_SETMASK, former)
-    os.kill(os.getpid(), -code)
-    return 128 - code
+        sys.stderr.flush()
+        os._exit(2)
+    if code < 0:
+        signal.signal(-code, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, former)
+        os.kill(os.getpid(), -code)
+        code = 128 - code
+    os._exit(code)

@@ -83,7 +83,7 @@ class Index:
             return order  # whether the batch adds it, too, or not
         return self.late.get(number)
 
-    def _expect_orders(self, reader: Reader, numbers: Iterable[int]) -> None:
+    def expect_orders(self, reader: Reader, numbers: Iterable[int]) -> None:
         """Tell the reader that `committed_order` will be called for all of these Ns."""
         session = self.session(reader)
         if session is not None:
@@ -111,7 +111,7 @@ class Index:
             return count
         count += reader.count(MEMBERS, SESSION_KEY.pack(session))
         expect_members(reader, session, self.left)
-        self._expect_orders(reader, self.late)
+        self.expect_orders(reader, self.late)
         # Of both kinds, another process may have done the same meanwhile.
         count -= sum(member(reader, session, order) is not None for order in self.left)
         return count - sum(self._doubled(reader, number) for number in self.late)
@@ -161,7 +161,7 @@ class Index:
         self._notice_changes(reader)
         if self._shown is None:
             self._shown = self._sorted_orders()
-            self._expect_orders(reader, self.late)
+            self.expect_orders(reader, self.late)
             doubled = {order for number, order in self.late.items() if self._doubled(reader, number)}
             if doubled:
                 self._shown = [order for order in self._shown if order not in doubled]
@@ -211,7 +211,7 @@ class Index:
         """Give the state before and after for each entry that the batch changes."""
         store = self._store
         changed = [*self.late, *self.left.values(), *store.batch.updates()]
-        self._expect_orders(reader, changed)
+        self.expect_orders(reader, changed)
         store.expect_records(reader, changed)
         for order, number in self.joined.items():
             if order == number or not self._doubled(reader, number):
@@ -255,7 +255,7 @@ class Index:
         """Give the entries that are in a state because of the batch."""
         store = self._store
         updates = store.batch.updates()
-        self._expect_orders(reader, updates)
+        self.expect_orders(reader, updates)
         for order in self._shown_orders(reader):
             number = self.joined[order]
             if store.state_of(reader, number) == state:
@@ -290,13 +290,14 @@ class Index:
 
     def write(self, ledger: Ledger, writer: Writer) -> None:
         """Write what the batch changes.  Raise ConflictError if an added record is gone."""
-        self._expect_orders(writer, [*self.left.values(), *self.late])
+        self.expect_orders(writer, [*self.left.values(), *self.late])
         self._store.expect_records(writer, [*self.left.values(), *self.late])
         for order, number in self.left.items():
             if self.committed_order(writer, number) == order:
                 session = self.session(writer)
                 assert session is not None
                 ledger.leave(Holding(session, order), number, self._store.committed_state(writer, number))
+        ledger.take_away()
         if not self.joined:
             return
         joining = self._joining(writer)

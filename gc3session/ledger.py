@@ -88,6 +88,7 @@ class Ledger:
         self._before: dict[int, Row] = {}
         self._rows: dict[int, tuple[bytes, Row]] = {}
         self._blanks: dict[int, list[tuple[int, int]]] = {}
+        self._gone: dict[tuple[str, bytes], list[bytes]] = {}  # table and key -> values that `take_away` deletes
         self._text: dict[int, bytes] = {}
         self._anew: set[int] = set()
 
@@ -149,24 +150,33 @@ class Ledger:
     # -- changing them
 
     def leave(self, holding: Holding, number: int, state: str | None) -> None:
-        """Take record N, which is in *state* (None: it can't be read), out of a session."""
+        """Take record N, which is in *state* (None: it can't be read), out of a session; `take_away` completes it."""
         session, order = holding
         entry = member(self._writer, session, order)
         if entry is None:
             return
         schema, line = entry
-        self._writer.delete_values(MEMBERS, SESSION_KEY.pack(session), [MEMBER.pack(order, schema, line)])
+        self._later(MEMBERS, SESSION_KEY.pack(session), MEMBER.pack(order, schema, line))
         if schema & LATE_BIT:
             self._writer.delete(LATE, [RECORD_KEY.pack(order)])
             self._writer.delete(LATE_MEMBERS, [RECORD_KEY.pack(number) + SESSION_KEY.pack(session)])
-        value = [RECORD_KEY.pack(order)]
+        value = RECORD_KEY.pack(order)
         if state is not None:
-            self._writer.delete_values(STATES, state_key(session, state), value)
+            self._later(STATES, state_key(session, state), value)
         else:
             for key, _ in self._writer.counts(STATES, SESSION_KEY.pack(session)):
-                self._writer.delete_values(STATES, key, value)
+                self._later(STATES, key, value)
         name = self._store.schemas.name(schema & ~LATE_BIT, self._writer)
         self._blanks.setdefault(session, []).append((line, len(f"{name}.{number}")))
+
+    def _later(self, table: str, key: bytes, value: bytes) -> None:
+        self._gone.setdefault((table, key), []).append(value)
+
+    def take_away(self) -> None:
+        """Delete what `leave` has noted, many values at once; to be called before the entries are read again."""
+        gone, self._gone = self._gone, {}
+        for (table, key), values in gone.items():
+            self._writer.delete_values(table, key, values)
 
     def move(self, moves: dict[tuple[str, str], list[int]]) -> None:
         """Note the records that go from one state to another: (before, after) -> Ns, sorted."""

@@ -37,7 +37,6 @@ _DURABLE: Final = (
     b"SELECT set_config('synchronous_commit', 'on', false)"
     b" WHERE current_setting('synchronous_commit', true) = 'off'"
 )
-
 _FULL: Final = ("53100", "53200", "53400")
 _DENIED: Final = ("42501", "28000", "28P01")
 _DAMAGED: Final = ("XX001", "XX002")

@@ -203,16 +203,19 @@ class PostgresqlReader(Reader):
         return [row[0] for row in self._rows(table, what, *parameters)]
 
     def expect(self, table: str, keys: Iterable[bytes]) -> None:
-        wanted = list(dict.fromkeys(keys))
+        known = self._items.setdefault(table, {})
+        wanted = [key for key in dict.fromkeys(keys) if key not in known]
         if len(wanted) > 1:
-            self._items[table] = dict.fromkeys(wanted) | dict(self.get_many(table, wanted))
+            known.update(dict.fromkeys(wanted))
+            known.update(self.get_many(table, wanted))
 
     def expect_values(self, table: str, key: bytes, starts: Iterable[bytes]) -> None:
-        wanted = list(dict.fromkeys(starts))
+        known = self._firsts.setdefault((table, key), {})
+        wanted = [start for start in dict.fromkeys(starts) if start not in known]
         if len(wanted) > 1:
             firsts = self.first_values(table, key, wanted)
-            self._firsts[table, key] = dict(zip(wanted, firsts, strict=True))
-            starts = self._starts[table, key] = {}
+            known.update(zip(wanted, firsts, strict=True))
+            starts = self._starts.setdefault((table, key), {})
             for start, value in zip(wanted, firsts, strict=True):
                 if value is not None:
                     starts.setdefault(value, []).append(start)
@@ -396,7 +399,7 @@ class PostgresqlWriter(PostgresqlReader, Writer):
         known = self._firsts.get((table, key))
         if known is not None:
             for value in gone:
-                for start in self._starts[table, key].get(value, ()):
+                for start in self._starts.get((table, key), {}).get(value, ()):
                     known.pop(start, None)
         for some in (gone[i : i + _ROWS] for i in range(0, len(gone), _ROWS)):
             self._later(table, "delete_values", key, some, key)

@@ -298,8 +298,7 @@ class Session(SessionBase):
                 store.discard()
             else:
                 with self._unit(True):
-                    for id_ in list(self.ids()):
-                        store.stage_removal(store.number_of(id_))
+                    store.stage_removals(map(store.number_of, list(self.ids())))
                 store.indexes.remove(self._index)
                 store.write(lambda ledger, writer: ledger.erase(self._index.identity))
                 self._closed = True
@@ -361,8 +360,7 @@ class TemporarySession(SessionBase):
     def destroy(self) -> None:
         """Delete the session's tasks from the store, and close the session."""
         with self._unit(True):
-            for id_ in list(self.ids()):
-                self.store.stage_removal(self.store.number_of(id_))
+            self.store.stage_removals(map(self.store.number_of, list(self.ids())))
         self.close()
 
     def __repr__(self) -> str:

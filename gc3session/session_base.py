@@ -10,12 +10,14 @@ from contextlib import AbstractContextManager, contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from .codec import parse_id
 from .errors import ClosedError, InvalidArgument, NotFound, NotInSession
 from .ids import IDs, all_ids
 from .index import Index
 from .selection import Kinds, Names, Selected, Tasks, TasksByID, Time, Where, filters
 from .store import Store
-from .tables import Compacted, OnProgress, no_progress
+from .store_staging import REMOVED_AT_ONCE
+from .tables import Compacted, OnProgress, Reader, no_progress
 from .tasks import Persistable, TaskCollection
 
 if TYPE_CHECKING:
@@ -138,10 +140,17 @@ class SessionBase:
 
     def remove_many(self, ids: Iterable[str], flush: bool = True) -> None:
         """Remove several tasks in one transaction: all of them, or, if one isn't there, none."""
+        store = self.store
         with self._unit(flush):
-            for id_ in all_ids(ids):
-                number, _ = self._find(id_)
-                self.store.stage_removal(number)
+            source = iter(all_ids(ids))
+            while some := list(itertools.islice(source, REMOVED_AT_ONCE)):
+                with store.reading() as reader:
+                    store.expect_removals(reader, [parsed[1] for id_ in some if (parsed := parse_id(id_))])
+                    for id_ in some:
+                        found = self._found(reader, id_)
+                        if found is None:
+                            raise self._not_in_session(id_)
+                        store.stage_removal(reader, found[0])
 
     def forget(self, task_id: str, flush: bool = True) -> None:
         """Take a task out of the session; it stays in the store.
@@ -156,22 +165,29 @@ class SessionBase:
         """Return N and order of a task of the session.  Raise NotInSession if it isn't one."""
         found = self._lookup(id_)
         if found is None:
-            raise NotInSession(f"{id_!r} is not in the session {self.name!r}; list_ids() gives the IDs that are")
+            raise self._not_in_session(id_)
         return found
+
+    def _not_in_session(self, id_: str) -> NotInSession:
+        return NotInSession(f"{id_!r} is not in the session {self.name!r}; list_ids() gives the IDs that are")
 
     def _lookup(self, id_: object) -> tuple[int, int] | None:
         """Return N and order of a task of the session, or None."""
+        with self.store.lock, self.store.reading() as reader:
+            return self._found(reader, id_)
+
+    def _found(self, reader: Reader, id_: object) -> tuple[int, int] | None:
+        """Return what `_lookup` does, of the state that *reader* sees; the store is locked."""
         try:
             number = self.store.number_of(id_)  # type: ignore[arg-type]
         except NotFound:
             return None
-        with self.store.lock, self.store.reading() as reader:
-            order = self._index.order_of(reader, number)
-            if order is None:
-                return None
-            name = str(id_).rpartition(".")[0]
-            stored = self.store.name_of(reader, number)
-            return (number, order) if stored in (name, "Unreadable", "") else None
+        order = self._index.order_of(reader, number)
+        if order is None:
+            return None
+        name = str(id_).rpartition(".")[0]
+        stored = self.store.name_of(reader, number)
+        return (number, order) if stored in (name, "Unreadable", "") else None
 
     # -- reading
 

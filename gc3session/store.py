@@ -168,7 +168,7 @@ class Store(StoreStaging):
         They leave every session that held them.  Raise NotFound if there is none.
         """
         with self.unit(flush=True):
-            self.stage_removal(self._existing(id_))
+            self.stage_removals([self._existing(id_)])
 
     def _existing(self, id_: str) -> int:
         """Return the N of an ID.  Raise NotFound if nothing is stored as that."""
@@ -407,6 +407,7 @@ class Store(StoreStaging):
         ledger.expect(held)
         for number, holding in held:
             ledger.leave(holding, number, self.committed_state(writer, number))
+        ledger.take_away()
         writer.delete(RECORDS, map(_key, removed))
         for index in self.indexes:
             index.write(ledger, writer)

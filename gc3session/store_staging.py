@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import gc
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from itertools import islice
+from typing import Any, Final
 from weakref import ref
 from zlib import crc32
 
@@ -21,6 +22,9 @@ from .tasks import Persistable, Unreadable, set_changed
 from .values import RECORD_KEY, UNPACKABLE, Encoder, holds_bytearray, may_hold_bytes
 
 _key = RECORD_KEY.pack
+
+REMOVED_AT_ONCE: Final = 4096
+"""Records that are looked for in one transaction when many are removed."""
 
 
 class StoreStaging(StoreReading):
@@ -241,21 +245,38 @@ class StoreStaging(StoreReading):
                 self.loader.sweep()
         return done
 
-    def stage_removal(self, number: int) -> None:
+    def stage_removals(self, numbers: Iterable[int]) -> None:
+        """Take some records, and those in their `tasks`, out of the store and of every index.  In a unit."""
+        source = iter(numbers)
+        while some := list(islice(source, REMOVED_AT_ONCE)):
+            with self.reading() as reader:
+                self.expect_removals(reader, some)
+                for number in some:
+                    self.stage_removal(reader, number)
+
+    def expect_removals(self, reader: Reader, numbers: list[int]) -> None:
+        """Tell the reader that `stage_removal` will be called for all of these Ns."""
+        self.expect_records(reader, numbers)
+        for index in self.indexes:
+            index.expect_orders(reader, numbers)
+
+    def stage_removal(self, reader: Reader, number: int) -> None:
         """Take record N, and those in its `tasks`, out of the store and of every index.  In a unit."""
-        with self.reading() as reader:
-            for n in self._with_parts(reader, number):
-                if self.batch.is_new(n):
-                    self.batch.unstage(n)
-                else:
-                    self.batch.stage(n, REMOVED, "", (0, ""))
-                for index in self.indexes:
-                    order = index.order_of(reader, n)
-                    if order is not None:
-                        index.leave(self.batch.set_item, order, n)
-                obj = self.loader.living(n)
-                if obj is not None:
-                    self._detach(obj)
+        parts = self._with_parts(reader, number)
+        if len(parts) > 1:
+            self.expect_removals(reader, parts)
+        for n in parts:
+            if self.batch.is_new(n):
+                self.batch.unstage(n)
+            else:
+                self.batch.stage(n, REMOVED, "", (0, ""))
+            for index in self.indexes:
+                order = index.order_of(reader, n)
+                if order is not None:
+                    index.leave(self.batch.set_item, order, n)
+            obj = self.loader.living(n)
+            if obj is not None:
+                self._detach(obj)
 
     def _with_parts(self, reader: Reader, number: int) -> list[int]:
         """Return N and the Ns of the records in its `tasks`, of all depths."""

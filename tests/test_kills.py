@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import lmdb
@@ -16,18 +18,24 @@ from examples import Simulation
 
 from gc3session import Error, Session, Task, check_session
 
+ON_EVERY_STORE = True
 
-def test_writer_killed_while_it_makes_the_session_leaves_one_that_opens(tmp_path: Path, long_form: bool) -> None:
-    for i in range(400 if long_form else 60):
-        path = tmp_path / str(i)
-        child = Child(make_and_add, path)
-        time.sleep(random.uniform(0, 0.012))
+
+def test_writer_killed_while_it_makes_the_session_leaves_one_that_opens(
+    tmp_path: Path, store_kind: str, request: pytest.FixtureRequest, long_form: bool
+) -> None:
+    distant = store_kind != "lmdb"
+    urls: Iterator[str | None] = request.getfixturevalue("postgresql_urls") if distant else itertools.repeat(None)
+    for i in range(400 if long_form else 8 if distant else 60):
+        path, url = tmp_path / str(i), next(urls)
+        child = Child(make_and_add, path, url)
+        time.sleep(random.uniform(0, 0.2 if distant else 0.012))
         child.kill()
         with pytest.raises(Died):
             child.result()
         left = os.listdir(path) if path.exists() else []
         try:
-            with Session(path) as session:
+            with Session(path, store_or_url=url) as session:
                 assert len(session) == len(list(session))
                 session.add(Task())
         except Error as error:
@@ -36,17 +44,16 @@ def test_writer_killed_while_it_makes_the_session_leaves_one_that_opens(tmp_path
         check(path)
 
 
-def make_and_add(path: Path) -> None:
+def make_and_add(path: Path, url: str | None) -> None:
     """Make a session and add to it until killed."""
-    session = Session(path)
+    session = Session(path, store_or_url=url)
     while True:
         session.add(Simulation(mesh="m"))
         session.close()
         session = Session(path)
 
 
-def test_killed_writer_does_not_stop_another_one(tmp_path: Path, long_form: bool) -> None:
-    path = tmp_path / "session"
+def test_killed_writer_does_not_stop_another_one(path: Path, long_form: bool) -> None:
     with Session(path) as session:
         ids = [session.add(Task())]
         for _ in range(200 if long_form else 20):
@@ -75,8 +82,7 @@ def add_and_tell(path: Path, tell: int) -> None:
         os.write(tell, session.add(Simulation()).encode() + b"\n")
 
 
-def test_batch_is_lost_whole_and_nothing_else(tmp_path: Path) -> None:
-    path = tmp_path / "session"
+def test_batch_is_lost_whole_and_nothing_else(path: Path) -> None:
     reader, writer = os.pipe()
     child = Child(add_and_wait, path, writer)
     os.close(writer)

@@ -429,3 +429,27 @@ def test_read_whose_connection_was_lost_before_it_read_anything_is_made_again(
             other.execute("SELECT pg_terminate_backend(%s, 10000)", (reader._connection.info.backend_pid,))
             reader.count("states", b"")  # of another state of the store
         assert session.list_ids() == {id_}
+
+
+def test_removing_many_takes_few_round_trips(
+    postgresql_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    statements: list[object] = []
+    execute = psycopg.Connection.execute
+
+    def counted(self: psycopg.Connection[Any], query: Any, *args: Any, **options: Any) -> Any:
+        statements.append(query)
+        return execute(self, query, *args, **options)
+
+    monkeypatch.setattr(psycopg.Connection, "execute", counted)
+    session = Session(tmp_path / "session", store_or_url=postgresql_url)
+    ids = list(session.add_many([Simulation() for _ in range(1200)]))
+    statements.clear()
+    session.remove_many(ids[:600])
+    assert len(statements) < 60
+    assert check(tmp_path / "session") == ids[600:]
+    statements.clear()
+    session.destroy()
+    assert len(statements) < 60
+    with make_store(postgresql_url) as store:
+        assert list(store.list()) == []

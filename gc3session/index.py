@@ -288,8 +288,8 @@ class Index:
 
     # -- writing
 
-    def write(self, ledger: Ledger, writer: Writer) -> None:
-        """Write what the batch changes.  Raise ConflictError if an added record is gone."""
+    def write_left(self, ledger: Ledger, writer: Writer) -> None:
+        """Note in the ledger what the batch takes away."""
         self.expect_orders(writer, [*self.left.values(), *self.late])
         self._store.expect_records(writer, [*self.left.values(), *self.late])
         for order, number in self.left.items():
@@ -297,7 +297,9 @@ class Index:
                 session = self.session(writer)
                 assert session is not None
                 ledger.leave(Holding(session, order), number, self._store.committed_state(writer, number))
-        ledger.take_away()
+
+    def write_joined(self, ledger: Ledger, writer: Writer) -> None:
+        """Write what the batch adds.  Raise ConflictError if an added record is gone."""
         if not self.joined:
             return
         joining = self._joining(writer)

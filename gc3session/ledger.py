@@ -88,6 +88,7 @@ class Ledger:
         self._before: dict[int, Row] = {}
         self._rows: dict[int, tuple[bytes, Row]] = {}
         self._blanks: dict[int, list[tuple[int, int]]] = {}
+        self._left: set[Holding] = set()
         self._gone: dict[tuple[str, bytes], list[bytes]] = {}  # table and key -> values that `take_away` deletes
         self._text: dict[int, bytes] = {}
         self._anew: set[int] = set()
@@ -152,6 +153,9 @@ class Ledger:
     def leave(self, holding: Holding, number: int, state: str | None) -> None:
         """Take record N, which is in *state* (None: it can't be read), out of a session; `take_away` completes it."""
         session, order = holding
+        if holding in self._left:
+            return
+        self._left.add(holding)
         entry = member(self._writer, session, order)
         if entry is None:
             return

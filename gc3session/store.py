@@ -407,10 +407,12 @@ class Store(StoreStaging):
         ledger.expect(held)
         for number, holding in held:
             ledger.leave(holding, number, self.committed_state(writer, number))
+        for index in self.indexes:
+            index.write_left(ledger, writer)
         ledger.take_away()
         writer.delete(RECORDS, map(_key, removed))
         for index in self.indexes:
-            index.write(ledger, writer)
+            index.write_joined(ledger, writer)
         moves: dict[tuple[str, str], builtins.list[int]] = {}
         for number in updates:
             before, after = self.batch.bases[number][1], states[number]

@@ -17,8 +17,8 @@ _LATE_BIT: Final = 1 << 31
 _LONGEST_STATE, _KEPT_OF_STATE = 400, 368
 _FEW = 20  # records of the store for each task of a session, above which they are not all read again
 
-Lines = Callable[[str, int], Iterator[Finding]]
-"""Called with each task's ID and where its line begins."""
+Lines = Callable[[str | None, int], Iterator[Finding]]
+"""Called with each task's ID (None if it can't be told) and where its line begins."""
 
 
 class SessionRow(NamedTuple):
@@ -105,8 +105,8 @@ class IndexCheck:
                 state = next(states, None)
             yield from self._check_entry(session, entry, where)
             yield from self._check_state(entry, where, record, held)
-            if entry.number is not None and name != "Unreadable":
-                yield from line(where, entry.line)
+            known = entry.number is not None and entry.schema in self._schemas
+            yield from line(where if known else None, entry.line)
         while state is not None:
             yield Finding(
                 "state", f"entry {state[0]}", f"it is in the state {_shown(state[1])}, but not in the session"

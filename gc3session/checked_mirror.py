@@ -143,19 +143,25 @@ class MirrorCheck:
         self._used = 0
         self._mirror = mirror
         self._told = False
+        self._lost = False  # what a line should be isn't known
         if mirror is not None:
             mirror.flush()
         # A mark of nil says that the file is known to be stale; it is written anew before it is used.
         self._compared = mirror is not None and not mirror.fault and not (row is not None and row.mark is None)
 
-    def line(self, id_: str, at: int) -> Iterator[Finding]:
-        """Give what is wrong with the next task's line."""
+    def line(self, id_: str | None, at: int) -> Iterator[Finding]:
+        """Give what is wrong with the next task's line; None is the ID of one that can't be told."""
         row = self._row
         assert row is not None
+        if id_ is None or self._lost:
+            self._lost = True  # and so nothing more can be said of the file
+            return
         size = len(id_.encode("utf-8", "surrogatepass")) + 1
         if at < self._end:
+            self._lost = True
             yield Finding("mirror", id_, f"its line, at byte {at}, begins before the one before it ends")
         elif at + size > row.size:
+            self._lost = True
             yield Finding("mirror", id_, f"its line, at byte {at}, ends after the mirror's {row.size} bytes")
         else:
             yield from self._compare(id_, at, size)
@@ -195,6 +201,8 @@ class MirrorCheck:
     def end(self) -> Iterator[Finding]:
         """Give what is wrong with the rest, and with the sizes in the row."""
         row, mirror = self._row, self._mirror
+        if self._lost:
+            return
         size = 0 if row is None else row.size
         if row is not None and row.blank != size - self._used and not self._end > size:
             yield Finding(

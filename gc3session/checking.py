@@ -206,20 +206,23 @@ class _Work:
         yield from self._check_schemas(contents)
         rows: dict[int, SessionRow] = {}
         own: SessionRow | None = None
+        damaged_rows = 0
         for finding, row in self._check_sessions(contents):
             if finding is not None:
                 yield finding
             if row is not None:
                 rows[row.number] = row
                 own = row if row.identity == identity else own
+            damaged_rows += row is None
         present = Numbers()
         yield from self._check_records(contents, present, next_number)
         index = IndexCheck(contents, self._schemas, present, next_number)
         for number in sorted({*rows, *_sessions(contents, MEMBERS), *_sessions(contents, STATES)}):
             if number not in rows:
-                yield Finding(
-                    "session", f"session number {number}", "the index has entries of it, but it has no row"
-                )
+                if not damaged_rows:  # else it was told of
+                    yield Finding(
+                        "session", f"session number {number}", "the index has entries of it, but it has no row"
+                    )
                 continue
             ours = own is not None and number == own.number
             lines = MirrorCheck(mirror if ours else None, rows[number])
@@ -227,6 +230,8 @@ class _Work:
             yield from lines.end()
             if ours:
                 self.tasks = index.entries
+        if damaged_rows:
+            return  # which entries and which tasks have no session, and what the mirror should be, isn't known
         if own is None and identity is not None:
             yield from MirrorCheck(mirror, None).end()
         yield from index.check_late()

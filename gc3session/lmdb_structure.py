@@ -59,10 +59,15 @@ class _Structure:
         progress: Callable[[int], None] = lambda used: None,
     ) -> None:
         self._pages = pages
-        self._problem = problem
+        self._tell = problem
+        self._told = 0
         self._used = used
         self._progress = progress
         self._done = 0
+
+    def _problem(self, told: str) -> None:
+        self._told += 1
+        self._tell(told)
 
     def check(self) -> None:
         if self._pages.state.last >= self._pages.marks:
@@ -81,6 +86,7 @@ class _Structure:
         problem = self._of("the tree of tables")
         if tree.flags:
             problem(f"has the flags {tree.flags:#x}")
+        before = self._told
         walk = Walk(pages, tree, self._used, problem)
         found = 0
         for node in self._items(walk, problem):
@@ -97,7 +103,7 @@ class _Structure:
                 problem(f"has flags {described.flags:#x} for the table {name!r} instead of {expected:#x}")
             else:
                 yield name, described
-        self._compare(problem, tree, walk, 0, found)
+        self._compare(problem, tree, walk, 0, found, before)
 
     def _of(self, what: str) -> Problem:
         return lambda told: self._problem(f"{what}: {told}")
@@ -124,6 +130,7 @@ class _Structure:
 
     def _check_table(self, name: str, tree: Tree) -> None:
         problem = self._of(f"table {name!r}")
+        before = self._told
         walk = Walk(self._pages, tree, self._used, problem)
         overflows = entries = 0
         for node in self._items(walk, problem):
@@ -136,7 +143,7 @@ class _Structure:
             entries += 1
             if node.flags & BIG:
                 overflows += self._check_run(node, walk, problem)
-        self._compare(problem, tree, walk, overflows, entries)
+        self._compare(problem, tree, walk, overflows, entries, before)
 
     def _check_run(self, node: Node, walk: Walk, problem: Problem) -> int:
         """Return how many pages the overflow run of a value has."""
@@ -159,6 +166,7 @@ class _Structure:
             problem(f"the values of {node.key.hex()} are not described")
             return 0
         tree = Tree.at(node.data)
+        before = self._told
         walk = Walk(self._pages, tree, self._used, problem)
         last, count = b"", 0
         for page, least, end in walk:
@@ -172,16 +180,19 @@ class _Structure:
                 problem(f"page {_COUNT.unpack_from(page)[0]} has values of {node.key.hex()} out of order")
             last = values[-1]
             count += len(values)
-        self._compare(self._of_key(problem, node.key), tree, walk, 0, count)
+        self._compare(self._of_key(problem, node.key), tree, walk, 0, count, before)
         return count
 
     @staticmethod
     def _of_key(problem: Problem, key: bytes) -> Problem:
         return lambda told: problem(f"the values of {key.hex()}: {told}")
 
-    @staticmethod
-    def _compare(problem: Problem, tree: Tree, walk: Walk, overflows: int, entries: int) -> None:
-        """Compare what a walk has found with what the tree's description says."""
+    def _compare(
+        self, problem: Problem, tree: Tree, walk: Walk, overflows: int, entries: int, before: int
+    ) -> None:
+        """Compare what a walk has found with what the tree's description says, unless it has met damage."""
+        if self._told > before:
+            return
         for what, found, told in (
             ("branch pages", walk.branches, tree.branches),
             ("leaf pages", walk.leaves, tree.leaves),
@@ -196,6 +207,7 @@ class _Structure:
     def _check_free(self) -> None:
         tree = self._pages.state.free
         problem = self._of("the list of free pages")
+        before = self._told
         walk = Walk(self._pages, tree, self._used, problem, _integer)
         overflows = entries = 0
         lists: list[bytes] = []
@@ -212,7 +224,7 @@ class _Structure:
                 lists.append(self._pages.value(node))
             except DamagedPage:  # told by _check_run
                 continue
-        self._compare(problem, tree, walk, overflows, entries)
+        self._compare(problem, tree, walk, overflows, entries, before)
         for data in lists:
             self._check_list(data, walk, problem)
 

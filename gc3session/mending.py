@@ -70,7 +70,8 @@ class Mending:
         self._schemas: dict[int, SchemaFound] = {}
         self._present = Numbers()
         self._last = 0  # the greatest number that is in use
-        self._own = Numbers()
+        self._own = Numbers()  # Ns that are the order of an entry
+        self._made: set[bytes] = set()  # identities of sessions whose rows are made again
         self._late: set[tuple[int, int, int]] = set()  # order, N, session of late entries
 
     def run(self) -> None:
@@ -201,11 +202,13 @@ class Mending:
         for number in [number for number in without if number]:
             identity = waiting.pop(0) if waiting else secrets.token_bytes(16)
             rows[number] = SessionRow(identity, number, 0, 0, None)
+            self._made.add(identity)
             self._tell(f"session number {number}: its row is made again, for the session {identity.hex()}")
         for identity in waiting:
             if identity in damaged or identity == own:
                 number = max([*rows, *without], default=0) + 1
                 rows[number] = SessionRow(identity, number, 0, 0, None)
+                self._made.add(identity)
                 if identity in damaged:
                     self._tell(f"session {identity.hex()}: its row is made again")
         for key in damaged:
@@ -275,7 +278,8 @@ class _Session:
         self._row = row
         self._key = SESSION_KEY.pack(row.number)
         self._ours = row.identity == mending._known.identity
-        self._changed = False
+        self._changed = row.identity in mending._made
+        self._clashing: list[int] = []
 
     def mend(self) -> None:
         """Make members, states and row what they should be."""
@@ -375,6 +379,8 @@ class _Session:
         while ahead is not None:
             yield ahead, ahead, 0, 0, None
             ahead = next(listed, None)
+        for number in self._clashing:
+            yield self._mending.fresh(), number, 0, 0, None
         for number in self._mending._known.late if self._ours else ():
             if self._mending.has(number) and not self._holds(number):
                 yield self._mending.fresh(), number, 0, 0, None
@@ -407,8 +413,19 @@ class _Session:
                 number = mending.late_of(order) or self._number_in_mirror(line)
             told = "its record can't be told" if number is None else "it has no record that can be read"
             if number is not None and mending.has(number) and order < 1 << 63:
+                if number not in seen and order == number and number in mending._own:
+                    # One session alone can have a record's N for its order; here it becomes late.
+                    seen.add(number)
+                    if quiet:
+                        yield order, number, schema, -1, value
+                    else:
+                        self._clashing.append(number)
+                        mending.delete_value(MEMBERS, self._key, value)
+                    continue
                 if number not in seen:
                     seen.add(number)
+                    if order == number and not quiet:
+                        mending._own.add(number)
                     yield order, number, schema & ~LATE_BIT, line, value
                     continue
                 told = f"record {number} is in the session twice"

@@ -137,6 +137,8 @@ def values_of(number: int, record: bytes) -> tuple[int, int, list[Any]]:
         schema, revision, values = msgpack.unpackb(
             unseal(number, record), strict_map_key=False, unicode_errors="surrogatepass"
         )
+        if type(schema) is not int or type(revision) is not int or type(values) is not list:
+            raise ValueError("its parts have the wrong types")
     except (ValueError, TypeError, msgpack.UnpackException) as error:
         raise CorruptRecord(f"it is not a record: {error}") from error
     return schema, revision, values

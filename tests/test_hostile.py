@@ -16,7 +16,7 @@ import pytest
 from children import run_python
 
 from gc3session import CorruptRecord, CorruptStore, DamagedSession, LoadError, Session, Task, dump_session
-from gc3session.codec import references, seal
+from gc3session.codec import references, seal, values_of
 from gc3session.json_values import FieldsEncoder, NotJSON
 from gc3session.lmdb_files import check_before_opening
 from gc3session.lmdb_origin import MARK, is_ours, mark_as_ours
@@ -414,6 +414,12 @@ def test_references_in_bytes_that_are_no_value_are_none() -> None:
     for data in (b"", b"\xc1", b"\xdd\xff\xff\xff\xff", b"\x81\x80\x01", b"\xa1\xff\xc0"):
         assert references(msgpack.ExtType(1, data)) == []
         assert references([msgpack.ExtType(16, b"short"), msgpack.ExtType(16, bytes(7) + b"\x05")]) == [5]
+
+
+@pytest.mark.parametrize("parts", [["1", 1, []], [1, None, []], [1, 1, {}], [1, 1], 7, [True, 1, []]])
+def test_a_record_whose_parts_have_the_wrong_types_is_damaged(parts: object) -> None:
+    with pytest.raises(CorruptRecord, match="not a record"):
+        values_of(7, seal(7, msgpack.packb(parts)))
 
 
 def test_an_extension_that_msgpack_keeps_for_itself_has_no_json() -> None:

@@ -301,7 +301,8 @@ def _look(
 ) -> tuple[dict[str, Holds], dict[str, str], list[str]]:
     # A commit that a killed process has not acknowledged is seen for certain only after another one.
     session.add(Task(jobname=f"{owner}/{_BORN}"))
-    members = list(session.ids())
+    # A task that another owner takes out and back in meanwhile is met at both places.
+    members = list(dict.fromkeys(session.ids()))
     outside = set(session.store.list()).difference(members)
     held: dict[str, Holds] = {each: {} for each in owners}
     ids: dict[str, str] = {}

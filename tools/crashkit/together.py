@@ -31,6 +31,9 @@ A_SESSION: Final = 20_000
 
 FORKED: Final = "forked"
 LOST_UPDATES: Final = "saved without a look at what others have saved"
+SLOWEST: Final = 0.05
+"""Seconds a transaction, on a disk that is busy with other things."""
+
 CONTROL_TRANSACTIONS: Final = 800
 WRITES_NOTHING: Final = ("reopen", "rollback")
 
@@ -96,7 +99,7 @@ class Together(Suite):
             )
             for process in processes:
                 try:
-                    holds, theirs = process.result(within=HUNG + plan.count * 0.02)
+                    holds, theirs = process.result(within=HUNG + plan.count * SLOWEST)
                 except Died as died:
                     wrong.append(str(died))
                     continue

@@ -54,7 +54,7 @@ SHOWN = {
 """What the output must have in it."""
 
 CLASSES = """
-    import sys, attrs
+    import sys, time, attrs
     from gc3session import Session, Task
 
     @attrs.frozen
@@ -82,7 +82,10 @@ ADDING = f"""{CLASSES}
         n = 0
         while True:
             session.add(job(f"n{{n}}"))
-            session.add_many(job(f"n{{n}}.{{m}}") for m in range(n % 50))
+            if n < 300:
+                session.add_many(job(f"n{{n}}.{{m}}") for m in range(n % 50))
+            else:  # a fast disk would take millions, which the commands would read for minutes
+                time.sleep(0.002)
             n += 1
 """
 

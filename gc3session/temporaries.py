@@ -48,5 +48,9 @@ def made_whole(path: str) -> Iterator[str]:
         sync_directory(temporary)
         os.rename(temporary, path)
     finally:
-        delete_tree(temporary)
+        try:
+            delete_tree(temporary)
+        except BaseException:  # of a signal's handler: Ctrl-C may come while another failure is cleaned up
+            delete_tree(temporary)
+            raise
     sync_directory(os.path.dirname(path))

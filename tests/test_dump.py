@@ -857,9 +857,31 @@ def test_interrupted_loading_leaves_no_session(tmp_path: Path) -> None:
     ran = finish(process)
     assert ran.status == 128 + signal.SIGINT
     assert ran.err.startswith("gc3session: interrupted")
-    assert not (tmp_path / "copy").exists()
-    load_dump(tmp_path / "copy", output)  # what may be left under a temporary name goes with the next one
-    assert sorted(os.listdir(tmp_path)) == ["copy", "dump", "s"]
+    assert sorted(os.listdir(tmp_path)) == ["dump", "s"]
+
+
+def test_interruption_while_a_cut_dump_is_cleaned_up_leaves_nothing(tmp_path: Path) -> None:
+    """The interruption comes from within the deletion, as a signal's handler raises."""
+    path, output = tmp_path / "s", tmp_path / "dump"
+    with Session(path) as session:
+        session.add(Task())
+        dump_session(session, output)
+    output.write_bytes(output.read_bytes()[:-20])
+    unlink, interrupted = os.unlink, False
+
+    def interrupt(*args: Any, **options: Any) -> None:
+        nonlocal interrupted
+        if not interrupted and "dir_fd" in options:  # as rmtree calls it
+            interrupted = True
+            raise KeyboardInterrupt
+        unlink(*args, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "unlink", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            load_dump(tmp_path / "copy", output)
+    assert interrupted
+    assert sorted(os.listdir(tmp_path)) == ["dump", "s"]
 
 
 def test_killed_loading_leaves_no_session_under_the_name(tmp_path: Path) -> None:

@@ -20,7 +20,6 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Iterator
-from contextlib import ExitStack
 from typing import Any
 
 from .dump import DumpLines
@@ -32,7 +31,7 @@ from .moved import arrive
 from .session import Session
 from .session_base import SessionBase
 from .snapshot import Snapshot
-from .store import Store, full_url, in_order, make_store
+from .store import Store, full_url, make_store
 from .tables import META, RECORDS, OnProgress, Writer
 from .values import RECORD_KEY
 
@@ -64,25 +63,23 @@ def migrate_session(
     if source.batch.journal is not None:
         raise InvalidArgument("migrate() inside a transaction: it can't be undone")
     target = make_store(full_url(url), **store_options)
-    with ExitStack() as stack:
-        stack.callback(target.close)
+    with target:
         if target.url == source.url:
             raise InvalidArgument(f"{session.path} has its tasks in {target.url} already")
-        for store in in_order([source, target]):
-            stack.enter_context(store.lock)
-        source.flush()
-        move = _Move(session, target)
+        with source.lock:
+            source.flush()
+            move = _Move(session, target)
 
-        def unit(ledger: Ledger, writer: Writer) -> None:
-            move.copy(writer, progress)
-            writer.put(META, [(moved_key(session._index.identity), move.url.encode())])
+            def unit(ledger: Ledger, writer: Writer) -> None:
+                move.copy(writer, progress)
+                writer.put(META, [(moved_key(session._index.identity), move.url.encode())])
 
-        source.write(unit)
-        arrive(target, directory, session._index.identity, move.url)
-        session._abandon()
-        if directory.holds(source.url):
-            source.discard()
-            directory.delete_store(source.url)
+            source.write(unit)
+            arrive(target, directory, session._index.identity, move.url)
+            session._abandon()
+            if directory.holds(source.url):
+                source.discard()
+                directory.delete_store(source.url)
     Session(directory.path, create=False, **store_options).close()  # its mirror is written
 
 

@@ -183,20 +183,12 @@ class PostgresqlTables(Tables):
     def _ask(self, statement: bytes, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         """Return what one statement reads; it runs again on a new connection if that is lost."""
         while True:
-            connection = self._connections.take()
-            try:
-                rows = connection.execute(statement, parameters, binary=True).fetchall()
-            except psycopg.Error as error:
-                failure = None if is_lost(connection) else translated(error, connection, self.url)
-                self._connections.drop(connection)
-                if failure is not None:
-                    raise failure from error
-            except BaseException:
-                self._connections.drop(connection)
-                raise
-            else:
-                self._connections.give(connection)
-                return rows
+            with self._connections.one() as connection:
+                try:
+                    return connection.execute(statement, parameters, binary=True).fetchall()
+                except psycopg.Error as error:
+                    if not is_lost(connection):
+                        raise translated(error, connection, self.url) from error
 
     def read(self) -> _Reading:
         return _Reading(self)
@@ -298,26 +290,18 @@ class PostgresqlTables(Tables):
         """Return whether the transaction of a token went through; prevent it from now on if it did not."""
         patience = Patience(self.patience)
         while True:
-            connection = self._connections.take()
-            try:
+            with self._connections.one() as connection:
                 try:
-                    connection.execute(self._statements("prevent"), (token,))
-                except server.UniqueViolation:
-                    rows = connection.execute(self._statements("went_through"), (token,)).fetchall()
-                    self._connections.give(connection)
-                    return bool(rows and rows[0][0])  # the row may be that of an earlier attempt to prevent it
-            except psycopg.Error as error:
-                again = is_lost(connection) or error.sqlstate in AGAIN
-                failure = translated(error, connection, self.url)
-                self._connections.drop(connection)
-                if not again or not patience.wait():
-                    raise failure from error
-            except BaseException:
-                self._connections.drop(connection)
-                raise
-            else:
-                self._connections.give(connection)
-                return False
+                    try:
+                        connection.execute(self._statements("prevent"), (token,))
+                    except server.UniqueViolation:
+                        rows = connection.execute(self._statements("went_through"), (token,)).fetchall()
+                        return bool(rows and rows[0][0])  # the row may be that of an earlier attempt to prevent it
+                    return False
+                except psycopg.Error as error:
+                    again = is_lost(connection) or error.sqlstate in AGAIN
+                    if not again or not patience.wait():
+                        raise translated(error, connection, self.url) from error
 
     def after_write(self) -> None:
         pass

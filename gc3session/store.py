@@ -16,7 +16,7 @@ import sys
 import threading
 import warnings
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 from urllib.parse import quote
 from weakref import ref
@@ -482,13 +482,8 @@ def _all_stores() -> list[Store]:
     return [store for ref_ in _stores.valuerefs() if (store := ref_()) is not None]
 
 
-def in_order(stores: Iterable[Store]) -> list[Store]:
-    """Return stores in the order in which whoever takes the locks of several takes them."""
-    return sorted(stores, key=id)
-
-
 def _locks() -> list[Lock]:
-    return [store.lock for store in in_order(_all_stores())]
+    return [store.lock for store in _all_stores()]
 
 
 def _after_in_child() -> None:

@@ -152,7 +152,10 @@ def _field(task: Persistable | StoredTask, name: str) -> Any:
 
 
 def _same(a: Any, b: Any) -> bool:
-    return a is b or bool(a == b)
+    try:
+        return a is b or bool(a == b)
+    except (TypeError, ValueError, MemoryError):  # such as of arrays, whose `==` is no yes or no
+        return False
 
 
 def filters(

@@ -769,6 +769,15 @@ def test_show_survives_a_history_that_is_none(path: Path, made: Any) -> None:
     assert run("list", path).status == 0
 
 
+def test_show_survives_a_return_code_that_is_none(path: Path, made: Any) -> None:
+    numpy = pytest.importorskip("numpy")
+    codes: list[Any] = ["3", [1], 2.5, numpy.arange(3), numpy.zeros(3, "V8")]
+    ids = made(*(Task(returncode=code) for code in codes))
+    assert [line for line in show(path, *ids) if line[:1] not in ("", " ")] == ids
+    assert run("list", path).status == 0
+    assert len(run("list", path, "--columns", "ID,returncode").out.splitlines()) == 1 + len(codes)
+
+
 # -- all commands -------------------------------------------------------------
 
 

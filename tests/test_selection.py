@@ -213,6 +213,14 @@ def test_select_by_class(session: Session) -> None:
         assert list(session.select(kind=kind).ids()) == [ids[place] for place in places]  # type: ignore[arg-type]
 
 
+def test_values_whose_comparison_is_no_yes_or_no_are_unlike(session: Session) -> None:
+    numpy = pytest.importorskip("numpy")
+    session.add(Task(jobname="array", extra={"x": numpy.arange(3)}))
+    session.add(Task(jobname="void", extra={"x": numpy.zeros(3, "V8")}))
+    session.add(Task(jobname="plain", extra={"x": 3}))
+    assert [task.jobname for task in session.select(extra={"x": 3})] == ["plain"]
+
+
 def test_wrong_arguments_are_told(session: Session) -> None:
     for arguments in (
         {"state": 5},

@@ -120,7 +120,10 @@ FAILED_COLOUR: Final = "red"
 
 
 def state_colour(state: Any, returncode: Any) -> str | None:
-    """Return the colour of a task's state; a task that ended with a return code but 0 has failed."""
-    if returncode not in (None, 0):
+    """Return the colour of a task's state; a task that ended with a return code but 0 has failed.
+
+    Each may be any value: a record may hold what no `Task` has.
+    """
+    if isinstance(returncode, int) and returncode != 0:
         return FAILED_COLOUR
     return STATE_COLOURS.get(state) if isinstance(state, str) else None

@@ -251,7 +251,7 @@ class _Repair:
         directory = self._directory
         url, identity = directory.store_url()
         store = make_store(url, **self._options)
-        mirror = Mirror(directory.mirror, directory.url_file, store.schemas)
+        mirror = Mirror(directory.mirror, directory.url_file, store.schemas, shared=store.tables.side_by_side)
         index = Index(store, identity)
         index.listener = mirror
         store.indexes.append(index)
@@ -309,11 +309,11 @@ class _Repair:
         if path is None:
             return False
         if not os.path.isdir(path):
-            self._move_aside(path, "it is not the directory of a store")
+            self._move_of_store(path, path, "it is not the directory of a store")
             return True
         lock = os.path.join(path, "lock.mdb")
         if not is_lock(lock):
-            self._move_aside(lock, "it is not a lock of LMDB's; the next opening makes one")
+            self._move_of_store(path, lock, "it is not a lock of LMDB's; the next opening makes one")
         try:
             status = os.lstat(os.path.join(path, "data.mdb"))
         except FileNotFoundError:
@@ -322,8 +322,18 @@ class _Repair:
             if stat.S_ISREG(status.st_mode) and status.st_size:
                 return False
             why = "its data.mdb is empty" if stat.S_ISREG(status.st_mode) else "its data.mdb is no regular file"
-        self._move_aside(path, why)
+        self._move_of_store(path, path, why)
         return True
+
+    def _move_of_store(self, store: str, path: str, why: str) -> None:
+        """Move aside *path*, of the store in the directory *store*, if that is the session's own."""
+        own = os.path.realpath(self._directory.path)
+        if os.path.commonpath([own, os.path.realpath(store)]) != own:
+            raise DamagedSession(
+                f"{path}: {why}. {self._directory.url_file} leads there, and what is outside the session's directory"
+                f" stays as it is: correct that file, or restore the store from a backup"
+            )
+        self._move_aside(path, why)
 
     def _is_damaged(self, tables: Tables) -> bool:
         faults: list[str] = []

@@ -24,6 +24,7 @@ from gc3session import (
     Session,
     Task,
     dump_session,
+    repair_session,
 )
 from gc3session.codec import references, seal, values_of
 from gc3session.json_values import FieldsEncoder, NotJSON
@@ -279,6 +280,33 @@ def test_a_url_does_not_have_a_store_made_elsewhere(path: Path, tmp_path: Path) 
     assert not (tmp_path / "new").exists()
 
 
+def outside(path: Path, above: Path) -> dict[Path, bytes | None]:
+    """Return what is in the directory *above* but not in the session."""
+    found = (file for file in above.rglob("*") if path not in (file, *file.parents))
+    return {file: None if file.is_dir() else file.read_bytes() for file in found}
+
+
+@pytest.mark.parametrize("there", ["an empty directory", "a file", "an empty data file"])
+def test_repair_moves_nothing_that_is_outside(path: Path, tmp_path: Path, there: str) -> None:
+    place = tmp_path / "place"
+    if there == "a file":
+        place.write_text("precious")
+    else:
+        place.mkdir()
+    if there == "an empty data file":
+        (place / "data.mdb").touch()
+    shutil.rmtree(path / "jobs")
+    led_to(path, place)
+    before = outside(path, tmp_path)
+    for dry_run in (True, False):
+        if there == "a file":
+            repair_session(path, dry_run=dry_run)
+        else:
+            with pytest.raises(DamagedSession, match="stays as it is"):
+                repair_session(path, dry_run=dry_run)
+        assert outside(path, tmp_path) == before
+
+
 def test_a_session_with_a_store_elsewhere_is_found_again_before_anything_is_added(tmp_path: Path) -> None:
     Session(tmp_path / "session", store_or_url=tmp_path / "store").close()
     with Session(tmp_path / "session") as session:
@@ -300,7 +328,19 @@ def spoil(path: Path, table: bytes, change: Callable[[bytes, bytes], bytes]) -> 
 
 @pytest.mark.parametrize(
     "row",
-    [[1, 1 << 62, 0, None], [1, 1 << 62, 1 << 62, "x"], [0, 0, 0, None], [1 << 32, 0, 0, None], [1, 2], {}, 7],
+    [
+        [1, 1 << 62, 0, None],
+        [1, 1 << 62, 1 << 62, "x"],
+        [0, 0, 0, None],
+        [1 << 32, 0, 0, None],
+        [1, 0, 0, None, 7],
+        [1, 0, 0, None, [["host", "boot", 1, 2, 3]]],
+        [1, 0, 0, None, [["host", "boot", 1, 2, 3, "4"]]],
+        [1, 0, 0, None, [], 7],
+        [1, 2],
+        {},
+        7,
+    ],
 )
 def test_a_row_that_can_not_be_is_refused_and_does_not_fill_the_disk(path: Path, row: object) -> None:
     spoil(path, b"sessions", lambda key, value: seal(0, msgpack.packb(row)))

@@ -51,6 +51,15 @@ def is_lost(connection: Connection) -> bool:
     return bool(connection.closed or connection.pgconn.status == pq.ConnStatus.BAD)
 
 
+def tells_states(connection: Connection) -> bool:
+    """Return whether the server's `pg_current_snapshot()` is another one after each commit.
+
+    CockroachDB has no such function; YugabyteDB has it, but it knows of one node's transactions.
+    """
+    status = connection.pgconn.parameter_status
+    return status(b"crdb_version") is None and b"-YB-" not in (status(b"server_version") or b"")
+
+
 def translated(error: psycopg.Error, connection: Connection | None, url: str) -> Error:
     """Return our exception for one of the server's."""
     told = f"{url}: PostgreSQL says: {str(error).strip()}"

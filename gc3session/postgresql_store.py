@@ -139,11 +139,11 @@ class PostgresqlTables(Tables):
             with self._connections.one() as connection:
                 try:
                     # Its own right is needed to make a schema, and none where the owner has made it.
-                    if not connection.execute(self._statements("schema_is_there")).fetchall():
-                        connection.execute(self._statements.make_schema)
+                    if not connection.execute(self._statements("schema_is_there"), ()).fetchall():
+                        connection.execute(self._statements.make_schema, ())
                     with connection.transaction():
                         for statement in self._statements.make:
-                            connection.execute(statement)
+                            connection.execute(statement, ())
                 except psycopg.Error as error:
                     again = isinstance(error, _MADE_BY_ANOTHER) or error.sqlstate in AGAIN or is_lost(connection)
                     if not again or not patience.wait():

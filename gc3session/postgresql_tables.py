@@ -15,14 +15,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
-from itertools import chain, pairwise
+from itertools import chain, count, pairwise
 from struct import Struct
 from typing import Any, Final
 
 import psycopg
 from psycopg import sql
 
-from .postgresql_connections import Connection, is_lost
+from .postgresql_connections import Connection, is_lost, tells_states
 from .tables import PLAIN_TABLES, SET_TABLES, Item, Reader, Writer
 from .values import RECORD_KEY
 
@@ -33,6 +33,7 @@ _COPIED: Final = 256  # rows from which on COPY is faster
 _ROWS: Final = 4096  # rows of COPY that are put together at a time, or keys of one statement
 COPY_HEAD: Final = b"PGCOPY\n\xff\r\n\0" + bytes(8)
 COPY_END: Final = b"\xff\xff"
+_serials = count(1 << 64)  # of states that the server has no names for: each counts as another one
 _COLUMNS: Final = Struct(">hi")
 _SIZE: Final = Struct(">i")
 
@@ -120,14 +121,17 @@ _MAKE = (
 
 
 class Statements:
-    """The statements for the tables of one schema, with all names quoted."""
+    """The statements for the tables of one schema, with all names quoted.
+
+    All but those of COPY are to be executed with parameters, be it none: a % in a name is doubled.
+    """
 
     def __init__(self, schema: str) -> None:
-        names: dict[str, sql.Composable] = {
-            name: sql.Identifier(schema, name)
-            for name in (*PLAIN_TABLES, *SET_TABLES, "counts", "commits", "layout")
-        }
+        every = (*PLAIN_TABLES, *SET_TABLES, "counts", "commits", "layout")
+        names: dict[str, sql.Composable] = {table: sql.Identifier(schema, table) for table in every}
+        names["schema"] = sql.Identifier(schema)
         names["schema_name"] = sql.Literal(schema)
+        names = {name: sql.SQL(quoted.as_string(None).replace("%", "%%")) for name, quoted in names.items()}
 
         def bytes_of(text: str, **more: sql.Composable) -> bytes:
             return sql.SQL(text).format(**names, **more).as_bytes(None)
@@ -137,9 +141,10 @@ class Statements:
             for table in tables:
                 for what, text in texts.items():
                     self._of[table, what] = bytes_of(text, t=names[table], name=sql.Literal(table))
+                self._of[table, "copy"] = self._of[table, "copy"].replace(b"%%", b"%")
         for what, text in _OTHERS.items():
             self._of["", what] = bytes_of(text)
-        self.make_schema = sql.SQL("CREATE SCHEMA IF NOT EXISTS {}").format(sql.Identifier(schema)).as_bytes(None)
+        self.make_schema = bytes_of("CREATE SCHEMA IF NOT EXISTS {schema}")
         self.make = [bytes_of(text) for text in _MAKE]
 
     def __call__(self, what: str, table: str = "") -> bytes:
@@ -176,8 +181,11 @@ class PostgresqlReader(Reader):
     def serial(self) -> int:  # type: ignore[override]
         """A number of the committed state: another one once anybody has committed."""
         if self._serial is None:
-            shown = self._answer(b"SELECT pg_current_snapshot()::text")[0][0]
-            self._serial = int.from_bytes(hashlib.sha256(shown.encode()).digest()[:8])
+            if tells_states(self._connection):
+                shown = self._answer(b"SELECT pg_current_snapshot()::text")[0][0]
+                self._serial = int.from_bytes(hashlib.sha256(shown.encode()).digest()[:8])
+            else:
+                self._serial = next(_serials)
         return self._serial
 
     def newest(self) -> int:

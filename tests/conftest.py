@@ -109,7 +109,7 @@ def postgresql_urls(request: pytest.FixtureRequest) -> Iterator[Iterator[str]]:
 
     def urls() -> Iterator[str]:
         while True:
-            schemas.append(f'Test "{secrets.token_hex(8)}"')
+            schemas.append(f'Test "{secrets.token_hex(8)}" %s %')
             yield f"{given}{'&' if '?' in given else '?'}schema={quote(schemas[-1])}"
 
     yield urls()

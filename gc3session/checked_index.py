@@ -29,6 +29,8 @@ class SessionRow(NamedTuple):
     size: int
     blank: int
     mark: list[object] | None
+    last_place: tuple[object, ...] | None = None
+    """Host, boot ID and inode of `store.url` of the directory that was written to last, of several."""
 
 
 def row_found(key: bytes, data: bytes) -> SessionRow:
@@ -37,17 +39,27 @@ def row_found(key: bytes, data: bytes) -> SessionRow:
         raise Fault("its identity is none")
     body = unframed(0, data)
     if not (
-        isinstance(body, list) and len(body) == 4 and all(type(part) is int and part >= 0 for part in body[:3])
+        isinstance(body, list)
+        and len(body) in (4, 5)
+        and all(type(part) is int and part >= 0 for part in body[:3])
     ):
         raise Fault("it has not the parts of a session's row")
-    number, size, blank, mark = body
+    number, size, blank, mark = body[:4]
     if not 0 < number < 1 << 32 or blank > size:
         raise Fault("its number or its sizes are impossible")
     if mark is not None:
         kinds = [type(part) for part in mark] if isinstance(mark, list) else []
         if kinds != [int, str, int, int]:
             raise Fault("its mark is none")
-    return SessionRow(key, number, size, blank, mark)
+    places = body[4] if len(body) == 5 else []
+    if not isinstance(places, list) or not all(map(_is_place, places)):
+        raise Fault("its places are none")
+    return SessionRow(key, number, size, blank, mark, tuple(places[-1][:3]) if places else None)
+
+
+def _is_place(place: object) -> bool:
+    kinds = [type(part) for part in place] if isinstance(place, list) else []
+    return kinds == [str, str, int, int, int, int]
 
 
 class _Entry(NamedTuple):

@@ -30,6 +30,7 @@ class MirrorCopy:
         locked: no writer was at work when it was taken.
         mark: its time of change in ns, and the boot ID.
         size: its bytes.
+        place: the host, the boot ID and the inode of `store.url`.
     """
 
     def __init__(self, directory: SessionDirectory) -> None:
@@ -39,6 +40,7 @@ class MirrorCopy:
         self.locked = False
         self.mark: list[object] = []
         self.size = 0
+        self.place: tuple[object, ...] = ()
         self._lock = -1
         self._copy: IO[bytes] | None = None
         self._window, self._window_at = b"", 0
@@ -52,6 +54,7 @@ class MirrorCopy:
         except OSError:  # told of store.url itself; nobody can write without it
             self.locked = True
             return self
+        self.place = os.uname().nodename, _boot_id(), os.fstat(self._lock).st_ino
         end = time.monotonic() + _PATIENCE
         while not self.locked and time.monotonic() < end:
             try:
@@ -146,8 +149,21 @@ class MirrorCheck:
         self._lost = False  # what a line should be isn't known
         if mirror is not None:
             mirror.flush()
-        # A mark of nil says that the file is known to be stale; it is written anew before it is used.
-        self._compared = mirror is not None and not mirror.fault and not (row is not None and row.mark is None)
+        self._compared = mirror is not None and not mirror.fault and not self._known_to_be_stale()
+
+    def _known_to_be_stale(self) -> bool:
+        """Return whether the row says that the file is to be written before it is used."""
+        row, mirror = self._row, self._mirror
+        assert mirror is not None
+        if row is None:
+            return False
+        if row.mark is None:
+            return True
+        if row.last_place in (None, mirror.place):
+            return False
+        # Another directory was written to last; or this one by another machine, on a shared filesystem.
+        same_file = (row.size, row.mark[0]) == (mirror.size, mirror.mark[0])
+        return not (same_file and row.last_place[0] != mirror.place[0])
 
     def line(self, id_: str | None, at: int) -> Iterator[Finding]:
         """Give what is wrong with the next task's line; None is the ID of one that can't be told."""

@@ -16,7 +16,8 @@ added.
 
 The row of a session in the table `sessions` has the frame of a record (codec.py) around
 `[ session number, size, blank, mark ]`: the bytes of the mirror, how many of them are blank,
-and what mirror.py has noted there, nil if the mirror is to be written anew.
+and what mirror.py has noted there, nil if the mirror is to be written anew.  Where several
+machines may write to the session an array of their places follows.
 """
 
 from __future__ import annotations
@@ -61,16 +62,46 @@ def coming_key(identity: bytes) -> bytes:
     return b"coming " + identity
 
 
+class Place(NamedTuple):
+    """A session directory, of several on one session, as it was when its mirror was last written.
+
+    Attributes:
+        host: the name of the machine.
+        boot: its boot ID.
+        inode: of `store.url`.
+        time: of the mirror's change, in ns.
+        size: of the mirror, in bytes.
+        last: the order of the last task in it.
+    """
+
+    host: str
+    boot: str
+    inode: int
+    time: int
+    size: int
+    last: int
+
+
 class Row(NamedTuple):
-    """What the table `sessions` holds of a session."""
+    """What the table `sessions` holds of a session.
+
+    Attributes:
+        number: of the session in the store.
+        size: bytes of the mirror.
+        blank: how many of them are blank.
+        mark: of the mirror (mirror.py), or None.
+        places: directories whose mirrors lack nothing but lines at the end; the last one has all.
+    """
 
     number: int
     size: int
     blank: int
     mark: Any
+    places: tuple[Place, ...] = ()
 
     def write(self, writer: Writer, identity: bytes) -> None:
-        writer.put(SESSIONS, [(identity, seal(0, msgpack.packb(list(self))))])
+        parts = [*self[:4], [list(place) for place in self.places]] if self.places else self[:4]
+        writer.put(SESSIONS, [(identity, seal(0, msgpack.packb(parts)))])
 
     @classmethod
     def read(cls, reader: Reader, identity: bytes) -> Row | None:
@@ -81,7 +112,9 @@ class Row(NamedTuple):
     @classmethod
     def from_bytes(cls, identity: bytes, data: bytes) -> Row:
         try:
-            row = cls(*msgpack.unpackb(unseal(0, data)))
+            number, size, blank, mark, *rest = msgpack.unpackb(unseal(0, data))
+            [places] = rest or [()]
+            row = cls(number, size, blank, mark, tuple(Place(*place) for place in places))
             row.check()
         except (ValueError, TypeError, msgpack.UnpackException, CorruptRecord) as error:
             raise CorruptStore(
@@ -95,10 +128,11 @@ class Row(NamedTuple):
         sound = all(type(n) is int for n in numbers) and 0 < self.number < 1 << 32
         if not sound or not 0 <= self.blank <= self.size < 1 << 63:
             raise ValueError("its numbers can't be")
-        if self.mark is None:
-            return
-        if type(self.mark) is not list or [type(part) for part in self.mark] != [int, str, int, int]:
+        no_mark = type(self.mark) is not list or [type(part) for part in self.mark] != [int, str, int, int]
+        if self.mark is not None and no_mark:
             raise ValueError("what it says of the mirror can't be")
+        if any([type(part) for part in place] != [str, str, int, int, int, int] for place in self.places):
+            raise ValueError("what it says of the session's places can't be")
 
 
 def state_key(session: int, state: str) -> bytes:
@@ -119,9 +153,8 @@ def member(reader: Reader, session: int, order: int) -> tuple[int, int] | None:
     return None
 
 
-def members(reader: Reader, session: int) -> Iterator[tuple[Entry, int]]:
-    """Give all committed entries of a session and their lines, in order."""
-    after = 0
+def members(reader: Reader, session: int, after: int = 0) -> Iterator[tuple[Entry, int]]:
+    """Give all committed entries of a session after an order, and their lines, in order."""
     while True:
         values = reader.values(MEMBERS, SESSION_KEY.pack(session), MEMBER.pack(after + 1, 0, 0), 4096)
         found = list(map(MEMBER.unpack, values))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from itertools import groupby, repeat
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from .entries import LATE_BIT, MEMBER, SESSION_KEY, Row, expect_members, member, members, state_key
 from .tables import LATE, LATE_MEMBERS, MEMBERS, META, SESSIONS, STATES, Writer
@@ -22,11 +22,13 @@ class Change(NamedTuple):
         text: the lines after its end.
         blanks: which become blank: where, and how many bytes.
         anew: all of it is to be written anew.
+        last: the order of the last line; None if none was added.
     """
 
     text: bytes
     blanks: list[tuple[int, int]]
     anew: bool
+    last: int | None
 
 
 class Listener(Protocol):
@@ -35,8 +37,8 @@ class Listener(Protocol):
     def lock(self) -> None:
         """Called before the transaction where transactions run side by side: wait here for other programs."""
 
-    def prepare(self, writer: Writer, before: Row, after: Row, change: Change) -> Any:
-        """Called at the end of the transaction; return the mark for the session's row."""
+    def prepare(self, writer: Writer, before: Row, after: Row, change: Change) -> Row:
+        """Called at the end of the transaction; return the session's row with what the mirror needs to know."""
 
     def apply(self) -> None:
         """Called after the commit."""
@@ -91,6 +93,7 @@ class Ledger:
         self._left: set[Holding] = set()
         self._gone: dict[tuple[str, bytes], list[bytes]] = {}  # table and key -> values that `take_away` deletes
         self._text: dict[int, bytes] = {}
+        self._last: dict[int, int] = {}  # session -> order of what has joined last
         self._anew: set[int] = set()
 
     # -- which sessions hold a record
@@ -233,6 +236,7 @@ class Ledger:
         for state, some in by_state.items():
             self._writer.put_values(STATES, state_key(row.number, state), some)
         self._text[row.number] = self._text.get(row.number, b"") + "".join(texts).encode()
+        self._last[row.number] = orders[-1]
         self._rows[row.number] = identity, row._replace(size=line)
 
     def mend(self, identity: bytes) -> None:
@@ -293,9 +297,11 @@ class Ledger:
                 self._row(self._all_sessions()[session])
         for session, (identity, row) in self._rows.items():
             blanks = self._blanks.get(session, [])
-            after = row._replace(blank=row.blank + sum(length + 1 for _, length in blanks), mark=None)
+            blank = row.blank + sum(length + 1 for _, length in blanks)
+            after = row._replace(blank=blank, mark=None, places=())
             listener = listeners.get(identity)
             if listener is not None:
-                change = Change(self._text.get(session, b""), blanks, session in self._anew)
-                after = after._replace(mark=listener.prepare(self._writer, self._before[session], after, change))
+                text, last = self._text.get(session, b""), self._last.get(session)
+                change = Change(text, blanks, session in self._anew, last)
+                after = listener.prepare(self._writer, self._before[session], after, change)
             after.write(self._writer, identity)

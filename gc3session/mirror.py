@@ -14,6 +14,12 @@ with a MirrorWarning (which the store gives once all is done).
 
 A mark, as the row keeps it, is `[ time of change in ns, boot ID, size before the last lines,
 time of change before the transaction ]`.
+
+Several machines, each with a directory of its own, may write to one session where the store is
+on a server.  The row then has their *places*, too: a mirror that is as its place says lacks
+nothing but the last lines, and only these are written.  A transaction that takes lines away
+leaves no place but its own.  Where the directory is on a filesystem of the network, the file that
+another machine has written and closed is on the file server: its boot doesn't matter here.
 """
 
 from __future__ import annotations
@@ -25,9 +31,8 @@ import stat
 import time
 from functools import cache
 from pathlib import Path
-from typing import Any
 
-from .entries import SESSION_KEY, Row, members
+from .entries import MEMBER, SESSION_KEY, Place, Row, members
 from .errors import CorruptStore, WriteError
 from .ledger import Change
 from .schemas import Schemas
@@ -36,6 +41,13 @@ from .tables import MEMBERS, Reader, Writer
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _PIECE = 1 << 20
 _REMEDY = "restore the store from a backup"
+_PLACES = 32  # of one session, that are remembered
+_UNITS = (1, 100, 1000, 10**6, 10**9, 2 * 10**9)  # of times of change on various filesystems, in ns
+
+
+@cache
+def _host() -> str:
+    return os.uname().nodename
 
 
 @cache
@@ -48,20 +60,32 @@ def _boot_id() -> str:
         raise WriteError(f"{_BOOT_ID} can't be read ({error.strerror}); nothing was written") from error
 
 
+def _is_time(found: int, noted: int) -> bool:
+    """Return whether a file of this time of change was given the one that was noted."""
+    return any(found == noted - noted % unit for unit in _UNITS)
+
+
 class Mirror:
     """The mirror at *path*; *lock* is a file of the session that stays for ever.
 
     It is told of the transactions by its session's index (see `ledger.Listener`).
+
+    Args:
+        path: of the mirror.
+        lock: `store.url` of the session.
+        schemas: of the store.
+        shared: whether other machines may write to the session.
     """
 
     _MOVED = (
         "the session was moved, destroyed or made anew since it was opened; nothing was written. Open it again"
     )
 
-    def __init__(self, path: str, lock: str, schemas: Schemas) -> None:
+    def __init__(self, path: str, lock: str, schemas: Schemas, *, shared: bool = False) -> None:
         self.path = path
         self._lock_path = lock
         self._schemas = schemas
+        self._shared = shared
         self._lock = -1
         self._locked = False
         self._complaint = ""
@@ -85,7 +109,35 @@ class Mirror:
             return False
         if row.mark is None:
             return row.size == 0
-        return bool(row.mark[:2] == [status.st_mtime_ns, _boot_id()])
+        time_, boot, _, _ = row.mark
+        of_this_boot = boot == _boot_id() or bool(row.places and row.places[-1].host != _host())
+        return of_this_boot and _is_time(status.st_mtime_ns, time_)
+
+    def _behind(self, row: Row) -> Place | None:
+        """Return the place of this mirror if it is as it says, and others have written since."""
+        here = self._here()
+        for place in row.places[:-1]:
+            if place[:3] == here and os.path.lexists(self.path):
+                status = os.lstat(self.path)
+                same = stat.S_ISREG(status.st_mode) and status.st_size == place.size
+                return place if same and _is_time(status.st_mtime_ns, place.time) else None
+        return None
+
+    def _here(self) -> tuple[str, str, int]:
+        """Return what a place of this directory begins with."""
+        return _host(), _boot_id(), os.fstat(self._lock).st_ino
+
+    def _places(self, writer: Writer, before: Row, after: Row, change: Change) -> tuple[Place, ...]:
+        """Return the places for the row, after the change."""
+        if not self._shared:
+            return ()
+        here, last = self._here(), change.last
+        if last is None:
+            value = writer.last_value(MEMBERS, SESSION_KEY.pack(after.number))
+            last = 0 if value is None else MEMBER.unpack(value)[0]
+        others = () if change.blanks or change.anew else before.places
+        others = tuple(place for place in others if place[:3] != here)
+        return *others[1 - _PLACES :], Place(*here, self._time, after.size, last)
 
     # -- the steps of a transaction
 
@@ -93,29 +145,56 @@ class Mirror:
         """Lock the mirror before the transaction.  Raise WriteError as `prepare` does."""
         self._take_lock()
 
-    def prepare(self, writer: Writer, before: Row, after: Row, change: Change) -> Any:
-        """Lock the mirror and plan what `apply` is to do; return the mark for the row.
+    def prepare(self, writer: Writer, before: Row, after: Row, change: Change) -> Row:
+        """Lock the mirror and plan what `apply` is to do; return the row *after* with mark and places.
 
         Raise WriteError if the session is no longer where it was opened.
         """
         self._take_lock()
         self._complaint = ""
+        self._time = time.time_ns()
         kept, former = before.size, before.mark[0] if before.mark else 0
-        if change.anew or not self.intact(before):
+        asked = change.anew
+        places = self._places(writer, before, after, change)
+        if not change.anew and not self.intact(before):
+            behind = self._behind(before)
+            text = None if behind is None else self._text_after(writer, after, behind)
+            if behind is not None and text is not None:
+                change = change._replace(text=text)
+                kept, former = behind.size, behind.time
+            else:
+                change = change._replace(anew=True)
+        if change.anew:
             try:
                 self._write_anew(writer, after)
-                if not change.anew:
+                if not asked:
                     self._complain_if_edited(before)
             except OSError as error:
                 self._drop_temporary()  # on a full disk it would take what room there is
                 self._complain(error)
-                return None
-            change = change._replace(anew=True)
+                return after
             kept = after.size
             if not self._complaint:
                 former = self._time_of_change()  # a killed process may have left another one than the row's
-        self._change, self._end, self._time = change, before.size, time.time_ns()
-        return [self._time, _boot_id(), kept, former]
+        self._change, self._end = change, kept
+        return after._replace(mark=[self._time, _boot_id(), kept, former], places=places)
+
+    def _text_after(self, reader: Reader, row: Row, behind: Place) -> bytes | None:
+        """Return what a mirror that is behind lacks to what *row* says; None if it lacks more than that."""
+        lines: list[str] = []
+        end = behind.size
+        for (_, number, schema), line in members(reader, row.number, behind.last):
+            if line < end:
+                return None
+            if line > end:  # of what this transaction takes away
+                lines.append(" " * (line - end - 1) + "\n")
+            lines.append(f"{self._schemas.name(schema, reader)}.{number}\n")
+            end = line + len(lines[-1])
+        if end > row.size:
+            return None
+        if end < row.size:
+            lines.append(" " * (row.size - end - 1) + "\n")
+        return "".join(lines).encode()
 
     def _time_of_change(self) -> int:
         return os.lstat(self.path).st_mtime_ns if os.path.lexists(self.path) else 0
@@ -241,6 +320,8 @@ class Mirror:
 
     def _complain_if_edited(self, before: Row) -> None:
         """Complain if what the mirror holds can't be what a killed process has left."""
+        if before.places and before.places[-1][:3] != self._here():
+            return  # nobody knows what this mirror was to be
         if before.mark is None:
             edited = before.size == 0 and self._differs(0)
         else:
@@ -264,7 +345,7 @@ class Mirror:
             return True
         if not stat.S_ISREG(status.st_mode):
             return True
-        if status.st_mtime_ns == former:
+        if _is_time(status.st_mtime_ns, former):
             return False
         if status.st_size < kept:
             return True

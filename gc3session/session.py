@@ -132,7 +132,9 @@ class Session(SessionBase):
                 delete_left(directory)
         try:
             super().__init__(store, identity, owns_store=owned)
-            self._mirror = Mirror(directory.mirror, directory.url_file, store.schemas)
+            self._mirror = Mirror(
+                directory.mirror, directory.url_file, store.schemas, shared=store.tables.side_by_side
+            )
             self._index.listener = self._mirror
             if not (there and load) and store.url.startswith("lmdb:") and not directory.holds(store.url):
                 # A store elsewhere knows its sessions from the beginning: see _check_known.

@@ -167,6 +167,19 @@ class _Work:
         with MirrorCopy(self._directory) as mirror:
             mirror.take()
             yield from MirrorCheck(mirror, None).end()
+        yield from self._check_known(url)
+
+    def _check_known(self, url: str) -> Iterator[Finding]:
+        """Give the finding that the store at *url*, which is missing or has no such session, can't be the session's.
+
+        One in the directory may still be made by the first write.
+        """
+        if self._tables is None and url.startswith("lmdb:") and not self._directory.holds(url):
+            yield Finding(
+                "directory",
+                self._directory.STORE_URL_FILENAME,
+                f"it leads to {url}, which is missing or doesn't know this session",
+            )
 
     # -- the store
 
@@ -189,9 +202,11 @@ class _Work:
                 yield Finding("structure", tables.url, fault)
             if faults:
                 return  # what is missing would be told once more for each record and entry
-            yield from self._check_tables(contents, identity, mirror)
+            yield from self._check_tables(contents, tables.url, identity, mirror)
 
-    def _check_tables(self, contents: Contents, identity: bytes | None, mirror: MirrorCopy) -> Iterator[Finding]:
+    def _check_tables(
+        self, contents: Contents, url: str, identity: bytes | None, mirror: MirrorCopy
+    ) -> Iterator[Finding]:
         version = contents.get(META, b"format")
         if version != msgpack.packb(_FORMAT):
             yield Finding(
@@ -234,6 +249,7 @@ class _Work:
             return  # which entries and which tasks have no session, and what the mirror should be, isn't known
         if own is None and identity is not None:
             yield from MirrorCheck(mirror, None).end()
+            yield from self._check_known(url)
         yield from index.check_late()
 
     def _check_schemas(self, contents: Contents) -> Iterator[Finding]:

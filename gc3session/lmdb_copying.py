@@ -140,7 +140,7 @@ def _replace(env: Environment, progress: OnProgress) -> Compacted:
     try:
         path = os.path.join(temporary, "data.mdb")
         with _new_file(path) as out:
-            _give_owner(path, env.data)
+            give_owner(path, env.data)
             transaction = _fill(env, temporary, progress)
             state = committed_state(path)._replace(transaction=transaction)
             _write_state(out, state)
@@ -159,14 +159,14 @@ def _map_size(size: int) -> int:
     return (size + _SPARE) // 4096 * 4096
 
 
-def _give_owner(new: str, path: str) -> None:
+def give_owner(new: str, path: str) -> None:
     """Give a new file the owner and the rights of *path*, whose place it is to take."""
     status = os.stat(path)
     try:
         os.chown(new, status.st_uid, status.st_gid)
     except PermissionError as error:
         raise ReadOnlyError(
-            f"{path} belongs to another user, to whom the new file can't be given: have its owner compact it"
+            f"{path} belongs to another user, to whom the new file can't be given: have its owner do this"
         ) from error
     shutil.copystat(path, new)
 

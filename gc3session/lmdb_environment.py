@@ -24,10 +24,10 @@ import lmdb
 from .errors import CorruptStore, Error, OpenError, ReadOnlyError, StoreFull, WriteError
 from .filesystem import NO_ROOM, make_directory, sync_directory, sync_file
 from .forks import ENVIRONMENTS, Lock, at_fork
-from .lmdb_files import check_before_opening, missing_bytes, regular_file
+from .lmdb_files import check_before_opening, lock_file, missing_bytes, regular_file
 from .lmdb_memory import unmap_pages
 from .lmdb_origin import mark_as_ours
-from .lmdb_sharing import share
+from .lmdb_sharing import alone_with, in_use, share
 from .tables import PLAIN_TABLES, SET_TABLES
 from .temporaries import delete_tree, made_whole
 
@@ -143,13 +143,18 @@ class Environment:
             raise
 
     def _open_shared(self) -> lmdb.Environment:
-        regular_file(self.data)
-        regular_file(os.path.join(self.path, "lock.mdb"))
         lock = os.path.join(self.path, "lock.mdb")
+        files = {self.data: regular_file(self.data), lock: lock_file(self.path)}
+        shared = [path for path, status in files.items() if status is not None and status.st_nlink > 1]
         if not self.read_only and not os.access(self.path, os.W_OK | os.X_OK):
             raise ReadOnlyError(f"{self.path} can't be written; open the session with read_only=True")
+        if not self.read_only and shared:
+            raise ReadOnlyError(
+                f"{shared[0]} has other names, too (hard links), whose contents would change with it: open the session"
+                f" with read_only=True, or put a copy of the file in its place"
+            )
         # A reader that may not write lock.mdb, or would have to make it, reads without a lock.
-        self.locked = locked = not self.read_only or os.access(lock, os.W_OK)
+        self.locked = locked = not self.read_only or (os.access(lock, os.W_OK) and lock not in shared)
         if locked and not self.read_only:
             if self._shared >= 0:  # so nobody compacts now: what is there was left by a process that died
                 delete_tree(compacted_name(self.path))
@@ -427,6 +432,16 @@ def acquire(path: str, read_only: bool, map_size: int, verify: bool | None) -> E
                 env.read_only = False
         env.users += 1
         return env
+
+
+@contextlib.contextmanager
+def alone_in(path: str) -> Iterator[None]:
+    """Within `with`, nobody has the environment in the directory *path* open.  Raise StoreInUse if somebody has."""
+    # Asked first: to close `lock.mdb` gives up the lock that LMDB has on it for this process.
+    if path in _environments:
+        raise in_use(path, here=True)
+    with alone_with(path):
+        yield
 
 
 def discard(path: str) -> None:

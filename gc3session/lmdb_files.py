@@ -11,7 +11,8 @@ from .lmdb_origin import is_ours
 from .lmdb_pages import State, both_states
 from .lmdb_structure import problems_of
 
-_LARGEST_LOCK = 1 << 24  # bytes; LMDB maps the whole file, and ours have 72 KiB
+LARGEST_LOCK = 1 << 24
+"""Bytes of a lock file: LMDB maps all of it, and ours have 72 KiB."""
 
 
 def regular_file(path: str) -> os.stat_result | None:
@@ -26,6 +27,16 @@ def regular_file(path: str) -> os.stat_result | None:
         return None
     if not stat.S_ISREG(status.st_mode):
         raise CorruptStore(f"{path} is not a regular file; a store is never opened through one that isn't")
+    return status
+
+
+def lock_file(directory: str) -> os.stat_result | None:
+    """Return the status of `lock.mdb`, or None if there is none.  Raise CorruptStore if it can't be one."""
+    status = regular_file(os.path.join(directory, "lock.mdb"))
+    if status is not None and status.st_size > LARGEST_LOCK:
+        raise CorruptStore(
+            f"{directory}/lock.mdb is no lock file of LMDB: delete it while nobody uses the session"
+        )
     return status
 
 
@@ -71,15 +82,11 @@ def check_before_opening(directory: str, *, verify: bool | None) -> bool:
 def _check(directory: str, verify: bool | None) -> bool:
     path = os.path.join(directory, "data.mdb")
     status = regular_file(path)
-    lock = regular_file(os.path.join(directory, "lock.mdb"))
+    lock_file(directory)
     if status is None:
         raise CorruptStore(f"{path} is missing; restore it from a backup")
     if status.st_size == 0:
         raise CorruptStore(f"{path} is empty; restore it from a backup")
-    if lock is not None and lock.st_size > _LARGEST_LOCK:
-        raise CorruptStore(
-            f"{directory}/lock.mdb is no lock file of LMDB: delete it while nobody uses the session"
-        )
     missing = missing_bytes(path)
     if verify is False or (verify is None and not missing and is_ours(directory)):
         return False

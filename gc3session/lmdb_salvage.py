@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 from collections.abc import Callable, Iterator
 from struct import Struct
 from struct import error as struct_error
@@ -18,8 +17,10 @@ from sys import byteorder
 
 from .checked_records import Fault, record_found, schema_found, unframed
 from .errors import CorruptStore, UnknownFormat
-from .filesystem import is_holes
+from .filesystem import is_holes, sync_directory
 from .lmdb_contents import LmdbContents, opened_regular
+from .lmdb_copying import give_owner
+from .lmdb_origin import mark_as_ours
 from .lmdb_pages import (
     BIG,
     DUP,
@@ -39,6 +40,7 @@ from .lmdb_pages import (
 from .lmdb_structure import check_structure, trees_of
 from .numbers_set import Numbers
 from .tables import MEMBERS, META, RECORDS, SCHEMAS, SESSIONS, SET_TABLES, STATES, Item, Salvaged, Tables, Writer
+from .temporaries import delete_leftovers, delete_tree, temporary_name
 
 _BATCH = 20_000
 _PIECE = 1 << 22
@@ -353,42 +355,43 @@ def _remains(fd: int, page_size: int, key_size: int) -> Iterator[Item]:
                 at = piece.find(kind, at + 1)
 
 
+def readable(directory: str, listed: Numbers) -> Salvaged:
+    """Return what can be read of the data file in *directory*."""
+    path = os.path.join(directory, "data.mdb")
+    with opened_regular(path) as file:
+        return Salvage(path, file.fileno(), listed).fill(None)
+
+
 def rebuild(
     directory: str,
     make: Callable[[str], Tables],
     keep: Callable[[str], None],
     listed: Numbers,
-    *,
-    dry_run: bool,
+    finish: Callable[[Tables, Salvaged], None],
 ) -> Salvaged:
     """Put in place of the data file in *directory* a new one, with all that can be read of the old one.
 
-    *make* gives the tables at a path; *keep* is called with the path of the old file and makes sure
-    that it stays.  The new file comes into its place by one renaming.
+    *make* gives the tables at a path; *finish* makes them what they should be; *keep* is called with the
+    path of the old file and makes sure that it stays.  The new file comes into its place by one
+    renaming.  Nobody else may have the environment open.
     """
     path = os.path.join(directory, "data.mdb")
-    with opened_regular(path) as file:
-        salvage = Salvage(path, file.fileno(), listed)
-        if dry_run:
-            return salvage.fill(None)
-        temporary = f"{directory}.{os.getpid()}.{secrets.token_hex(4)}.tmp"
-        tables = make(temporary)
-        try:
-            found = salvage.fill(tables)
+    delete_leftovers(directory)
+    temporary = temporary_name(directory)
+    try:
+        with contextlib.closing(make(temporary)) as tables, opened_regular(path) as file:
+            found = Salvage(path, file.fileno(), listed).fill(tables)
             tables.write(lambda writer: None)  # made even where nothing was found
-        finally:
-            tables.close()
+            finish(tables, found)
+        new = os.path.join(temporary, "data.mdb")
+        give_owner(new, path)
         keep(path)
         lock = os.path.join(directory, "lock.mdb")
         if os.path.lexists(lock):
             os.unlink(lock)
-        os.rename(os.path.join(temporary, "data.mdb"), path)
-        for name in os.listdir(temporary):
-            os.unlink(os.path.join(temporary, name))
-        os.rmdir(temporary)
-        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
-        return found
+        os.rename(new, path)
+        sync_directory(directory)
+        mark_as_ours(directory)
+    finally:
+        delete_tree(temporary)
+    return found

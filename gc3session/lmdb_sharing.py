@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Final
 
 from .errors import StoreInUse, WriteError
+from .filesystem import is_regular
 
 _LOCKS: Final = Path("/proc/locks")
 _LOCK_LINE: Final = re.compile(r"\d+: (?:FLOCK|POSIX) +\S+ +\S+ (\d+) [0-9a-f]+:[0-9a-f]+:(\d+) ")
@@ -52,12 +53,16 @@ def share(directory: str) -> int:
 def alone_with(directory: str) -> Iterator[None]:
     """Within `with`, nobody opens the environment; this process must have it closed.
 
-    Raise StoreInUse at once if another process has it open.
+    Raise StoreInUse at once if another process has it open.  Where `lock.mdb` is missing, or is no
+    file, nobody can hold a lock on it.
     """
+    lock = os.path.join(directory, "lock.mdb")
     with contextlib.ExitStack() as stack:
-        for path, flags in ((directory, os.O_RDONLY | os.O_DIRECTORY), (f"{directory}/lock.mdb", os.O_RDWR)):
+        for path, flags in ((directory, os.O_RDONLY | os.O_DIRECTORY), (lock, os.O_RDWR)):
+            if path == lock and not is_regular(path):
+                continue
             try:
-                fd = os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC)
+                fd = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
                 stack.callback(os.close, fd)
                 if path == directory:
                     fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -65,20 +70,20 @@ def alone_with(directory: str) -> Iterator[None]:
                     fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1)
             except OSError as error:
                 if error.errno in _BUSY:
-                    raise _in_use(directory) from error
+                    raise in_use(directory) from error
                 raise WriteError(
-                    f"{path} can't be locked ({error.strerror}), so its data file can't be replaced; nothing was"
-                    " changed"
+                    f"{path} can't be locked ({error.strerror}), so its data file can't be replaced, and was not"
                 ) from error
         yield
 
 
-def _in_use(directory: str) -> StoreInUse:
-    pids = users(directory)
+def in_use(directory: str, *, here: bool = False) -> StoreInUse:
+    """Return the error that tells who has the environment open: other processes, or with *here* this one."""
+    pids = (os.getpid(),) if here else users(directory)
     who = f"by process {', '.join(map(str, pids))}" if pids else "by another process"
     return StoreInUse(
-        f"{directory} is open {who}; its file can't be replaced meanwhile, and nothing was changed. Close it there,"
-        " and try again",
+        f"{directory} is open {who}{', this one' if here else ''}; its data file can't be replaced meanwhile, and"
+        " was not. Close it there, and try again",
         pids,
     )
 

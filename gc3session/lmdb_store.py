@@ -20,6 +20,7 @@ from .lmdb_environment import (
     Panic,
     Transaction,
     acquire,
+    alone_in,
     discard,
     release,
     translated,
@@ -277,12 +278,23 @@ class LmdbTables(Tables):
 
         return schemas_in(self.path)
 
-    def rebuild(self, keep: Callable[[str], None], listed: Numbers, *, dry_run: bool) -> Salvaged | None:
-        from .lmdb_salvage import rebuild
+    def alone(self) -> AbstractContextManager[None]:
+        return alone_in(self.path)
 
-        return rebuild(
-            self.path, lambda path: LmdbTables(path, map_size=self._map_size), keep, listed, dry_run=dry_run
-        )
+    def rebuild(
+        self,
+        keep: Callable[[str], None],
+        listed: Numbers,
+        finish: Callable[[Tables, Salvaged], None],
+        *,
+        dry_run: bool,
+    ) -> Salvaged | None:
+        from .lmdb_salvage import readable, rebuild
+
+        if dry_run:
+            return readable(self.path, listed)
+        with self.alone():
+            return rebuild(self.path, lambda path: LmdbTables(path, map_size=self._map_size), keep, listed, finish)
 
     def get(self, table: str, key: bytes) -> bytes | None:
         env = self._env

@@ -3,11 +3,12 @@
 The order is such that a repair may be ended at any moment, and done again::
 
     1. what is no regular file where one should be is moved to `damaged/`
-    2. the store: a data file whose structure is damaged is made anew from what can be read of it;
-       the old one has a second name in `damaged/` before the new one takes its place
-    3. the tables, in one transaction; what leaves them is in `damaged/` before
-    4. `store.url` and `created`, if they are missing
-    5. the mirror, as at any opening
+    2. the tables, in one transaction; what leaves them is in `damaged/` before.  Where the structure of
+       the data file is damaged that is done in a new one, made from what can be read of it:
+       what the mirror alone still knows is in it before it takes the place of the old one,
+       which has a second name in `damaged/` then
+    3. `store.url` and `created`, if they are missing
+    4. the mirror, as at any opening
 """
 
 from __future__ import annotations
@@ -30,14 +31,24 @@ from .checked_records import Fault
 from .checking import check_session
 from .codec import parse_id
 from .directory import SessionDirectory
-from .errors import CorruptStore, DamagedSession, InvalidArgument, MirrorWarning, UnknownFormat, WriteError
+from .errors import (
+    CorruptStore,
+    DamagedSession,
+    InvalidArgument,
+    MirrorWarning,
+    OpenError,
+    UnknownFormat,
+    WriteError,
+)
 from .filesystem import opened_regular, sync_directory, write_durably
 from .index import Index
+from .lmdb_files import LARGEST_LOCK
 from .mending import Known, Mending
 from .mirror import Mirror
 from .numbers_set import Numbers
 from .store import make_store, make_tables
-from .tables import SESSIONS, Tables, Writer
+from .tables import SESSIONS, Salvaged, Tables, Writer
+from .temporaries import delete_leftovers
 
 DAMAGED: Final = "damaged"
 """The directory in a session's directory where what could not be read is put."""
@@ -68,10 +79,10 @@ def repair_session(path: str | os.PathLike[str], *, dry_run: bool = False, **sto
 
     What can be mended without loss is: the mirror, the index, counters, missing files.  A record
     or schema that can't be read is put aside in the directory `damaged` of the session, and so
-    is a data file that had to be made anew.  No task that can be read is lost.  No other program
-    may use the session meanwhile if its data file must be made anew.
+    is a data file that had to be made anew.  No task that can be read is lost.
 
-    Raise NotASession if there is none, OpenError or WriteError if it can't be mended.
+    Raise NotASession if there is none, StoreInUse if the store's files must be replaced and another
+    program (or this one) has them open, OpenError or WriteError if it can't be mended.
     """
     directory = SessionDirectory(path)
     with contextlib.suppress(DamagedSession):
@@ -83,7 +94,7 @@ def is_lock(path: str) -> bool:
     """Return whether *path* can be LMDB's lock file, or isn't there."""
     try:
         status = os.lstat(path)
-        if not stat.S_ISREG(status.st_mode):
+        if not stat.S_ISREG(status.st_mode) or status.st_size > LARGEST_LOCK:
             return False
         with open(path, "rb") as file:
             head = file.read(8)
@@ -91,6 +102,15 @@ def is_lock(path: str) -> bool:
         return True
     # It begins with LMDB's magic number and the version of the lock's format; one of zeros is new.
     return not head.strip(b"\0") or head[:4] == LOCK_MAGIC
+
+
+def _knows(tables: Tables, identity: bytes) -> bool:
+    """Return whether a session of that identity is in the store, as far as that can be read."""
+    try:
+        with tables.contents(lambda told: None) as contents:
+            return any(key == identity for key, _ in contents.walk(SESSIONS))
+    except OpenError:
+        return False
 
 
 class _Repair:
@@ -112,6 +132,8 @@ class _Repair:
     def run(self) -> Repaired:
         directory = self._directory
         try:
+            if not self._dry_run:
+                self._delete_leftovers()
             self._kinds = {finding.kind for finding in check_session(directory.path, **self._options)}
             if not self._kinds:
                 return Repaired([], [], self._dry_run)
@@ -173,16 +195,32 @@ class _Repair:
         name = os.path.basename(path)
         self._aside.append(name)
         place = self._free_name(name)
-        try:
-            os.link(path, place)
-        except OSError:  # another filesystem, or one without links
-            temporary = f"{place}.tmp"
-            shutil.copyfile(path, temporary)
-            os.rename(temporary, place)
+        if not any(
+            os.path.samestat(entry.stat(follow_symlinks=False), os.lstat(path))
+            for entry in os.scandir(self._place)
+        ):
+            try:
+                os.link(path, place, follow_symlinks=False)
+            except OSError:  # another filesystem, or one without links
+                self._copy(path, place)
         sync_directory(self._place)
         sync_directory(self._directory.path)
 
+    def _copy(self, path: str, place: str) -> None:
+        temporary = self._free_name(f"{os.path.basename(place)}.{os.getpid()}.tmp")
+        with opened_regular(path) as source, open(temporary, "xb") as target:  # never through a link
+            shutil.copyfileobj(source, target)
+            os.fsync(target.fileno())
+        os.rename(temporary, place)
+
     # -- the files
+
+    def _delete_leftovers(self) -> None:
+        """Delete what was written under temporary names by a process that was killed, such as another repair."""
+        directory = self._directory
+        delete_leftovers(os.path.join(directory.path, directory.DEFAULT_JOBS_DIR))
+        for name in (*directory.TIMESTAMP_FILES.values(), directory.INDEX_FILENAME, directory.STORE_URL_FILENAME):
+            delete_leftovers(os.path.join(directory.path, name), files=True)
 
     def _move_what_is_no_file(self) -> None:
         directory = self._directory
@@ -216,11 +254,18 @@ class _Repair:
             return own, identity
         try:
             there = tables.exists()
+            known = directory.holds(url) or not url.startswith("lmdb:") or (there and _knows(tables, identity))
         finally:
             tables.close()
         if not there and os.path.lexists(os.path.join(directory.path, directory.DEFAULT_JOBS_DIR)):
             self._wrong_url = True
             return own, identity
+        if not known:  # whoever made the directory wrote what he liked into `store.url`
+            raise DamagedSession(
+                f"{directory.url_file} leads to {url}, which is missing, unreadable or doesn't know this session,"
+                f" and what is outside its directory stays as it is. If it is its store, move it to {directory.DEFAULT_JOBS_DIR} in"
+                f" {directory.path}, and repair the session again"
+            )
         return url, identity
 
     def _mend_files(self, identity: bytes) -> None:
@@ -231,7 +276,11 @@ class _Repair:
             self._wrong_url = not self._no_store or not self._dry_run
         if self._wrong_url:
             if os.path.lexists(directory.url_file):
-                self._move_aside(directory.url_file, "it doesn't lead to this session's store")
+                self._tell(f"{directory.STORE_URL_FILENAME}: it doesn't lead to this session's store; put aside")
+                if self._dry_run:
+                    self._aside.append(directory.STORE_URL_FILENAME)
+                else:  # it is never missing meanwhile: it may be the only one that knows the identity
+                    self._keep(directory.url_file)
             self._tell(f"{directory.STORE_URL_FILENAME}: made again, for {directory.DEFAULT_JOBS_DIR}")
             if not self._dry_run:
                 line = f"lmdb:{quote(directory.DEFAULT_JOBS_DIR)}#{identity.hex()}\n"
@@ -274,12 +323,8 @@ class _Repair:
             self._forget_mirror()
             return identity or secrets.token_bytes(16)
         if self._is_damaged(tables):
-            self._rebuild(tables)
-            if self._dry_run:
-                return identity or secrets.token_bytes(16)
-        identity = self._identity(tables, identity)
-        self._mend_tables(tables, identity)
-        return identity
+            return self._rebuild(tables, identity)
+        return self._mend_tables(tables, identity)
 
     def _read_mirror(self) -> None:
         """Note which Ns the mirror lists, and which of them stand after greater ones."""
@@ -308,12 +353,9 @@ class _Repair:
         path = getattr(tables, "path", None)
         if path is None:
             return False
-        if not os.path.isdir(path):
-            self._move_of_store(path, path, "it is not the directory of a store")
-            return True
         lock = os.path.join(path, "lock.mdb")
         if not is_lock(lock):
-            self._move_of_store(path, lock, "it is not a lock of LMDB's; the next opening makes one")
+            self._move_of_store(tables, lock, "it is not a lock of LMDB's; the next opening makes one")
         try:
             status = os.lstat(os.path.join(path, "data.mdb"))
         except FileNotFoundError:
@@ -322,18 +364,18 @@ class _Repair:
             if stat.S_ISREG(status.st_mode) and status.st_size:
                 return False
             why = "its data.mdb is empty" if stat.S_ISREG(status.st_mode) else "its data.mdb is no regular file"
-        self._move_of_store(path, path, why)
+        self._move_of_store(tables, path, why)
         return True
 
-    def _move_of_store(self, store: str, path: str, why: str) -> None:
-        """Move aside *path*, of the store in the directory *store*, if that is the session's own."""
-        own = os.path.realpath(self._directory.path)
-        if os.path.commonpath([own, os.path.realpath(store)]) != own:
+    def _move_of_store(self, tables: Tables, path: str, why: str) -> None:
+        """Move aside *path*, of a store that is the session's own.  Raise StoreInUse if somebody has it open."""
+        if not self._directory.holds(tables.url):
             raise DamagedSession(
                 f"{path}: {why}. {self._directory.url_file} leads there, and what is outside the session's directory"
                 f" stays as it is: correct that file, or restore the store from a backup"
             )
-        self._move_aside(path, why)
+        with contextlib.nullcontext() if self._dry_run else tables.alone():
+            self._move_aside(path, why)
 
     def _is_damaged(self, tables: Tables) -> bool:
         faults: list[str] = []
@@ -344,17 +386,29 @@ class _Repair:
             faults.append(str(error))
         return bool(faults)
 
-    def _rebuild(self, tables: Tables) -> None:
-        found = tables.rebuild(self._keep, self._listed, dry_run=self._dry_run)
+    def _rebuild(self, tables: Tables, identity: bytes | None) -> bytes:
+        """Have the store made anew; return the session's identity."""
+        told = identity
+
+        def finish(new: Tables, found: Salvaged) -> None:
+            nonlocal told
+            self._from_mirror = not found.members
+            self._tell_of(found)
+            told = self._mend_tables(new, identity)
+
+        found = tables.rebuild(self._keep, self._listed, finish, dry_run=self._dry_run)
         if found is None:
             raise CorruptStore(
                 f"{tables.url} is damaged, and can't be made anew from here: restore it from a backup"
             )
-        self._from_mirror = not found.members
-        told = f", {found.lost:,} of them from pages that nothing led to any more" if found.lost else ""
-        self._tell(f"the data file is made anew: {found.records:,} records that can be read{told}")
         if self._dry_run:
+            self._tell_of(found)
             self._aside.append("data.mdb")
+        return told or secrets.token_bytes(16)
+
+    def _tell_of(self, found: Salvaged) -> None:
+        lost = f", {found.lost:,} of them from pages that nothing led to any more" if found.lost else ""
+        self._tell(f"the data file is made anew: {found.records:,} records that can be read{lost}")
 
     def _identity(self, tables: Tables, told: bytes | None) -> bytes:
         """Return the identity of the session whose mirror is here; *told* is that of `store.url`.
@@ -392,7 +446,9 @@ class _Repair:
         self._wrong_url = True
         return rows[0].identity
 
-    def _mend_tables(self, tables: Tables, identity: bytes) -> None:
+    def _mend_tables(self, tables: Tables, identity: bytes | None) -> bytes:
+        """Set the tables right; return the session's identity."""
+        identity = self._identity(tables, identity)
         done, aside = len(self._done), len(self._aside)
 
         def run(writer: Writer | None) -> None:
@@ -409,6 +465,7 @@ class _Repair:
                 run(None)
             else:
                 tables.write(run)
+        return identity
 
     def _listed_numbers(self) -> Iterator[int]:
         if self._from_mirror:

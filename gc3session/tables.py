@@ -22,7 +22,7 @@ from __future__ import annotations
 import struct
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, ClassVar, Final, NamedTuple, TypeVar
 
 from .errors import InvalidArgument
@@ -321,15 +321,32 @@ class Tables(ABC):
         """Give items of the table `schemas`, also old ones, that stand anywhere in the store; here none."""
         return iter(())
 
-    def rebuild(self, keep: Callable[[str], None], listed: Numbers, *, dry_run: bool) -> Salvaged | None:
+    def alone(self) -> AbstractContextManager[None]:
+        """Return what keeps others from the store's files: within `with`, nobody has them open.
+
+        Raise StoreInUse if somebody has; here there are no files.
+        """
+        return nullcontext()
+
+    def rebuild(
+        self,
+        keep: Callable[[str], None],
+        listed: Numbers,
+        finish: Callable[[Tables, Salvaged], None],
+        *,
+        dry_run: bool,
+    ) -> Salvaged | None:
         """Make the store anew from what can be read of it, where its structure is damaged.
 
         Args:
             keep: called with the path of a file that is about to be replaced; it makes sure that it stays.
             listed: the Ns that the session is known to have.
+            finish: called with the new tables before they take the place of the old ones: what it
+                does to them is there with them or not at all.
             dry_run: only tell what is there.
 
         Return None if that can't be done, as here: such a store has no structure that could be read.
+        Raise StoreInUse if another process has the store open.
         """
         return None
 

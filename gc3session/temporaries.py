@@ -17,14 +17,19 @@ def temporary_name(path: str) -> str:
     return f"{path}.{os.getpid()}.{secrets.token_hex(4)}.tmp"
 
 
-def delete_leftovers(path: str) -> None:
-    """Delete what processes that are dead had begun to make at *path*."""
+def delete_leftovers(path: str, *, files: bool = False) -> None:
+    """Delete what processes that are dead had begun to make at *path*: a directory, or with *files* a file."""
     parent, name = os.path.split(path)
-    pattern = re.compile(rf"{re.escape(name)}\.(\d+)\.[0-9a-f]+\.tmp")
+    pattern = re.compile(
+        rf"{re.escape(name)}(?:\.(\d+)\.[0-9a-f]+\.tmp)+"
+    )  # what is made there may be made so, too
     for other in os.listdir(parent) if os.path.isdir(parent) else ():
         match = pattern.fullmatch(other)
         if match and not os.path.exists(f"/proc/{match[1]}"):
-            delete_tree(os.path.join(parent, other))
+            left = os.path.join(parent, other)
+            delete_tree(left)
+            if files and os.path.isfile(left) and not os.path.islink(left):
+                os.unlink(left)
 
 
 def delete_tree(directory: str) -> None:

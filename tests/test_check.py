@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import inspect
 import os
+import re
 import shutil
 import struct
 import sys
@@ -380,6 +381,15 @@ def test_two_sessions_can_not_both_have_added_a_record_first(tmp_path: Path) -> 
     assert "two sessions have it" in str(found(tmp_path / "a"))
 
 
+def test_store_elsewhere_that_is_missing_or_does_not_know_the_session_is_found(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        Session(tmp_path / name, store_or_url=tmp_path / f"store of {name}").close()
+    url = tmp_path / "a" / "store.url"
+    for other in ("store%20of%20b", "nothing"):
+        url.write_text(re.sub(r"store%20of%20a|store%20of%20b", other, url.read_text()))
+        assert [(f.kind, f.where) for f in found(tmp_path / "a")] == [("directory", "store.url")]
+
+
 def _sites() -> Iterator[tuple[str, int]]:
     """Give each place in the check's code that makes a finding."""
     for module in (checking, checked_index, checked_mirror):
@@ -394,10 +404,12 @@ def test_each_check_is_needed_by_one_of_these_tests(path: Path, tmp_path: Path) 
     reached.clear()
     (tmp_path / "1").mkdir()
     (tmp_path / "2").mkdir()
+    (tmp_path / "3").mkdir()
     test_each_fault_of_the_tables_is_found_once_and_mended(path, tmp_path / "1")
     test_each_fault_of_the_files_is_found_and_mended(path, tmp_path / "1")
     test_two_sessions_can_not_both_have_added_a_record_first(tmp_path / "2")
     test_reference_to_a_missing_record_is_counted_and_a_finding_only_if_asked(path)
+    test_store_elsewhere_that_is_missing_or_does_not_know_the_session_is_found(tmp_path / "3")
     lines = {}
     for file, line in _sites():
         lines[Path(file).name, line] = any(file == f and line <= at <= line + 8 for f, at in reached)

@@ -11,8 +11,8 @@ _SUMMARY = """Mend SESSION without loss, and put aside what can't be read, with 
 
 session_ids.txt, the index and the counters are made what the records say; missing files are made again.
 A record that can't be read goes to the directory 'damaged' in SESSION.  If the data file's structure is
-damaged, a new one is made from what can be read, and the old one goes there, too; no other program may
-use the session then.
+damaged, a new one is made from what can be read, and the old one goes there, too; if another process has
+the store open then, its number is told and the file stays as it is.
 
 A repair that was interrupted is simply done again.
 

@@ -135,8 +135,13 @@ def sync_file(path: str) -> None:
 def touch(path: str | os.PathLike[str], time_ns: int) -> None:
     """Set the time of change of a file, which is made if it is missing.  A symbolic link is not followed.
 
+    Of a file that has other names, too (hard links), a copy takes its place first: theirs keeps its time.
     Raise OSError, or OverflowError for a time that the system doesn't have.
     """
+    if os.path.lexists(path) and os.lstat(path).st_nlink > 1:
+        with opened_regular(path) as file:
+            contents = file.read()
+        write_durably(os.fspath(path), contents)
     flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     fd = os.open(path, flags, 0o666)
     try:

@@ -164,6 +164,8 @@ class Mirror:
                 kept, former = behind.size, behind.time
             else:
                 change = change._replace(anew=True)
+        if self._has_other_names():
+            change = change._replace(anew=True)
         if change.anew:
             try:
                 self._write_anew(writer, after)
@@ -195,6 +197,10 @@ class Mirror:
         if end < row.size:
             lines.append(" " * (row.size - end - 1) + "\n")
         return "".join(lines).encode()
+
+    def _has_other_names(self) -> bool:
+        """Return whether what is written into the file would change another one, too: a hard link."""
+        return os.path.lexists(self.path) and os.lstat(self.path).st_nlink > 1
 
     def _time_of_change(self) -> int:
         return os.lstat(self.path).st_mtime_ns if os.path.lexists(self.path) else 0
@@ -236,7 +242,7 @@ class Mirror:
                 os.utime(self._temporary, ns=(self._time, self._time))
                 os.rename(self._temporary, self.path)
                 return
-            fd = os.open(self.path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            fd = os.open(self.path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
             try:
                 _write_at(fd, change.text, self._end)
                 for offset, length in change.blanks:

@@ -124,6 +124,8 @@ class Session(SessionBase):
                     store.close()
                 former = identity
                 location, identity = directory.moved(moved, write=False)
+                if location.startswith("lmdb:") and not directory.holds(location):
+                    self._check_known(location, identity, store_options)
                 store = make_store(location, read_only=read_only, batch_bytes=batch_bytes, **store_options)
                 owned = True
                 if not read_only:

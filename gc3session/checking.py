@@ -129,11 +129,12 @@ class _Work:
                 return
         try:
             tables = self._tables or make_tables(url, read_only=True, **self._options)
+            there = tables.exists()
         except InvalidArgument as error:
             yield Finding("directory", directory.STORE_URL_FILENAME, str(error))
             return
         try:
-            if tables.exists():
+            if there:
                 yield from self._check_store(tables, identity)
             else:
                 yield from self._check_no_store(url)
@@ -210,7 +211,9 @@ class _Work:
         version = contents.get(META, b"format")
         if version != msgpack.packb(_FORMAT):
             yield Finding(
-                "format", "meta", f"the format is {version!r}; this version of gc3session knows {_FORMAT} only"
+                "format",
+                "meta",
+                f"the format is {version!r}; this version of gc3session knows {_FORMAT} only: upgrade gc3session",
             )
             return
         if len(contents.get(META, b"store") or b"") != 16:

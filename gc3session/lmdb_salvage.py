@@ -214,7 +214,10 @@ class Salvage:
                 batch.put(table, key, data)
         self._fill_members(batch, len(rows))
         batch.write()
-        return Salvaged(records + lost, lost, self.members)
+        told = f"the data file is made anew: {records + lost:,} records that can be read"
+        if lost:
+            told += f", {lost:,} of them from pages that nothing led to any more"
+        return Salvaged(told, self.members, "data.mdb")
 
     def _fill_from_remains(self, batch: _Batch, known: Numbers, found: Numbers, strays: dict[int, int]) -> int:
         """Put records in that are known and stand in no page that can be read as one; return how many."""

@@ -265,13 +265,13 @@ class LmdbTables(Tables):
         progress: Callable[[int, int], None] = lambda done, total: None,
         held: Callable[[], None] = lambda: None,
         *,
-        alone: bool = False,
+        alone: Writer | None = None,
     ) -> AbstractContextManager[Contents]:
         from .lmdb_contents import contents  # only checks and repairs need it
 
         if self._closed:
             raise ClosedError(f"the store {self.url} is closed")
-        return contents(self.path, problem, progress, held, map_size=self._map_size, alone=alone)
+        return contents(self.path, problem, progress, held, map_size=self._map_size, alone=alone is not None)
 
     def copies(self) -> Iterator[Item]:
         from .lmdb_salvage import schemas_in

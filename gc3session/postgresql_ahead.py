@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import psycopg
 
-from .postgresql_connections import Connection
+from .postgresql_errors import Connection
 from .postgresql_tables import COPY_END, COPY_HEAD, rows_to_copy
 from .tables import Ahead, Item, Writer
 

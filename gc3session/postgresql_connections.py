@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import re
 import threading
 import time
 import weakref
@@ -15,21 +16,12 @@ import psycopg
 from psycopg import pq
 from psycopg.conninfo import make_conninfo
 
-from .errors import (
-    AccessDenied,
-    CorruptStore,
-    Error,
-    InvalidArgument,
-    ReadOnlyError,
-    StoreFull,
-    StoreUnreachable,
-    WriteError,
-)
+from .errors import AccessDenied, Error, InvalidArgument, StoreUnreachable
 from .forks import ENVIRONMENTS, at_fork
 from .postgresql_address import Address
+from .postgresql_errors import Connection, is_lost, translated
 
-Connection = psycopg.Connection[tuple[Any, ...]]
-
+_AT_FIRST: Final = 5.0  # seconds to wait, at most, for a server that has not been reached before
 _IDLE: Final = 4  # connections that are kept open for the next transactions
 
 # Commits wait for the server's disk, whatever the site's default.
@@ -37,18 +29,9 @@ _DURABLE: Final = (
     b"SELECT set_config('synchronous_commit', 'on', false)"
     b" WHERE current_setting('synchronous_commit', true) = 'off'"
 )
-_FULL: Final = ("53100", "53200", "53400")
-_DENIED: Final = ("42501", "28000", "28P01")
-_DAMAGED: Final = ("XX001", "XX002")
-_READ_ONLY: Final = "25006"
-_CANCELED: Final = "57014"
-AGAIN: Final = ("40001", "40P01")
-"""Of a transaction that could not be put in an order with others: it runs again."""
-
-
-def is_lost(connection: Connection) -> bool:
-    """Return whether the server, or the way to it, is gone."""
-    return bool(connection.closed or connection.pgconn.status == pq.ConnStatus.BAD)
+# libpq hands on no code of a refused connection.  In another language it is taken for a missing right.
+_TOO_MANY: Final = re.compile("too many|connection slots|no more connections")
+_PERSONAL: Final = ("user", "password", "dbname", "options")
 
 
 def tells_states(connection: Connection) -> bool:
@@ -58,31 +41,6 @@ def tells_states(connection: Connection) -> bool:
     """
     status = connection.pgconn.parameter_status
     return status(b"crdb_version") is None and b"-YB-" not in (status(b"server_version") or b"")
-
-
-def translated(error: psycopg.Error, connection: Connection | None, url: str) -> Error:
-    """Return our exception for one of the server's."""
-    told = f"{url}: PostgreSQL says: {str(error).strip()}"
-    state = error.sqlstate or ""
-    if state in _FULL:
-        return StoreFull(
-            f"{told}; nothing of this transaction was written; make room on the server and flush again"
-        )
-    if state in _DENIED:
-        return AccessDenied(f"{told}; ask the owner of the database for the right, or use another user")
-    if state == _READ_ONLY:
-        return ReadOnlyError(
-            f"{told}; open the session with read_only=True, or name the primary server in the URL"
-        )
-    if state in _DAMAGED:
-        return CorruptStore(f"{told}; restore the database from a backup")
-    if state == _CANCELED:
-        return WriteError(f"{told}; raise the server's statement_timeout, or write smaller batches (batch_bytes)")
-    if connection is None or is_lost(connection):
-        return StoreUnreachable(
-            f"{told}; nothing of this transaction was written; try again once the server is up"
-        )
-    return WriteError(f"{told}; nothing of this transaction was written")
 
 
 class Patience:
@@ -102,6 +60,34 @@ class Patience:
         return True
 
 
+class _Refused(Exception):
+    """A connection could not be made.
+
+    Attributes:
+        error: what to tell the user.
+        passes: whether another attempt may succeed soon, though nobody changes anything.
+    """
+
+    def __init__(self, error: Error, passes: bool) -> None:
+        super().__init__(error)
+        self.error = error
+        self.passes = passes
+
+
+def _said_of_each(error: psycopg.Error) -> str:
+    """Return why a connection failed on one line; if there were several attempts, why each did."""
+    lines = [line for line in str(error).splitlines() if line and not line[0].isspace()]  # the others are hints
+    lines = [line.removeprefix("- ") for line in lines if line.startswith("- ")] or lines
+    # With and without TLS the same may be said.
+    return "; ".join(dict.fromkeys(line.removeprefix("connection failed: ") for line in lines))
+
+
+def _without_tls(options: dict[str, Any]) -> dict[str, Any]:
+    """Return options to ask the server whether it is up, without TLS and without telling it who asks."""
+    kept = {key: value for key, value in options.items() if not key.startswith("ssl") and key not in _PERSONAL}
+    return {**kept, "sslmode": "disable", "user": "gc3session", "dbname": "gc3session"}
+
+
 class Connections:
     """The connections of one store in this process.
 
@@ -112,9 +98,11 @@ class Connections:
 
     def __init__(self, address: Address, patience: float) -> None:
         self._conninfo = make_conninfo("", **address.options)
+        self._plain = make_conninfo("", **_without_tls(address.options))
         self._url = address.url
         self.patience = patience
         self._known = False  # whether the server has been reached before
+        self._ended = False
         self._idle: list[Connection] = []
         self._open: set[Connection] = set()
         self._lock = threading.Lock()
@@ -128,14 +116,16 @@ class Connections:
         idle = self.take_idle()
         if idle is not None:
             return idle
-        patience = Patience(self.patience if self._known else 0)
+        # At first only for a server that is there, but has no connection left, or is about to start.
+        patience = Patience(self.patience if self._known else min(self.patience, _AT_FIRST))
         while True:
             try:
                 connection = self._connect()
                 break
-            except (StoreUnreachable, AccessDenied):  # a server that is starting refuses, too
-                if not patience.wait():
-                    raise
+            except _Refused as refused:
+                failure = refused
+            if not (self._known or failure.passes) or not patience.wait():
+                raise failure.error
         self._known = True
         return connection
 
@@ -150,38 +140,65 @@ class Connections:
                 connection = psycopg.connect(self._conninfo, autocommit=True)
             except psycopg.Error as error:
                 failure = self._refused(error)
-                if last or isinstance(failure, StoreUnreachable):
+                if last or isinstance(failure.error, StoreUnreachable):
                     raise failure from None  # libpq's exception holds the password
                 continue  # it may have been starting when it refused
             self._open.add(connection)
             try:
                 connection.execute(_DURABLE)
             except psycopg.Error as error:
-                failure = translated(error, connection, self._url)
+                failed = translated(error, connection, self._url, reading=True)
                 self.drop(connection)
-                raise failure from error
+                raise _Refused(failed, is_lost(connection)) from None
             return connection
         raise AssertionError
 
-    def _refused(self, error: psycopg.Error) -> Error:
+    def _refused(self, error: psycopg.Error) -> _Refused:
         """Return our exception for a failed connection; libpq has no code for why, but can ask."""
-        told = f"{self._url}: {str(error).strip().splitlines()[0]}"
+        told = f"{self._url}: {_said_of_each(error)}"
+        gone = StoreUnreachable(f"{told}; check host and port, and whether the server is up")
+        if isinstance(error, psycopg.errors.ConnectionTimeout):
+            return _Refused(gone, passes=False)
         answer = pq.PGconn.ping(self._conninfo.encode())
-        if answer == pq.Ping.OK:
-            return AccessDenied(
-                f"{told}; the server is up, but refuses the connection: check user, database, and the password"
-                " in ~/.pgpass, PGPASSWORD or the service file"
-            )
         if answer == pq.Ping.NO_ATTEMPT:
-            return InvalidArgument(f"{told}; correct the URL of the store")
-        return StoreUnreachable(f"{told}; check host and port, and whether the server is up")
+            raise InvalidArgument(f"{told}; correct the URL of the store") from None
+        if answer == pq.Ping.REJECT:
+            return _Refused(
+                StoreUnreachable(f"{told}; the server is starting or going down: try again in a moment"),
+                passes=True,
+            )
+        if answer == pq.Ping.NO_RESPONSE:
+            if pq.PGconn.ping(self._plain.encode()) == pq.Ping.NO_RESPONSE:
+                return _Refused(gone, passes=False)
+            return _Refused(
+                AccessDenied(
+                    f"{told}; the server is up, but there is no TLS connection as the URL asks for it: check"
+                    " sslmode, sslrootcert, sslcert and sslkey, and the name of the host in the server's certificate"
+                ),
+                passes=False,
+            )
+        if _TOO_MANY.search(told):
+            return _Refused(
+                StoreUnreachable(
+                    f"{told}; close programs that use it, or have max_connections, or the limit of the user or"
+                    " database, raised"
+                ),
+                passes=True,
+            )
+        return _Refused(
+            AccessDenied(
+                f"{told}; the server is up, but refuses the connection: check user, database, and the password in"
+                " ~/.pgpass, PGPASSWORD or the service file, or the certificate"
+            ),
+            passes=False,
+        )
 
     def give(self, connection: Connection) -> None:
         """Take back a connection; one that is lost, or in a transaction, is closed."""
         idle = pq.TransactionStatus.IDLE
         if not is_lost(connection) and connection.pgconn.transaction_status == idle:
             with self._lock:
-                if connection in self._open and len(self._idle) < _IDLE:
+                if connection in self._open and len(self._idle) < _IDLE and not self._ended:
                     self._idle.append(connection)
                     return
         self.drop(connection)
@@ -199,6 +216,11 @@ class Connections:
             yield connection
         finally:
             self.give(connection)
+
+    def end(self) -> None:
+        """Close all: those that are in use as soon as they are given back."""
+        self._ended = True
+        self.close()
 
     def close(self) -> None:
         """Close those that are not in use."""

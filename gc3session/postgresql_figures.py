@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
-from .errors import WriteError
+from .errors import OpenError, StoreUnreachable
 from .postgresql_address import Address
 from .postgresql_tables import Statements
 from .sizes import size_text
@@ -48,7 +48,9 @@ def figures(ask: Ask, address: Address, statements: Statements) -> list[Figure]:
 def _size(ask: Ask, statements: Statements) -> Figure:
     try:
         sizes = {table: int(size) for table, size in ask(statements("sizes"))}
-    except WriteError:  # the server is a relative of PostgreSQL that doesn't count this
+    except StoreUnreachable:
+        raise
+    except OpenError:  # the server is a relative of PostgreSQL that doesn't count this
         return Figure("tables", "unknown size: this server doesn't tell", {"bytes": None, "tables": []})
     total = sum(sizes.values())
     largest = sorted(sizes.items(), key=lambda item: -item[1])[:3]

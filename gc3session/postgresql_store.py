@@ -10,26 +10,29 @@ went through; if it succeeds, that one can never commit any more.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Final, TypeVar
 
 import psycopg
 from psycopg import errors as server
 
-from .errors import ClosedError, CommitUnknown, Error, ReadOnlyError, StoreUnreachable, UnknownFormat, WriteError
+from .errors import ClosedError, CommitUnknown, Error, ReadOnlyError, UnknownFormat, WriteError
+from .numbers_set import Numbers
 from .postgresql_address import address_of
 from .postgresql_ahead import PostgresqlAhead
-from .postgresql_connections import AGAIN, Connection, Connections, Patience, is_lost, translated
+from .postgresql_connections import Connections, Patience
+from .postgresql_errors import AGAIN, Connection, is_lost, translated
 from .postgresql_figures import figures
 from .postgresql_tables import LAYOUT, PostgresqlReader, PostgresqlWriter, Statements
-from .tables import Figure, NoTables, Reader, Tables, Writer
+from .tables import Contents, Figure, NoTables, Reader, Salvaged, Tables, Writer, no_progress
 
 T = TypeVar("T")
 
 DEFAULT_PATIENCE: Final = 60.0
 
 _BEGIN_READING: Final = b"BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"  # one state, and it never fails
-_BEGIN_WRITING: Final = b"BEGIN ISOLATION LEVEL SERIALIZABLE READ WRITE"
+_BEGIN_WRITING: Final = b"BEGIN ISOLATION LEVEL SERIALIZABLE"  # not READ WRITE: the site may forbid that
 _UNKNOWN: Final = "40003"  # the server itself can't say whether it has committed
 _MADE_BY_ANOTHER: Final = (
     server.UniqueViolation,
@@ -76,13 +79,13 @@ class _Reading:
             except psycopg.Error as failure:  # nothing was written, and all has been read
                 owner._connections.drop(connection)
                 if not is_lost(connection):
-                    raise translated(failure, connection, owner.url) from failure
+                    raise translated(failure, connection, owner.url, reading=True) from failure
             else:
                 owner._connections.give(connection)
             return
         owner._give_back(connection)
         if isinstance(error, psycopg.Error):
-            raise translated(error, connection, owner.url) from error
+            raise translated(error, connection, owner.url, reading=True) from error
 
 
 class PostgresqlTables(Tables):
@@ -141,9 +144,8 @@ class PostgresqlTables(Tables):
                     # Its own right is needed to make a schema, and none where the owner has made it.
                     if not connection.execute(self._statements("schema_is_there"), ()).fetchall():
                         connection.execute(self._statements.make_schema, ())
-                    with connection.transaction():
-                        for statement in self._statements.make:
-                            connection.execute(statement, ())
+                    for statement in (b"BEGIN", *self._statements.make, b"COMMIT"):
+                        connection.execute(statement, ())
                 except psycopg.Error as error:
                     again = isinstance(error, _MADE_BY_ANOTHER) or error.sqlstate in AGAIN or is_lost(connection)
                     if not again or not patience.wait():
@@ -163,7 +165,8 @@ class PostgresqlTables(Tables):
                 connection.execute(statement)
                 return connection
             except psycopg.Error as error:
-                failure = None if is_lost(connection) else translated(error, connection, self.url)
+                reading = statement is _BEGIN_READING
+                failure = None if is_lost(connection) else translated(error, connection, self.url, reading=reading)
                 self._connections.drop(connection)
                 if failure is not None:
                     raise failure from error
@@ -188,10 +191,62 @@ class PostgresqlTables(Tables):
                     return connection.execute(statement, parameters, binary=True).fetchall()
                 except psycopg.Error as error:
                     if not is_lost(connection):
-                        raise translated(error, connection, self.url) from error
+                        raise translated(error, connection, self.url, reading=True) from error
 
     def read(self) -> _Reading:
         return _Reading(self)
+
+    @contextmanager
+    def contents(
+        self,
+        problem: Callable[[str], None],
+        progress: Callable[[int, int], None] = no_progress,
+        held: Callable[[], None] = lambda: None,
+        *,
+        alone: Writer | None = None,
+    ) -> Iterator[Contents]:
+        """Do what `Tables.contents` does; below the tables there is how many values of each key are counted."""
+        if alone is not None:
+            assert isinstance(alone, PostgresqlWriter)
+            alone.keep_others_out()
+        with self.read() as reader:
+            assert isinstance(reader, PostgresqlReader)
+            _ = reader.serial  # the state is the one of the first statement
+            held()
+            for table, key, counted, there in reader.miscounted():
+                problem(
+                    f"of the key {key.hex()} of {table} {counted:,} values are counted, but there are {there:,}"
+                )
+            yield reader
+
+    def rebuild(
+        self,
+        keep: Callable[[str], None],
+        listed: Numbers,
+        finish: Callable[[Tables, Salvaged], None],
+        *,
+        dry_run: bool,
+    ) -> Salvaged:
+        """Count the values of the keys of set tables again."""
+
+        def unit(writer: PostgresqlWriter) -> int:
+            writer.keep_others_out()
+            wrong = list(writer.miscounted())
+            for table, key, _, there in wrong:
+                writer.recount(table, key, there)
+            return len(wrong)
+
+        if dry_run:
+            with self.read() as reader:
+                assert isinstance(reader, PostgresqlReader)
+                wrong = sum(1 for _ in reader.miscounted())
+        else:
+            wrong = self._transact(unit, _ignored)
+        told = f"counts: the values of {wrong:,} keys of members and states are counted again"
+        found = Salvaged(told, members=True, replaced="")
+        if not dry_run:
+            finish(self, found)
+        return found
 
     def get(self, table: str, key: bytes) -> bytes | None:
         if not self.exists():
@@ -226,6 +281,7 @@ class PostgresqlTables(Tables):
     ) -> T:
         """Do what `write` does; the first time in a transaction that has been begun, if there is one."""
         patience = Patience(self.patience)
+        self.doubt = None
         while True:
             connection, sent = begun or (self._begun(_BEGIN_WRITING), {})
             begun = None
@@ -278,13 +334,16 @@ class PostgresqlTables(Tables):
         """Return whether the transaction of a token, whose connection was lost, was committed."""
         try:
             return self._settle(token)
-        except StoreUnreachable as unreachable:
-            raise CommitUnknown(
-                f"{self.url}: the server was lost while it committed ({str(error).strip()}) and has not come back:"
-                " what was to be written is kept; the next call finds out whether it was, so call again"
-                " (flush) once the server is up",
+        except BaseException as failure:
+            self.doubt = CommitUnknown(
+                f"{self.url}: the server was lost while it committed ({' '.join(str(error).split())}), and can't be"
+                " asked what became of it: what was to be written is kept; the next call finds out whether it was,"
+                " so call again (flush) once the server is up",
                 lambda: self._settle(token),
-            ) from unreachable
+            )
+            if isinstance(failure, Error):
+                raise self.doubt from failure
+            raise
 
     def _settle(self, token: bytes) -> bool:
         """Return whether the transaction of a token went through; prevent it from now on if it did not."""
@@ -318,7 +377,7 @@ class PostgresqlTables(Tables):
         if not self._closed:
             self._forget_tokens()
         self._closed = True
-        self._connections.close()
+        self._connections.end()
 
     def _forget_tokens(self) -> None:
         """Delete the tokens of this program's commits, and what programs that were killed have left."""

@@ -22,8 +22,10 @@ from typing import Any, Final
 import psycopg
 from psycopg import sql
 
-from .postgresql_connections import Connection, is_lost, tells_states
-from .tables import PLAIN_TABLES, SET_TABLES, Item, Reader, Writer
+from .errors import CorruptStore
+from .postgresql_connections import tells_states
+from .postgresql_errors import Connection, is_lost
+from .tables import META, PLAIN_TABLES, SET_TABLES, Item, Reader, Writer
 from .values import RECORD_KEY
 
 LAYOUT: Final = 1
@@ -82,12 +84,24 @@ _SET = {
         " UPDATE {counts} SET n = n - (SELECT count(*) FROM gone) WHERE tab = {name} AND key = %b"
     ),
     "delete": "DELETE FROM {t} WHERE key = ANY(%b::bytea[])",
+    "next_key": "SELECT key FROM {t} WHERE key > %b ORDER BY key LIMIT 1",
+    "miscounted": (
+        "SELECT coalesce(c.key, v.key), coalesce(c.n, 0), coalesce(v.n, 0)"
+        " FROM (SELECT key, count(*) AS n FROM {t} GROUP BY key) AS v"
+        " FULL JOIN (SELECT key, n FROM {counts} WHERE tab = {name}) AS c ON c.key = v.key"
+        " WHERE coalesce(c.n, 0) <> coalesce(v.n, 0) ORDER BY 1"
+    ),
+    "recount": (
+        "INSERT INTO {counts} (tab, key, n) VALUES ({name}, %b, %b::bigint)"
+        " ON CONFLICT (tab, key) DO UPDATE SET n = excluded.n"
+    ),
     "uncount": "DELETE FROM {counts} WHERE tab = {name} AND key = ANY(%b::bytea[])",
     "copy": "COPY {t} (key, value) FROM STDIN (FORMAT BINARY)",
 }
 _OTHERS = {
     "commit": "INSERT INTO {commits} (token, through) VALUES (%b, true)",
     "prevent": "INSERT INTO {commits} (token, through) VALUES (%b, false)",
+    "keep_out": "LOCK TABLE {meta}, {records}, {schemas}, {sessions}, {members}, {states} IN SHARE ROW EXCLUSIVE MODE",
     "went_through": "SELECT through FROM {commits} WHERE token = %b",
     "forget": "DELETE FROM {commits} WHERE token = %b",
     "forget_old": "DELETE FROM {commits} WHERE token = ANY(%b::bytea[]) OR at < now() - interval '30 days'",
@@ -97,9 +111,11 @@ _OTHERS = {
     ),
     "made": f"INSERT INTO {{layout}} (version) VALUES ({LAYOUT})",
     "layout": "SELECT version FROM {layout}",
-    "schema_is_there": "SELECT 1 FROM information_schema.schemata WHERE schema_name = {schema_name}",
+    # Not the information_schema: it doesn't show what the user has no right to, and a store would seem not to be there.
+    "schema_is_there": "SELECT 1 FROM pg_catalog.pg_namespace WHERE nspname = {schema_name}",
     "is_there": (
-        "SELECT 1 FROM information_schema.tables WHERE table_schema = {schema_name} AND table_name = 'layout'"
+        "SELECT 1 FROM pg_catalog.pg_class AS c JOIN pg_catalog.pg_namespace AS s ON s.oid = c.relnamespace"
+        " WHERE s.nspname = {schema_name} AND c.relname = 'layout'"
     ),
 }
 _MAKE = (
@@ -144,6 +160,7 @@ class Statements:
                 self._of[table, "copy"] = self._of[table, "copy"].replace(b"%%", b"%")
         for what, text in _OTHERS.items():
             self._of["", what] = bytes_of(text)
+        self.place = sql.Identifier(schema, "layout").as_string(None)
         self.make_schema = bytes_of("CREATE SCHEMA IF NOT EXISTS {schema}")
         self.make = [bytes_of(text) for text in _MAKE]
 
@@ -267,6 +284,22 @@ class PostgresqlReader(Reader):
             found += self._column(table, "first_values", key, wanted[i : i + _ROWS])
         return found
 
+    def keys(self, table: str) -> Iterator[bytes]:
+        """Give the keys of a table: those that it has, whatever is counted of them."""
+        if table not in SET_TABLES:
+            yield from super().keys(table)
+            return
+        key = b""
+        while found := self._column(table, "next_key", key):
+            key = found[0]
+            yield key
+
+    def miscounted(self) -> Iterator[tuple[str, bytes, int, int]]:
+        """Give what is counted wrong: table and key, how many values are counted, and how many there are."""
+        for table in SET_TABLES:
+            for key, counted, there in self._rows(table, "miscounted"):
+                yield table, key, counted, there
+
     def last_value(self, table: str, key: bytes) -> bytes | None:
         return next(iter(self._column(table, "last_value", key)), None)
 
@@ -324,18 +357,43 @@ class PostgresqlWriter(PostgresqlReader, Writer):
         if len(waiting) == 1:
             self._connection.execute(*waiting[0])
         elif waiting:
+            self._send_at_once(waiting)
+
+    def _send_at_once(self, waiting: list[tuple[bytes, tuple[Any, ...]]]) -> None:
+        failure: BaseException | None = None
+        try:
             with self._connection.pipeline():
-                for statement, parameters in waiting:
-                    # A pipeline that fails skips what is after that: psycopg would take a statement
-                    # for prepared that never was.
-                    self._connection.execute(statement, parameters, prepare=False)
+                try:
+                    for statement, parameters in waiting:
+                        # A pipeline that fails skips what is after that: psycopg would take a statement
+                        # for prepared that never was.
+                        self._connection.execute(statement, parameters, prepare=False)
+                except BaseException as error:  # noqa: BLE001 (raised below: of two errors psycopg tells one on stderr)
+                    failure = error
+        except psycopg.Error as error:
+            raise failure or error from None
+        if failure is not None:
+            raise failure
 
     def fill(self, on_create: Callable[[Writer], None] | None) -> None:
         """Fill new tables, unless another process has; with their version they are there."""
         if not self._rows("", "layout"):
+            if self.scan(META, b"", 1):
+                raise CorruptStore(
+                    f"the table {self._statements.place} is empty, but the store's other tables are not: restore it,"
+                    f" or do INSERT INTO {self._statements.place} VALUES ({LAYOUT})"
+                )
             if on_create is not None:
                 on_create(self)
             self._later("", "made")
+
+    def keep_others_out(self) -> None:
+        """Wait until nobody else writes, and let nobody write before this transaction ends; to be called first."""
+        self._connection.execute(self._statements("keep_out"), ())
+
+    def recount(self, table: str, key: bytes, there: int) -> None:
+        """Set right how many values of a key are counted."""
+        self._later(table, "recount", key, there)
 
     def commit(self, token: bytes, former: bytes | None) -> None:
         """Send what waits, and the commit, which leaves *token* and takes a former one away."""

@@ -25,6 +25,7 @@ from typing import Any, Final
 from urllib.parse import quote
 
 import attrs
+import msgpack
 
 from .checked_index import row_found
 from .checked_records import Fault
@@ -47,7 +48,8 @@ from .mending import Known, Mending
 from .mirror import Mirror
 from .numbers_set import Numbers
 from .store import make_store, make_tables
-from .tables import SESSIONS, Salvaged, Tables, Writer
+from .store_reading import FORMAT
+from .tables import META, SESSIONS, Contents, Salvaged, Tables, Writer
 from .temporaries import delete_leftovers
 
 DAMAGED: Final = "damaged"
@@ -111,6 +113,19 @@ def _knows(tables: Tables, identity: bytes) -> bool:
             return any(key == identity for key, _ in contents.walk(SESSIONS))
     except OpenError:
         return False
+
+
+def _check_format(contents: Contents, url: str) -> None:
+    """Raise UnknownFormat if a later version of gc3session has written this."""
+    try:
+        version = msgpack.unpackb(contents.get(META, b"format") or b"")
+    except (ValueError, msgpack.UnpackException):
+        return
+    if type(version) is int and version > FORMAT:
+        raise UnknownFormat(
+            f"the store {url} has the format version {version}; this version of gc3session knows version {FORMAT}"
+            " only, and has mended nothing: upgrade gc3session"
+        )
 
 
 class _Repair:
@@ -247,17 +262,19 @@ class _Repair:
             url, identity = directory.store_url()
         except DamagedSession:
             return own, None
+        inside = os.path.lexists(os.path.join(directory.path, directory.DEFAULT_JOBS_DIR))
         try:
             tables = make_tables(url, read_only=True, **self._options)
-        except InvalidArgument:
-            self._wrong_url = True
-            return own, identity
-        try:
-            there = tables.exists()
-            known = directory.holds(url) or not url.startswith("lmdb:") or (there and _knows(tables, identity))
-        finally:
-            tables.close()
-        if not there and os.path.lexists(os.path.join(directory.path, directory.DEFAULT_JOBS_DIR)):
+            try:
+                there = tables.exists()
+                known = directory.holds(url) or not url.startswith("lmdb:") or (there and _knows(tables, identity))
+            finally:
+                tables.close()
+        except InvalidArgument as error:
+            if not inside:
+                raise DamagedSession(f"{directory.url_file}: {error}; correct that file") from error
+            there = known = False
+        if not there and inside:
             self._wrong_url = True
             return own, identity
         if not known:  # whoever made the directory wrote what he liked into `store.url`
@@ -319,6 +336,12 @@ class _Repair:
     def _mend_store(self, tables: Tables, identity: bytes | None) -> bytes:
         """Mend the store; return the session's identity."""
         self._read_mirror()
+        if len(self._listed) and not self._directory.holds(tables.url) and not tables.exists():
+            # What is elsewhere may come back: a database that is being restored, a disk that isn't mounted.
+            raise DamagedSession(
+                f"{self._directory.mirror} lists {len(self._listed):,} tasks, but the store {tables.url} is missing:"
+                f" restore it, or correct {self._directory.url_file}; nothing was mended"
+            )
         if not tables.exists() or self._move_unusable(tables):
             self._forget_mirror()
             return identity or secrets.token_bytes(16)
@@ -393,7 +416,7 @@ class _Repair:
         def finish(new: Tables, found: Salvaged) -> None:
             nonlocal told
             self._from_mirror = not found.members
-            self._tell_of(found)
+            self._tell(found.told)
             told = self._mend_tables(new, identity)
 
         found = tables.rebuild(self._keep, self._listed, finish, dry_run=self._dry_run)
@@ -402,13 +425,10 @@ class _Repair:
                 f"{tables.url} is damaged, and can't be made anew from here: restore it from a backup"
             )
         if self._dry_run:
-            self._tell_of(found)
-            self._aside.append("data.mdb")
+            self._tell(found.told)
+            if found.replaced:
+                self._aside.append(found.replaced)
         return told or secrets.token_bytes(16)
-
-    def _tell_of(self, found: Salvaged) -> None:
-        lost = f", {found.lost:,} of them from pages that nothing led to any more" if found.lost else ""
-        self._tell(f"the data file is made anew: {found.records:,} records that can be read{lost}")
 
     def _identity(self, tables: Tables, told: bytes | None) -> bytes:
         """Return the identity of the session whose mirror is here; *told* is that of `store.url`.
@@ -454,7 +474,8 @@ class _Repair:
         def run(writer: Writer | None) -> None:
             # A unit may run twice, if it found no room.
             del self._done[done:], self._aside[aside:]
-            with tables.contents(lambda told: None, alone=writer is not None) as contents:
+            with tables.contents(lambda told: None, alone=writer) as contents:
+                _check_format(contents, tables.url)
                 Mending(contents, writer, known, self._tell, self._put_aside).run()
 
         with self._mirror_lines() as line:

@@ -192,8 +192,6 @@ class Session(SessionBase):
 
     def _tend_mirror(self) -> None:
         store, identity = self.store, self._index.identity
-        if store.read_only:
-            return
         with store.lock:
             if not store.tables.exists():
                 try:
@@ -201,6 +199,8 @@ class Session(SessionBase):
                 except DamagedSession:
                     if not store.tables.exists():  # else another process has just made it
                         raise
+            if store.read_only:
+                return
             with store.reading() as reader:
                 row = Row.read(reader, identity)
             if not self._mirror.intact(row) and self._is_there():

@@ -318,9 +318,6 @@ class Store(StoreStaging):
             else:
                 with no_collection():
                     self._transact(unit)
-        except CommitUnknown as error:
-            self._doubt = error
-            raise
         finally:
             complaints = self._release_listeners()
         self.tables.after_write()
@@ -365,6 +362,9 @@ class Store(StoreStaging):
                 return
             except NumbersNeeded as needed:
                 self.sequence.stock(needed.count)
+            except BaseException:  # also of a signal's handler, while the server was waited for
+                self._doubt = self.tables.doubt
+                raise
 
     def _settle(self) -> None:
         """Find out what became of a commit during which the server was lost."""
@@ -451,6 +451,7 @@ class Store(StoreStaging):
         """Begin afresh: the batch and the sequence's block stay the parent's."""
         self._pid = os.getpid()
         self.lock = threading.RLock()
+        self._doubt = None
         staged, self.batch = self.batch, Batch()
         for number in staged.records:
             obj = self.loader.living(number)

@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, ClassVar, Final, NamedTuple, TypeVar
 
-from .errors import InvalidArgument
+from .errors import CommitUnknown, InvalidArgument
 from .numbers_set import Numbers
 
 T = TypeVar("T")
@@ -86,14 +86,14 @@ class Salvaged(NamedTuple):
     """What has been found in a damaged store.
 
     Attributes:
-        records: how many.
-        lost: how many of these nothing led to.
+        told: what has been made of it, or would be.
         members: whether the table of members could be read whole.
+        replaced: the name of the file that goes aside for a new one, '' if none does.
     """
 
-    records: int
-    lost: int
+    told: str
     members: bool
+    replaced: str
 
 
 class Contents(ABC):
@@ -289,6 +289,9 @@ class Tables(ABC):
     on_create: Callable[[Writer], None] | None = None
     """Called with the first transaction of tables that are being made."""
 
+    doubt: CommitUnknown | None = None
+    """Set when `write` has raised, if it is not known whether its transaction was committed."""
+
     @abstractmethod
     def exists(self) -> bool:
         """Return whether the tables have been made; the first `write` makes them."""
@@ -303,7 +306,7 @@ class Tables(ABC):
         progress: Callable[[int, int], None] = lambda done, total: None,
         held: Callable[[], None] = lambda: None,
         *,
-        alone: bool = False,
+        alone: Writer | None = None,
     ) -> AbstractContextManager[Contents]:
         """Return the newest committed state for a check or a repair; what is damaged is left out.
 
@@ -311,7 +314,7 @@ class Tables(ABC):
             problem: called with each fault in the structure below the tables.
             progress: called with how far the search for those has come, and of what.
             held: called once the state is held, before the search.
-            alone: a unit of `write` asks, so that nobody else can commit meanwhile.
+            alone: that of the unit of `write` which asks, and has done nothing yet: nobody else can commit meanwhile.
 
         Here there is nothing below the tables that could be looked at.
         """

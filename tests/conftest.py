@@ -99,6 +99,15 @@ def postgresql(servers: Path) -> Iterator[Server]:
 
 
 @pytest.fixture
+def server(servers: Path) -> Iterator[Server]:
+    """A server that a test has for itself, and may kill."""
+    server = Server.made(servers / secrets.token_hex(4))
+    server.start()
+    yield server
+    server.delete()
+
+
+@pytest.fixture
 def postgresql_urls(request: pytest.FixtureRequest) -> Iterator[Iterator[str]]:
     """URLs of stores that aren't there yet, each in a schema of its own."""
     given = os.environ.get("PGTEST_URL")

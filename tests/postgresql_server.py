@@ -82,8 +82,8 @@ class Server:
         )
         return server
 
-    def start(self, **settings: str) -> None:
-        """Start it, and return when it takes connections."""
+    def start(self, answer: pq.Ping = pq.Ping.OK, **settings: str) -> None:
+        """Start it, and return when it takes connections, or gives another *answer* to whoever asks."""
         options = [f"-c{name}={value}" for name, value in {**_SETTINGS, **settings}.items()]
         with open(self.directory / "log", "ab") as log:
             process = subprocess.Popen(
@@ -96,7 +96,7 @@ class Server:
                 **_as(_user()),
             )
         end = time.monotonic() + _STARTED_WITHIN
-        while pq.PGconn.ping(self.conninfo().encode()) != pq.Ping.OK:
+        while pq.PGconn.ping(self.conninfo().encode()) != answer:
             if process.poll() is not None or time.monotonic() > end:
                 raise RuntimeError(f"the server did not start: {(self.directory / 'log').read_text()[-2000:]}")
             time.sleep(0.02)

@@ -23,7 +23,16 @@ import pytest
 from children import Child, in_child
 from examples import Note, Simulation, Sweep
 
-from gc3session import Session, Task, check_session, checked_index, checked_mirror, checking, repair_session
+from gc3session import (
+    Session,
+    Task,
+    UnknownFormat,
+    check_session,
+    checked_index,
+    checked_mirror,
+    checking,
+    repair_session,
+)
 from gc3session.checked_records import Finding
 
 LATE = 1 << 31
@@ -285,7 +294,10 @@ def test_each_fault_of_the_tables_is_found_once_and_mended(path: Path, tmp_path:
         findings = found(copy)
         if not is_of(findings, expected):
             failures.append(f"{name}: {[(f.kind, f.where, f.message) for f in findings]}")
-        if name != "format":  # a store of another format is left alone
+        if name == "format":  # a later version of gc3session may have written it
+            with pytest.raises(UnknownFormat, match="upgrade gc3session"):
+                repair_session(copy)
+        else:
             repair_session(copy)
             left = list(check_session(copy))
             if left:

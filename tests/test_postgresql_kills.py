@@ -6,7 +6,7 @@ import contextlib
 import os
 import secrets
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import psycopg
@@ -20,15 +20,6 @@ from psycopg import sql
 from gc3session import CommitUnknown, Session, StoreUnreachable, Task, make_store
 
 WRITERS = 4
-
-
-@pytest.fixture
-def server(servers: Path) -> Iterator[Server]:
-    """A server that a test has for itself, and may kill."""
-    server = Server.made(servers / secrets.token_hex(4))
-    server.start()
-    yield server
-    server.delete()
 
 
 def add_and_tell(path: Path, process: int, count: int, tell: int) -> None:
@@ -185,6 +176,71 @@ def test_commit_whose_outcome_nobody_can_tell_is_settled_later(
     assert list(session.tasks) == [first, task.persistent_id, third]
     session.close()
     assert check(tmp_path / "session") == [first, task.persistent_id, third]
+
+
+class Interrupted(BaseException):
+    """What the handler of a signal raises."""
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_interruption_of_the_wait_for_a_server_that_was_lost_while_it_committed_doubles_nothing(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: bool
+) -> None:
+    session = Session(tmp_path / "session", store_or_url=server.url())
+    ids = [session.add(Task(jobname="first"))]
+    from gc3session.postgresql_tables import PostgresqlWriter
+
+    commit = PostgresqlWriter.commit
+
+    def die(writer: PostgresqlWriter, token: bytes, former: bytes | None) -> None:
+        if not before:
+            commit(writer, token, former)
+        server.kill()
+        signal.setitimer(signal.ITIMER_REAL, 0.2)
+        writer._connection.execute(b"SELECT 1")
+
+    def interrupt(*_: object) -> None:
+        raise Interrupted
+
+    ids += [session.add(Task(jobname=f"n{i}"), flush=False) for i in range(400)]
+    with monkeypatch.context() as patch:
+        patch.setattr(PostgresqlWriter, "commit", die)
+        former = signal.signal(signal.SIGALRM, interrupt)
+        with pytest.raises(Interrupted):
+            session.flush()
+        signal.signal(signal.SIGALRM, former)
+    server.start()
+    ids.append(session.add(Task(jobname="last"), flush=False))
+    session.close()
+    assert check(tmp_path / "session") == ids
+
+
+def test_doubt_about_numbers_is_none_about_the_batch(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether the numbers were taken is settled without a word about the records that were to have them."""
+    session = Session(tmp_path / "session", store_or_url=server.url(), patience=0.1)
+    stored = session.save(Task(jobname="stored"))
+    others = [session.add(Task()) for _ in range(3)]
+    with Session(tmp_path / "session") as other:
+        others += other.add_many(Task() for _ in range(40))
+    session.load(stored, add=True, flush=False)  # it needs a number after all of these
+    write = session.store.tables.write
+
+    def lost(unit: Callable[..., object], *args: object) -> object:
+        if args:
+            return write(unit, *args)
+        server.kill()
+        session.store.tables.doubt = CommitUnknown("lost", lambda: True)
+        raise session.store.tables.doubt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(session.store.tables, "write", lost)
+        with pytest.raises(CommitUnknown):
+            session.flush()
+    server.start()
+    session.close()
+    assert check(tmp_path / "session") == [*others, stored]
 
 
 def test_batch_is_kept_while_the_server_is_away(server: Server, tmp_path: Path) -> None:

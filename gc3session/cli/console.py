@@ -9,6 +9,7 @@ from collections.abc import Callable
 from datetime import datetime, tzinfo
 from typing import IO, Any, Final
 
+from ..errors import InvalidArgument
 from ..session import Session
 
 _LONGEST_COMPLAINT: Final = 2000  # characters
@@ -32,6 +33,8 @@ def open_session(path: str, *, read_only: bool, create: bool = True) -> Session:
     """
     try:
         return Session(path, create=create and not read_only, read_only=read_only)
+    except InvalidArgument as error:  # what is wrong is the path, or the URL of the store
+        raise Failure(str(error), 2) from error
     except OSError as error:
         raise Failure(f"{error.filename or path}: {error.strerror or error}", 2) from error
 

@@ -15,8 +15,10 @@ from .checked_records import Finding
 from .directory import SessionDirectory
 from .errors import OpenError
 from .filesystem import is_holes
+from .temporaries import keeping
 
 _PIECE: Final = 1 << 20
+_COPY: Final = "a copy of the mirror"
 _PATIENCE: Final = 10.0  # seconds that a writer may hold the mirror's lock
 _PAUSE: Final = 0.002
 _BLANK: Final = b" \n"
@@ -91,9 +93,11 @@ class MirrorCopy:
             return "it is all holes"
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
         with open(fd, "rb", buffering=0) as file:
-            self._copy = tempfile.TemporaryFile()  # noqa: SIM115 (closed at the end of `with`)
+            with keeping(_COPY):
+                self._copy = tempfile.TemporaryFile()  # noqa: SIM115 (closed at the end of `with`)
             while piece := file.read(_PIECE):
-                self._copy.write(piece)
+                with keeping(_COPY):
+                    self._copy.write(piece)
                 self.size += len(piece)
         self.mark = [status.st_mtime_ns, _boot_id()]
         return ""
@@ -109,7 +113,8 @@ class MirrorCopy:
 
     def flush(self) -> None:
         if self._copy is not None:
-            self._copy.flush()
+            with keeping(_COPY):
+                self._copy.flush()
 
     def release(self) -> None:
         """Let writers go on."""

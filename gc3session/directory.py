@@ -57,6 +57,7 @@ class SessionDirectory:
         """
         try:
             names = set(os.listdir(self.path))
+            os.stat(os.path.join(self.path, "."))  # who may list it may not come to what is in it
         except FileNotFoundError:
             names = set()
             if not create:

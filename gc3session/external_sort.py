@@ -15,7 +15,7 @@ from typing import IO, Any, Final
 
 import msgpack
 
-from .errors import WriteError
+from .temporaries import keeping
 
 _RUN: Final = 1 << 16  # items
 _BLOCK: Final = 256  # items
@@ -33,17 +33,12 @@ def in_order(items: Iterable[Sortable], *, reverse: bool = False) -> Iterator[So
     run = sorted(islice(source, _RUN), reverse=reverse)
     if len(run) < _RUN:
         return iter(run)
-    try:
+    with keeping("what is to be sorted"):
         file = tempfile.TemporaryFile()  # noqa: SIM115 (it is read after the return)
         runs = []
         while run:
             runs.append(_written(file, run))
             run = sorted(islice(source, _RUN), reverse=reverse)
-    except OSError as error:
-        raise WriteError(
-            f"what is to be sorted can't be kept in {tempfile.gettempdir()} ({error.strerror}): make room there,"
-            " or set TMPDIR to another place"
-        ) from error
     return heapq.merge(*(_read(file, blocks) for blocks in runs), reverse=reverse)
 
 

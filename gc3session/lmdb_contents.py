@@ -30,6 +30,7 @@ from .lmdb_pages import (
 )
 from .lmdb_structure import check_structure, trees_of
 from .tables import Contents, Item
+from .temporaries import keeping
 
 _PIECE = 1 << 24
 _CHUNK = 64
@@ -245,10 +246,10 @@ class _Pin:
     def _keep(self) -> None:
         """Copy the pages, and give the slot back."""
         size = min(os.fstat(self._file.fileno()).st_size, self.pages.marks * self.pages.size)
-        if self._copy is None:
-            self._copy = tempfile.TemporaryFile()  # noqa: SIM115 (closed at the end of `with`)
-        done = 0
-        try:
+        with keeping(f"what {self._path} is now, while others write,"):
+            if self._copy is None:
+                self._copy = tempfile.TemporaryFile()  # noqa: SIM115 (closed at the end of `with`)
+            done = 0
             self._copy.truncate(0)
             while done < size:
                 piece = os.pread(self._file.fileno(), min(_PIECE, size - done), done)
@@ -256,11 +257,6 @@ class _Pin:
                     break
                 os.pwrite(self._copy.fileno(), piece, done)
                 done += len(piece)
-        except OSError as error:
-            raise WriteError(
-                f"what {self._path} is now can't be kept in {tempfile.gettempdir()} while others write"
-                f" ({error.strerror}): make room there, or set TMPDIR to another place"
-            ) from error
         self.pages.fd = self._copy.fileno()
         self._let_go()
 

@@ -19,12 +19,14 @@ def regular_file(path: str) -> os.stat_result | None:
     """Return the status of *path*, or None if nothing is there.
 
     Raise CorruptStore if it is anything but a regular file: LMDB would follow a symbolic link
-    and write into its target, or wait for ever on a FIFO.
+    and write into its target, or wait for ever on a FIFO.  Raise OpenError if that may not be known.
     """
     try:
         status = os.lstat(path)
     except FileNotFoundError:
         return None
+    except PermissionError as error:
+        raise OpenError(f"{path} can't be read: {error.strerror}; ask its owner for the rights") from error
     if not stat.S_ISREG(status.st_mode):
         raise CorruptStore(f"{path} is not a regular file; a store is never opened through one that isn't")
     return status

@@ -22,11 +22,12 @@ from zlib import crc32
 
 from .codec import Schema, references, values_of
 from .entries import LATE_BIT, MEMBER, SESSION_KEY, Row, entry_at, state_at
-from .errors import CorruptRecord, WriteError
+from .errors import CorruptRecord
 from .numbers_set import Numbers
 from .sequence import NEXT_KEY
 from .store_reading import schema_number_or_0
 from .tables import LATE_MEMBERS, MEMBERS, META, RECORDS, SCHEMAS, SESSIONS, Item, Reader
+from .temporaries import keeping
 from .values import RECORD_KEY
 
 if TYPE_CHECKING:
@@ -256,18 +257,16 @@ def _followed(state: Snapshot, reader: Reader, end: Callable[[], None], *, at_on
         first = [item]
     else:
         first = []
-    with tempfile.TemporaryFile() as file:
-        try:
+    what = "what the session was at the beginning of the dump"
+    with keeping(what):
+        copy = tempfile.TemporaryFile()  # noqa: SIM115 (`with` comes next)
+    with copy as file:
+        with keeping(what):
             for item in first:
                 _write(file, item)
             for item in kept:
                 _write(file, item)
             file.seek(0)
-        except OSError as error:
-            raise WriteError(
-                f"what the session was at the beginning of the dump can't be kept in {tempfile.gettempdir()}"
-                f" ({error.strerror}): make room there, or set TMPDIR to another place"
-            ) from error
         end()
         while head := file.read(_HEAD.size):
             number, order, schema, state_size, size = _HEAD.unpack(head)

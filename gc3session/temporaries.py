@@ -1,4 +1,4 @@
-"""Directories that are made under a temporary name, so that each is there whole or not at all."""
+"""What is there for a while: directories under a temporary name, each whole in the end or not there, and files that have none."""
 
 from __future__ import annotations
 
@@ -7,9 +7,23 @@ import os
 import re
 import secrets
 import shutil
+import tempfile
 from collections.abc import Iterator
 
+from .errors import WriteError
 from .filesystem import sync_directory
+
+
+@contextlib.contextmanager
+def keeping(what: str) -> Iterator[None]:
+    """Within `with`, *what* is written into a temporary file.  Raise WriteError if that can't be made or has no room."""
+    try:
+        yield
+    except OSError as error:
+        where = tempfile.tempdir or "a temporary directory"  # which it looks for when it is asked first
+        raise WriteError(
+            f"{what} can't be kept in {where} ({error.strerror}): make room there, or set TMPDIR to another place"
+        ) from error
 
 
 def temporary_name(path: str) -> str:

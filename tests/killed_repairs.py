@@ -93,9 +93,8 @@ def fresh(damaged: Path, path: Path) -> Path:
 
 
 def chosen(kinds: str) -> list[int]:
-    """Return the numbers of the calls that change names and of those after them, of the first and of the last one."""
-    names = {n for n, kind in enumerate(kinds, 1) if kind == "n"}
-    return sorted({1, len(kinds), *names, *(n + 1 for n in names if n < len(kinds))})
+    """Return the numbers of the calls that change names, of the first and of the last one."""
+    return sorted({1, len(kinds), *(n for n, kind in enumerate(kinds, 1) if kind == "n")})
 
 
 def main() -> None:

@@ -8,8 +8,9 @@ import shutil
 import signal
 import stat
 import sys
+import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -49,10 +50,19 @@ class Place(NamedTuple):
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Place:
-    place = Place(tmp_path / "session", tmp_path / "outside", tmp_path / "out")
+def memory() -> Iterator[Path]:
+    """A directory in memory, if possible, that other users can reach: what is flushed doesn't matter here."""
+    memory = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(prefix="gc3session-", dir=memory if memory.is_dir() else None) as path:
+        os.chmod(path, 0o755)
+        yield Path(path)
+
+
+@pytest.fixture
+def place(memory: Path) -> Place:
+    place = Place(memory / "session", memory / "outside", memory / "out")
     for name in ("session", "outside/other"):
-        with Session(tmp_path / name, store_or_url=None) as session:
+        with Session(memory / name, store_or_url=None) as session:
             session.add_many(Task(jobname=f"t{n}") for n in range(20))
             session.add(Task(jobname="large", extra={"data": bytes(20_000)}))
             session.remove("Task.3")
@@ -270,11 +280,11 @@ def state_of(path: Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize("uses", [look, write, write_by_commands])
 def test_nothing_outside_is_changed_made_or_waited_for(
-    place: Place, tmp_path: Path, uses: Callable[[Place], None]
+    place: Place, memory: Path, uses: Callable[[Place], None]
 ) -> None:
     failures = []
     for name, plant in PLANTS.items():
-        work = tmp_path / "work"
+        work = memory / "work"
         shutil.rmtree(work, ignore_errors=True)
         copy = Place(*(Path(shutil.copytree(each, work / each.name)) for each in place))
         plant(copy)

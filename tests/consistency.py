@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
+from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 
 import lmdb
 import msgpack
@@ -161,7 +161,7 @@ def read_postgresql(url: str) -> Tables | None:
     parts = urlsplit(url)
     query = parse_qsl(parts.query)
     schema = dict(query).get("schema", "gc3session")
-    others = urlencode([pair for pair in query if pair[0] != "schema"])
+    others = urlencode([pair for pair in query if pair[0] != "schema"], quote_via=quote)
     with psycopg.connect(parts._replace(query=others).geturl()) as connection:
         connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
 

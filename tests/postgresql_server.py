@@ -65,14 +65,26 @@ class Server:
         self.data = directory / "data"
 
     @classmethod
-    def made(cls, directory: Path) -> Server:
-        """Return a new server, which has not been started."""
+    def made(cls, directory: Path, *more: str) -> Server:
+        """Return a new server, which has not been started; initdb has *more* arguments."""
         server = cls(directory)
         directory.mkdir(exist_ok=True)
-        user = _user()
+        user = server_user()
         if user is not None:
             os.chown(directory, user.pw_uid, user.pw_gid)
-        arguments = ["-D", server.data, "-A", "trust", "-U", "postgres", "-E", "UTF8", "--no-locale", "--no-sync"]
+        arguments = [
+            "-D",
+            server.data,
+            "-A",
+            "trust",
+            "-U",
+            "postgres",
+            "-E",
+            "UTF8",
+            "--no-locale",
+            "--no-sync",
+            *more,
+        ]
         subprocess.run(
             [_reachable(directory) / "initdb", *arguments],
             check=True,
@@ -93,7 +105,7 @@ class Server:
                 stderr=log,
                 cwd=self.directory,
                 start_new_session=True,
-                **_as(_user()),
+                **_as(server_user()),
             )
         end = time.monotonic() + _STARTED_WITHIN
         while pq.PGconn.ping(self.conninfo().encode()) != answer:
@@ -169,7 +181,7 @@ def _is_running(pid: int) -> bool:
         return False
 
 
-def _user() -> pwd.struct_passwd | None:
+def server_user() -> pwd.struct_passwd | None:
     """Return whom to run the server as; None for whoever runs the tests."""
     if os.geteuid() != 0:
         return None
@@ -191,7 +203,7 @@ def _is_open(path: Path) -> bool:
 def _reachable(directory: Path) -> Path:
     """Return the directory of binaries that the server's user can reach: the installed ones, or a copy."""
     installed = binaries()
-    if _user() is None or _is_open(installed):
+    if server_user() is None or _is_open(installed):
         return installed
     copy = directory.parent / "installed"
     with open(directory.parent / "lock.copy", "w") as lock:

@@ -175,11 +175,15 @@ def test_tables_of_another_version_are_refused(postgresql_url: str, tmp_path: Pa
         session.add(Task())
         statements = session.store.tables._statements  # type: ignore[attr-defined]
     with connected(postgresql_url) as connection:
-        connection.execute(statements("layout").replace(b"SELECT version FROM", b"UPDATE") + b" SET version = 2", ())
+        connection.execute(
+            statements("layout").replace(b"SELECT version FROM", b"UPDATE") + b" SET version = 2", ()
+        )
     with pytest.raises(UnknownFormat, match="version 2"):
         Session(tmp_path / "session")
     with connected(postgresql_url) as connection:
-        connection.execute(statements("layout").replace(b"SELECT version FROM", b"UPDATE") + b" SET version = 1", ())
+        connection.execute(
+            statements("layout").replace(b"SELECT version FROM", b"UPDATE") + b" SET version = 1", ()
+        )
 
 
 @pytest.mark.parametrize(

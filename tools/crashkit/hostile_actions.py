@@ -25,8 +25,9 @@ from typing import Any, Final
 import attrs
 
 import gc3session
-from gc3session import Error, Session, Task
+from gc3session import Error, Persistable, Session, Task
 from gc3session.cli import program
+from gc3session.codec import layout_of
 from gc3session.store import _at_exit
 
 SECONDS: Final = 90
@@ -257,11 +258,15 @@ def actions() -> dict[str, Action]:
 
 
 def import_all() -> None:
-    """Import what the actions will, before children are forked: what they import then is due to a record."""
+    """Import and compile what the actions will, before children are forked: what they do then is due to a record."""
     modules = pkgutil.walk_packages(gc3session.__path__, "gc3session.")
     for module in (*(found.name for found in modules if found.name != "gc3session.__main__"), *_LAZY):
         with contextlib.suppress(ImportError):  # of a package that need not be there
             importlib.import_module(module)
+    classes: list[type[Persistable]] = [Persistable]
+    for cls in classes:
+        classes += cls.__subclasses__()
+        layout_of(cls)
 
 
 _LAZY: Final = (

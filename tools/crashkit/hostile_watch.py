@@ -1,4 +1,8 @@
-"""Ends a process that runs, imports or writes anything that a session has no business with."""
+"""Ends a process that runs, imports or writes anything that a session has no business with.
+
+What a library written in C does itself, as LMDB opens its files, no hook sees: whether files that stand elsewhere
+are as before must be looked at afterwards.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +15,15 @@ from typing import Any, Final
 
 _STARTING: Final = frozenset(
     (
+        "compile",
+        "exec",
         "subprocess.Popen",
         "os.system",
         "os.exec",
         "os.fork",
         "os.forkpty",
+        "os.kill",
+        "os.killpg",
         "os.posix_spawn",
         "os.spawn",
         "pty.spawn",
@@ -27,7 +35,9 @@ _STARTING: Final = frozenset(
         "shelve.open",
         "socket.__new__",
         "socket.connect",
+        "socket.bind",
         "socket.getaddrinfo",
+        "socket.gethostbyname",
         "urllib.Request",
         "webbrowser.open",
     )
@@ -41,6 +51,7 @@ _CHANGING: Final = frozenset(
         "os.remove",
         "os.rename",
         "os.rmdir",
+        "os.setxattr",
         "os.symlink",
         "os.truncate",
         "os.utime",

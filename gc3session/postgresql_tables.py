@@ -101,7 +101,11 @@ _SET = {
 _OTHERS = {
     "commit": "INSERT INTO {commits} (token, through) VALUES (%b, true)",
     "prevent": "INSERT INTO {commits} (token, through) VALUES (%b, false)",
-    "keep_out": "LOCK TABLE {meta}, {records}, {schemas}, {sessions}, {members}, {states} IN SHARE ROW EXCLUSIVE MODE",
+    # In the order in which most transactions change them: so they rarely wait for each other in a circle.
+    "keep_out": (
+        "LOCK TABLE {late}, {late_members}, {members}, {states}, {records}, {sessions}, {meta}, {schemas}"
+        " IN SHARE ROW EXCLUSIVE MODE"
+    ),
     "went_through": "SELECT through FROM {commits} WHERE token = %b",
     "forget": "DELETE FROM {commits} WHERE token = %b",
     "forget_old": "DELETE FROM {commits} WHERE token = ANY(%b::bytea[]) OR at < now() - interval '30 days'",

@@ -258,11 +258,17 @@ class _Repair:
         if self._no_store and self._dry_run:  # it is not moved
             return f"lmdb://{quote(os.path.join(directory.path, f'{directory.DEFAULT_JOBS_DIR}.none'))}", None
         own = directory.own_store_url()
+        inside = os.path.lexists(os.path.join(directory.path, directory.DEFAULT_JOBS_DIR))
         try:
             url, identity = directory.store_url()
-        except DamagedSession:
+        except DamagedSession as error:
+            self._read_mirror()
+            if len(self._listed) and not inside and not self._no_store:
+                raise DamagedSession(
+                    f"{error}: nothing else tells where the store of the {len(self._listed):,} tasks in"
+                    f" {directory.INDEX_FILENAME} is"
+                ) from error
             return own, None
-        inside = os.path.lexists(os.path.join(directory.path, directory.DEFAULT_JOBS_DIR))
         try:
             tables = make_tables(url, read_only=True, **self._options)
             try:

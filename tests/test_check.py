@@ -83,8 +83,9 @@ class Raw:
 
     def change_row(self, **parts: Any) -> None:
         key, data = self.items("sessions")[0]
-        row = dict(zip(("number", "size", "blank", "mark"), msgpack.unpackb(data[4:]), strict=True)) | parts
-        self.put("sessions", key, framed(0, list(row.values())))
+        number, size, blank, mark, *rest = msgpack.unpackb(data[4:])
+        row = {"number": number, "size": size, "blank": blank, "mark": mark} | parts
+        self.put("sessions", key, framed(0, [*row.values(), *rest]))
 
     def change_record(self, number: int, change: Callable[[list[Any]], Any]) -> None:
         """Change the body of a record, `[schema, revision, values]`; its checksum is right then."""
@@ -225,11 +226,9 @@ FAULTS: dict[str, tuple[Callable[[Raw], None], list[tuple[str, str]]]] = {
 }  # fmt: skip
 
 
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    """A session with an entry of each kind."""
-    path = tmp_path / "session"
-    with Session(path) as session:
+def fill(path: Path, **options: Any) -> None:
+    """Make a session with an entry of each kind."""
+    with Session(path, **options) as session:
         tasks = [Simulation(jobname=f"t{i}") for i in range(9)]
         for task in tasks:
             session.add(task)
@@ -239,6 +238,13 @@ def path(tmp_path: Path) -> Path:
         late = Simulation(jobname="late")
         session.store.save(late)
         session.add(late)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """A session with an entry of each kind."""
+    path = tmp_path / "session"
+    fill(path)
     with Raw(path) as raw:
         assert [int.from_bytes(key, "big") for key, _ in raw.items("records")] == [
             1,

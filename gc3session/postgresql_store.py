@@ -20,7 +20,7 @@ from psycopg import errors as server
 from .errors import ClosedError, CommitUnknown, Error, ReadOnlyError, UnknownFormat, WriteError
 from .numbers_set import Numbers
 from .postgresql_address import address_of
-from .postgresql_ahead import PostgresqlAhead
+from .postgresql_ahead import AheadWriter, PostgresqlAhead
 from .postgresql_connections import Connections, Patience
 from .postgresql_errors import AGAIN, Connection, is_lost, translated
 from .postgresql_figures import figures
@@ -268,29 +268,29 @@ class PostgresqlTables(Tables):
             self._make()
         return self._transact(unit, committed)
 
-    def ahead(self, table: str) -> PostgresqlAhead | None:
+    def ahead(self) -> PostgresqlAhead | None:
         if self.read_only or not self.exists():
             return None
-        return PostgresqlAhead(self, table, self._begun(_BEGIN_WRITING), self._statements("copy", table))
+        return PostgresqlAhead(self, AheadWriter(self._begun(_BEGIN_WRITING), self._statements))
 
     def _transact(
         self,
         unit: Callable[[PostgresqlWriter], T],
         committed: Callable[[T], None],
-        begun: tuple[Connection, dict[str, set[bytes]]] | None = None,
+        begun: tuple[PostgresqlWriter, Callable[[PostgresqlWriter], T]] | None = None,
     ) -> T:
-        """Do what `write` does; the first time in a transaction that has been begun, if there is one."""
+        """Do what `write` does; the first time the rest of a transaction that has been begun, if there is one."""
         patience = Patience(self.patience)
         self.doubt = None
         while True:
-            connection, sent = begun or (self._begun(_BEGIN_WRITING), {})
+            writer, to_do = begun or (PostgresqlWriter(self._begun(_BEGIN_WRITING), self._statements), unit)
+            connection = writer.connection
             begun = None
             token = secrets.token_bytes(16)
             former = self._tokens.pop() if self._tokens else None
             asked = False
             try:
-                writer = PostgresqlWriter(connection, self._statements, sent)
-                result = unit(writer)
+                result = to_do(writer)
                 writer.send()
                 asked = True
                 writer.commit(token, former)

@@ -14,7 +14,7 @@ commit, many statements at once (a pipeline).  Very many rows go by COPY.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, count, pairwise
 from struct import Struct
 from typing import Any, Final
@@ -190,7 +190,7 @@ class PostgresqlReader(Reader):
     def __init__(
         self, connection: Connection, statements: Statements, renewed: Callable[[], Connection] | None = None
     ) -> None:
-        self._connection = connection
+        self.connection = connection
         self._statements = statements
         self._renewed = renewed
         self._serial: int | None = None
@@ -202,7 +202,7 @@ class PostgresqlReader(Reader):
     def serial(self) -> int:  # type: ignore[override]
         """A number of the committed state: another one once anybody has committed."""
         if self._serial is None:
-            if tells_states(self._connection):
+            if tells_states(self.connection):
                 shown = self._answer(b"SELECT pg_current_snapshot()::text")[0][0]
                 self._serial = int.from_bytes(hashlib.sha256(shown.encode()).digest()[:8])
             else:
@@ -219,11 +219,11 @@ class PostgresqlReader(Reader):
     def _answer(self, statement: bytes, parameters: Sequence[Any] = ()) -> list[Any]:
         while True:
             try:
-                rows = self._connection.execute(statement, parameters, binary=True).fetchall()
+                rows = self.connection.execute(statement, parameters, binary=True).fetchall()
             except psycopg.Error:
-                if self._renewed is None or not is_lost(self._connection):
+                if self._renewed is None or not is_lost(self.connection):
                     raise
-                self._connection = self._renewed()
+                self.connection = self._renewed()
             else:
                 self._renewed = None
                 return rows
@@ -323,7 +323,14 @@ def _are_dense(keys: Sequence[bytes]) -> bool:
     return 0 < last - first < 2 * len(keys) and all(a < b for a, b in pairwise(keys))
 
 
-def rows_to_copy(items: Sequence[Item]) -> Iterator[bytes]:
+def values_to_copy(key: bytes, values: Sequence[bytes]) -> Iterator[bytes]:
+    """Give the rows of some values of a key, which are of one length, as a binary COPY takes them."""
+    head = _COLUMNS.pack(2, len(key)) + key + _SIZE.pack(len(values[0]))
+    for i in range(0, len(values), _ROWS):
+        yield head + head.join(values[i : i + _ROWS])
+
+
+def items_to_copy(items: Sequence[Item]) -> Iterator[bytes]:
     """Give the rows of some items, whose keys are of one length, as a binary COPY takes them."""
     size = _SIZE.pack
     for i in range(0, len(items), _ROWS):
@@ -333,15 +340,10 @@ def rows_to_copy(items: Sequence[Item]) -> Iterator[bytes]:
 
 
 class PostgresqlWriter(PostgresqlReader, Writer):
-    """A transaction that changes the tables; `send` sends what it has not sent yet.
+    """A transaction that changes the tables; `send` sends what it has not sent yet."""
 
-    Args:
-        sent: table -> keys of items that `add` will be called with, and which it has sent already.
-    """
-
-    def __init__(self, connection: Connection, statements: Statements, sent: Mapping[str, Set[bytes]]) -> None:
+    def __init__(self, connection: Connection, statements: Statements) -> None:
         super().__init__(connection, statements)
-        self._sent = sent
         self._waiting: list[tuple[bytes, tuple[Any, ...]]] = []
         self._touched: set[str] = set()  # tables that they change
 
@@ -359,19 +361,19 @@ class PostgresqlWriter(PostgresqlReader, Writer):
         waiting, self._waiting = self._waiting, []
         self._touched.clear()
         if len(waiting) == 1:
-            self._connection.execute(*waiting[0])
+            self.connection.execute(*waiting[0])
         elif waiting:
             self._send_at_once(waiting)
 
     def _send_at_once(self, waiting: list[tuple[bytes, tuple[Any, ...]]]) -> None:
         failure: BaseException | None = None
         try:
-            with self._connection.pipeline():
+            with self.connection.pipeline():
                 try:
                     for statement, parameters in waiting:
                         # A pipeline that fails skips what is after that: psycopg would take a statement
                         # for prepared that never was.
-                        self._connection.execute(statement, parameters, prepare=False)
+                        self.connection.execute(statement, parameters, prepare=False)
                 except BaseException as error:  # noqa: BLE001 (raised below: of two errors psycopg tells one on stderr)
                     failure = error
         except psycopg.Error as error:
@@ -393,7 +395,7 @@ class PostgresqlWriter(PostgresqlReader, Writer):
 
     def keep_others_out(self) -> None:
         """Wait until nobody else writes, and let nobody write before this transaction ends; to be called first."""
-        self._connection.execute(self._statements("keep_out"), ())
+        self.connection.execute(self._statements("keep_out"), ())
 
     def recount(self, table: str, key: bytes, there: int) -> None:
         """Set right how many values of a key are counted."""
@@ -424,20 +426,12 @@ class PostgresqlWriter(PostgresqlReader, Writer):
             self._later(table, "put", *map(list, zip(*some, strict=True)))
 
     def add(self, table: str, items: Sequence[Item]) -> None:
-        sent = self._sent.get(table)
-        if sent:
-            items = [item for item in items if item[0] not in sent]
         if len(items) < _COPIED:
             if items:
                 self.put(table, items)
             return
         self._forget(table, (key for key, _ in items))
-        self.send()
-        with self._connection.cursor().copy(self._statements("copy", table)) as copy:
-            copy.write(COPY_HEAD)
-            for rows in rows_to_copy(items):
-                copy.write(rows)
-            copy.write(COPY_END)
+        self._copy(table, items_to_copy(items))
 
     def delete(self, table: str, keys: Iterable[bytes]) -> None:
         gone = list(keys)
@@ -455,14 +449,17 @@ class PostgresqlWriter(PostgresqlReader, Writer):
             if values:
                 self._later(table, "put", key, list(values), key)
             return
-        self.send()
-        head = _COLUMNS.pack(2, len(key)) + key + _SIZE.pack(len(values[0]))
-        with self._connection.cursor().copy(self._statements("copy", table)) as copy:
-            copy.write(COPY_HEAD)
-            for i in range(0, len(values), _ROWS):
-                copy.write(head + head.join(values[i : i + _ROWS]))
-            copy.write(COPY_END)
+        self._copy(table, values_to_copy(key, values))
         self._later(table, "added", key, len(values))
+
+    def _copy(self, table: str, rows: Iterable[bytes]) -> None:
+        """Send rows, as COPY takes them, at once."""
+        self.send()
+        with self.connection.cursor().copy(self._statements("copy", table)) as copy:
+            copy.write(COPY_HEAD)
+            for some in rows:
+                copy.write(some)
+            copy.write(COPY_END)
 
     def delete_values(self, table: str, key: bytes, values: Iterable[bytes]) -> None:
         gone = list(values)

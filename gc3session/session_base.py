@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from .events import LogEntry
     from .watching import Progress
 
-_SENT = 2000  # that it sends at a time to a store that begins before all are there
+_SENT = 1000  # that it sends at a time to a store that begins before all are there
 _SOME = 100  # tasks that add_many takes from its argument at a time
 
 
@@ -118,8 +118,9 @@ class SessionBase:
                     if ahead and store.batch.journal is None:
                         unsent += [task._number for task in some]
                         if len(unsent) >= _SENT:
-                            store.send_ahead(unsent)
+                            store.send_ahead(index, unsent)
                             unsent = []
+                        store.go_on_ahead()
         finally:
             try:
                 if flush and store.batch.journal is None:

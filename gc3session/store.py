@@ -16,7 +16,8 @@ import sys
 import threading
 import warnings
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator
+from functools import partial
 from typing import Any
 from urllib.parse import quote
 from weakref import ref
@@ -42,10 +43,11 @@ from .index import Index
 from .ledger import Ledger
 from .loader import Loader
 from .schemas import Schemas
+from .sending import Sending
 from .sequence import NumberSequence, NumbersNeeded
 from .store_reading import schema_number_or_0
 from .store_staging import StoreStaging, no_collection
-from .tables import META, RECORDS, Ahead, Tables, Writer
+from .tables import META, RECORDS, Tables, Writer
 from .tasks import Persistable, set_changed
 from .values import RECORD_KEY, Encoder
 
@@ -84,8 +86,7 @@ class Store(StoreStaging):
         self._pending: builtins.list[Persistable] = []
         self._identity: bytes | None = None
         self._doubt: CommitUnknown | None = None
-        self._ahead: Ahead | None = None
-        self._sent: dict[int, bytes] = {}  # N -> record, by `_ahead`
+        self._sending: Sending | None = None
         self._closed = False
         self._pid = os.getpid()
         tables.on_create = self._on_create
@@ -299,10 +300,10 @@ class Store(StoreStaging):
         Unless *numbers* is False a block of numbers for new records is taken along when few are left.
         """
 
-        def unit(writer: Writer) -> tuple[int, int] | None:
+        def unit(writer: Writer, sending: Sending | None = None) -> tuple[int, int] | None:
             self._check_not_moved(writer)
-            ledger = Ledger(self, writer)
-            self._write_batch(ledger, writer)
+            ledger = Ledger(self, writer) if sending is None else sending.ledger()
+            self._write_batch(ledger, writer, () if sending is None else sending.sent)
             more(ledger, writer)
             ledger.finish(self.indexes)
             return self.sequence.reserve(writer) if numbers and self.sequence.low() else None
@@ -325,43 +326,41 @@ class Store(StoreStaging):
             if complaint:
                 warnings.warn(complaint, MirrorWarning, stacklevel=2)
 
-    def send_ahead(self, numbers: Sequence[int]) -> None:
-        """Send some new records of the batch, which is about to be written, if the kind of store likes that."""
-        if self._ahead is None:
-            self._ahead = self.tables.ahead(RECORDS)
-        if self._ahead is not None:
-            batch = self.batch
-            sent = {number: batch.records[number] for number in numbers if batch.is_new(number)}
-            self._ahead.send([(_key(number), record) for number, record in sent.items()])
-            self._sent.update(sent)
+    def send_ahead(self, index: Index, numbers: builtins.list[int]) -> None:
+        """Send tasks that have been added last, and are about to be written, if the kind of store likes that."""
+        if self._sending is None:
+            ahead = self.tables.ahead()
+            if ahead is None:
+                return
+            self._sending = Sending(self, index, ahead)
+        self._sending.send(numbers)
+
+    def go_on_ahead(self) -> None:
+        """Have what was sent ahead go on its way; to be called often."""
+        if self._sending is not None:
+            self._sending.ahead.go_on()
 
     def drop_ahead(self) -> None:
         """Give up what `send_ahead` has sent, unless it has been written."""
         with self.lock:
-            ahead, self._ahead, self._sent = self._ahead, None, {}
-            if ahead is not None:
-                ahead.drop()
+            sending, self._sending = self._sending, None
+            if sending is not None:
+                sending.give_up()
 
-    def _taken_ahead(self) -> Ahead | None:
-        """Return what has been sent ahead, for the write that is due; None if the batch has changed since."""
-        batch = self.batch
-        for number, record in self._sent.items():
-            if batch.records.get(number) is not record or number in batch.bases:
-                self.drop_ahead()
-                return None
-        ahead, self._ahead, self._sent = self._ahead, None, {}
-        return ahead
-
-    def _transact(self, unit: Callable[[Writer], tuple[int, int] | None]) -> None:
-        ahead = self._taken_ahead()
+    def _transact(self, unit: Callable[..., tuple[int, int] | None]) -> None:
+        sending, self._sending = self._sending, None
+        write = partial(self.tables.write, unit)
+        if sending is not None and sending.is_part():
+            write = partial(sending.ahead.write, partial(unit, sending=sending), unit)
+        elif sending is not None:
+            sending.give_up()
         while True:
             try:
-                write = self.tables.write if ahead is None else ahead.write
-                ahead = None
-                write(unit, self._after_commit, self._release_listeners)
+                write(self._after_commit, self._release_listeners)
                 return
             except NumbersNeeded as needed:
                 self.sequence.stock(needed.count)
+                write = partial(self.tables.write, unit)
             except BaseException:  # also of a signal's handler, while the server was waited for
                 self._doubt = self.tables.doubt
                 raise
@@ -396,7 +395,7 @@ class Store(StoreStaging):
             if index.listener is not None:
                 index.listener.apply()
 
-    def _write_batch(self, ledger: Ledger, writer: Writer) -> None:
+    def _write_batch(self, ledger: Ledger, writer: Writer, sent: Container[int]) -> None:
         records, states = self.batch.records, self.batch.states
         updates = sorted(self.batch.updates())
         if updates:
@@ -412,7 +411,7 @@ class Store(StoreStaging):
         ledger.take_away()
         writer.delete(RECORDS, map(_key, removed))
         for index in self.indexes:
-            index.write_joined(ledger, writer)
+            index.write_joined(ledger, writer, sent)
         moves: dict[tuple[str, str], builtins.list[int]] = {}
         for number in updates:
             before, after = self.batch.bases[number][1], states[number]
@@ -424,6 +423,8 @@ class Store(StoreStaging):
         if updates:
             writer.put(RECORDS, [(_key(number), records[number]) for number in updates])
         new = sorted(records.keys() - bases.keys()) if bases else sorted(records)
+        if sent:
+            new = [number for number in new if number not in sent]
         writer.add(RECORDS, [(_key(number), records[number]) for number in new])
 
     def _check_conflicts(self, writer: Writer, updates: builtins.list[int]) -> None:
@@ -466,9 +467,9 @@ class Store(StoreStaging):
             if obj._store is not None:
                 self.note_changed(obj)
         self.sequence.reset()
-        if self._ahead is not None:
-            self._ahead.forked()
-            self._ahead, self._sent = None, {}
+        if self._sending is not None:
+            self._sending.ahead.forked()
+            self._sending = None
         for index in self.indexes:
             index.reset()
             if index.listener is not None:

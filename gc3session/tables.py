@@ -250,17 +250,31 @@ class Writer(Reader):
 
 
 class Ahead(ABC):
-    """A write whose new items are sent before it is complete."""
+    """A write that has begun, and parts of which are sent before the rest is known."""
 
     @abstractmethod
-    def send(self, items: Sequence[Item]) -> None:
-        """Send items that the unit will `add`.  If that fails `write` sends them, as all others."""
+    def send(self, part: Callable[[Writer], bool]) -> bool:
+        """Do a part of the write, which adds new items only.
+
+        Return False if *part* does or if it fails: then none of what has been sent so far is written.
+        """
+
+    @abstractmethod
+    def go_on(self) -> None:
+        """Send what the way to the server has room for; never waits for it."""
 
     @abstractmethod
     def write(
-        self, unit: Callable[[Writer], T], committed: Callable[[T], None], aborted: Callable[[], object]
+        self,
+        rest: Callable[[Writer], T],
+        unit: Callable[[Writer], T],
+        committed: Callable[[T], None],
+        aborted: Callable[[], object],
     ) -> T:
-        """Do what `Tables.write` does; what was sent is a part of it.  To be called once."""
+        """Complete the write with *rest*, and commit; to be called once.
+
+        If that can't be done, do what `Tables.write` does with *unit*, which is all of it.
+        """
 
     @abstractmethod
     def drop(self) -> None:
@@ -376,8 +390,8 @@ class Tables(ABC):
         handler of a signal raises just then: it must bear being called once more from the start.
         """
 
-    def ahead(self, table: str) -> Ahead | None:
-        """Begin a write that adds very many items to *table*; None where it is of no use to send them early."""
+    def ahead(self) -> Ahead | None:
+        """Begin a write of very many new items; None where it is of no use to send them early."""
         return None
 
     @abstractmethod

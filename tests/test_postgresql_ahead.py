@@ -14,20 +14,21 @@ from children import in_child
 from consistency import check
 from examples import Simulation
 
+import gc3session.postgresql_ahead
 from gc3session import Session, Task
 from gc3session.postgresql_address import address_of
 from gc3session.postgresql_connections import Connections
 
-COUNT = 7000
-MIDDLE = 5000  # some have been sent by then
+COUNT = 4000
+MIDDLE = 2500  # some have been sent by then
 
 
 class Interrupted(Sequence[Task]):
     """Tasks, in the middle of which something happens."""
 
-    def __init__(self, happens: Callable[[list[Task]], object]) -> None:
+    def __init__(self, happens: Callable[[list[Task]], object], after: int = MIDDLE) -> None:
         self.tasks: list[Task] = [Simulation(jobname=str(i), steps=i) for i in range(COUNT)]
-        self._happens = happens
+        self._happens, self._after = happens, after
 
     def __len__(self) -> int:
         return len(self.tasks)
@@ -36,9 +37,15 @@ class Interrupted(Sequence[Task]):
         return self.tasks[place]
 
     def __iter__(self) -> Iterator[Task]:
-        yield from self.tasks[:MIDDLE]
+        yield from self.tasks[: self._after]
         self._happens(self.tasks)
-        yield from self.tasks[MIDDLE:]
+        yield from self.tasks[self._after :]
+
+
+@pytest.fixture(autouse=True)
+def short_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each table has a turn in the middle."""
+    monkeypatch.setattr(gc3session.postgresql_ahead, "TURN", 700)
 
 
 @pytest.fixture
@@ -95,25 +102,60 @@ def test_another_program_writes_to_the_session(session: Session) -> None:
     check(session.path)
 
 
-def test_one_that_was_sent_is_changed_and_saved(session: Session) -> None:
+@pytest.mark.parametrize("after", [MIDDLE, COUNT])
+def test_one_that_was_sent_is_changed_and_saved(session: Session, after: int) -> None:
     def happens(tasks: list[Task]) -> None:
         tasks[7].state = "CHANGED"
         with session.store.unit(flush=False):
             session.store.stage(tasks[7])
 
-    session.add_many(Interrupted(happens))
+    session.add_many(Interrupted(happens, after))
     assert session.stats()["CHANGED"] == 1
     is_whole(session)
 
 
-def test_one_that_was_sent_is_removed(session: Session) -> None:
+@pytest.mark.parametrize("after", [MIDDLE, COUNT])
+def test_one_that_was_sent_is_removed(session: Session, after: int) -> None:
     def happens(tasks: list[Task]) -> None:
         session.remove(str(tasks[7].persistent_id), flush=False)
 
-    session.add_many(Interrupted(happens))
+    session.add_many(Interrupted(happens, after))
     assert len(session) == COUNT
     assert len(list(session.store.list())) == COUNT
     check(session.path)
+
+
+@pytest.mark.parametrize("after", [MIDDLE, COUNT])
+def test_one_that_was_sent_is_forgotten(session: Session, after: int) -> None:
+    session.add_many(Interrupted(lambda tasks: session.forget(str(tasks[7].persistent_id), flush=False), after))
+    assert len(session) == COUNT
+    assert len(list(session.store.list())) == COUNT + 1
+    check(session.path)
+
+
+def test_one_that_was_stored_before_is_added_in_between(session: Session) -> None:
+    first = Simulation(jobname="stored")
+    session.store.save(first)
+    session.add_many(Interrupted(lambda tasks: session.add(first, flush=False)))
+    with Session(session.path, read_only=True) as again:
+        names = [task.jobname for task in list(again)[1:]]
+    assert names == [*map(str, range(MIDDLE)), "stored", *map(str, range(MIDDLE, COUNT))]
+    check(session.path)
+
+
+def test_one_that_waits_in_the_batch_comes_before_them(session: Session) -> None:
+    session.add(Simulation(jobname="waits"), flush=False)
+    session.add_many(Interrupted(lambda tasks: None))
+    with Session(session.path, read_only=True) as again:
+        assert [task.jobname for task in list(again)[1:]] == ["waits", *map(str, range(COUNT))]
+    check(session.path)
+
+
+def test_a_new_session_has_them_in_order(postgresql_url: str, tmp_path: Path) -> None:
+    with Session(tmp_path / "other", store_or_url=postgresql_url) as session:
+        session.add_many(Interrupted(lambda tasks: None))
+        assert [task.jobname for task in session] == [str(i) for i in range(COUNT)]
+    check(tmp_path / "other")
 
 
 def test_it_is_written_meanwhile(session: Session) -> None:

@@ -1,0 +1,80 @@
+"""New tasks that are sent to the server before the transaction that writes them is complete.
+
+While a program encodes very many tasks, the server takes those that are ready, with their entries
+in the index: the transaction has begun, and what it sends are rows of its own alone, for which
+nobody waits.  If anything comes between (the batch changes, the connection is lost, another program
+writes to the session) what was sent is given up, and the write is made as if it had not been.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .ledger import Ledger
+from .tables import RECORDS, Ahead, Writer
+from .values import RECORD_KEY
+
+if TYPE_CHECKING:
+    from .index import Index
+    from .store import Store
+
+
+class Sending:
+    """What has been sent, of the batch of *store*, by the transaction *ahead*: new tasks of the session of *index*.
+
+    Attributes:
+        ahead: the transaction.
+        sent: N -> record.
+    """
+
+    def __init__(self, store: Store, index: Index, ahead: Ahead) -> None:
+        self.ahead = ahead
+        self.sent: dict[int, bytes] = {}
+        self._store = store
+        self._index = index
+        self._ledger: Ledger | None = None
+        self._given_up = False
+
+    def send(self, numbers: list[int]) -> None:
+        """Send new tasks, which have been added last."""
+        if self._given_up:
+            return
+        batch, index = self._store.batch, self._index
+        records = {number: batch.records[number] for number in numbers if batch.is_new(number)}
+        alone = not index.late and len(index.joined) == len(self.sent) + len(numbers) == len(self.sent | records)
+        if not alone or not self.ahead.send(lambda writer: self._send(writer, numbers, records)):
+            self.give_up()
+        self.sent.update(records)
+
+    def _send(self, writer: Writer, numbers: list[int], records: dict[int, bytes]) -> bool:
+        """Send records and their entries; return False, without doing so, if these will be other ones."""
+        index = self._index
+        if self._ledger is None:
+            if index.session(writer) is None or numbers[0] <= index.last(writer):
+                return False
+            self._ledger = Ledger(self._store, writer)
+        writer.add(RECORDS, [(RECORD_KEY.pack(number), record) for number, record in records.items()])
+        self._ledger.join(index.identity, index.joining_new(numbers))
+        return True
+
+    def ledger(self) -> Ledger:
+        """Return the ledger in which the entries were written."""
+        assert self._ledger is not None
+        return self._ledger
+
+    def is_part(self) -> bool:
+        """Return whether all that was sent is still what the batch is to write."""
+        batch, joined = self._store.batch, self._index.joined
+        return (
+            not self._given_up
+            and self._ledger is not None
+            and all(
+                batch.records.get(number) is record and number not in batch.bases and joined.get(number) == number
+                for number, record in self.sent.items()
+            )
+        )
+
+    def give_up(self) -> None:
+        """Give up what was sent."""
+        self._given_up = True
+        self.ahead.drop()

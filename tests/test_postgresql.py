@@ -427,11 +427,11 @@ def test_read_whose_connection_was_lost_before_it_read_anything_is_made_again(
         id_ = session.add(Task())
         for read in (lambda reader: reader.serial, lambda reader: len(reader.counts("states", b""))):
             with session.store.reading() as reader:
-                other.execute("SELECT pg_terminate_backend(%s, 10000)", (reader._connection.info.backend_pid,))
+                other.execute("SELECT pg_terminate_backend(%s, 10000)", (reader.connection.info.backend_pid,))
                 assert read(reader)
         with pytest.raises(StoreUnreachable), session.store.reading() as reader:
             assert reader.count("states", b"") == 0
-            other.execute("SELECT pg_terminate_backend(%s, 10000)", (reader._connection.info.backend_pid,))
+            other.execute("SELECT pg_terminate_backend(%s, 10000)", (reader.connection.info.backend_pid,))
             reader.count("states", b"")  # of another state of the store
         assert session.list_ids() == {id_}
 

@@ -111,7 +111,7 @@ class LostAtCommit:
                 commit(writer, token, former)
                 return
             self.cuts += 1
-            pid = writer._connection.info.backend_pid
+            pid = writer.connection.info.backend_pid
             if self.before:
                 os.kill(pid, signal.SIGTERM)
                 commit(writer, token, former)
@@ -119,7 +119,7 @@ class LostAtCommit:
                 commit(writer, token, former)
                 os.kill(pid, signal.SIGTERM)
                 while True:  # until the server has gone: the answer to the commit is as good as lost
-                    writer._connection.execute(b"SELECT 1")
+                    writer.connection.execute(b"SELECT 1")
 
         monkeypatch.setattr(PostgresqlWriter, "commit", cut)
 
@@ -158,7 +158,7 @@ def test_commit_whose_outcome_nobody_can_tell_is_settled_later(
         if not before:
             commit(writer, token, former)
         server.kill()
-        writer._connection.execute(b"SELECT 1")
+        writer.connection.execute(b"SELECT 1")
 
     task = Task(jobname="second")
     with monkeypatch.context() as patch:
@@ -197,7 +197,7 @@ def test_interruption_of_the_wait_for_a_server_that_was_lost_while_it_committed_
             commit(writer, token, former)
         server.kill()
         signal.setitimer(signal.ITIMER_REAL, 0.2)
-        writer._connection.execute(b"SELECT 1")
+        writer.connection.execute(b"SELECT 1")
 
     def interrupt(*_: object) -> None:
         raise Interrupted

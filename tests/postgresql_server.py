@@ -63,6 +63,7 @@ class Server:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.data = directory / "data"
+        self.port = 5432
 
     @classmethod
     def made(cls, directory: Path, *more: str) -> Server:
@@ -96,7 +97,7 @@ class Server:
 
     def start(self, answer: pq.Ping = pq.Ping.OK, **settings: str) -> None:
         """Start it, and return when it takes connections, or gives another *answer* to whoever asks."""
-        options = [f"-c{name}={value}" for name, value in {**_SETTINGS, **settings}.items()]
+        options = [f"-c{name}={value}" for name, value in {**_SETTINGS, "port": self.port, **settings}.items()]
         with open(self.directory / "log", "ab") as log:
             process = subprocess.Popen(
                 [_reachable(self.directory) / "postgres", "-D", self.data, "-k", self.directory, *options],
@@ -137,11 +138,11 @@ class Server:
         shutil.rmtree(self.directory, ignore_errors=True)
 
     def conninfo(self, database: str = "postgres") -> str:
-        return f"host={self.directory} port=5432 user=postgres dbname={database}"
+        return f"host={self.directory} port={self.port} user=postgres dbname={database}"
 
     def url(self) -> str:
         """Return the URL of the database."""
-        return f"postgresql://postgres@:5432/postgres?host={quote(os.fspath(self.directory), safe='')}"
+        return f"postgresql://postgres@:{self.port}/postgres?host={quote(os.fspath(self.directory), safe='')}"
 
     def connect(self) -> psycopg.Connection[Any]:
         return psycopg.connect(self.conninfo(), autocommit=True)

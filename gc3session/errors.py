@@ -7,9 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from .escaping import escaped
+
 
 class Error(Exception):
-    """The base of every exception that gc3session raises on purpose."""
+    """The base of every exception that gc3session raises on purpose.
+
+    As a text it is safe to show: names and paths in it may be those of a stranger.
+    """
+
+    def __str__(self) -> str:
+        return escaped(Exception.__str__(self))  # that of KeyError would be the message's repr
 
 
 # -- calling ------------------------------------------------------------------
@@ -21,8 +29,6 @@ class InvalidArgument(Error, ValueError):
 
 class NotInSession(InvalidArgument, KeyError):
     """The session has no task of that ID."""
-
-    __str__ = Exception.__str__  # KeyError would print the message's repr
 
 
 class UnstorableValue(InvalidArgument, TypeError):
@@ -89,8 +95,6 @@ class LoadError(Error):
 
 class NotFound(LoadError, KeyError):
     """There is no object of that ID."""
-
-    __str__ = Exception.__str__  # KeyError would print the message's repr
 
 
 class CorruptRecord(LoadError):

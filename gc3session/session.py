@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from .directory import SessionDirectory
 from .entries import Row
 from .errors import DamagedSession, InvalidArgument
+from .escaping import escaped
 from .mirror import Mirror
 from .moved import arrive, delete_left
 from .session_base import SessionBase
@@ -320,7 +321,7 @@ class Session(SessionBase):
             self.store.close()
 
     def __repr__(self) -> str:
-        return f"<Session {self.name!r} at {self.path}{' (closed)' if self._closed else ''}>"
+        return f"<Session {self.name!r} at {escaped(self.path)}{' (closed)' if self._closed else ''}>"
 
 
 class TemporarySession(SessionBase):
@@ -368,4 +369,4 @@ class TemporarySession(SessionBase):
         self.close()
 
     def __repr__(self) -> str:
-        return f"<TemporarySession in {self.store.url}{' (closed)' if self._closed else ''}>"
+        return f"<TemporarySession in {escaped(self.store.url)}{' (closed)' if self._closed else ''}>"

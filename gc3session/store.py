@@ -38,6 +38,7 @@ from .errors import (
     MirrorWarning,
     WriteError,
 )
+from .escaping import escaped
 from .forks import STORES, Lock, at_fork
 from .index import Index
 from .ledger import Ledger
@@ -274,7 +275,7 @@ class Store(StoreStaging):
         self.close()
 
     def __repr__(self) -> str:
-        return f"<Store {self.url}>"
+        return f"<Store {escaped(self.url)}>"
 
     def __del__(self) -> None:
         if not getattr(self, "_closed", True) and self.batch.records and self._pid == os.getpid():
@@ -324,7 +325,7 @@ class Store(StoreStaging):
         self.tables.after_write()
         for complaint in complaints:
             if complaint:
-                warnings.warn(complaint, MirrorWarning, stacklevel=2)
+                warnings.warn(escaped(complaint), MirrorWarning, stacklevel=2)
 
     def send_ahead(self, index: Index, numbers: builtins.list[int]) -> None:
         """Send tasks that have been added last, and are about to be written, if the kind of store likes that."""

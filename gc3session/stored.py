@@ -12,6 +12,7 @@ import attrs
 
 from .codec import COLLECTION, Schema, unseal
 from .errors import CorruptRecord, LoadError, NotFound
+from .escaping import escaped
 from .index import CHUNK
 from .store_reading import schema_number_or_0
 from .values import Decoder
@@ -55,7 +56,7 @@ class StoredTask:
         return [part for part in tasks if type(part) is StoredReference] if isinstance(tasks, list) else []
 
     def __repr__(self) -> str:
-        return f"<StoredTask {self.persistent_id}>"
+        return f"<StoredTask {escaped(self.persistent_id)}>"
 
 
 @attrs.frozen
@@ -108,7 +109,7 @@ class StoredReference:
         return hash(self.number)
 
     def __repr__(self) -> str:
-        return f"<{self.persistent_id}>"
+        return f"<{escaped(self.persistent_id)}>"
 
 
 class StoredTasks:

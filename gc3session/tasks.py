@@ -27,6 +27,7 @@ from weakref import WeakValueDictionary
 import attrs
 
 from .errors import InvalidArgument
+from .escaping import escaped
 
 if TYPE_CHECKING:
     from .codec import Layout, Schema
@@ -302,7 +303,7 @@ class Persistable(_Tracked):
 
     def __repr__(self) -> str:
         fields = (f"{name}={getattr(self, name)!r}" for name in ("jobname", "state") if hasattr(self, name))
-        return f"<{' '.join((type(self).__qualname__, self.persistent_id or '(not saved)', *fields))}>"
+        return f"<{' '.join((type(self).__qualname__, escaped(self.persistent_id or '(not saved)'), *fields))}>"
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in field_names(type(self))}
@@ -451,4 +452,4 @@ class Unreadable(Persistable):
     reason: str = ""
 
     def __repr__(self) -> str:
-        return f"<Unreadable {self.persistent_id}: {self.reason}>"
+        return escaped(f"<Unreadable {self.persistent_id}: {self.reason}>")

@@ -41,14 +41,16 @@ def complete_states(ctx: click.Context, param: click.Parameter, incomplete: str)
     states = list(State.ALL)
     with suppress(*_SILENT), _session(ctx) as session:
         states = list(session.stats())
-    return [f"{before}{comma}{state}" for state in states if state.startswith(begun)]
+    return [f"{before}{comma}{state}" for state in states if state.startswith(begun) and state.isprintable()]
 
 
 def complete_ids(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
     """Return the first IDs of the session that continue what is typed."""
     with suppress(*_SILENT), _session(ctx) as session:
         given = set(ctx.params.get("ids") or ())
-        ids = (id_ for id_ in islice(session.ids(), _LOOKED_AT) if id_.startswith(incomplete))
+        ids = (
+            id_ for id_ in islice(session.ids(), _LOOKED_AT) if id_.startswith(incomplete) and id_.isprintable()
+        )
         return list(islice((id_ for id_ in ids if id_ not in given), _OFFERED))
     return []
 

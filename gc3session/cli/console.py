@@ -10,6 +10,7 @@ from datetime import datetime, tzinfo
 from typing import IO, Any, Final
 
 from ..errors import InvalidArgument
+from ..escaping import escaped as escaped
 from ..session import Session
 
 _LONGEST_COMPLAINT: Final = 2000  # characters
@@ -40,13 +41,6 @@ def open_session(path: str, *, read_only: bool, create: bool = True) -> Session:
 
 
 # -- text ---------------------------------------------------------------------
-
-
-def escaped(text: str) -> str:
-    """Return *text* with each character that could control a terminal written as Python does."""
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def quantity(number: int, noun: str) -> str:

@@ -145,7 +145,7 @@ def _span(seconds: float) -> str:
 def _failure_line(failure: FailedTask) -> str:
     when = "" if failure.time is None else f"{failure.time.astimezone():%Y-%m-%d %H:%M:%S}  "
     code = "" if failure.returncode is None else f" {failure.returncode}"
-    return f"{when}{escaped(failure.id)}  {failure.state}{code}  {escaped(failure.name or '-')}"
+    return f"{when}{escaped(failure.id)}  {escaped(failure.state)}{code}  {escaped(failure.name or '-')}"
 
 
 def _write_line(progress: Progress, told: set[str]) -> None:

@@ -71,11 +71,11 @@ class NetworkFilesystemError(OpenError):
 
 
 class StoreUnreachable(OpenError):
-    """The server of the store can't be reached, or was lost; what was to be written is kept."""
+    """The server of the store can't be reached, was lost, or has no connection or no time; what was to be written is kept."""
 
 
 class AccessDenied(OpenError):
-    """The server of the store refuses: a wrong password, user or database, or a right that is missing."""
+    """The server of the store refuses, or isn't trusted: a wrong password, user, database or certificate, or a right that is missing."""
 
 
 # -- reading ------------------------------------------------------------------

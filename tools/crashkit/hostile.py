@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
@@ -19,7 +20,7 @@ import hostile_mutations
 from hostile_base import Bases, Canary
 from hostile_mutations import Mutation
 from hostile_watch import forbid_side_effects
-from suite import Outcome, Plan, Suite
+from suite import Outcome, Plan, Suite, scratch
 
 _WORKFLOW = {
     "name": "w",
@@ -77,8 +78,15 @@ class HostileDirectories(Suite):
         mutations: dict[Mutation, int] = hostile_mutations.MUTATIONS,
     ) -> Outcome:
         """Try the cases, with as many workers as the plan has."""
+        with scratch(plan) as place:
+            return self._tried_at(Path(place), plan, bases, numbers, mutations)
+
+    def _tried_at(
+        self, place: Path, plan: Plan, bases: Bases, numbers: range, mutations: dict[Mutation, int]
+    ) -> Outcome:
         actions = hostile_actions.actions()
         hostile_actions.import_all()
+        gc.freeze()  # what is not looked at by the children's collections isn't copied for them either
         jobs = max(1, min(plan.jobs, len(numbers)))
         pipes = []
         for job in range(jobs):
@@ -88,7 +96,7 @@ class HostileDirectories(Suite):
                 status = 1
                 try:
                     os.close(reader)
-                    worker = _Worker(plan.work / f"worker-{job}", plan.seed, bases, actions, mutations)
+                    worker = _Worker(place / f"worker-{job}", plan.seed, bases, actions, mutations)
                     with open(writer, "w") as tell:
                         for found in worker.tried(numbers[job::jobs]):
                             tell.write(f"{json.dumps(found)}\n")

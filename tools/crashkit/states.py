@@ -18,7 +18,7 @@ from breakages import BREAKAGES
 from disk import SECTOR, Disk, State
 from judge import Found, boot, judge
 from recorder import Entry, Recorder
-from suite import KIT, CannotRun, Outcome, Plan, Suite
+from suite import KIT, CannotRun, Outcome, Plan, Suite, scratch
 from verdicts import Account, Moment
 from workers import Died, Workers, one
 
@@ -238,12 +238,6 @@ class Trial:
         (kept / "case.json").write_text(json.dumps(told, indent=2))
         shutil.copyfile(self._workload.recorder.log, kept / "log")
         self.failures.append(self._suite.failure(wrong, kept))
-
-
-def scratch(plan: Plan) -> tempfile.TemporaryDirectory[str]:
-    """Return a directory for states: in memory if possible, as nothing in them is to be flushed."""
-    memory = "/dev/shm"
-    return tempfile.TemporaryDirectory(prefix="crashkit-", dir=memory if os.access(memory, os.W_OK) else plan.work)
 
 
 class PowerLossStates(Suite):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
+import tempfile
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import ClassVar
@@ -60,6 +62,12 @@ class Outcome:
 
 class CannotRun(Exception):
     """The machine lacks what a suite needs, such as root's rights or a loop device."""
+
+
+def scratch(plan: Plan) -> tempfile.TemporaryDirectory[str]:
+    """Return a directory for what need not be flushed, to be used with `with`: in memory if possible."""
+    memory = "/dev/shm"
+    return tempfile.TemporaryDirectory(prefix="crashkit-", dir=memory if os.access(memory, os.W_OK) else plan.work)
 
 
 class Suite(ABC):

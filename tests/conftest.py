@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import quote
@@ -29,6 +30,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # So a shell starts what runs in the background; what the tests interrupt would never hear of it.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     # No deadline: how long an example takes says nothing about whether it is right.
     options = {"deadline": None, "print_blob": True}
     hypothesis.settings.register_profile("default", max_examples=100, stateful_step_count=30, **options)

@@ -8,15 +8,15 @@ waits.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import psycopg
 
 from .postgresql_errors import Connection
-from .postgresql_tables import COPY_END, COPY_HEAD, PostgresqlWriter, Statements, items_to_copy, values_to_copy
-from .tables import Ahead, Item, Writer
+from .postgresql_tables import COPY_END, COPY_HEAD, PostgresqlWriter, Statements
+from .tables import Ahead, Writer
 
 if TYPE_CHECKING:
     from .postgresql_store import PostgresqlTables
@@ -34,21 +34,11 @@ class AheadWriter(PostgresqlWriter):
         super().__init__(connection, statements)
         self._rows_of: dict[str, list[bytes]] = {}  # table -> rows that wait
         self._number_of: Counter[str] = Counter()  # how many these are
-        self._added: Counter[tuple[str, bytes]] = Counter()  # table and key -> values
         self._copying: AbstractContextManager[Any] | None = None
         self._copy_in: Any = None
         self._table: str | None = None  # into which that copies
 
-    def add(self, table: str, items: Sequence[Item]) -> None:
-        if items:
-            self._wait(table, items_to_copy(items), len(items))
-
-    def put_values(self, table: str, key: bytes, values: Sequence[bytes]) -> None:
-        if values:
-            self._wait(table, values_to_copy(key, values), len(values))
-            self._added[table, key] += len(values)
-
-    def _wait(self, table: str, rows: Iterable[bytes], number: int) -> None:
+    def _copy(self, table: str, rows: Iterable[bytes], number: int) -> None:
         if table == self._table:
             for some in rows:
                 self._copy_in.write(some)
@@ -85,9 +75,6 @@ class AheadWriter(PostgresqlWriter):
         while self._rows_of:
             self._turn()
         self._end_copy()
-        added, self._added = self._added, Counter()
-        for (table, key), number in added.items():
-            self._later(table, "added", key, number)
 
     def _rows(self, table: str, what: str, *parameters: Any) -> list[Any]:
         self._settle()

@@ -323,14 +323,14 @@ def _are_dense(keys: Sequence[bytes]) -> bool:
     return 0 < last - first < 2 * len(keys) and all(a < b for a, b in pairwise(keys))
 
 
-def values_to_copy(key: bytes, values: Sequence[bytes]) -> Iterator[bytes]:
+def _values_to_copy(key: bytes, values: Sequence[bytes]) -> Iterator[bytes]:
     """Give the rows of some values of a key, which are of one length, as a binary COPY takes them."""
     head = _COLUMNS.pack(2, len(key)) + key + _SIZE.pack(len(values[0]))
     for i in range(0, len(values), _ROWS):
         yield head + head.join(values[i : i + _ROWS])
 
 
-def items_to_copy(items: Sequence[Item]) -> Iterator[bytes]:
+def _items_to_copy(items: Sequence[Item]) -> Iterator[bytes]:
     """Give the rows of some items, whose keys are of one length, as a binary COPY takes them."""
     size = _SIZE.pack
     for i in range(0, len(items), _ROWS):
@@ -431,7 +431,7 @@ class PostgresqlWriter(PostgresqlReader, Writer):
                 self.put(table, items)
             return
         self._forget(table, (key for key, _ in items))
-        self._copy(table, items_to_copy(items))
+        self._copy(table, _items_to_copy(items), len(items))
 
     def delete(self, table: str, keys: Iterable[bytes]) -> None:
         gone = list(keys)
@@ -449,11 +449,11 @@ class PostgresqlWriter(PostgresqlReader, Writer):
             if values:
                 self._later(table, "put", key, list(values), key)
             return
-        self._copy(table, values_to_copy(key, values))
+        self._copy(table, _values_to_copy(key, values), len(values))
         self._later(table, "added", key, len(values))
 
-    def _copy(self, table: str, rows: Iterable[bytes]) -> None:
-        """Send rows, as COPY takes them, at once."""
+    def _copy(self, table: str, rows: Iterable[bytes], number: int) -> None:
+        """Send a *number* of new rows, put together as COPY takes them."""
         self.send()
         with self.connection.cursor().copy(self._statements("copy", table)) as copy:
             copy.write(COPY_HEAD)

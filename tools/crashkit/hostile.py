@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import os
 import shutil
@@ -86,7 +85,6 @@ class HostileDirectories(Suite):
     ) -> Outcome:
         actions = hostile_actions.actions()
         hostile_actions.import_all()
-        gc.freeze()  # what is not looked at by the children's collections isn't copied for them either
         jobs = max(1, min(plan.jobs, len(numbers)))
         pipes = []
         for job in range(jobs):

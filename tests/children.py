@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 import traceback
 import warnings
 from collections.abc import Callable
@@ -79,6 +80,24 @@ def _run(end: int, function: Callable[..., Any], args: tuple[Any, ...]) -> NoRet
         status = 0
     finally:
         os._exit(status)
+
+
+def change_until(stop: Path, path: Path, pause: float = 0.0) -> list[str]:
+    """Add tasks to a session, save and remove some, until *stop* is there; return the IDs of those that are left.
+
+    Who never pauses (seconds) keeps a check of the session waiting for the mirror's lock.
+    """
+    mine: list[str] = []
+    with gc3session.Session(path) as session:
+        while not stop.exists():
+            ids = session.add_many(gc3session.Task(jobname="x" * 200) for _ in range(6))
+            for id_ in list(ids)[::2]:
+                session.load(id_).state = "RUNNING"
+            session.save_all()
+            mine += ids
+            session.remove_many([mine.pop(0) for _ in range(5)])
+            time.sleep(pause)
+    return mine
 
 
 def in_child(function: Callable[..., Any], *args: Any) -> Any:

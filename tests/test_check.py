@@ -20,7 +20,7 @@ from typing import Any
 import lmdb
 import msgpack
 import pytest
-from children import Child, in_child
+from children import Child, change_until, in_child
 from examples import Note, Simulation, Sweep
 
 from gc3session import (
@@ -435,18 +435,7 @@ def test_each_check_is_needed_by_one_of_these_tests(path: Path, tmp_path: Path) 
 
 
 def test_check_beside_writers_finds_nothing(path: Path, long_form: bool) -> None:
-    def write() -> None:
-        mine: list[str] = []
-        with Session(path) as session:
-            while not (path.parent / "stop").exists():
-                ids = session.add_many(Task(jobname="x" * 200) for _ in range(6))
-                for id_ in list(ids)[::2]:
-                    session.load(id_).state = "RUNNING"
-                session.save_all()
-                mine += ids
-                session.remove_many([mine.pop(0) for _ in range(5)])
-
-    writers = [Child(write) for _ in range(2)]
+    writers = [Child(change_until, path.parent / "stop", path) for _ in range(2)]
     try:
         for _ in range(100 if long_form else 8):
             assert list(check_session(path)) == []

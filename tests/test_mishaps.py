@@ -6,7 +6,6 @@ import os
 import random
 import shutil
 import signal
-import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -16,6 +15,7 @@ from typing import Any
 import pytest
 from children import Died, in_child, run_python
 from consistency import check, read_mirror
+from mounts import mount, unmount
 
 from gc3session import (
     ConflictError,
@@ -416,18 +416,11 @@ def test_warning_that_is_an_error_comes_when_all_is_done(tmp_path: Path) -> None
 def small_filesystem(tmp_path: Path) -> Iterator[Path]:
     """A filesystem of 1 MiB, of which some 100 KiB are left."""
     place = tmp_path / "small"
-    place.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "gc3session-test", str(place)]
-    try:
-        done = subprocess.run(command, capture_output=True, check=False).returncode == 0
-    except OSError:
-        done = False
-    if not done:
-        pytest.skip("NOT RUN: a filesystem of its own can be mounted by root alone")
+    mount(place, "size=1m")
     try:
         yield place
     finally:
-        subprocess.run(["umount", "-l", str(place)], check=True)
+        unmount(place)
 
 
 @pytest.mark.parametrize("left", [4096 * n for n in (4, 8, 12, 16, 20, 24, 28, 40)])

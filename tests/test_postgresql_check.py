@@ -6,14 +6,13 @@ The faults are those of test_check.py, made by SQL, and of what is counted there
 from __future__ import annotations
 
 import shutil
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
-from children import Child
+from children import Child, change_until
 from consistency import check
 from psycopg import sql
 from test_check import FAULTS, FILES, Raw, fill, is_of, n4, n8
@@ -211,20 +210,7 @@ def test_check_and_repair_beside_writers(postgresql_url: str, tmp_path: Path, lo
         with Session(each, store_or_url=postgresql_url) as session:
             first.append(session.add(Task(jobname="first")))
 
-    def write(path: Path) -> list[str]:
-        mine: list[str] = []
-        with Session(path) as session:
-            while not (tmp_path / "stop").exists():
-                ids = session.add_many(Task(jobname="x" * 200) for _ in range(6))
-                for id_ in list(ids)[::2]:
-                    session.load(id_).state = "RUNNING"
-                session.save_all()
-                mine += ids
-                session.remove_many([mine.pop(0) for _ in range(5)])
-                time.sleep(0.02)  # who never pauses keeps a check waiting for the mirror's lock
-        return mine
-
-    writers = [Child(write, each) for each in (path, path, other)]
+    writers = [Child(change_until, tmp_path / "stop", each, 0.02) for each in (path, path, other)]
     try:
         with OnServer(path, postgresql_url) as raw:
             for n in range(40 if long_form else 8):

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from consistency import check
 from examples import Simulation
+from mounts import mount, unmount
 from postgresql_server import Server, server_user
 from psycopg import sql
 
@@ -24,14 +25,7 @@ class Disk:
 
     def __init__(self, place: Path, size: int) -> None:
         self.place = place
-        place.mkdir()
-        command = ["mount", "-t", "tmpfs", "-o", f"size={size},mode=700", "gc3session-test", str(place)]
-        try:
-            done = subprocess.run(command, capture_output=True, check=False).returncode == 0
-        except OSError:
-            done = False
-        if not done:
-            pytest.skip("NOT RUN: a filesystem of its own can be mounted by root alone")
+        mount(place, f"size={size},mode=700")
         user = server_user()
         assert user is not None
         os.chown(place, user.pw_uid, user.pw_gid)
@@ -44,7 +38,7 @@ class Disk:
         return status.f_bavail * status.f_frsize
 
     def unmount(self) -> None:
-        subprocess.run(["umount", "-l", str(self.place)], check=True)
+        unmount(self.place)
 
 
 def record_until_it_fails(session: Session, acknowledged: list[str]) -> WriteError:

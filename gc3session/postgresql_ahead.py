@@ -1,21 +1,22 @@
 """A transaction on PostgreSQL that has begun with COPY, and goes on while the program encodes what is to follow.
 
-The server takes the rows of one table at a time.  So those of the other tables wait here, and the
-tables take turns: by the time that one's turn ends, the server has long taken its rows, and nobody
-waits.
+The server takes the rows of one table at a time.  So rows wait here, and the tables take turns:
+whenever the server is done with one turn, the table that has most waiting gets the next.  libpq
+sends and receives without waiting for the server; only at the end has the program to wait.
 """
 
 from __future__ import annotations
 
+import select
 from collections import Counter
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, suppress
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import psycopg
+from psycopg import pq
 
 from .postgresql_errors import Connection
-from .postgresql_tables import COPY_END, COPY_HEAD, PostgresqlWriter, Statements
+from .postgresql_tables import COPIED_FROM, COPY_END, COPY_HEAD, PostgresqlWriter, Statements
 from .tables import Ahead, Writer
 
 if TYPE_CHECKING:
@@ -23,74 +24,105 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-TURN = 10_000
-"""Rows of a table after which it has its turn: for each COPY the server needs a millisecond."""
+TURN = 3000
+"""Rows of a table from which on it gets a turn: for each COPY the server needs a millisecond."""
+
+
+class Turns:
+    """The rows that are sent on *connection*, and those that wait for it."""
+
+    def __init__(self, connection: Connection, statements: Statements) -> None:
+        self._pgconn = connection.pgconn
+        self._statements = statements
+        self._rows_of: dict[str, list[bytes]] = {}  # table -> rows that wait
+        self._number_of: Counter[str] = Counter()  # how many these are
+        self._asked: str | None = None  # the table for which the server has been asked to take rows
+        self._sent = False  # whether it has been given some, and has not told yet what became of them
+
+    @property
+    def idle(self) -> bool:
+        """Whether the connection can be used for anything else."""
+        return self._asked is None and not self._sent
+
+    def add(self, table: str, rows: Iterable[bytes], number: int) -> None:
+        """Take a *number* of rows, put together as COPY takes them."""
+        self._rows_of.setdefault(table, []).extend(rows)
+        self._number_of[table] += number
+
+    def go_on(self, least: int) -> None:
+        """Do what can be done without waiting; begin a turn only with so many rows.
+
+        Raise psycopg.Error if the server has not taken what it was sent.
+        """
+        pgconn = self._pgconn
+        if not self.idle:
+            pgconn.flush()
+            pgconn.consume_input()
+            while not self.idle and not pgconn.is_busy():
+                self._hear()
+        if self.idle and self._number_of:
+            [(table, number)] = self._number_of.most_common(1)
+            if number >= least:
+                self._asked = table
+                pgconn.send_query(self._statements("copy", table))
+                pgconn.flush()
+
+    def _hear(self) -> None:
+        """Take the server's next answer, which has arrived."""
+        pgconn = self._pgconn
+        result = pgconn.get_result()
+        if self._asked is not None and result is not None and result.status == pq.ExecStatus.COPY_IN:
+            rows = self._rows_of.pop(self._asked)
+            del self._number_of[self._asked]
+            self._asked, self._sent = None, True
+            for some in (COPY_HEAD, *rows, COPY_END):
+                if pgconn.put_copy_data(some) != 1:
+                    raise psycopg.OperationalError("libpq has no memory for the rows")
+            pgconn.put_copy_end()
+            pgconn.flush()
+        elif result is None and self._sent:
+            self._sent = False
+        elif result is None or result.status != pq.ExecStatus.COMMAND_OK:
+            raise psycopg.OperationalError("the server has not taken the rows")
+
+    def settle(self) -> None:
+        """Send all rows that wait, and wait until the server has taken them."""
+        self.go_on(1)
+        poll = select.poll()
+        while not self.idle:
+            poll.register(self._pgconn.socket, select.POLLIN | (select.POLLOUT if self._pgconn.flush() else 0))
+            poll.poll()
+            self.go_on(1)
 
 
 class AheadWriter(PostgresqlWriter):
-    """A transaction whose new rows go to the server by turns; all of them before it reads or commits."""
+    """A transaction whose new rows go to the server by turns, until `end`; all of them before it reads."""
 
     def __init__(self, connection: Connection, statements: Statements) -> None:
         super().__init__(connection, statements)
-        self._rows_of: dict[str, list[bytes]] = {}  # table -> rows that wait
-        self._number_of: Counter[str] = Counter()  # how many these are
-        self._copying: AbstractContextManager[Any] | None = None
-        self._copy_in: Any = None
-        self._table: str | None = None  # into which that copies
+        self.turns = Turns(connection, statements)
+        self.copied_from = 1
+        self._ahead = True
+
+    def end(self) -> None:
+        """Write what is to come in its order, as any transaction does."""
+        self.turns.settle()
+        self.copied_from = COPIED_FROM
+        self._ahead = False
 
     def _copy(self, table: str, rows: Iterable[bytes], number: int) -> None:
-        if table == self._table:
-            for some in rows:
-                self._copy_in.write(some)
+        if self._ahead:
+            self.turns.add(table, rows, number)
         else:
-            self._rows_of.setdefault(table, []).extend(rows)
-            self._number_of[table] += number
+            super()._copy(table, rows, number)
 
-    def take_turns(self) -> None:
-        """Give another table its turn if enough of its rows wait."""
-        if self._number_of and (self._table is None or max(self._number_of.values()) >= TURN):
-            self._turn()
-
-    def _turn(self) -> None:
-        """Send the rows of the table that has most waiting; they need not have arrived."""
-        [(table, _)] = self._number_of.most_common(1)
-        rows = self._rows_of.pop(table)
-        del self._number_of[table]
-        self._end_copy()
-        self._copying = self.connection.cursor().copy(self._statements("copy", table))
-        self._copy_in = self._copying.__enter__()
-        self._table = table
-        self._copy_in.write(COPY_HEAD)
-        for some in rows:
-            self._copy_in.write(some)
-
-    def _end_copy(self) -> None:
-        copying, self._copying, self._table = self._copying, None, None
-        if copying is not None:
-            self._copy_in.write(COPY_END)
-            copying.__exit__(None, None, None)
-
-    def _settle(self) -> None:
-        """Send all rows that wait."""
-        while self._rows_of:
-            self._turn()
-        self._end_copy()
-
-    def _rows(self, table: str, what: str, *parameters: Any) -> list[Any]:
-        self._settle()
+    def _rows(self, table: str, what: str, *parameters: object) -> list[object]:
+        self.turns.settle()
         return super()._rows(table, what, *parameters)
 
     def send(self) -> None:
-        self._settle()
+        self.turns.settle()
         super().send()
-
-    def give_up(self) -> None:
-        """End the COPY, if one goes on, so that the connection can be used again."""
-        copying, self._copying, self._table = self._copying, None, None
-        if copying is not None:
-            error = psycopg.Error("given up")
-            with suppress(psycopg.Error):
-                copying.__exit__(type(error), error, None)
 
 
 class PostgresqlAhead(Ahead):
@@ -105,8 +137,6 @@ class PostgresqlAhead(Ahead):
             return False
         try:
             done = part(self._writer)
-            if done:
-                self._writer.take_turns()
         except psycopg.Error:  # the write will meet it again, and tell
             done = False
         except BaseException:
@@ -120,9 +150,12 @@ class PostgresqlAhead(Ahead):
         if self._writer is None:
             return
         try:
-            self._writer.connection.pgconn.flush()
+            self._writer.turns.go_on(TURN)
         except psycopg.Error:
             self.drop()
+        except BaseException:
+            self.drop()
+            raise
 
     def write(
         self,
@@ -131,19 +164,27 @@ class PostgresqlAhead(Ahead):
         committed: Callable[[T], None],
         aborted: Callable[[], object],
     ) -> T:
+        if self._writer is not None:
+            try:
+                self._writer.end()
+            except psycopg.Error:
+                self.drop()
+            except BaseException:
+                self.drop()
+                raise
         writer, self._writer = self._writer, None
         if writer is None:
             return self._owner.write(unit, committed, aborted)
-        try:
-            return self._owner._transact(unit, committed, begun=(writer, rest))
-        finally:
-            writer.give_up()
+        return self._owner._transact(unit, committed, begun=(writer, rest))
 
     def drop(self) -> None:
         writer, self._writer = self._writer, None
-        if writer is not None:
-            writer.give_up()
+        if writer is None:
+            return
+        if writer.turns.idle:
             self._owner._give_back(writer.connection)
+        else:
+            self._owner._connections.drop(writer.connection)
 
     def forked(self) -> None:
         self._owner._connections.keep(self)

@@ -14,6 +14,7 @@ commit, many statements at once (a pipeline).  Very many rows go by COPY.
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, count, pairwise
 from struct import Struct
@@ -31,7 +32,7 @@ from .values import RECORD_KEY
 LAYOUT: Final = 1
 """The version of how the tables lie in a schema."""
 
-_COPIED: Final = 256  # rows from which on COPY is faster
+COPIED_FROM: Final = 256  # rows from which on a COPY of their own is faster
 _ROWS: Final = 4096  # rows of COPY that are put together at a time, or keys of one statement
 COPY_HEAD: Final = b"PGCOPY\n\xff\r\n\0" + bytes(8)
 COPY_END: Final = b"\xff\xff"
@@ -340,12 +341,18 @@ def _items_to_copy(items: Sequence[Item]) -> Iterator[bytes]:
 
 
 class PostgresqlWriter(PostgresqlReader, Writer):
-    """A transaction that changes the tables; `send` sends what it has not sent yet."""
+    """A transaction that changes the tables; `send` sends what it has not sent yet.
+
+    Attributes:
+        copied_from: rows from which on new ones go by COPY.
+    """
 
     def __init__(self, connection: Connection, statements: Statements) -> None:
         super().__init__(connection, statements)
+        self.copied_from = COPIED_FROM
         self._waiting: list[tuple[bytes, tuple[Any, ...]]] = []
-        self._touched: set[str] = set()  # tables that they change
+        self._copied: Counter[tuple[str, bytes]] = Counter()  # table and key -> values not yet counted
+        self._touched: set[str] = set()  # tables that these two change
 
     def _rows(self, table: str, what: str, *parameters: Any) -> list[Any]:
         if table in self._touched:
@@ -359,6 +366,10 @@ class PostgresqlWriter(PostgresqlReader, Writer):
     def send(self) -> None:
         """Send what waits."""
         waiting, self._waiting = self._waiting, []
+        if self._copied:
+            counts = [(self._statements("added", table), (key, n)) for (table, key), n in self._copied.items()]
+            waiting[:0] = counts
+            self._copied.clear()
         self._touched.clear()
         if len(waiting) == 1:
             self.connection.execute(*waiting[0])
@@ -426,7 +437,7 @@ class PostgresqlWriter(PostgresqlReader, Writer):
             self._later(table, "put", *map(list, zip(*some, strict=True)))
 
     def add(self, table: str, items: Sequence[Item]) -> None:
-        if len(items) < _COPIED:
+        if len(items) < self.copied_from:
             if items:
                 self.put(table, items)
             return
@@ -445,12 +456,13 @@ class PostgresqlWriter(PostgresqlReader, Writer):
 
     def put_values(self, table: str, key: bytes, values: Sequence[bytes]) -> None:
         self._firsts.pop((table, key), None)
-        if len(values) < _COPIED:
+        if len(values) < self.copied_from:
             if values:
                 self._later(table, "put", key, list(values), key)
             return
         self._copy(table, _values_to_copy(key, values), len(values))
-        self._later(table, "added", key, len(values))
+        self._touched.add(table)
+        self._copied[table, key] += len(values)
 
     def _copy(self, table: str, rows: Iterable[bytes], number: int) -> None:
         """Send a *number* of new rows, put together as COPY takes them."""

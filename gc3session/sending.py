@@ -41,7 +41,12 @@ class Sending:
             return
         batch, index = self._store.batch, self._index
         records = {number: batch.records[number] for number in numbers if batch.is_new(number)}
-        alone = not index.late and len(index.joined) == len(self.sent) + len(numbers) == len(self.sent | records)
+        alone = (
+            not index.late
+            and len(index.joined) == len(self.sent) + len(numbers)
+            and len(records) == len(numbers)
+            and self.sent.keys().isdisjoint(records)
+        )
         if not alone or not self.ahead.send(lambda writer: self._send(writer, numbers, records)):
             self.give_up()
         self.sent.update(records)

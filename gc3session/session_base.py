@@ -6,7 +6,7 @@ import itertools
 import re
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -16,7 +16,7 @@ from .ids import IDs, all_ids
 from .index import Index
 from .selection import Kinds, Names, Selected, Tasks, TasksByID, Time, Where, filters
 from .store import Store
-from .store_staging import REMOVED_AT_ONCE
+from .store_staging import REMOVED_AT_ONCE, no_collection
 from .tables import Compacted, OnProgress, Reader, no_progress
 from .tasks import Persistable, TaskCollection
 
@@ -93,6 +93,12 @@ class SessionBase:
         the session, and its exception is raised; to have all or nothing use `transaction`.
         """
         ids = IDs()
+        # The tasks of a list are there already, and no cycles are made: nothing could be collected.
+        with no_collection() if isinstance(tasks, (list, tuple)) else nullcontext():
+            self._add_many(tasks, flush, ids)
+        return ids
+
+    def _add_many(self, tasks: Iterable[Persistable], flush: bool, ids: IDs) -> None:
         store, index = self.store, self._index
         source = iter(tasks)
         # With a generator, which may take its time, no transaction is begun before it has ended.
@@ -121,6 +127,9 @@ class SessionBase:
                             store.send_ahead(index, unsent)
                             unsent = []
                         store.go_on_ahead()
+            with store.lock:
+                if unsent and store.batch.journal is None and store.sends_ahead:
+                    store.send_ahead(index, unsent)
         finally:
             try:
                 if flush and store.batch.journal is None:
@@ -128,7 +137,6 @@ class SessionBase:
             finally:
                 if ahead:
                     store.drop_ahead()
-        return ids
 
     # -- taking away
 

@@ -336,6 +336,11 @@ class Store(StoreStaging):
             self._sending = Sending(self, index, ahead)
         self._sending.send(numbers)
 
+    @property
+    def sends_ahead(self) -> bool:
+        """Whether something was sent ahead and may yet be written."""
+        return self._sending is not None
+
     def go_on_ahead(self) -> None:
         """Have what was sent ahead go on its way; to be called often."""
         if self._sending is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Container, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import pairwise
 from operator import itemgetter
 from typing import TYPE_CHECKING
@@ -298,9 +298,12 @@ class Index:
                 assert session is not None
                 ledger.leave(Holding(session, order), number, self._store.committed_state(writer, number))
 
-    def write_joined(self, ledger: Ledger, writer: Writer, sent: Container[int] = ()) -> None:
-        """Write what the batch adds, but for the Ns that were *sent*.  Raise ConflictError if an added record is gone."""
-        if not self.joined:
+    def write_joined(self, ledger: Ledger, writer: Writer, sent: Mapping[int, bytes]) -> None:
+        """Write what the batch adds but for those Ns of it that were *sent*.
+
+        Raise ConflictError if an added record is gone.
+        """
+        if len(self.joined) == len(sent):
             return
         joining = self._joining(writer, sent)
         last = self.last(writer)
@@ -317,7 +320,7 @@ class Index:
         schemas = [schema_number(batch.records[number]) for number in numbers]
         return Joining(numbers, numbers, schemas, [batch.states[number] for number in numbers])
 
-    def _joining(self, writer: Writer, sent: Container[int]) -> Joining:
+    def _joining(self, writer: Writer, sent: Mapping[int, bytes]) -> Joining:
         """Return the entries that the batch adds, but for some; ConflictError if the record of one is gone."""
         store = self._store
         orders = self._sorted_orders()

@@ -72,6 +72,9 @@ def _digits(number: int) -> int:
 
 def _runs(schemas: list[int], numbers: list[int]) -> Iterator[tuple[int, int, int]]:
     """Give each run of one schema and of Ns of one length: schema, begin, end."""
+    if len(set(schemas)) == 1 and _digits(min(numbers)) == _digits(max(numbers)):  # as most often
+        yield schemas[0], 0, len(schemas)
+        return
     begin = 0
     for (schema, _), run in groupby(zip(schemas, map(_digits, numbers), strict=True)):
         end = begin + sum(1 for _ in run)
@@ -92,7 +95,7 @@ class Ledger:
         self._blanks: dict[int, list[tuple[int, int]]] = {}
         self._left: set[Holding] = set()
         self._gone: dict[tuple[str, bytes], list[bytes]] = {}  # table and key -> values that `take_away` deletes
-        self._text: dict[int, bytes] = {}
+        self._texts: dict[int, list[bytes]] = {}
         self._last: dict[int, int] = {}  # session -> order of what has joined last
         self._anew: set[int] = set()
 
@@ -235,7 +238,7 @@ class Ledger:
             by_state[state].append(key)
         for state, some in by_state.items():
             self._writer.put_values(STATES, state_key(row.number, state), some)
-        self._text[row.number] = self._text.get(row.number, b"") + "".join(texts).encode()
+        self._texts.setdefault(row.number, []).append("".join(texts).encode())
         self._last[row.number] = orders[-1]
         self._rows[row.number] = identity, row._replace(size=line)
 
@@ -301,7 +304,7 @@ class Ledger:
             after = row._replace(blank=blank, mark=None, places=())
             listener = listeners.get(identity)
             if listener is not None:
-                text, last = self._text.get(session, b""), self._last.get(session)
+                text, last = b"".join(self._texts.get(session, ())), self._last.get(session)
                 change = Change(text, blanks, session in self._anew, last)
                 after = listener.prepare(self._writer, self._before[session], after, change)
             after.write(self._writer, identity)

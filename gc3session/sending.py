@@ -25,26 +25,29 @@ class Sending:
     Attributes:
         ahead: the transaction.
         sent: N -> record.
+        index: the session's.
     """
 
     def __init__(self, store: Store, index: Index, ahead: Ahead) -> None:
         self.ahead = ahead
         self.sent: dict[int, bytes] = {}
         self._store = store
-        self._index = index
+        self.index = index
         self._ledger: Ledger | None = None
         self._given_up = False
+        self._edits = store.batch.edits  # when it began
 
     def send(self, numbers: list[int]) -> None:
         """Send new tasks, which have been added last."""
         if self._given_up:
             return
-        batch, index = self._store.batch, self._index
-        records = {number: batch.records[number] for number in numbers if batch.is_new(number)}
+        batch, index = self._store.batch, self.index
+        records = {number: record for number in numbers if (record := batch.records.get(number)) is not None}
         alone = (
             not index.late
             and len(index.joined) == len(self.sent) + len(numbers)
             and len(records) == len(numbers)
+            and batch.bases.keys().isdisjoint(records)
             and self.sent.keys().isdisjoint(records)
         )
         if not alone or not self.ahead.send(lambda writer: self._send(writer, numbers, records)):
@@ -53,7 +56,7 @@ class Sending:
 
     def _send(self, writer: Writer, numbers: list[int], records: dict[int, bytes]) -> bool:
         """Send records and their entries; return False, without doing so, if these will be other ones."""
-        index = self._index
+        index = self.index
         if self._ledger is None:
             if index.session(writer) is None or numbers[0] <= index.last(writer):
                 return False
@@ -69,14 +72,12 @@ class Sending:
 
     def is_part(self) -> bool:
         """Return whether all that was sent is still what the batch is to write."""
-        batch, joined = self._store.batch, self._index.joined
-        return (
-            not self._given_up
-            and self._ledger is not None
-            and all(
-                batch.records.get(number) is record and number not in batch.bases and joined.get(number) == number
-                for number, record in self.sent.items()
-            )
+        batch, joined = self._store.batch, self.index.joined
+        if self._given_up or self._ledger is None:
+            return False
+        return batch.edits == self._edits or all(
+            batch.records.get(number) is record and number not in batch.bases and joined.get(number) == number
+            for number, record in self.sent.items()
         )
 
     def give_up(self) -> None:

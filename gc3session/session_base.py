@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from .events import LogEntry
     from .watching import Progress
 
-_SENT = 1000  # that it sends at a time to a store that begins before all are there
+_SENT = 250  # that it sends at a time to a store that begins before all are there
 _SOME = 100  # tasks that add_many takes from its argument at a time
 
 

@@ -16,7 +16,7 @@ import sys
 import threading
 import warnings
 import weakref
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 from urllib.parse import quote
@@ -304,7 +304,7 @@ class Store(StoreStaging):
         def unit(writer: Writer, sending: Sending | None = None) -> tuple[int, int] | None:
             self._check_not_moved(writer)
             ledger = Ledger(self, writer) if sending is None else sending.ledger()
-            self._write_batch(ledger, writer, () if sending is None else sending.sent)
+            self._write_batch(ledger, writer, sending)
             more(ledger, writer)
             ledger.finish(self.indexes)
             return self.sequence.reserve(writer) if numbers and self.sequence.low() else None
@@ -401,7 +401,8 @@ class Store(StoreStaging):
             if index.listener is not None:
                 index.listener.apply()
 
-    def _write_batch(self, ledger: Ledger, writer: Writer, sent: Container[int]) -> None:
+    def _write_batch(self, ledger: Ledger, writer: Writer, sending: Sending | None) -> None:
+        sent: dict[int, bytes] = {} if sending is None else sending.sent
         records, states = self.batch.records, self.batch.states
         updates = sorted(self.batch.updates())
         if updates:
@@ -417,7 +418,7 @@ class Store(StoreStaging):
         ledger.take_away()
         writer.delete(RECORDS, map(_key, removed))
         for index in self.indexes:
-            index.write_joined(ledger, writer, sent)
+            index.write_joined(ledger, writer, sent if sending is not None and index is sending.index else {})
         moves: dict[tuple[str, str], builtins.list[int]] = {}
         for number in updates:
             before, after = self.batch.bases[number][1], states[number]
@@ -428,9 +429,9 @@ class Store(StoreStaging):
         bases = self.batch.bases
         if updates:
             writer.put(RECORDS, [(_key(number), records[number]) for number in updates])
-        new = sorted(records.keys() - bases.keys()) if bases else sorted(records)
-        if sent:
-            new = [number for number in new if number not in sent]
+        new: builtins.list[int] = []
+        if len(sent) < len(records):
+            new = sorted(number for number in records if number not in bases and number not in sent)
         writer.add(RECORDS, [(_key(number), records[number]) for number in new])
 
     def _check_conflicts(self, writer: Writer, updates: builtins.list[int]) -> None:

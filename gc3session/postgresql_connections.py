@@ -24,11 +24,7 @@ from .postgresql_errors import Connection, is_lost, translated
 _AT_FIRST: Final = 5.0  # seconds to wait, at most, for a server that has not been reached before
 _IDLE: Final = 4  # connections that are kept open for the next transactions
 
-# Commits wait for the server's disk, whatever the site's default.
-_DURABLE: Final = (
-    b"SELECT set_config('synchronous_commit', 'on', false)"
-    b" WHERE current_setting('synchronous_commit', true) = 'off'"
-)
+_ABOUT: Final = b"SELECT coalesce(current_setting('synchronous_commit', true) = 'off', false), pg_backend_pid()"
 # libpq hands on no code of a refused connection.  In another language it is taken for a missing right.
 _TOO_MANY: Final = re.compile("too many|connection slots|no more connections")
 _PERSONAL: Final = ("user", "password", "dbname", "options")
@@ -94,9 +90,13 @@ class Connections:
     Args:
         address: of the store.
         patience: seconds to wait for a server that was there before.
+
+    Attributes:
+        lazy: whether the site has commits return before they are on the server's disk.
     """
 
     def __init__(self, address: Address, patience: float) -> None:
+        self.lazy = False
         self._conninfo = make_conninfo("", **address.options)
         self._plain = make_conninfo("", **_without_tls(address.options))
         self._url = address.url
@@ -145,11 +145,15 @@ class Connections:
                 continue  # it may have been starting when it refused
             self._open.add(connection)
             try:
-                connection.execute(_DURABLE)
+                [(self.lazy, backend)] = connection.execute(_ABOUT).fetchall()
             except psycopg.Error as error:
                 failed = translated(error, connection, self._url, reading=True)
                 self.drop(connection)
                 raise _Refused(failed, is_lost(connection)) from None
+            if backend != connection.info.backend_pid:
+                # A pooler is between, which may have each transaction done by another process of the
+                # server: that would not know what was prepared before.
+                connection.prepare_threshold = None
             return connection
         raise AssertionError
 

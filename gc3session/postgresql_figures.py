@@ -70,6 +70,8 @@ def _connections(count: int, most: str | None) -> Figure:
 
 
 def _durability(synchronous: str | None, fsync: str | None) -> Figure:
+    if synchronous == "off":
+        synchronous = "on"  # in each transaction that writes
     values = {"synchronous_commit": synchronous, "fsync": fsync}
     if fsync == "off":
         return Figure("durability", "none: the server was set not to flush anything to disk (fsync = off)", values)

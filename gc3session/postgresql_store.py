@@ -33,6 +33,7 @@ DEFAULT_PATIENCE: Final = 60.0
 
 _BEGIN_READING: Final = b"BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"  # one state, and it never fails
 _BEGIN_WRITING: Final = b"BEGIN ISOLATION LEVEL SERIALIZABLE"  # not READ WRITE: the site may forbid that
+_DURABLY: Final = b"; SET LOCAL synchronous_commit = on"  # of a pooler's connection nothing else may be changed
 _UNKNOWN: Final = "40003"  # the server itself can't say whether it has committed
 _MADE_BY_ANOTHER: Final = (
     server.UniqueViolation,
@@ -162,7 +163,8 @@ class PostgresqlTables(Tables):
         while True:
             connection = self._connections.take()
             try:
-                connection.execute(statement)
+                durably = _DURABLY if statement is _BEGIN_WRITING and self._connections.lazy else b""
+                connection.execute(statement + durably, prepare=False)
                 return connection
             except psycopg.Error as error:
                 reading = statement is _BEGIN_READING

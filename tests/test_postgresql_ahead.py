@@ -13,6 +13,7 @@ import pytest
 from children import in_child
 from consistency import check
 from examples import Simulation
+from psycopg import sql
 
 import gc3session.postgresql_ahead
 from gc3session import Session, Task
@@ -197,3 +198,40 @@ def test_inside_a_transaction_nothing_is_sent_before_its_end(session: Session) -
         assert not in_transactions(session)
         raise KeyError
     is_whole(session, 0)
+
+
+def test_the_server_refuses_a_row_once(session: Session, postgresql_url: str) -> None:
+    schema = sql.Identifier(address_of(postgresql_url).schema)
+    with psycopg.connect(**address_of(postgresql_url).options, autocommit=True) as connection:
+        for statement in (
+            "CREATE SEQUENCE {0}.rows",
+            (
+                "CREATE FUNCTION {0}.refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
+                " IF nextval('{0}.rows') = 500 THEN RAISE 'not this one'; END IF; RETURN NEW; END $$"
+            ),
+            "CREATE TRIGGER refuse BEFORE INSERT ON {0}.members FOR EACH ROW EXECUTE FUNCTION {0}.refuse()",
+        ):
+            connection.execute(sql.SQL(statement).format(schema))
+        session.add_many(Interrupted(lambda tasks: None))
+        assert connection.execute(
+            sql.SQL("SELECT last_value > {} FROM {}.rows").format(COUNT, schema)
+        ).fetchone() == (True,), "nothing was refused"
+    is_whole(session)
+
+
+def test_their_states_are_counted(session: Session) -> None:
+    tasks = Interrupted(lambda tasks: None)
+    for number, task in enumerate(tasks.tasks):
+        task.state = f"STATE{number % 7}"
+    session.add_many(tasks)
+    expected = {f"STATE{i}": len(range(i, COUNT, 7)) for i in range(7)}
+    assert session.stats() == {"NEW": 1, **expected}
+    is_whole(session)
+
+
+def test_they_are_larger_than_the_way_to_the_server_is_wide(session: Session) -> None:
+    tasks = Interrupted(lambda tasks: None, after=MIDDLE)
+    for task in tasks.tasks[::10]:
+        task.extra["text"] = "x" * 100_000
+    session.add_many(tasks)
+    is_whole(session)

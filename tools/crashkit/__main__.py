@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import json
 import os
 import secrets
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
@@ -19,15 +21,15 @@ from pathlib import Path
 
 import attrs
 
-from suite import CannotRun, Outcome, Plan, Suite
+from suite import KIT, CannotRun, Outcome, Plan, Suite
 
-SUITES = {
+SUITES = {  # those that take longest first: at the end some processors have nothing to do
     "states": "states:PowerLossStates",
-    "power": "power:PowerCuts",
-    "kills": "kills:Kills",
-    "faults": "faults:Faults",
-    "model": "model:Model",
     "hostile": "hostile:HostileDirectories",
+    "model": "model:Model",
+    "power": "power:PowerCuts",
+    "faults": "faults:Faults",
+    "kills": "kills:Kills",
     "decoder": "decoder:Decoder",
     "together": "together:Together",
     "space": "space:Space",
@@ -152,6 +154,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="N",
         help="processes that work at a time (one for each core)",
     )
+    parser.add_argument("--result", type=Path, help=argparse.SUPPRESS)  # where to write what came of a suite
     return parser
 
 
@@ -168,15 +171,57 @@ def main() -> int:
         parsing.error(f"{options.replay} is not the directory of a failure that was kept")
     if min(options.jobs, 1 if options.count is None else options.count) < 1:
         parsing.error("--count and --jobs must be 1 or more")
-    seed = secrets.randbelow(1 << 32) if options.seed is None else options.seed
-    results = []
-    for name in options.suites or SUITES:
-        work = Path(tempfile.mkdtemp(prefix=f"crashkit-{name}-", dir=options.at))
-        try:
-            results.append(run(name, Plan(seed, 0, work, options.log.absolute(), options.jobs), options))
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
-    return summary(results)
+    options.seed = secrets.randbelow(1 << 32) if options.seed is None else options.seed
+    options.log = options.log.absolute()
+    names = list(dict.fromkeys(options.suites or SUITES))
+    results = side_by_side(names, options) if len(names) > 1 else [alone(names[0], options)]
+    if options.result is None:
+        return summary(sorted(results, key=lambda result: names.index(result.name)))
+    options.result.write_text(json.dumps([attrs.asdict(result) for result in results]))
+    return 0
+
+
+def alone(name: str, options: argparse.Namespace) -> Result:
+    """Run one suite in this process."""
+    work = Path(tempfile.mkdtemp(prefix=f"crashkit-{name}-", dir=options.at))
+    try:
+        return run(name, Plan(options.seed, 0, work, options.log, options.jobs), options)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def side_by_side(names: list[str], options: argparse.Namespace) -> list[Result]:
+    """Run several suites, some at a time, each in a process of its own; what each prints comes when it ends."""
+    lanes = min(options.jobs, len(names))
+    results: list[Result] = []
+    waiting, running = names[::-1], dict[int, tuple[str, float, Path, subprocess.Popen[bytes]]]()
+    with tempfile.TemporaryDirectory(prefix="crashkit-") as told:
+        while waiting or running:
+            while waiting and len(running) < lanes:
+                name = waiting.pop()
+                place = Path(told, name)
+                with open(f"{place}.out", "wb") as out:
+                    process = subprocess.Popen(command(name, options, place, lanes), stdout=out)
+                running[process.pid] = name, time.monotonic(), place, process
+                print(f"-- {name} begins", flush=True)
+            pid = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT).si_pid  # type: ignore[union-attr]
+            name, start, place, process = running.pop(pid)
+            status = process.wait()
+            print(Path(f"{place}.out").read_text(), end="", flush=True)
+            try:
+                results += [Result(**result) for result in json.loads(place.read_text())]
+            except FileNotFoundError:
+                text = f"its process ended with the status {status}"
+                results.append(Result(name, "FAILED", text, time.monotonic() - start))
+    return results
+
+
+def command(name: str, options: argparse.Namespace, result: Path, lanes: int) -> list[str]:
+    """Return the command line that runs one of several suites, of which *lanes* run at a time."""
+    given = {"seed": options.seed, "count": options.count, "at": options.at, "log": options.log, "result": result}
+    line = [sys.executable, str(KIT), name, f"--jobs={-(-options.jobs // lanes)}"]
+    line += [f"--{option}={value}" for option, value in given.items() if value is not None]
+    return [*line, "--long"] if options.long else line
 
 
 def summary(results: list[Result]) -> int:

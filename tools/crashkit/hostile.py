@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
+import socket
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from random import Random
 from typing import Any, ClassVar
@@ -27,17 +29,12 @@ _WORKFLOW = {
     "workflow": {"specification": {"tasks": [{"name": "a", "id": "a", "parents": [], "children": []}]}},
 }
 
-
-@attrs.frozen
-class Fault:
-    """A case that went wrong: its number, what was done, and what came of it."""
-
-    number: int
-    what: str
+_IN_A_CHILD = 25
+"""Cases that one process does: to fork one takes longer than most cases."""
 
 
 class HostileDirectories(Suite):
-    """Each case is one directory and one use of it, in a process of its own, forked from one that has imported all."""
+    """Each case is one directory and one use of it, in a process forked from one that has imported all."""
 
     name: ClassVar[str] = "hostile"
     summary: ClassVar[str] = "directories that were spoilt on purpose, used through Python and by each command"
@@ -67,13 +64,13 @@ class HostileDirectories(Suite):
         told = json.loads((case / "case.json").read_text())
         bases = Bases.kept(case / "bases")
         plan = attrs.evolve(plan, seed=told["seed"], jobs=1)
-        return self._tried(plan, bases, range(told["number"], told["number"] + 1))
+        return self._tried(plan, bases, told["numbers"])
 
     def _tried(
         self,
         plan: Plan,
         bases: Bases,
-        numbers: range,
+        numbers: Sequence[int],
         mutations: dict[Mutation, int] = hostile_mutations.MUTATIONS,
     ) -> Outcome:
         """Try the cases, with as many workers as the plan has."""
@@ -81,7 +78,7 @@ class HostileDirectories(Suite):
             return self._tried_at(Path(place), plan, bases, numbers, mutations)
 
     def _tried_at(
-        self, place: Path, plan: Plan, bases: Bases, numbers: range, mutations: dict[Mutation, int]
+        self, place: Path, plan: Plan, bases: Bases, numbers: Sequence[int], mutations: dict[Mutation, int]
     ) -> Outcome:
         actions = hostile_actions.actions()
         hostile_actions.import_all()
@@ -125,8 +122,67 @@ class HostileDirectories(Suite):
         return self.failure(fault["what"], case)
 
 
+class _Child:
+    """A process that does cases, one after the other, until it dies of one.
+
+    Args:
+        files: open files for what they write to stdout and stderr.
+        place: where they are.
+        seed: of the suite.
+        may_start: whether they may start programs.
+
+    Attributes:
+        numbers: of the cases that it has done, or is doing.
+    """
+
+    def __init__(
+        self,
+        actions: dict[str, hostile_actions.Action],
+        files: list[int],
+        place: hostile_actions.Place,
+        seed: int,
+        *,
+        may_start: bool,
+    ) -> None:
+        self.numbers: list[int] = []
+        ours, its = socket.socketpair()
+        self._pid = os.fork()
+        if self._pid == 0:
+            try:
+                hostile_actions.prepare(files, place.out)
+                ours.close()
+                with its, its.makefile("r") as told, its.makefile("w") as tell:
+                    forbid_side_effects((place.session, place.out), may_start=may_start)
+                    while line := told.readline():
+                        number, name, ids = json.loads(line)
+                        rng = Random(f"{seed}:{number}:{name}")
+                        status = hostile_actions.do(actions[name], attrs.evolve(place, ids=ids), rng)
+                        print(status, file=tell, flush=True)
+            finally:
+                os._exit(0)
+        its.close()
+        self._ours = ours
+        self._told = ours.makefile("r")
+
+    def do(self, number: int, name: str, ids: list[str]) -> tuple[int, bool]:
+        """Do a case; return the wait status that it has, or would have had, and whether the child lives."""
+        self.numbers.append(number)
+        with contextlib.suppress(BrokenPipeError):
+            self._ours.sendall(f"{json.dumps((number, name, ids))}\n".encode())
+        status = self._told.readline()
+        return (int(status) << 8, True) if status else (self.end(), False)
+
+    def end(self) -> int:
+        """End the child; return its wait status."""
+        with contextlib.suppress(OSError):  # of one that has died
+            self._ours.shutdown(socket.SHUT_RDWR)  # another child has a copy of this end
+        self._told.close()
+        self._ours.close()
+        return os.waitpid(self._pid, 0)[1]
+
+
 class _Worker:
-    """Tries cases, one after the other, each in a child."""
+    """Tries cases, one after the other, some in each child."""
 
     def __init__(
         self,
@@ -149,49 +205,53 @@ class _Worker:
         (work / "dump.jsonl").write_bytes(bases.dump)
         self._files = [os.open(self._out / name, os.O_RDWR | os.O_CREAT, 0o666) for name in ("stdout", "stderr")]
         self._canary = Canary(work, bases)
+        self._place = hostile_actions.Place(work / "case", [], work / "sound", work / "dump.jsonl", self._out)
+        self._children: dict[bool, _Child] = {}  # whether it may start programs -> the child
 
-    def tried(self, numbers: range) -> Iterator[dict[str, Any]]:
+    def tried(self, numbers: Sequence[int]) -> Iterator[dict[str, Any]]:
         """Try the cases of these numbers; give counts and faults now and then."""
         counts: Counter[str] = Counter()
         faults: list[dict[str, Any]] = []
         for n, number in enumerate(numbers):
-            mutation, action, ended, wrong = self._case(number)
+            mutation, action, ended, wrong, done = self._case(number)
             counts[f"by {action}"] += 1
             counts[f"ended: {ended}"] += 1
             if wrong:
-                faults.append({"number": number, "what": f"{mutation}, {action}: {wrong}"})
+                faults.append({"numbers": done, "what": f"{mutation}, {action}: {wrong}"})
             if n % 500 == 499:
                 yield {"counts": counts, "faults": faults}
                 counts.clear()
                 faults = []
+        for child in self._children.values():
+            child.end()
         yield {"counts": counts, "faults": faults}
 
-    def _case(self, number: int) -> tuple[str, str, str, str]:
-        """Try a case; return what was done, how it ended, and what is wrong with that."""
+    def _do(self, number: int, name: str, ids: list[str]) -> tuple[int, list[int]]:
+        """Do a case; return its wait status, and the numbers of the cases that its child has done."""
+        may_start = name == "record"
+        child = self._children.pop(may_start, None)
+        if child is None:
+            child = _Child(self._actions, self._files, self._place, self._seed, may_start=may_start)
+        status, lives = child.do(number, name, ids)
+        if lives and len(child.numbers) < _IN_A_CHILD:
+            self._children[may_start] = child
+        elif lives:
+            child.end()
+        return status, child.numbers
+
+    def _case(self, number: int) -> tuple[str, str, str, str, list[int]]:
+        """Try a case; return what was done, how it ended, what is wrong with that, and what its child has done."""
         rng = Random(f"{self._seed}:{number}")
-        case = self._work / "case"
+        case = self._place.session
         mutation = hostile_mutations.build(self._work, self._bases, rng, self._mutations)
         name = rng.choice(list(self._actions))
-        place = hostile_actions.Place(
-            case,
-            rng.choice(self._bases.sessions).ids[:5],
-            self._work / "sound",
-            self._work / "dump.jsonl",
-            self._out,
-        )
+        ids = rng.choice(self._bases.sessions).ids[:5]
         (self._out / "workflow.json").write_text(json.dumps(_WORKFLOW))
         before = _contents(case) if name in hostile_actions.INSPECTING else {}
         for fd in self._files:
             os.ftruncate(fd, 0)
             os.lseek(fd, 0, os.SEEK_SET)
-        pid = os.fork()
-        if pid == 0:
-
-            def forbid() -> None:
-                forbid_side_effects((case, self._out), may_start=name == "record")
-
-            hostile_actions.run_in_child(self._actions[name], place, rng, self._files, forbid)
-        status = os.waitpid(pid, 0)[1]
+        status, done = self._do(number, name, ids)
         out, err = (os.pread(fd, 1 << 20, 0) for fd in self._files)
         wrong = hostile_actions.problem(name, status, out, err)
         changes = self._canary.changes()
@@ -207,7 +267,7 @@ class _Worker:
             if entry.name not in ("stdout", "stderr"):
                 _delete(entry)
         ended = "killed" if os.WIFSIGNALED(status) else f"status {os.waitstatus_to_exitcode(status)}"
-        return mutation, name, ended, wrong
+        return mutation, name, ended, wrong, list(done)
 
 
 def _contents(case: Path) -> dict[str, tuple[Any, ...]]:

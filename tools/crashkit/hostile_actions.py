@@ -1,4 +1,4 @@
-"""What is done with a hostile session, through Python and by each command, and how a child process tells of it.
+"""What is done with a hostile session, through Python and by each command, and what must not come of it.
 
 Allowed is: to succeed, or a documented error; for a command, a documented exit status and one line for each error.
 """
@@ -6,6 +6,7 @@ Allowed is: to succeed, or a documented error; for a command, a documented exit 
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import os
 import pkgutil
@@ -286,27 +287,31 @@ _LAZY: Final = (
 # -- the child
 
 
-def run_in_child(action: Action, place: Place, rng: Random, files: list[int], forbid: Callable[[], None]) -> None:
-    """Do *action* in this process, which has been forked for it, and end the process.
+def prepare(files: list[int], out: Path) -> None:
+    """Make this process, which has been forked for it, one that does cases: its limits, and where it may write."""
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.dup2(files[0], 1)
+    os.dup2(files[1], 2)
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 28, 1 << 28))
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    tempfile.tempdir = os.fspath(out)
+    warnings.simplefilter("ignore")
+    gc.freeze()
 
-    Its output and its errors go to the two *files*; *forbid* is called right before.
+
+def do(action: Action, place: Place, rng: Random) -> int:
+    """Do *action* and what a program does at its end; return the exit status.
+
+    Nothing of it is left in this process, but for what the library keeps for a program's life.
     """
     status = WRONG
+    sys.stdout = TextIOWrapper(_buffered(1), encoding="utf-8")
+    sys.stderr = TextIOWrapper(_buffered(2), "utf-8", "backslashreplace")
+    signal.alarm(SECONDS)
     try:
-        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-        os.dup2(files[0], 1)
-        os.dup2(files[1], 2)
-        sys.stdout = TextIOWrapper(_buffered(1), encoding="utf-8")
-        sys.stderr = TextIOWrapper(_buffered(2), "utf-8", "backslashreplace")
-        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 28, 1 << 28))
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        signal.alarm(SECONDS)
-        tempfile.tempdir = os.fspath(place.out)
-        warnings.simplefilter("ignore")
-        forbid()
         try:
             status = action(place, rng)
         except Error:
@@ -318,8 +323,9 @@ def run_in_child(action: Action, place: Place, rng: Random, files: list[int], fo
         status = WRONG
         traceback.print_exc()
         sys.stderr.flush()
-    finally:
-        os._exit(status)
+    gc.collect()
+    signal.alarm(0)
+    return status
 
 
 def _buffered(fd: int) -> BufferedWriter:

@@ -53,6 +53,7 @@ class LmdbContents(Contents):
         self._pages = pages
         self._tick = tick
         self._trees = trees_of(pages, _nothing)
+        self._leaves: dict[str, tuple[bytes, dict[bytes, Node]]] = {}  # of each table the one last read by key
 
     def entries(self, table: str) -> int:
         return self._trees[table].entries if table in self._trees else 0
@@ -117,8 +118,14 @@ class LmdbContents(Contents):
             page = None if tree is None else find_leaf(self._pages, tree, key)
         except DamagedPage:
             return None
-        nodes = [] if page is None else self._pages.nodes(page, _nothing)
-        return next((node for node in nodes if node.key == key), None)
+        if page is None:
+            return None
+        known, found = self._leaves.get(table, (b"", {}))
+        if page != known:
+            nodes = self._pages.nodes(page, _nothing)
+            found = {node.key: node for node in reversed(nodes)}  # of two alike the first
+            self._leaves[table] = page, found
+        return found.get(key)
 
 
 @contextmanager

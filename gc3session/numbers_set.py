@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 _PIECE = 1 << 15
+_NONE = bytes(64)
 
 
 class Numbers:
@@ -16,7 +17,9 @@ class Numbers:
 
     def add(self, number: int) -> None:
         """Add N, which isn't in it."""
-        page = self._pages.setdefault(number // _PIECE, bytearray(_PIECE // 8))
+        page = self._pages.get(number // _PIECE)
+        if page is None:
+            page = self._pages[number // _PIECE] = bytearray(_PIECE // 8)
         page[number % _PIECE // 8] |= 1 << number % 8
         self._length += 1
 
@@ -31,10 +34,15 @@ class Numbers:
         """Give the Ns, sorted, at most *size* at a time."""
         chunk: list[int] = []
         for place in sorted(self._pages):
-            for at, byte in enumerate(self._pages[place]):
-                if byte:
-                    begin = place * _PIECE + 8 * at
-                    chunk += [begin + bit for bit in range(8) if byte & 1 << bit]
+            page = self._pages[place]
+            for first in range(0, len(page), len(_NONE)):
+                some = page[first : first + len(_NONE)]
+                if some == _NONE:
+                    continue
+                for at, byte in enumerate(some, first):
+                    if byte:
+                        begin = place * _PIECE + 8 * at
+                        chunk += [begin + bit for bit in range(8) if byte & 1 << bit]
                 while len(chunk) >= size:
                     yield chunk[:size]
                     chunk = chunk[size:]

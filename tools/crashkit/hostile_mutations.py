@@ -297,6 +297,16 @@ def special_temporary(target: Target) -> None:
         (target.case / "session_ids.txt").write_bytes(b"Task.1\n")
 
 
+def hard_link(target: Target) -> None:
+    """One of the files is another one, too, that stands elsewhere."""
+    name = target.rng.choice(("jobs/data.mdb", "jobs/lock.mdb", "jobs/checked", *_FILES))
+    own = {"jobs/data.mdb": "store/data.mdb", "jobs/lock.mdb": "store/lock.mdb", "jobs/checked": "victim.txt"}
+    other = own.get(name, f"session/{name}")
+    path = target.case / name
+    path.unlink(missing_ok=True)
+    path.hardlink_to(target.canary / target.rng.choice((other, other, "victim.txt", "empty.mdb")))
+
+
 def planted_directory(target: Target) -> None:
     """A leftover of making the store whose files are links to the canary."""
     leftover = target.case / "jobs.4194999.deadbeef.tmp"
@@ -321,8 +331,8 @@ def missing(target: Target) -> None:
 # -- the text files
 
 
-def odd_url(target: Target) -> None:
-    """A store.url that leads elsewhere, or is none."""
+def _url(target: Target) -> bytes:
+    """Return what a store.url may say that leads elsewhere, or is none."""
     rng, canary = target.rng, target.canary
     identity = rng.choice((target.bases.sessions[0].identity, "0" * 32, "f" * 31, "", "g" * 32))
     place = rng.choice(
@@ -363,7 +373,17 @@ def odd_url(target: Target) -> None:
     data = text.encode()
     if rng.random() < 0.15:
         data = rng.choice((*_TEXTS, b"", data * 5000))
-    (target.case / "store.url").write_bytes(data)
+    return data
+
+
+def odd_url(target: Target) -> None:
+    """A store.url that leads elsewhere, or is none."""
+    (target.case / "store.url").write_bytes(_url(target))
+
+
+def odd_move(target: Target) -> None:
+    """The store says that its session has moved to a place that a store.url must not name either."""
+    hostile_records.note_of_moving(target, _url(target).strip())
 
 
 def odd_text(target: Target) -> None:
@@ -425,9 +445,11 @@ MUTATIONS: Final[dict[Mutation, int]] = {
     special_data: 4,
     special_file: 6,
     special_temporary: 4,
+    hard_link: 4,
     planted_directory: 1,
     missing: 2,
     odd_url: 8,
+    odd_move: 4,
     odd_text: 4,
     swapped_files: 2,
     odd_rights: 3,

@@ -9,6 +9,7 @@ import contextlib
 import os
 import struct
 import zlib
+from collections.abc import Iterator
 from random import Random
 from typing import TYPE_CHECKING, Any
 
@@ -28,9 +29,9 @@ def sealed(number: int, body: bytes) -> bytes:
     return struct.pack(">I", zlib.crc32(body, number & 0xFFFFFFFF)) + body
 
 
-def spoilt_records(target: Target) -> None:
-    """A few entries of the tables are replaced."""
-    rng = target.rng
+@contextlib.contextmanager
+def _writing(target: Target) -> Iterator[tuple[Any, Tables]]:
+    """Give a transaction on the hostile store, and its tables."""
     env = lmdb.open(
         os.fspath(target.case / "jobs"), map_size=1 << 24, max_dbs=16, sync=False, metasync=False, max_readers=1022
     )
@@ -40,11 +41,27 @@ def spoilt_records(target: Target) -> None:
         name: env.open_db(name, create=False, dupsort=True, dupfixed=True) for name in (b"members", b"states")
     }
     with env.begin(write=True) as txn:
+        yield txn, tables
+    env.close()
+
+
+def spoilt_records(target: Target) -> None:
+    """A few entries of the tables are replaced."""
+    rng = target.rng
+    with _writing(target) as (txn, tables):
         for _ in range(rng.choice((1, 1, 2, 4))):
             rng.choice((_records, _records, _records, _schema, _schema, _row, _entry, _entry, _meta))(
                 txn, tables, rng
             )
-    env.close()
+
+
+def note_of_moving(target: Target, url: bytes) -> None:
+    """The store says that its session has moved to *url*, or is coming from elsewhere."""
+    with _writing(target) as (txn, tables):
+        identity = _key(txn, tables[b"sessions"], target.rng)
+        numbers = struct.pack(">QQ", *sorted((target.rng.choice((0, 1, 5, 1 << 40)), 9)))
+        key, value = target.rng.choice(((b"moved ", url), (b"moved ", url), (b"coming ", numbers + identity)))
+        txn.put(key + identity, value, db=tables[b"meta"])
 
 
 def _key(txn: Any, table: Any, rng: Random) -> bytes:

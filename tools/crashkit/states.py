@@ -28,7 +28,7 @@ SEEDS = 3
 FEW = 1000
 """Fewer states than these are all of one seed."""
 
-FURTHER = 4
+FURTHER = 8
 """In one of so many states a task is added and removed, too."""
 
 PROGRAMS = (1, 2, 3, 4)

@@ -12,15 +12,21 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from errno import EIO, ENOSPC
+from itertools import chain
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
+
+import attrs
 
 from recorder import Recorder
 from suite import KIT, CannotRun, Outcome, Plan, Suite
 
 STEPS = 26
 """Steps of a script: each kind of step at least once."""
+
+ENOUGH = 5
+"""Failures after which the control is known to be broken."""
 
 FAULTS = (
     ("kill", False),
@@ -34,6 +40,11 @@ FAULTS = (
     ("short", True),
 )
 """What goes wrong, and whether it does so for good."""
+
+EVERY = 1000
+"""More faults than a script has calls."""
+
+_AT_ONCE = 20  # faults that are under way before what came of them is looked at
 
 NAMES = {
     "kill": "kill",
@@ -89,9 +100,9 @@ class Faults(Suite):
     long = 60_000
 
     def run(self, plan: Plan) -> Outcome:
-        return self._run(plan, "")
+        return self._run(plan, "", 1 << 30)
 
-    def _run(self, plan: Plan, broken: str) -> Outcome:
+    def _run(self, plan: Plan, broken: str, enough: int) -> Outcome:
         failures: list[str] = []
         notes: Counter[str] = Counter()
         raised: Counter[str] = Counter()
@@ -113,7 +124,7 @@ class Faults(Suite):
                     free.put(driver)
 
             pool = stack.enter_context(ThreadPoolExecutor(plan.jobs))
-            while tried < plan.count:
+            while tried < plan.count and len(failures) < enough:
                 seed = plan.seed + scripts
                 scripts += 1
                 whole: Job = {"seed": seed, "steps": STEPS, "fault": [0, "", False]}
@@ -124,7 +135,10 @@ class Faults(Suite):
                 jobs = [
                     {**whole, "fault": list(fault)} for fault in chosen(answer["kinds"], seed, plan.count - tried)
                 ]
-                for job, answer in pool.map(run, jobs):
+                some = (jobs[at : at + _AT_ONCE] for at in range(0, len(jobs), _AT_ONCE))
+                for job, answer in chain.from_iterable(pool.map(run, part) for part in some):
+                    if len(failures) >= enough:
+                        break
                     tried += 1
                     _, what, always = job["fault"]
                     notes[f"{NAMES[what]}{' for good' if always else ''}"] += 1
@@ -143,8 +157,8 @@ class Faults(Suite):
         return self.failure(f"{NAMES[what]}{' for good' if always else ''} at call {at}: {wrong}", case)
 
     def control(self, plan: Plan) -> Outcome:
-        """Write the mirror before the index: failures."""
-        return self._run(plan, "mirror first")
+        """Write the mirror before the index: failures, however many cases that takes."""
+        return self._run(attrs.evolve(plan, count=EVERY), "mirror first", ENOUGH)
 
     def replay(self, plan: Plan, case: Path) -> Outcome:
         try:
@@ -160,10 +174,14 @@ class Faults(Suite):
 
 
 def chosen(kinds: str, seed: int, count: int) -> Iterator[tuple[int, str, bool]]:
-    """Give faults at every call, *count* or a few more: at each call as many kinds of them as that takes."""
+    """Give faults at every call, *count* or a few more: at each call as many kinds of them as that takes.
+
+    With fewer faults than calls they are at some of the calls.
+    """
     chance = random.Random(f"{seed}/faults")
     each = max(1, -(-count // len(kinds)))
-    for at, kind in enumerate(kinds, 1):
+    calls = list(enumerate(kinds, 1))
+    for at, kind in chance.sample(calls, min(count, len(calls))):
         fitting = [fault for fault in FAULTS if fault[0] != "short" or kind == "w"]
         for what, always in chance.sample(fitting, min(each, len(fitting))):
             yield at, what, always

@@ -339,6 +339,17 @@ def test_the_command_moves_a_session_and_says_how_many_tasks(tmp_path: Path) -> 
     assert not (tmp_path / "none").exists()
 
 
+def test_the_command_shows_no_password_and_where_the_store_is(tmp_path: Path, postgresql_url: str) -> None:
+    filled(tmp_path / "session").close()
+    url = f"{postgresql_url}&password=correct%20horse"
+    told = run_script("-m", "gc3session", "migrate", tmp_path / "session", url)
+    assert told == f"moved 299 tasks of {tmp_path}/session to {postgresql_url}"
+    assert "horse" not in (tmp_path / "session" / "store.url").read_text()
+    with pytest.raises(Died, match="already") as died:
+        run_script("-m", "gc3session", "migrate", tmp_path / "session", url)
+    assert "horse" not in str(died.value)
+
+
 def test_progress_is_told(tmp_path: Path) -> None:
     told: list[tuple[int, int]] = []
     with filled(tmp_path / "session", 2000) as session:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from ..migration import migrate_session
+from ..store import full_url
 from .console import complain, escaped, open_session, quantity
 from .interrupts import Interrupts
 from .progress import ProgressBar
@@ -37,5 +38,8 @@ def migrate(session: str, url: str) -> int:
         except KeyboardInterrupt:
             complain("interrupted; the session is whole. Run the command again to complete the move")
             return 128 + (interrupts.caught or 2)
-    click.echo(escaped(f"moved {quantity(count, 'task')} of {session} to {url}"))
+    with open_session(session, read_only=True, create=False) as moved:
+        place = moved.store.url  # without a password
+    place = url if place == full_url(url) else place
+    click.echo(escaped(f"moved {quantity(count, 'task')} of {session} to {place}"))
     return 0

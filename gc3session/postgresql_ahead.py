@@ -172,10 +172,13 @@ class PostgresqlAhead(Ahead):
             except BaseException:
                 self.drop()
                 raise
-        writer, self._writer = self._writer, None
+        writer = self._writer
         if writer is None:
             return self._owner.write(unit, committed, aborted)
-        return self._owner._transact(unit, committed, begun=(writer, rest))
+        try:
+            return self._owner._transact(unit, committed, begun=(writer, rest))
+        finally:
+            self._writer = None
 
     def drop(self) -> None:
         writer, self._writer = self._writer, None

@@ -92,11 +92,11 @@ class Connections:
         patience: seconds to wait for a server that was there before.
 
     Attributes:
-        lazy: whether the site has commits return before they are on the server's disk.
+        lazy: those whose commits return, as the site has it, before they are on the server's disk.
     """
 
     def __init__(self, address: Address, patience: float) -> None:
-        self.lazy = False
+        self.lazy: weakref.WeakSet[Connection] = weakref.WeakSet()
         self._conninfo = make_conninfo("", **address.options)
         self._plain = make_conninfo("", **_without_tls(address.options))
         self._url = address.url
@@ -145,11 +145,13 @@ class Connections:
                 continue  # it may have been starting when it refused
             self._open.add(connection)
             try:
-                [(self.lazy, backend)] = connection.execute(_ABOUT).fetchall()
+                [(lazy, backend)] = connection.execute(_ABOUT).fetchall()
             except psycopg.Error as error:
                 failed = translated(error, connection, self._url, reading=True)
                 self.drop(connection)
                 raise _Refused(failed, is_lost(connection)) from None
+            if lazy:
+                self.lazy.add(connection)
             if backend != connection.info.backend_pid:
                 # A pooler is between, which may have each transaction done by another process of the
                 # server: that would not know what was prepared before.

@@ -37,6 +37,14 @@ def is_lost(connection: Connection) -> bool:
     return bool(connection.closed or connection.pgconn.status == pq.ConnStatus.BAD)
 
 
+def speaks_of_loss(error: BaseException, connection: Connection) -> bool:
+    """Return whether an error says that the connection is lost, or is about to be found so.
+
+    Without a word of the server it is libpq or psycopg that complains of it.
+    """
+    return is_lost(connection) or (isinstance(error, psycopg.OperationalError) and not error.sqlstate)
+
+
 def translated(error: psycopg.Error, connection: Connection | None, url: str, *, reading: bool = False) -> Error:
     """Return our exception for one of the server's, which came while *reading* or while writing."""
     told = f"{url}: PostgreSQL says: {_said(error)}"

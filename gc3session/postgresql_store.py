@@ -22,7 +22,7 @@ from .numbers_set import Numbers
 from .postgresql_address import address_of
 from .postgresql_ahead import AheadWriter, PostgresqlAhead
 from .postgresql_connections import Connections, Patience
-from .postgresql_errors import AGAIN, Connection, is_lost, translated
+from .postgresql_errors import AGAIN, Connection, is_lost, speaks_of_loss, translated
 from .postgresql_figures import figures
 from .postgresql_tables import LAYOUT, PostgresqlReader, PostgresqlWriter, Statements
 from .tables import Contents, Figure, NoTables, Reader, Salvaged, Tables, Writer, no_progress
@@ -163,7 +163,7 @@ class PostgresqlTables(Tables):
         while True:
             connection = self._connections.take()
             try:
-                durably = _DURABLY if statement is _BEGIN_WRITING and self._connections.lazy else b""
+                durably = _DURABLY if statement is _BEGIN_WRITING and connection in self._connections.lazy else b""
                 connection.execute(statement + durably, prepare=False)
                 return connection
             except psycopg.Error as error:
@@ -182,6 +182,9 @@ class PostgresqlTables(Tables):
             connection.execute(b"ROLLBACK")
         except psycopg.Error:
             self._connections.drop(connection)  # which ends it, too
+        except BaseException:
+            self._connections.drop(connection)
+            raise
         else:
             self._connections.give(connection)
 
@@ -273,7 +276,12 @@ class PostgresqlTables(Tables):
     def ahead(self) -> PostgresqlAhead | None:
         if self.read_only or not self.exists():
             return None
-        return PostgresqlAhead(self, AheadWriter(self._begun(_BEGIN_WRITING), self._statements))
+        connection = self._begun(_BEGIN_WRITING)
+        try:
+            return PostgresqlAhead(self, AheadWriter(connection, self._statements))
+        except BaseException:
+            self._connections.drop(connection)
+            raise
 
     def _transact(
         self,
@@ -285,20 +293,21 @@ class PostgresqlTables(Tables):
         patience = Patience(self.patience)
         self.doubt = None
         while True:
-            writer, to_do = begun or (PostgresqlWriter(self._begun(_BEGIN_WRITING), self._statements), unit)
-            connection = writer.connection
-            begun = None
-            token = secrets.token_bytes(16)
-            former = self._tokens.pop() if self._tokens else None
+            former: bytes | None = None
             asked = False
+            connection = begun[0].connection if begun else self._begun(_BEGIN_WRITING)
             try:
+                writer, to_do = begun or (PostgresqlWriter(connection, self._statements), unit)
+                begun = None
+                token = secrets.token_bytes(16)
+                former = self._tokens.pop() if self._tokens else None
                 result = to_do(writer)
                 writer.send()
                 asked = True
                 writer.commit(token, former)
             except BaseException as error:
-                lost = is_lost(connection)
-                definite = isinstance(error, psycopg.Error) and not lost and error.sqlstate != _UNKNOWN
+                lost = speaks_of_loss(error, connection)
+                definite = isinstance(error, psycopg.Error) and error.sqlstate not in (None, _UNKNOWN) and not lost
                 if former is not None:
                     self._tokens.append(former)
                 if asked and not definite:
@@ -309,6 +318,8 @@ class PostgresqlTables(Tables):
                         if isinstance(error, psycopg.Error):
                             return result
                         raise
+                elif lost:
+                    self._connections.drop(connection)
                 else:
                     self._give_back(connection)
                 if not isinstance(error, psycopg.Error):
@@ -325,7 +336,7 @@ class PostgresqlTables(Tables):
             return result
 
     def _given_up(self, error: psycopg.Error, connection: Connection) -> Error:
-        if is_lost(connection):
+        if speaks_of_loss(error, connection):
             return translated(error, connection, self.url)
         return WriteError(
             f"{self.url}: other transactions came in between for {self.patience:g} s; nothing was written:"
@@ -360,7 +371,7 @@ class PostgresqlTables(Tables):
                         return bool(rows and rows[0][0])  # the row may be that of an earlier attempt to prevent it
                     return False
                 except psycopg.Error as error:
-                    again = is_lost(connection) or error.sqlstate in AGAIN
+                    again = speaks_of_loss(error, connection) or error.sqlstate in AGAIN
                     if not again or not patience.wait():
                         raise translated(error, connection, self.url) from error
 

@@ -14,6 +14,7 @@ commit, many statements at once (a pipeline).  Very many rows go by COPY.
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, count, pairwise
@@ -340,6 +341,19 @@ def _items_to_copy(items: Sequence[Item]) -> Iterator[bytes]:
         yield b"".join(chain.from_iterable((head, key, size(len(v)), v) for key, v in some))
 
 
+def _interruption(error: Exception, handled: BaseException | None) -> BaseException | None:
+    """Return what a signal's handler has raised while a pipeline was ended, of which *error* is what psycopg made.
+
+    What was being *handled* when the pipeline began has nothing to do with it.
+    """
+    context = error.__context__
+    while context is not None and context is not handled:
+        if not isinstance(context, psycopg.Error):
+            return context
+        context = context.__context__
+    return None
+
+
 class PostgresqlWriter(PostgresqlReader, Writer):
     """A transaction that changes the tables; `send` sends what it has not sent yet.
 
@@ -378,6 +392,7 @@ class PostgresqlWriter(PostgresqlReader, Writer):
 
     def _send_at_once(self, waiting: list[tuple[bytes, tuple[Any, ...]]]) -> None:
         failure: BaseException | None = None
+        handled = sys.exception()
         try:
             with self.connection.pipeline():
                 try:
@@ -387,8 +402,8 @@ class PostgresqlWriter(PostgresqlReader, Writer):
                         self.connection.execute(statement, parameters, prepare=False)
                 except BaseException as error:  # noqa: BLE001 (raised below: of two errors psycopg tells one on stderr)
                     failure = error
-        except psycopg.Error as error:
-            raise failure or error from None
+        except Exception as error:  # noqa: BLE001 (also what psycopg stumbles over when it is interrupted)
+            raise failure or _interruption(error, handled) or error from None
         if failure is not None:
             raise failure
 

@@ -35,13 +35,14 @@ class Sending:
         self.index = index
         self._ledger: Ledger | None = None
         self._given_up = False
+        self._batch = store.batch
         self._edits = store.batch.edits  # when it began
 
     def send(self, numbers: list[int]) -> None:
         """Send new tasks, which have been added last."""
         if self._given_up:
             return
-        batch, index = self._store.batch, self.index
+        batch, index = self._batch, self.index
         records = {number: record for number in numbers if (record := batch.records.get(number)) is not None}
         alone = (
             not index.late
@@ -50,9 +51,9 @@ class Sending:
             and batch.bases.keys().isdisjoint(records)
             and self.sent.keys().isdisjoint(records)
         )
+        self.sent.update(records)  # before: what is interrupted may have been sent
         if not alone or not self.ahead.send(lambda writer: self._send(writer, numbers, records)):
             self.give_up()
-        self.sent.update(records)
 
     def _send(self, writer: Writer, numbers: list[int], records: dict[int, bytes]) -> bool:
         """Send records and their entries; return False, without doing so, if these will be other ones."""
@@ -72,8 +73,8 @@ class Sending:
 
     def is_part(self) -> bool:
         """Return whether all that was sent is still what the batch is to write."""
-        batch, joined = self._store.batch, self.index.joined
-        if self._given_up or self._ledger is None:
+        batch, joined = self._batch, self.index.joined
+        if self._given_up or self._ledger is None or self._store.batch is not batch:
             return False
         return batch.edits == self._edits or all(
             batch.records.get(number) is record and number not in batch.bases and joined.get(number) == number

@@ -6,7 +6,7 @@ import itertools
 import re
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -16,7 +16,7 @@ from .ids import IDs, all_ids
 from .index import Index
 from .selection import Kinds, Names, Selected, Tasks, TasksByID, Time, Where, filters
 from .store import Store
-from .store_staging import REMOVED_AT_ONCE, no_collection
+from .store_staging import REMOVED_AT_ONCE
 from .tables import Compacted, OnProgress, Reader, no_progress
 from .tasks import Persistable, TaskCollection
 
@@ -93,17 +93,12 @@ class SessionBase:
         the session, and its exception is raised; to have all or nothing use `transaction`.
         """
         ids = IDs()
-        # The tasks of a list are there already, and no cycles are made: nothing could be collected.
-        with no_collection() if isinstance(tasks, (list, tuple)) else nullcontext():
-            self._add_many(tasks, flush, ids)
-        return ids
-
-    def _add_many(self, tasks: Iterable[Persistable], flush: bool, ids: IDs) -> None:
         store, index = self.store, self._index
         source = iter(tasks)
         # With a generator, which may take its time, no transaction is begun before it has ended.
         ahead = flush and isinstance(tasks, Sequence) and store.tables.side_by_side
         unsent: list[int] = []
+        records = store.batch.records
         with store.lock:
             store.sequence.foresee(len(tasks) if isinstance(tasks, Sequence) else 0)
         try:
@@ -123,6 +118,9 @@ class SessionBase:
                     ids.extend(some)
                     if ahead and store.batch.journal is None:
                         unsent += [task._number for task in some]
+                        if records is not store.batch.records:  # those until then have been written
+                            records = store.batch.records
+                            unsent = [number for number in unsent if number in records]
                         if len(unsent) >= _SENT:
                             store.send_ahead(index, unsent)
                             unsent = []
@@ -137,6 +135,7 @@ class SessionBase:
             finally:
                 if ahead:
                     store.drop_ahead()
+        return ids
 
     # -- taking away
 

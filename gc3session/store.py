@@ -265,6 +265,7 @@ class Store(StoreStaging):
         """Close the store without writing the batch: it is about to be deleted."""
         with self.lock:
             self._closed = True
+            self.drop_ahead()
             self.batch = Batch()
             self.tables.discard()
 

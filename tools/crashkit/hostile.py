@@ -148,6 +148,7 @@ class _Child:
         ours, its = socket.socketpair()
         self._pid = os.fork()
         if self._pid == 0:
+            status = hostile_actions.WRONG
             try:
                 hostile_actions.prepare(files, place.out)
                 ours.close()
@@ -156,21 +157,28 @@ class _Child:
                     while line := told.readline():
                         number, name, ids = json.loads(line)
                         rng = Random(f"{seed}:{number}:{name}")
-                        status = hostile_actions.do(actions[name], attrs.evolve(place, ids=ids), rng)
-                        print(status, file=tell, flush=True)
+                        done = hostile_actions.do(actions[name], attrs.evolve(place, ids=ids), rng)
+                        print(done, int(hostile_actions.is_clean()), file=tell, flush=True)
+                status = 0
             finally:
-                os._exit(0)
+                os._exit(status)
         its.close()
         self._ours = ours
         self._told = ours.makefile("r")
 
     def do(self, number: int, name: str, ids: list[str]) -> tuple[int, bool]:
-        """Do a case; return the wait status that it has, or would have had, and whether the child lives."""
+        """Do a case; return the wait status that it has, or would have had, and whether the child can do another."""
         self.numbers.append(number)
-        with contextlib.suppress(BrokenPipeError):
+        line = ""
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             self._ours.sendall(f"{json.dumps((number, name, ids))}\n".encode())
-        status = self._told.readline()
-        return (int(status) << 8, True) if status else (self.end(), False)
+            line = self._told.readline()
+        if not line:  # that it ends by itself and well is wrong, too
+            return self.end() or hostile_actions.WRONG << 8, False
+        status, clean = map(int, line.split())
+        if not clean:
+            self.end()
+        return status << 8, bool(clean)
 
     def end(self) -> int:
         """End the child; return its wait status."""
@@ -232,10 +240,10 @@ class _Worker:
         child = self._children.pop(may_start, None)
         if child is None:
             child = _Child(self._actions, self._files, self._place, self._seed, may_start=may_start)
-        status, lives = child.do(number, name, ids)
-        if lives and len(child.numbers) < _IN_A_CHILD:
+        status, goes_on = child.do(number, name, ids)
+        if goes_on and len(child.numbers) < _IN_A_CHILD:
             self._children[may_start] = child
-        elif lives:
+        elif goes_on:
             child.end()
         return status, child.numbers
 

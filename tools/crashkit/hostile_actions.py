@@ -26,7 +26,7 @@ from typing import Any, Final
 import attrs
 
 import gc3session
-from gc3session import Error, Persistable, Session, Task
+from gc3session import Error, Persistable, Session, Task, lmdb_environment
 from gc3session.cli import program
 from gc3session.codec import layout_of
 from gc3session.store import _at_exit
@@ -326,6 +326,11 @@ def do(action: Action, place: Place, rng: Random) -> int:
     gc.collect()
     signal.alarm(0)
     return status
+
+
+def is_clean() -> bool:
+    """Return whether nothing is open any more: another session in the same place would be taken for that one."""
+    return not lmdb_environment._environments
 
 
 def _buffered(fd: int) -> BufferedWriter:

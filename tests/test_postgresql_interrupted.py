@@ -1,0 +1,184 @@
+"""Connections that end, and signals that come, at any instant of a commit: each task whose call returned is there once."""
+
+from __future__ import annotations
+
+import random
+import secrets
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from consistency import check
+
+import gc3session.postgresql_ahead
+from gc3session import ClosedError, Session, Task, make_store
+from gc3session.postgresql_address import address_of
+from gc3session.postgresql_tables import PostgresqlWriter
+
+
+class Interrupted(Exception):
+    """Raised by the handler of a signal."""
+
+
+@pytest.fixture
+def url(postgresql_url: str) -> str:
+    """The URL of a store whose connections have a name of their own."""
+    return f"{postgresql_url}&application_name=test{secrets.token_hex(4)}"
+
+
+@pytest.fixture
+def session(url: str, tmp_path: Path) -> Iterator[Session]:
+    with Session(tmp_path / "session", store_or_url=url) as session:
+        session.add(Task())
+        yield session
+
+
+def have_ids(session: Session, tasks: list[Task]) -> None:
+    """Assert that the session has the tasks that have an ID, each once, and one more."""
+    session.flush()
+    ids = list(session.ids())
+    assert sorted(ids[1:]) == sorted(str(task.persistent_id) for task in tasks if task.persistent_id)
+    assert session.stats() == {"NEW": len(ids)}
+    check(session.path)
+
+
+def test_connections_end_at_any_instant(session: Session, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gc3session.postgresql_ahead, "TURN", 300)
+    options = address_of(url).options
+    statement = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = %s"
+    ended, done = 0, threading.Event()
+
+    def end_some() -> None:
+        nonlocal ended
+        chance = random.Random(1)
+        with psycopg.connect(**{**options, "application_name": "test"}, autocommit=True) as connection:
+            while not done.wait(chance.uniform(0.01, 0.05)):
+                ended += connection.execute(statement, (options["application_name"],)).rowcount
+
+    thread = threading.Thread(target=end_some)
+    thread.start()
+    tasks: list[Task] = []
+    try:
+        while ended < 60:
+            some = [Task() for _ in range(600)]
+            some[0].extra["text"] = "x" * 200_000
+            session.add_many(some)
+            tasks += some
+    finally:
+        done.set()
+        thread.join()
+    have_ids(session, tasks)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of psycopg's pipeline
+@pytest.mark.parametrize("error", [KeyboardInterrupt, Interrupted])
+def test_signals_come_during_the_commit(
+    session: Session, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
+) -> None:
+    chance = random.Random(3)
+    commit = PostgresqlWriter.commit
+
+    def interrupted(*_: object) -> None:
+        raise error
+
+    def interrupted_commit(self: PostgresqlWriter, *args: Any) -> None:
+        signal.setitimer(signal.ITIMER_REAL, chance.uniform(0.0001, 0.003))
+        try:
+            commit(self, *args)
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+
+    monkeypatch.setattr(PostgresqlWriter, "commit", interrupted_commit)
+    former = signal.signal(signal.SIGALRM, interrupted)
+    tasks: list[Task] = []
+    caught = 0
+    try:
+        while caught < 25:
+            some = [Task() for _ in range(20)]
+            tasks += some
+            try:
+                session.add_many(some)
+            except error:
+                caught += 1
+    finally:
+        signal.signal(signal.SIGALRM, former)
+        monkeypatch.undo()
+    have_ids(session, tasks)
+
+
+def test_each_connection_has_the_sites_setting_of_when_it_was_made(url: str) -> None:
+    lazy = f"{url}&options=-c%20synchronous_commit%3Doff"
+    with make_store(lazy) as store:
+        store.save(Task())
+        tables: Any = store.tables
+        connections = tables._connections
+        [first] = connections._open
+        held = connections.take()
+        connections._conninfo = psycopg.conninfo.make_conninfo(
+            "", **address_of(url).options
+        )  # the site changes it
+        second = connections.take()
+        connections.give(second)
+        connections.give(held)
+        assert held is first
+        shown = [tables.write(lambda writer: (writer.connection, writer._answer(b"SHOW synchronous_commit")))]
+        assert shown == [(first, [("on",)])]
+
+
+def test_a_store_that_is_discarded_meanwhile_gets_nothing_more(url: str, tmp_path: Path) -> None:
+    session = Session(tmp_path / "session", store_or_url=url)
+    session.add(Task())
+
+    class Discarding(list[Task]):
+        def __iter__(self) -> Iterator[Task]:
+            for number, task in enumerate(super().__iter__()):
+                if number == 2000:
+                    session.store.discard()
+                yield task
+
+    with pytest.raises(ClosedError):
+        session.add_many(Discarding(Task() for _ in range(3000)))
+    with Session(session.path, read_only=True) as again:
+        assert len(again) == 1
+
+
+def in_transactions(url: str) -> list[int]:
+    """Return the server's processes that are in a transaction of the store."""
+    options = address_of(url).options
+    with psycopg.connect(**{**options, "application_name": "test"}, autocommit=True) as connection:
+        statement = (
+            "SELECT pid FROM pg_stat_activity WHERE application_name = %s AND state = 'idle in transaction'"
+        )
+        return [pid for (pid,) in connection.execute(statement, (options["application_name"],))]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of psycopg's pipeline
+def test_signals_at_any_instant_leave_no_transaction_open(session: Session, url: str) -> None:
+    chance = random.Random(5)
+    tasks: list[Task] = []
+
+    def interrupted(*_: object) -> None:
+        raise Interrupted
+
+    former = signal.signal(signal.SIGALRM, interrupted)
+    caught = 0
+    try:
+        while caught < 40:
+            some = [Task() for _ in range(600)]
+            tasks += some
+            try:
+                signal.setitimer(signal.ITIMER_REAL, chance.uniform(0.001, 0.02))
+                try:
+                    session.add_many(some)
+                finally:
+                    signal.setitimer(signal.ITIMER_REAL, 0)
+            except Interrupted:
+                caught += 1
+    finally:
+        signal.signal(signal.SIGALRM, former)
+    have_ids(session, tasks)
+    assert in_transactions(url) == []

@@ -6,11 +6,12 @@ import itertools
 import re
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from .codec import parse_id
+from .collection import no_collection
 from .errors import ClosedError, InvalidArgument, NotFound, NotInSession
 from .ids import IDs, all_ids
 from .index import Index
@@ -93,6 +94,12 @@ class SessionBase:
         the session, and its exception is raised; to have all or nothing use `transaction`.
         """
         ids = IDs()
+        # The tasks of a list are there already, and to write them makes no cycles: nothing could be collected.
+        with no_collection() if type(tasks) in (list, tuple) else nullcontext():
+            self._add_many(tasks, flush, ids)
+        return ids
+
+    def _add_many(self, tasks: Iterable[Persistable], flush: bool, ids: IDs) -> None:
         store, index = self.store, self._index
         source = iter(tasks)
         # With a generator, which may take its time, no transaction is begun before it has ended.
@@ -135,7 +142,6 @@ class SessionBase:
             finally:
                 if ahead:
                     store.drop_ahead()
-        return ids
 
     # -- taking away
 

@@ -28,6 +28,7 @@ from .codec import (
     parse_id,
     revision_of,
 )
+from .collection import no_collection
 from .entries import moved_key
 from .errors import (
     CommitUnknown,
@@ -47,7 +48,7 @@ from .schemas import Schemas
 from .sending import Sending
 from .sequence import NumberSequence, NumbersNeeded
 from .store_reading import schema_number_or_0
-from .store_staging import StoreStaging, no_collection
+from .store_staging import StoreStaging
 from .tables import META, RECORDS, Tables, Writer
 from .tasks import Persistable, set_changed
 from .values import RECORD_KEY, Encoder

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from zlib import crc32
 
 from .batch import NO_SLOTS, REMOVED, STAGED_BYTES, set_slots
 from .codec import COLLECTION, PERSISTABLE, layout_of, note_stored, references, revision_of, seal, values_of
+from .collection import no_collection
 from .errors import ClosedError, ConflictError, CorruptRecord, InvalidArgument, ReadOnlyError, UnstorableValue
 from .index import Index
 from .sequence import NumberSequence
@@ -319,20 +319,3 @@ class StoreStaging(StoreReading):
                     self.stage(obj)
                 else:  # saved through another store of the same place
                     self.changed.pop(id(obj), None)
-
-
-@contextmanager
-def no_collection() -> Iterator[None]:
-    """Pause the collection of cycles while work is done that makes many objects, but no cycles.
-
-    It would look through all that the program has for every quarter that there is more: half of
-    the time of saving 100,000 tasks.
-    """
-    if not gc.isenabled():
-        yield
-        return
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()

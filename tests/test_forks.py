@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import fcntl
+import gc
 import os
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from children import Child, in_child
@@ -111,3 +113,17 @@ def test_fork_lets_a_thread_take_the_store_that_it_waits_for_in_a_transaction_of
         assert child.result()
     finally:
         watch.cancel()
+
+
+def test_child_that_is_forked_while_nothing_is_collected_collects_again(session: Session) -> None:
+    """`add_many` pauses the collection of cycles; another thread may fork meanwhile."""
+    tasks = [Task() for _ in range(30_000)]
+    assert gc.isenabled()
+    told: list[bool] = []
+    with ThreadPoolExecutor(1) as pool:
+        adding = pool.submit(session.add_many, tasks)
+        while not adding.done():
+            told.append(in_child(gc.isenabled))
+        adding.result()
+    assert all(told)
+    assert gc.isenabled()

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-TURN = 2000
+TURN = 5000
 """Rows of a table from which on it gets a turn: for each COPY the server needs a millisecond."""
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import os
 import shlex
 import subprocess
 import sys
@@ -33,14 +34,23 @@ SUITES = {
 
 @pytest.mark.parametrize("name", SUITES)
 def test_suite_finds_nothing_but_its_control(tmp_path: Path, name: str) -> None:
+    (tmp_path / "temporary").mkdir()
     options = ["--count", str(SUITES[name]), "--at", str(tmp_path), "--log", str(tmp_path / "log")]
-    done = subprocess.run([sys.executable, KIT, name, *options], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, KIT, name, *options],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "TMPDIR": str(tmp_path / "temporary")},
+    )
     print(done.stdout, done.stderr)
     assert done.returncode == 0
     if "NOT RUN" in done.stdout:
         pytest.skip(next(line for line in done.stdout.splitlines() if line.startswith("!!")))
     assert "as it must" in done.stdout
     assert not (tmp_path / "log").exists(), "a log of failures, though there are none"
+    assert os.listdir(tmp_path) == ["temporary"]
+    assert os.listdir(tmp_path / "temporary") == []
 
 
 @pytest.mark.parametrize("name", ["kills", "together", "space"])

@@ -13,6 +13,7 @@ import os
 import resource
 import signal
 import sys
+import tempfile
 import traceback
 from collections import Counter
 from collections.abc import Callable
@@ -213,6 +214,7 @@ def _start(work: Path, do: Callable[[_Tell], None], end: int) -> _Part:
     pid = os.fork()
     if pid == 0:
         os.close(reader)
+        tempfile.tempdir = os.fspath(work)  # a child that dies deletes nothing itself
         _child(path, writer, do)
     os.close(writer)
     return _Part(pid, path, end, reader)

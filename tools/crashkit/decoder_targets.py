@@ -67,7 +67,7 @@ class _Fixture:
     """A session in a temporary directory, whose one task's record is replaced in memory."""
 
     def __init__(self) -> None:
-        self.place = Path(tempfile.mkdtemp(prefix="crashkit-decoder-"))
+        self.place = Path(tempfile.mkdtemp())
         self.session = Session(self.place / "session")
         self.session.add(Task(jobname="x"))
         self.store = self.session.store

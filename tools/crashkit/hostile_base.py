@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -188,8 +187,3 @@ class Canary:
                 if entry.is_dir(follow_symlinks=False):
                     pending.append(Path(entry.path))
         return found
-
-
-def temporary() -> Path:
-    """Return a new directory for what a program writes on purpose; in memory, where there is room for it."""
-    return Path(tempfile.mkdtemp(prefix="crashkit-out-"))

@@ -383,7 +383,7 @@ def odd_url(target: Target) -> None:
 
 def odd_move(target: Target) -> None:
     """The store says that its session has moved to a place that a store.url must not name either."""
-    hostile_records.note_of_moving(target, _url(target).strip())
+    hostile_records.note_of_moving(target, _url(target).strip()[: 1 << 20])
 
 
 def odd_text(target: Target) -> None:

@@ -33,7 +33,7 @@ def sealed(number: int, body: bytes) -> bytes:
 def _writing(target: Target) -> Iterator[tuple[Any, Tables]]:
     """Give a transaction on the hostile store, and its tables."""
     env = lmdb.open(
-        os.fspath(target.case / "jobs"), map_size=1 << 24, max_dbs=16, sync=False, metasync=False, max_readers=1022
+        os.fspath(target.case / "jobs"), map_size=1 << 26, max_dbs=16, sync=False, metasync=False, max_readers=1022
     )
     plain = (b"records", b"schemas", b"meta", b"sessions", b"late", b"late_members")
     tables: Tables = {name: env.open_db(name, create=False) for name in plain}

@@ -132,6 +132,11 @@ class PostgresqlAhead(Ahead):
         self._owner = owner
         self._writer: AheadWriter | None = writer
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether it was written or given up."""
+        return self._writer is None
+
     def send(self, part: Callable[[Writer], bool]) -> bool:
         if self._writer is None:
             return False
@@ -176,7 +181,9 @@ class PostgresqlAhead(Ahead):
         if writer is None:
             return self._owner.write(unit, committed, aborted)
         try:
-            return self._owner._transact(unit, committed, begun=(writer, rest))
+            result = self._owner._transact(unit, committed, begun=(writer, rest))
+            self._owner.end_ahead()
+            return result
         finally:
             self._writer = None
 
@@ -188,6 +195,7 @@ class PostgresqlAhead(Ahead):
             self._owner._give_back(writer.connection)
         else:
             self._owner._connections.drop(writer.connection)
+        self._owner.end_ahead()
 
     def forked(self) -> None:
         self._owner._connections.keep(self)

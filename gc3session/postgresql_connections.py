@@ -212,6 +212,9 @@ class Connections:
     def drop(self, connection: Connection) -> None:
         """Close a connection; a transaction that is open in it is rolled back."""
         self._open.discard(connection)
+        with self._lock:
+            if connection in self._idle:
+                self._idle.remove(connection)
         connection.close()
 
     @contextlib.contextmanager

@@ -10,6 +10,7 @@ went through; if it succeeds, that one can never commit any more.
 from __future__ import annotations
 
 import secrets
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final, TypeVar
@@ -112,6 +113,7 @@ class PostgresqlTables(Tables):
         self._there = False
         self._closed = False
         self._tokens: list[bytes] = []  # of commits that are known to have gone through
+        self._begun_ahead: tuple[Connection, weakref.ref[PostgresqlAhead]] | None = None  # until it has ended
 
     # -- whether they are there
 
@@ -278,10 +280,28 @@ class PostgresqlTables(Tables):
             return None
         connection = self._begun(_BEGIN_WRITING)
         try:
-            return PostgresqlAhead(self, AheadWriter(connection, self._statements))
+            begun = PostgresqlAhead(self, AheadWriter(connection, self._statements))
+            self._begun_ahead = connection, weakref.ref(begun)
+            return begun
         except BaseException:
             self._connections.drop(connection)
             raise
+
+    def end_ahead(self) -> None:
+        """Note that the transaction that had begun ahead has ended."""
+        self._begun_ahead = None
+
+    def _end_stray(self) -> None:
+        """End a transaction that had begun ahead, and whose end a signal has prevented.
+
+        What it has sent would keep the same rows from being written: that waits for its end.
+        """
+        if self._begun_ahead is not None:
+            connection, begun = self._begun_ahead
+            ahead = begun()
+            if ahead is None or ahead.has_ended:
+                self._connections.drop(connection)
+                self._begun_ahead = None
 
     def _transact(
         self,
@@ -292,6 +312,7 @@ class PostgresqlTables(Tables):
         """Do what `write` does; the first time the rest of a transaction that has been begun, if there is one."""
         patience = Patience(self.patience)
         self.doubt = None
+        self._end_stray()
         while True:
             former: bytes | None = None
             asked = False

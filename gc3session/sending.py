@@ -51,8 +51,11 @@ class Sending:
             and batch.bases.keys().isdisjoint(records)
             and self.sent.keys().isdisjoint(records)
         )
-        self.sent.update(records)  # before: what is interrupted may have been sent
-        if not alone or not self.ahead.send(lambda writer: self._send(writer, numbers, records)):
+        self._given_up = True  # unless all is known to have been sent: a signal may come at any instant
+        if alone and self.ahead.send(lambda writer: self._send(writer, numbers, records)):
+            self.sent.update(records)
+            self._given_up = False
+        else:
             self.give_up()
 
     def _send(self, writer: Writer, numbers: list[int], records: dict[int, bytes]) -> bool:

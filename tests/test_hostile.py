@@ -26,6 +26,7 @@ from gc3session import (
     dump_session,
     repair_session,
 )
+from gc3session.cli.fields_text import object_lines
 from gc3session.codec import references, seal, values_of
 from gc3session.json_values import FieldsEncoder, NotJSON
 from gc3session.lmdb_files import check_before_opening
@@ -504,3 +505,13 @@ def test_text_of_records_and_paths_is_shown_and_not_sent(tmp_path: Path) -> None
         assert done.returncode in (0, 1, 2), done.stderr
         sent = {c for c in (done.stdout + done.stderr).replace("\n", "") if not c.isprintable()}
         assert not sent, (words, sent)
+
+
+def test_arrays_are_shown_without_what_controls_a_terminal(path: Path) -> None:
+    # Of an array of no dimensions NumPy's text is the value itself; one in a history stands on one line.
+    numpy = pytest.importorskip("numpy")
+    for array in (numpy.array("\x1b[2J\u202e"), numpy.zeros((), "V0"), numpy.arange(6).reshape(2, 3)):
+        task = Task(jobname="x", extra={"array": array})
+        task.history = [array, [array]]
+        for line in object_lines(task, lambda text, style: text):
+            assert line.isprintable(), line

@@ -164,7 +164,7 @@ def _key(key: Any) -> str:
 
 def one_line(value: Any) -> str:
     """Return a value as one line of text."""
-    return "".join(_pieces(value))
+    return "".join(_pieces(value)).replace("\n", " ")  # that of an array has lines
 
 
 def _short(value: Any) -> str | None:
@@ -230,7 +230,7 @@ def _atom(value: Any) -> str:
     numpy = sys.modules.get("numpy")
     if numpy is not None and isinstance(value, numpy.ndarray):
         shape = " x ".join(str(n) for n in value.shape) or "()"
-        return f"{escaped(str(value.dtype))} array, {shape}\n{value}"
+        return "\n".join([f"{escaped(str(value.dtype))} array, {shape}", *map(escaped, str(value).split("\n"))])
     try:
         return escaped(repr(value))
     except ValueError:  # too many digits, in a Fraction

@@ -62,10 +62,11 @@ class Base:
     url: str
 
     def sql(self, *statements: str) -> None:
-        """Do something to the database; {} in a statement is the schema."""
+        """Do something to the database; {} in a statement is the schema, and the name `gone` is this test's own."""
         with self.server.connect() as connection:
             for statement in statements:
-                connection.execute(sql.SQL(statement).format(sql.Identifier(self.schema)))
+                own = statement.replace("gone", f"gone_{self.schema}")
+                connection.execute(sql.SQL(own).format(sql.Identifier(self.schema)))
 
     def seen_as(self, url: str, place: Path) -> Path:
         """Return a directory of the same session which names its store by another URL."""

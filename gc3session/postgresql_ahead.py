@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import select
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
 import psycopg
@@ -138,24 +139,26 @@ class PostgresqlAhead(Ahead):
         return self._writer is None
 
     def send(self, part: Callable[[Writer], bool]) -> bool:
-        if self._writer is None:
+        writer = self._writer
+        if writer is None:
             return False
-        try:
-            done = part(self._writer)
-        except psycopg.Error:  # the write will meet it again, and tell
-            done = False
-        except BaseException:
-            self.drop()
-            raise
+        done = False
+        with self._given_up_if_it_fails():
+            done = part(writer)
         if not done:
             self.drop()
         return done
 
     def go_on(self) -> None:
-        if self._writer is None:
-            return
+        if self._writer is not None:
+            with self._given_up_if_it_fails():
+                self._writer.turns.go_on(TURN)
+
+    @contextmanager
+    def _given_up_if_it_fails(self) -> Iterator[None]:
+        """`with` this, what fails is given up: the write will meet an error of the server again, and tell."""
         try:
-            self._writer.turns.go_on(TURN)
+            yield
         except psycopg.Error:
             self.drop()
         except BaseException:
@@ -170,13 +173,8 @@ class PostgresqlAhead(Ahead):
         aborted: Callable[[], object],
     ) -> T:
         if self._writer is not None:
-            try:
+            with self._given_up_if_it_fails():
                 self._writer.end()
-            except psycopg.Error:
-                self.drop()
-            except BaseException:
-                self.drop()
-                raise
         writer = self._writer
         if writer is None:
             return self._owner.write(unit, committed, aborted)

@@ -104,7 +104,7 @@ class Connections:
         self._known = False  # whether the server has been reached before
         self._ended = False
         self._idle: list[Connection] = []
-        self._open: set[Connection] = set()
+        self._open: weakref.WeakSet[Connection] = weakref.WeakSet()  # one that a signal has lost is closed
         self._lock = threading.Lock()
         _all.add(self)
 
@@ -250,7 +250,7 @@ class Connections:
             with contextlib.suppress(psycopg.Error, OSError):
                 os.close(connection.pgconn.socket)
         _abandoned.extend(self._open)  # never to be finalised while the program runs
-        self._open, self._idle = set(), []
+        self._open, self._idle = weakref.WeakSet(), []
 
 
 _all: weakref.WeakSet[Connections] = weakref.WeakSet()

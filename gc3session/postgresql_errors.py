@@ -20,10 +20,16 @@ from .errors import (
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 
-AGAIN: Final = ("40001", "40P01")
-"""Of a transaction that could not be put in an order with others: it runs again."""
+OUT_OF_MEMORY: Final = "53200"
 
-_FULL: Final = ("53100", "53200", "53400")
+AGAIN: Final = ("40001", "40P01", OUT_OF_MEMORY)
+"""Of a transaction that could not be put in an order with others: it runs again.
+
+The server's memory for that order is full while one transaction lasts long beside very many; it
+is free once that one has ended.
+"""
+
+_FULL: Final = ("53100", OUT_OF_MEMORY, "53400")
 _DENIED: Final = ("42501", "28000", "28P01")
 _DAMAGED: Final = ("XX001", "XX002")
 _GONE: Final = ("42P01", "3F000")  # a table, the schema
@@ -70,7 +76,10 @@ def translated(error: psycopg.Error, connection: Connection | None, url: str, *,
         told += "; raise the server's statement_timeout"
         return StoreUnreachable(told) if reading else WriteError(f"{told}, or write smaller batches (batch_bytes)")
     if state in _FULL:
-        told += "; make room on the server"
+        if state == OUT_OF_MEMORY:
+            told += "; end transactions that have been open for long (pg_stat_activity), or give the server more memory"
+        else:
+            told += "; make room on the server"
         return StoreUnreachable(told) if reading else StoreFull(f"{told} and flush again")
     return OpenError(told) if reading else WriteError(told)
 

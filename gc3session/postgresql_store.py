@@ -23,7 +23,7 @@ from .numbers_set import Numbers
 from .postgresql_address import address_of
 from .postgresql_ahead import AheadWriter, PostgresqlAhead
 from .postgresql_connections import Connections, Patience
-from .postgresql_errors import AGAIN, Connection, is_lost, speaks_of_loss, translated
+from .postgresql_errors import AGAIN, OUT_OF_MEMORY, Connection, is_lost, speaks_of_loss, translated
 from .postgresql_figures import figures
 from .postgresql_tables import LAYOUT, PostgresqlReader, PostgresqlWriter, Statements
 from .tables import Contents, Figure, NoTables, Reader, Salvaged, Tables, Writer, no_progress
@@ -278,6 +278,7 @@ class PostgresqlTables(Tables):
     def ahead(self) -> PostgresqlAhead | None:
         if self.read_only or not self.exists():
             return None
+        self._end_stray(whatever=True)
         connection = self._begun(_BEGIN_WRITING)
         try:
             begun = PostgresqlAhead(self, AheadWriter(connection, self._statements))
@@ -291,15 +292,15 @@ class PostgresqlTables(Tables):
         """Note that the transaction that had begun ahead has ended."""
         self._begun_ahead = None
 
-    def _end_stray(self) -> None:
-        """End a transaction that had begun ahead, and whose end a signal has prevented.
+    def _end_stray(self, *, whatever: bool = False) -> None:
+        """End a transaction that had begun ahead, and whose end a signal has prevented, or *whatever* has begun.
 
         What it has sent would keep the same rows from being written: that waits for its end.
         """
         if self._begun_ahead is not None:
             connection, begun = self._begun_ahead
             ahead = begun()
-            if ahead is None or ahead.has_ended:
+            if whatever or ahead is None or ahead.has_ended:
                 self._connections.drop(connection)
                 self._begun_ahead = None
 
@@ -317,6 +318,7 @@ class PostgresqlTables(Tables):
             former: bytes | None = None
             asked = False
             connection = begun[0].connection if begun else self._begun(_BEGIN_WRITING)
+            was_ahead = begun is not None
             try:
                 writer, to_do = begun or (PostgresqlWriter(connection, self._statements), unit)
                 begun = None
@@ -339,7 +341,7 @@ class PostgresqlTables(Tables):
                         if isinstance(error, psycopg.Error):
                             return result
                         raise
-                elif lost:
+                elif lost or was_ahead:  # the latter's is not for others until it is known to have ended
                     self._connections.drop(connection)
                 else:
                     self._give_back(connection)
@@ -357,7 +359,7 @@ class PostgresqlTables(Tables):
             return result
 
     def _given_up(self, error: psycopg.Error, connection: Connection) -> Error:
-        if speaks_of_loss(error, connection):
+        if speaks_of_loss(error, connection) or error.sqlstate == OUT_OF_MEMORY:
             return translated(error, connection, self.url)
         return WriteError(
             f"{self.url}: other transactions came in between for {self.patience:g} s; nothing was written:"

@@ -351,27 +351,30 @@ class Store(StoreStaging):
     def drop_ahead(self) -> None:
         """Give up what `send_ahead` has sent, unless it has been written."""
         with self.lock:
-            sending, self._sending = self._sending, None
-            if sending is not None:
-                sending.give_up()
+            if self._sending is not None:
+                self._sending.give_up()
+                self._sending = None
 
     def _transact(self, unit: Callable[..., tuple[int, int] | None]) -> None:
-        sending, self._sending = self._sending, None
+        sending = self._sending
         write = partial(self.tables.write, unit)
-        if sending is not None and sending.is_part():
-            write = partial(sending.ahead.write, partial(unit, sending=sending), unit)
-        elif sending is not None:
-            sending.give_up()
-        while True:
-            try:
-                write(self._after_commit, self._release_listeners)
-                return
-            except NumbersNeeded as needed:
-                self.sequence.stock(needed.count)
-                write = partial(self.tables.write, unit)
-            except BaseException:  # also of a signal's handler, while the server was waited for
-                self._doubt = self.tables.doubt
-                raise
+        try:
+            if sending is not None and sending.is_part():
+                write = partial(sending.ahead.write, partial(unit, sending=sending), unit)
+            elif sending is not None:
+                sending.give_up()
+            while True:
+                try:
+                    write(self._after_commit, self._release_listeners)
+                    return
+                except NumbersNeeded as needed:
+                    self.sequence.stock(needed.count)
+                    write = partial(self.tables.write, unit)
+                except BaseException:  # also of a signal's handler, while the server was waited for
+                    self._doubt = self.tables.doubt
+                    raise
+        finally:
+            self.drop_ahead()
 
     def _settle(self) -> None:
         """Find out what became of a commit during which the server was lost."""

@@ -1,4 +1,4 @@
-"""The server's disk is really full: what was acknowledged is there, the rest is kept, and written once there is room."""
+"""The server's disk, or its memory, is really full: what was acknowledged is there, the rest is kept, and written once there is room."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import secrets
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import psycopg
 import pytest
 from consistency import check
 from examples import Simulation
@@ -15,7 +17,8 @@ from mounts import mount, unmount
 from postgresql_server import Server, server_user
 from psycopg import sql
 
-from gc3session import CommitUnknown, Session, StoreFull, StoreUnreachable, Task, WriteError
+import gc3session.postgresql_connections
+from gc3session import CommitUnknown, Session, StoreFull, StoreUnreachable, Task, WriteError, make_store
 
 MIB = 1 << 20
 
@@ -150,3 +153,49 @@ def test_full_disk_of_the_log_ends_the_server_and_loses_nothing(
     assert len(set(told)) == len(told)
     session.close()
     check(tmp_path / "session")
+
+
+@pytest.fixture
+def cramped(servers: Path) -> Iterator[Server]:
+    """A server with little memory for the order of transactions: one that lasts long fills it."""
+    server = Server.made(servers / secrets.token_hex(4))
+    server.start(max_connections="10", max_pred_locks_per_transaction="10", shared_buffers="16MB")
+    yield server
+    server.delete()
+
+
+def test_memory_of_the_server_is_full_while_a_transaction_lasts(
+    cramped: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = f"{cramped.url()}&schema=jobs"
+
+    def lasts(connection: psycopg.Connection[Any]) -> None:
+        connection.execute("BEGIN ISOLATION LEVEL SERIALIZABLE")
+        connection.execute("SELECT FROM jobs.meta")
+
+    with make_store(url, patience=0.1) as store, Session(tmp_path / "session", store_or_url=store) as session:
+        session.add(Task())
+        with cramped.connect() as connection:
+            lasts(connection)
+            with pytest.raises(StoreFull, match="end transactions that have been open for long"):
+                for _ in range(20_000):
+                    session.add(Task())
+        session.flush()
+        number = sum(1 for _ in session)
+
+    with Session(tmp_path / "session") as session, cramped.connect() as connection:
+        assert len(session) == number
+        lasts(connection)
+        wait = gc3session.postgresql_connections.Patience.wait
+
+        def end_and_wait(self: gc3session.postgresql_connections.Patience) -> bool:
+            connection.execute("ROLLBACK")
+            return wait(self)
+
+        monkeypatch.setattr(gc3session.postgresql_connections.Patience, "wait", end_and_wait)
+        added = 0
+        while connection.info.transaction_status != psycopg.pq.TransactionStatus.IDLE:
+            session.add(Task())
+            added += 1
+        assert len(session) == number + added
+    check(session.path)

@@ -17,7 +17,10 @@ from consistency import check
 import gc3session.postgresql_ahead
 from gc3session import ClosedError, Session, Task, make_store
 from gc3session.postgresql_address import address_of
+from gc3session.postgresql_ahead import PostgresqlAhead
+from gc3session.postgresql_store import PostgresqlTables
 from gc3session.postgresql_tables import PostgresqlWriter
+from gc3session.sending import Sending
 
 
 class Interrupted(Exception):
@@ -63,7 +66,7 @@ def test_connections_end_at_any_instant(session: Session, url: str, monkeypatch:
     thread.start()
     tasks: list[Task] = []
     try:
-        while ended < 60:
+        while ended < 40:
             some = [Task() for _ in range(600)]
             some[0].extra["text"] = "x" * 200_000
             session.add_many(some)
@@ -108,6 +111,67 @@ def test_signals_come_during_the_commit(
         signal.signal(signal.SIGALRM, former)
         monkeypatch.undo()
     have_ids(session, tasks)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of psycopg's pipeline
+@pytest.mark.parametrize("error", [KeyboardInterrupt, Interrupted])
+def test_signals_come_at_any_instant_and_leave_no_transaction_open(
+    session: Session, url: str, error: type[BaseException]
+) -> None:
+    """One that was left open would have the next write of the same tasks wait for ever."""
+    chance = random.Random(5)
+
+    def interrupted(*_: object) -> None:
+        raise error
+
+    former = signal.signal(signal.SIGALRM, interrupted)
+    tasks: list[Task] = []
+    kept = []  # as an interactive shell keeps the last one, with the variables of all functions
+    try:
+        while len(kept) < 30:
+            some = [Task() for _ in range(600)]
+            tasks += some
+            try:
+                signal.setitimer(signal.ITIMER_REAL, chance.uniform(0.001, 0.02))
+                try:
+                    session.add_many(some)
+                finally:
+                    signal.setitimer(signal.ITIMER_REAL, 0)
+            except error as caught:
+                kept.append(caught)
+    finally:
+        signal.signal(signal.SIGALRM, former)
+    have_ids(session, tasks)
+    options = address_of(url).options
+    with psycopg.connect(**{**options, "application_name": "test"}, autocommit=True) as connection:
+        statement = "SELECT query FROM pg_stat_activity WHERE application_name = %s AND backend_xid IS NOT NULL"
+        assert connection.execute(statement, (options["application_name"],)).fetchall() == []
+
+
+@pytest.mark.parametrize(
+    "where", [(Sending, "is_part"), (PostgresqlAhead, "write"), (PostgresqlTables, "end_ahead")]
+)
+@pytest.mark.parametrize("number", [100, 3000])
+def test_what_a_signal_has_left_open_is_ended_before_the_next_write(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: tuple[type, str], number: int
+) -> None:
+    """What it has sent are the rows that the next write has, too, which would wait for its end."""
+
+    def interrupted(*_: object) -> None:
+        monkeypatch.undo()
+        raise Interrupted
+
+    waiting_ends = f"{url}&options=-c%20lock_timeout%3D2000"
+    with Session(tmp_path / "session", store_or_url=waiting_ends) as session:
+        session.add(Task())
+        tasks = [Task() for _ in range(3000)]
+        monkeypatch.setattr(*where, interrupted)
+        with pytest.raises(Interrupted) as caught:
+            session.add_many(tasks)
+        more = [Task() for _ in range(number)]
+        session.add_many(more)
+        have_ids(session, tasks + more)
+        del caught  # which holds the variables of all functions until here, as an interactive shell does
 
 
 def test_each_connection_has_the_sites_setting_of_when_it_was_made(url: str) -> None:

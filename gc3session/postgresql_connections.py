@@ -211,11 +211,13 @@ class Connections:
 
     def drop(self, connection: Connection) -> None:
         """Close a connection; a transaction that is open in it is rolled back."""
-        self._open.discard(connection)
+        if connection not in self._open:  # of the process that this one was forked from: its descriptor is another's now
+            return
         with self._lock:
             if connection in self._idle:
                 self._idle.remove(connection)
         connection.close()
+        self._open.discard(connection)
 
     @contextlib.contextmanager
     def one(self) -> Iterator[Connection]:

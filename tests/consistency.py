@@ -82,14 +82,21 @@ def check(path: str | os.PathLike[str], damaged: Collection[str] = (), mirror: b
         assert len(set(stored)) == len(stored), "an ID is listed twice"
         assert set(ids) <= set(stored), f"no record for {set(ids) - set(stored)}"
         states: Counter[str] = Counter()
-        for id_ in ids:
+        one_by_one = ids
+        if not damaged:  # then together, which is faster, and some one by one
+            one_by_one = ids[:: len(ids) // 100 + 1]
+            for id_, task in zip(ids, session, strict=True):
+                assert task.persistent_id == id_
+                if hasattr(task, "state"):
+                    states[task.state] += 1
+        for id_ in one_by_one:
             try:
                 task = session.load(id_)
             except LoadError:
                 assert id_ in damaged, f"{id_} can't be read"
                 continue
             assert task.persistent_id == id_
-            if hasattr(task, "state"):
+            if damaged and hasattr(task, "state"):
                 states[task.state] += 1
         for id_ in damaged:
             assert id_ in session, f"{id_} has left the index"

@@ -211,7 +211,9 @@ class Connections:
 
     def drop(self, connection: Connection) -> None:
         """Close a connection; a transaction that is open in it is rolled back."""
-        if connection not in self._open:  # of the process that this one was forked from: its descriptor is another's now
+        if (
+            connection not in self._open
+        ):  # of the process that this one was forked from: its descriptor is another's now
             return
         with self._lock:
             if connection in self._idle:

@@ -1,4 +1,4 @@
-"""The command line, as real processes: what it records, what it shows, and how it fails."""
+"""The command line, as processes of its own: what it records, what it shows, and how it fails."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
 from fractions import Fraction
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +26,7 @@ import lmdb
 import pytest
 from consistency import check
 from examples import Colour, Note, Point, Simulation, Sweep
+from forked_command import Ancestor
 from sameness import same
 
 from gc3session import Session, Task, TaskCollection
@@ -44,28 +46,48 @@ class Ran(NamedTuple):
 
 def start(*argv: object, env: dict[str, str] | None = None, **options: Any) -> subprocess.Popen[bytes]:
     """Start `gc3session` with these arguments, its three streams being pipes unless told."""
-    path = os.pathsep.join([str(CHECKOUT), os.environ.get("PYTHONPATH", "")])
     pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
     return subprocess.Popen(
         [sys.executable, "-m", "gc3session", *map(str, argv)],
-        env={**os.environ, "PYTHONPATH": path, **(env or {})},
+        env={**environment(), **(env or {})},
         **{**pipes, **options},
     )
+
+
+def environment() -> dict[str, str]:
+    """Return an environment in which the library is found."""
+    path = os.pathsep.join([str(CHECKOUT), os.environ.get("PYTHONPATH", "")])
+    return {**os.environ, "PYTHONPATH": path}
+
+
+@cache
+def ancestor() -> Ancestor:
+    """Return the process of which commands are forked children."""
+    return Ancestor(environment())
 
 
 def finish(process: subprocess.Popen[bytes], stdin: str | bytes = b"") -> Ran:
     """Wait for the end of a process; whatever it met, it must not have given a traceback."""
     data = stdin.encode() if isinstance(stdin, str) else stdin
     out, err = process.communicate(data if process.stdin else None)
-    assert b"Traceback" not in (err or b"")
-    return Ran(process.returncode, (out or b"").decode(), (err or b"").decode())
+    return as_ran(process.returncode, out or b"", err or b"")
+
+
+def as_ran(status: int, out: bytes, err: bytes) -> Ran:
+    assert b"Traceback" not in err
+    return Ran(status, out.decode(), err.decode())
 
 
 def run(*argv: object, stdin: Any = b"", **options: Any) -> Ran:
     """Run `gc3session` with these arguments; *stdin* is what it reads, or a file to read from."""
-    if isinstance(stdin, (str, bytes)):
-        return finish(start(*argv, **options), stdin)
-    return finish(start(*argv, stdin=stdin, **options))
+    if not isinstance(stdin, (str, bytes)):
+        return finish(start(*argv, stdin=stdin, **options))
+    if not options:
+        data = stdin.encode() if isinstance(stdin, str) else stdin
+        ran = ancestor().run([str(argument) for argument in argv], data)
+        if ran is not None:
+            return as_ran(*ran)
+    return finish(start(*argv, **options), stdin)
 
 
 def one_error(ran: Ran, status: int) -> str:

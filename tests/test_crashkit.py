@@ -19,13 +19,13 @@ KIT = Path(__file__).parent.parent / "tools" / "crashkit"
 pytestmark = pytest.mark.skipif(not KIT.exists(), reason="there is no tools/crashkit beside the tests")
 
 SUITES = {
-    "states": 300,
+    "states": 150,
     "power": 4,
-    "faults": 60,
-    "kills": 60,
-    "model": 30,
-    "together": 300,
-    "space": 20,
+    "faults": 40,
+    "kills": 30,
+    "model": 15,
+    "together": 150,
+    "space": 10,
     "hostile": 150,
     "decoder": 2000,
 }

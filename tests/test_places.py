@@ -165,7 +165,7 @@ def test_any_walk_over_three_machines_leaves_mirrors_as_the_index_is(
     monkeypatch.setattr(gc3session.session, "_FULL_OF_BLANKS", 20)
     count = 0
 
-    @hypothesis.settings(max_examples=hypothesis.settings.default.max_examples // 4)
+    @hypothesis.settings(max_examples=hypothesis.settings.default.max_examples // 8)
     @hypothesis.given(STEPS)
     def walk(steps: list[Step]) -> None:
         nonlocal count

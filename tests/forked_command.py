@@ -6,6 +6,7 @@ are, each with the three streams of a command, and answers with the status.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import gc
 import importlib
@@ -24,11 +25,11 @@ _REQUEST = 1 << 16  # bytes of one, at most
 
 
 class Ancestor:
-    """The process that has imported all, for commands in its working directory and *environment*; it ends with this one."""
+    """The process that has imported all, for commands in its *environment*; it ends with this one."""
 
     def __init__(self, environment: dict[str, str]) -> None:
         self._owner = os.getpid()
-        self._place = _place()
+        self._variables = _variables()
         self._lock = Lock()
         self._here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with there:
@@ -36,10 +37,17 @@ class Ancestor:
                 [sys.executable, __file__], stdin=there, stdout=there, stderr=there, env=environment
             )
 
+        atexit.register(self._end)
+
+    def _end(self) -> None:
+        if os.getpid() == self._owner:
+            self._here.close()
+            self._process.wait()
+
     def run(self, argv: Sequence[str], stdin: bytes) -> tuple[int, bytes, bytes] | None:
         """Run a command; return its status, and what it wrote, or None if it needs a process of another kind."""
-        request = json.dumps(argv).encode()
-        here = os.getpid() == self._owner and _place() == self._place
+        request = json.dumps([os.getcwd(), *argv]).encode()
+        here = os.getpid() == self._owner and _variables() == self._variables
         if not here or len(request) > _REQUEST or not self._lock.acquire(blocking=False):
             return None
         try:
@@ -56,8 +64,8 @@ class Ancestor:
             self._lock.release()
 
 
-def _place() -> tuple[str, dict[str, str]]:
-    return os.getcwd(), {name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"}
+def _variables() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"}
 
 
 def _write(end: int, data: bytes) -> None:
@@ -72,7 +80,6 @@ def _read(end: int) -> bytes:
 
 def main() -> int:
     """Fork a command for each request; return its status in the child, or 0 when there are no more requests."""
-    sys.path[0] = os.getcwd()  # as for `python -m`
     import gc3session.cli
 
     for module in pkgutil.walk_packages(gc3session.__path__, "gc3session."):
@@ -91,7 +98,10 @@ def main() -> int:
             for number, stream in enumerate(streams):
                 os.dup2(stream, number)
                 os.close(stream)
-            sys.argv = [str(program), *json.loads(request)]
+            place, *argv = json.loads(request)
+            os.chdir(place)
+            sys.path[0] = place  # as for `python -m`
+            sys.argv = [str(program), *argv]
             return gc3session.cli.main()
         for stream in streams:
             os.close(stream)

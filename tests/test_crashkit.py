@@ -53,7 +53,7 @@ def test_suite_finds_nothing_but_its_control(tmp_path: Path, name: str) -> None:
     assert os.listdir(tmp_path / "temporary") == []
 
 
-@pytest.mark.parametrize("name", ["kills", "together", "space"])
+@pytest.mark.parametrize("name", ["kills", "space"])
 def test_failure_is_kept_and_its_command_fails_again(runner: ModuleType, tmp_path: Path, name: str) -> None:
     suite, plan = runner.suite_named(name), sys.modules["suite"].Plan
     (tmp_path / "work").mkdir()

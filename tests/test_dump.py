@@ -887,7 +887,7 @@ def test_interruption_while_a_cut_dump_is_cleaned_up_leaves_nothing(tmp_path: Pa
 def test_killed_loading_leaves_no_session_under_the_name(tmp_path: Path) -> None:
     path = tmp_path / "s"
     with Session(path) as session:
-        session.add_many(Task(extra={"x": "y" * 500}) for _ in range(60_000))
+        session.add_many(Task(extra={"x": "y" * 500}) for _ in range(15_000))
         text = dumped(session)
     process = start("load", tmp_path / "copy")
     assert process.stdin

@@ -17,7 +17,8 @@ import psycopg
 from psycopg import pq
 
 from .postgresql_errors import Connection
-from .postgresql_tables import COPIED_FROM, COPY_END, COPY_HEAD, PostgresqlWriter, Statements
+from .postgresql_statements import Statements
+from .postgresql_tables import COPIED_FROM, COPY_END, COPY_HEAD, PostgresqlWriter
 from .tables import Ahead, Writer
 
 if TYPE_CHECKING:

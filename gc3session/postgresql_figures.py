@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from .errors import OpenError, StoreUnreachable
 from .postgresql_address import Address
-from .postgresql_tables import Statements
+from .postgresql_statements import Statements
 from .sizes import size_text
 from .tables import Figure
 

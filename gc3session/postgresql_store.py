@@ -25,7 +25,8 @@ from .postgresql_ahead import AheadWriter, PostgresqlAhead
 from .postgresql_connections import Connections, Patience
 from .postgresql_errors import AGAIN, OUT_OF_MEMORY, Connection, is_lost, speaks_of_loss, translated
 from .postgresql_figures import figures
-from .postgresql_tables import LAYOUT, PostgresqlReader, PostgresqlWriter, Statements
+from .postgresql_statements import LAYOUT, Statements
+from .postgresql_tables import PostgresqlReader, PostgresqlWriter
 from .tables import Contents, Figure, NoTables, Reader, Salvaged, Tables, Writer, no_progress
 
 T = TypeVar("T")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 from typing import Any, Final, NamedTuple
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
@@ -13,6 +15,21 @@ from .errors import InvalidArgument
 DEFAULT_SCHEMA: Final = "gc3session"
 
 _SECRETS: Final = ("password", "sslpassword")
+_FILES: Final = ("passfile", "sslcert", "sslkey", "sslrootcert", "sslcrl")
+_OPTIONS: Final = frozenset(
+    """
+    host port user dbname passfile service require_auth channel_binding connect_timeout application_name
+    fallback_application_name client_encoding options keepalives keepalives_idle keepalives_interval keepalives_count
+    tcp_user_timeout sslmode sslnegotiation sslcompression sslcert sslkey sslcertmode sslrootcert sslcrl sslcrldir
+    sslsni ssl_min_protocol_version ssl_max_protocol_version min_protocol_version max_protocol_version requirepeer
+    gssencmode krbsrvname target_session_attrs load_balance_hosts
+    """.split()
+)
+"""Options of libpq that a URL may set, for it may come with a directory that somebody else has made.
+
+With others libpq would write to any file (sslkeylogfile), or send what is meant for one host to another (hostaddr,
+servicefile, gssdelegation).
+"""
 _DEFAULTS: Final = {
     "application_name": "gc3session",
     "connect_timeout": "10",
@@ -21,6 +38,12 @@ _DEFAULTS: Final = {
     "keepalives_interval": "10",
     "keepalives_count": "3",
 }
+
+
+_FORM: Final = (
+    "the URL of a store on PostgreSQL is postgresql://user@host:port/database?schema=NAME; in each of these '@' is"
+    " written %40, '/' %2F, '?' %3F, '#' %23, a blank %20"
+)
 
 
 class Address(NamedTuple):
@@ -44,14 +67,24 @@ def address_of(url: str) -> Address:
     """Return what a URL says: `postgresql://user@host:port/database?schema=jobs&sslmode=...`.
 
     All but `schema` is libpq's own; what is left out comes from where libpq takes it: PGHOST and
-    the like, the password file, the service file.  Raise InvalidArgument if libpq can't read it.
+    the like, the password file, the service file.  Raise InvalidArgument if libpq can't read it,
+    or reads it in another way, and for options that are not to be set by a URL.
     """
-    parts = urlsplit(url)
-    if parts.fragment or "#" in url:
-        raise InvalidArgument(f"{_shown(parts)}: a '#' in the URL of a store must be written %23")
+    place, _, _ = url.partition("?")
+    before, _, after = place.partition("//")
+    user_and_host = after.partition("/")[0]
+    others = url[len(before) + 2 + len(user_and_host) :]
+    if not before.endswith(":") or user_and_host.count("@") > 1 or not set(others).isdisjoint("@#"):
+        raise InvalidArgument(_FORM)
+    if "#" in user_and_host or any(char <= " " or char == "\x7f" for char in url):
+        raise InvalidArgument(_FORM)
+    try:
+        parts = urlsplit(url)
+        query = parse_qsl(parts.query.replace("+", "%2B"), keep_blank_values=True)  # libpq takes a + as it is
+    except ValueError:  # whose text has the password
+        raise InvalidArgument(_FORM) from None
     user, at, host = parts.netloc.rpartition("@")
     name, colon, password = user.partition(":")
-    query = parse_qsl(parts.query.replace("+", "%2B"), keep_blank_values=True)  # libpq takes a + as it is
     secrets = {key: value for key, value in query if key in _SECRETS}
     if colon:
         secrets["password"] = unquote(password)
@@ -65,9 +98,29 @@ def address_of(url: str) -> Address:
     plain = open_._replace(query=_without(parts.query, (*_SECRETS, "schema")))
     try:
         options: dict[str, Any] = conninfo_to_dict(_text(plain))
-    except psycopg.Error as error:
-        raise InvalidArgument(f"{_text(open_)}: {error}") from None
+    except (psycopg.Error, ValueError) as error:
+        raise InvalidArgument(f"{_shown(parts)}: {' '.join(str(error).split())}") from None
+    _check(options, parts)
     return Address(_text(open_), schema, {**_DEFAULTS, **options, **secrets})
+
+
+def _check(options: dict[str, Any], parts: SplitResult) -> None:
+    """Raise InvalidArgument for options with which somebody else's URL could do harm."""
+    for key in options.keys() - _OPTIONS:
+        raise InvalidArgument(f"{_shown(parts)}: the option {key} can't be set in the URL of a store")
+    if "service" in options and not options.keys().isdisjoint(("host", "port")):
+        raise InvalidArgument(
+            f"{_shown(parts)}: a service's password is for its own host: have the service name host and port, not the URL"
+        )
+    if ":" in options.get("sslkey", ""):
+        raise InvalidArgument(f"{_shown(parts)}: sslkey must be a file; an engine would be loaded as code")
+    for key in _FILES:
+        try:
+            regular = stat.S_ISREG(os.stat(options.get(key, "")).st_mode)
+        except (OSError, ValueError):  # it isn't there: libpq tells
+            continue
+        if not regular:
+            raise InvalidArgument(f"{_shown(parts)}: {key} must be a regular file")
 
 
 def _without(query: str, keys: tuple[str, ...]) -> str:

@@ -209,6 +209,10 @@ class Connections:
                     return
         self.drop(connection)
 
+    def has(self, connection: Connection) -> bool:
+        """Return whether a connection is this process's."""
+        return connection in self._open
+
     def drop(self, connection: Connection) -> None:
         """Close a connection; a transaction that is open in it is rolled back."""
         if (

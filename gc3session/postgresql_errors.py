@@ -77,7 +77,10 @@ def translated(error: psycopg.Error, connection: Connection | None, url: str, *,
         return StoreUnreachable(told) if reading else WriteError(f"{told}, or write smaller batches (batch_bytes)")
     if state in _FULL:
         if state == OUT_OF_MEMORY:
-            told += "; end transactions that have been open for long (pg_stat_activity), or give the server more memory"
+            told += (
+                "; end transactions that have been open for long (pg_stat_activity), give the server more memory, or"
+                " write smaller batches (batch_bytes)"
+            )
         else:
             told += "; make room on the server"
         return StoreUnreachable(told) if reading else StoreFull(f"{told} and flush again")

@@ -73,9 +73,9 @@ class _Reading:
 
     def __exit__(self, cls: type[BaseException] | None, error: BaseException | None, _: object) -> None:
         connection, self._connection = self._connection, None
-        if connection is None:
-            return
         owner = self._owner
+        if connection is None or not owner._connections.has(connection):
+            return
         if error is None:
             try:
                 connection.execute(b"COMMIT")
@@ -181,6 +181,8 @@ class PostgresqlTables(Tables):
 
     def _give_back(self, connection: Connection) -> None:
         """Take back a connection whose transaction is to be rolled back."""
+        if not self._connections.has(connection):
+            return
         try:
             connection.execute(b"ROLLBACK")
         except psycopg.Error:
@@ -329,7 +331,13 @@ class PostgresqlTables(Tables):
                 writer.send()
                 asked = True
                 writer.commit(token, former)
+                if was_ahead:
+                    self.end_ahead()
+                _told(committed, result)  # what a signal's handler raises from here on must not hide the commit
             except BaseException as error:
+                if not self._connections.has(connection):  # this is a child, and it is the parent's transaction
+                    raise
+                failure = translated(error, connection, self.url) if isinstance(error, psycopg.Error) else None
                 lost = speaks_of_loss(error, connection)
                 definite = isinstance(error, psycopg.Error) and error.sqlstate not in (None, _UNKNOWN) and not lost
                 if former is not None:
@@ -346,22 +354,19 @@ class PostgresqlTables(Tables):
                     self._connections.drop(connection)
                 else:
                     self._give_back(connection)
-                if not isinstance(error, psycopg.Error):
+                if not isinstance(error, psycopg.Error) or failure is None:
                     raise
                 again = lost or error.sqlstate in (*AGAIN, _UNKNOWN)
                 if not again:
-                    raise translated(error, connection, self.url) from error
+                    raise failure from error
                 if not patience.wait():
-                    raise self._given_up(error, connection) from error
+                    raise (failure if lost or error.sqlstate == OUT_OF_MEMORY else self._given_up()) from error
                 continue
-            self._connections.give(connection)
             self._tokens.append(token)
-            _told(committed, result)
+            self._connections.give(connection)
             return result
 
-    def _given_up(self, error: psycopg.Error, connection: Connection) -> Error:
-        if speaks_of_loss(error, connection) or error.sqlstate == OUT_OF_MEMORY:
-            return translated(error, connection, self.url)
+    def _given_up(self) -> Error:
         return WriteError(
             f"{self.url}: other transactions came in between for {self.patience:g} s; nothing was written:"
             " try again, or let fewer programs change the same tasks at once"

@@ -38,14 +38,15 @@ class Sending:
         self._batch = store.batch
         self._edits = store.batch.edits  # when it began
 
-    def send(self, numbers: list[int]) -> None:
-        """Send new tasks, which have been added last."""
+    def send(self, whose: Index, numbers: list[int]) -> None:
+        """Send new tasks, which have been added last, to the session of the index *whose*: it may be another one."""
         if self._given_up:
             return
         batch, index = self._batch, self.index
         records = {number: record for number in numbers if (record := batch.records.get(number)) is not None}
         alone = (
-            not index.late
+            whose is index
+            and not index.late
             and len(index.joined) == len(self.sent) + len(numbers)
             and len(records) == len(numbers)
             and batch.bases.keys().isdisjoint(records)

@@ -336,7 +336,7 @@ class Store(StoreStaging):
             if ahead is None:
                 return
             self._sending = Sending(self, index, ahead)
-        self._sending.send(numbers)
+        self._sending.send(index, numbers)
 
     @property
     def sends_ahead(self) -> bool:

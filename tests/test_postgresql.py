@@ -25,6 +25,7 @@ from psycopg import sql
 import gc3session.mirror
 from gc3session import (
     AccessDenied,
+    Error,
     InvalidArgument,
     ReadOnlyError,
     Session,
@@ -139,12 +140,52 @@ def test_password_is_taken_from_the_usual_places(
         (tmp_path / "pgpass").chmod(0o600)
         monkeypatch.setenv("PGPASSFILE", os.fspath(tmp_path / "pgpass"))
     else:
-        (tmp_path / "services").write_text(f"[ours]\npassword={SECRET}\n")
+        place_of = address_of(guarded).options
+        (tmp_path / "services").write_text(
+            f"[ours]\npassword={SECRET}\nhost={place_of['host']}\nport={place_of['port']}\n"
+        )
         monkeypatch.setenv("PGSERVICEFILE", os.fspath(tmp_path / "services"))
-        url += "&service=ours"
+        url = f"postgresql://{place_of['user']}@/{place_of['dbname']}?schema={schema}&service=ours"
     with Session(tmp_path / "session", store_or_url=url) as session:
         session.add(Task())
     assert "s3cret" not in (tmp_path / "session" / "store.url").read_text()
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql:user:s3cret@host/db",
+        "postgresql://user:s3cret?more@host/db",
+        "postgresql://user:s3cret/more@host/db",
+        "postgresql://user:s3cret#more@host/db",
+        "postgresql://user:s3cret and more@host/db",
+        "postgresql://user:s3cret@more@host/db",
+        "postgresql://user:s3cret@[::1/db",
+        "postgresql://user:s3cret@\u2100/db",
+        "postgresql://user:s3cret@host/%ff",
+        "postgresql://user@host/db?PASSWORD=s3cret",
+        "postgresql://user@host/db?oauth_client_secret=s3cret",
+        "postgresql://user@host/db?scram_client_key=s3cret",
+        "postgresql://user@host/db?sslcert=here&sslkey=/somewhere/engine.so:s3cret",
+        "postgresql://user@host/db?sslkeylogfile=/somewhere/s3cret",
+        "postgresql://user@host/db?hostaddr=192.0.2.1&application_name=s3cret",
+        "postgresql://user@host/db?service=production&application_name=s3cret",
+        "postgresql://user@/db?service=production&port=1&application_name=s3cret",
+        "postgresql://user@host/db?servicefile=/somewhere/s3cret",
+        "postgresql://user@host/db?passfile=/dev/null&application_name=s3cret",
+    ],
+)
+def test_url_that_could_do_harm_or_shows_a_password_is_refused(tmp_path: Path, url: str) -> None:
+    """A store.url may come from somebody else; what libpq reads in another way than we do may hold a password."""
+    with pytest.raises(InvalidArgument) as caught:
+        Session(tmp_path / "session", store_or_url=url)
+    assert "s3cret" not in "".join(traceback.format_exception(caught.value)).replace(repr(url), "")
+    assert not (tmp_path / "session").exists()
+    with Session(tmp_path / "other") as session:
+        session.add(Task())
+    (tmp_path / "other" / "store.url").write_text(f"{url}#{'0' * 32}\n")
+    with pytest.raises(Error):
+        Session(tmp_path / "other")
 
 
 # -- what can go wrong --------------------------------------------------------

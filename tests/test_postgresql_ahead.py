@@ -16,7 +16,7 @@ from examples import Simulation
 from psycopg import sql
 
 import gc3session.postgresql_ahead
-from gc3session import Session, Task
+from gc3session import Session, StoreFull, Task, WriteError, make_store
 from gc3session.postgresql_address import address_of
 from gc3session.postgresql_connections import Connections
 
@@ -66,12 +66,12 @@ def in_transactions(session: Session) -> list[int]:
     ]
 
 
-def is_whole(session: Session, count: int = COUNT) -> None:
+def is_whole(session: Session, count: int = COUNT, others: int = 0) -> None:
     assert not in_transactions(session)
     with Session(session.path, read_only=True) as again:
         names = [task.jobname for task in list(again)[1:]]
         assert names == [str(i) for i in range(count)]
-        assert sum(1 for _ in again.store.list()) == count + 1
+        assert sum(1 for _ in again.store.list()) == count + 1 + others
     check(session.path)
 
 
@@ -235,3 +235,81 @@ def test_they_are_larger_than_the_way_to_the_server_is_wide(session: Session) ->
         task.extra["text"] = "x" * 100_000
     session.add_many(tasks)
     is_whole(session)
+
+
+@pytest.mark.parametrize("number", [MIDDLE, 100, 600, 3000])
+def test_another_session_of_the_store_adds_meanwhile(session: Session, tmp_path: Path, number: int) -> None:
+    """What is sent ahead for one session is not taken for the other's, however many they are."""
+    with Session(tmp_path / "other", store_or_url=session.store) as other:
+        other.add(Task())
+        others = [Simulation(jobname="other") for _ in range(number)]
+        session.add_many(Interrupted(lambda tasks: other.add_many(others)))
+        is_whole(session, COUNT, number + 1)
+        assert [task.jobname for task in list(other)[1:]] == ["other"] * number
+    check(other.path)
+
+
+@pytest.mark.parametrize(
+    ("state", "kind", "told"),
+    [
+        ("53100", StoreFull, "make room"),
+        ("57014", WriteError, "statement_timeout"),
+        ("40001", WriteError, "came in between"),
+        ("53200", StoreFull, "end transactions"),
+    ],
+)
+def test_what_the_server_refuses_at_the_end_is_told_as_ever(
+    postgresql_url: str, tmp_path: Path, state: str, kind: type[Exception], told: str
+) -> None:
+    schema = sql.Identifier(address_of(postgresql_url).schema)
+    with (
+        make_store(postgresql_url, patience=0.001) as store,
+        Session(tmp_path / "session", store_or_url=store) as session,
+        psycopg.connect(**address_of(postgresql_url).options, autocommit=True) as connection,
+    ):
+        session.add(Task())
+        refuse(connection, schema, state, "sessions")
+        tasks = [Simulation(jobname=str(i)) for i in range(COUNT)]
+        with pytest.raises(kind, match=told):
+            session.add_many(tasks)
+        connection.execute(sql.SQL("DROP TRIGGER refuse ON {}.sessions").format(schema))
+        session.flush()
+        is_whole(session)
+
+
+@pytest.mark.parametrize("state", ["40001", "40P01", "53200"])
+def test_a_transaction_that_is_refused_some_times_runs_again(
+    session: Session, postgresql_url: str, state: str
+) -> None:
+    schema = sql.Identifier(address_of(postgresql_url).schema)
+    with psycopg.connect(**address_of(postgresql_url).options, autocommit=True) as connection:
+        refuse(connection, schema, state, "sessions", times=4)
+        session.add_many([Simulation(jobname=str(i)) for i in range(COUNT)])
+        [(asked,)] = connection.execute(sql.SQL("SELECT last_value FROM {}.refused").format(schema))
+        assert asked > 4
+    is_whole(session)
+
+
+def refuse(
+    connection: psycopg.Connection[Any], schema: sql.Identifier, state: str, table: str, times: int = 1000
+) -> None:
+    """Have the server refuse the rows of a table so many times."""
+    connection.execute(sql.SQL("CREATE SEQUENCE {}.refused").format(schema))
+    connection.execute(
+        sql.SQL(
+            "CREATE FUNCTION {schema}.refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
+            " IF nextval({sequence}) <= {times} THEN RAISE EXCEPTION 'no' USING ERRCODE = {state}; END IF;"
+            " RETURN NEW; END $$"
+        ).format(
+            schema=schema,
+            sequence=sql.Literal(f"{schema.as_string(None)}.refused"),
+            times=sql.Literal(times),
+            state=sql.Literal(state),
+        )
+    )
+    connection.execute(
+        sql.SQL(
+            "CREATE TRIGGER refuse BEFORE INSERT OR UPDATE ON {schema}.{table} FOR EACH ROW"
+            " EXECUTE FUNCTION {schema}.refuse()"
+        ).format(schema=schema, table=sql.Identifier(table))
+    )

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import random
 import secrets
+import select
 import signal
+import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +21,8 @@ from consistency import check
 import gc3session.postgresql_ahead
 from gc3session import ClosedError, Session, Task, make_store
 from gc3session.postgresql_address import address_of
-from gc3session.postgresql_ahead import PostgresqlAhead
+from gc3session.postgresql_ahead import AheadWriter, PostgresqlAhead
+from gc3session.postgresql_connections import Connections
 from gc3session.postgresql_store import PostgresqlTables
 from gc3session.postgresql_tables import PostgresqlWriter
 from gc3session.sending import Sending
@@ -172,6 +177,75 @@ def test_what_a_signal_has_left_open_is_ended_before_the_next_write(
         session.add_many(more)
         have_ids(session, tasks + more)
         del caught  # which holds the variables of all functions until here, as an interactive shell does
+
+
+@pytest.mark.parametrize("which", [0, 1, 2])
+@pytest.mark.parametrize("number", [1, 100, 3000])
+def test_a_signal_right_after_a_commit_does_not_hide_it(
+    session: Session, monkeypatch: pytest.MonkeyPatch, number: int, which: int
+) -> None:
+    """A call takes one commit, or some, as numbers for tasks are taken by others."""
+    commit, give = PostgresqlWriter.commit, Connections.give
+    commits = 0
+
+    def interrupted(*_: object) -> None:
+        monkeypatch.setattr(Connections, "give", give)
+        raise Interrupted
+
+    def commit_and_be_interrupted(self: PostgresqlWriter, *args: Any) -> None:
+        nonlocal commits
+        commit(self, *args)
+        if commits == which:
+            monkeypatch.setattr(Connections, "give", interrupted)
+        commits += 1
+
+    monkeypatch.setattr(PostgresqlWriter, "commit", commit_and_be_interrupted)
+    tasks: list[Task] = []
+    while commits <= which:
+        some = [Task() for _ in range(number)]
+        tasks += some
+        if commits < which:
+            with contextlib.suppress(Interrupted):
+                session.add_many(some)
+        else:
+            with pytest.raises(Interrupted):
+                session.add_many(some)
+    some = [Task() for _ in range(number)]
+    session.add_many(some)
+    have_ids(session, tasks + some)
+
+
+def test_a_child_that_is_forked_in_the_middle_leaves_the_parents_transaction_alone(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its connection's descriptor is that of another file by then."""
+    put_values = AheadWriter.put_values
+    children: list[int] = []
+    parent = os.getpid()
+
+    def put_and_fork(self: AheadWriter, *args: Any) -> None:
+        put_values(self, *args)
+        if not children and self.turns.idle:
+            descriptor = self.connection.pgconn.socket
+            children.append(os.fork())
+            if os.getpid() != parent:
+                sockets.extend(socket.socketpair())
+                if descriptor not in [end.fileno() for end in sockets]:
+                    os.dup2(sockets[0].fileno(), descriptor)
+                signal.alarm(20)  # for who writes there waits for an answer
+                raise Interrupted
+
+    sockets: list[socket.socket] = []
+    monkeypatch.setattr(AheadWriter, "put_values", put_and_fork)
+    tasks = [Task() for _ in range(600)]
+    try:
+        session.add_many(tasks)
+    except BaseException:
+        if os.getpid() != parent:
+            os._exit(bool(select.select(sockets, [], [], 0)[0]))
+        raise
+    assert os.waitpid(children[0], 0)[1] == 0
+    have_ids(session, tasks)
 
 
 def test_each_connection_has_the_sites_setting_of_when_it_was_made(url: str) -> None:

@@ -48,6 +48,8 @@ class Decoder(Suite):
     def run(self, plan: Plan) -> Outcome:
         generated = plan.count // 2
         outcome = self._tried(plan, range(generated), decoder_targets.TARGETS)
+        if outcome.failures:  # not to be lost where the other half can't run
+            return outcome
         return _joined(outcome, self._mutated(plan, plan.count - generated))
 
     def control(self, plan: Plan) -> Outcome:

@@ -367,7 +367,17 @@ def _url(target: Target) -> bytes:
     scheme = rng.choice(("lmdb",) * 8 + ("postgresql", "postgres", "sqlite", "file", "http", "LMDB", ""))
     if scheme.startswith("postgres"):
         place = rng.choice(
-            ("//127.0.0.1:1/x", "///x?host=/nowhere&service=x&passfile=/etc/passwd", "//u:p@127.0.0.1:1/x")
+            (
+                "//127.0.0.1:1/x",
+                "///x?host=/nowhere&service=x&passfile=/etc/passwd",
+                "//u:p@127.0.0.1:1/x",
+                "//u@[::1/x",
+                "//u@\u2100/x",
+                "///%ff",
+                f"//u:a?b@127.0.0.1:1/x?sslkeylogfile={canary}/keys",
+                f"//127.0.0.1:1/x?sslkeylogfile={canary}/keys&hostaddr=127.0.0.2&passfile={canary}",
+                f"//127.0.0.1:1/x?sslkey={canary}/engine.so:key&sslcert={canary}/cert",
+            )
         )
     text = f"{scheme}:{place}#{identity}" + rng.choice(("\n",) * 6 + ("", "\r\n", "\n\n", "\nlmdb:jobs#\n"))
     data = text.encode()

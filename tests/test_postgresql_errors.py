@@ -207,7 +207,7 @@ REFUSED = {
         named(lambda url: url.replace("/postgres?", "/nosuch?")), AccessDenied, "check user, database"
     ),
     "no such user": Refused(named(by("nosuch")), AccessDenied, "check user, database"),
-    "no such service": Refused(named(lambda url: "postgresql:///postgres?service=nosuch"), InvalidArgument, "correct the URL"),
+    "no such service": Refused(named(lambda url: "postgresql:///postgres?schema=x&service=nosuch"), InvalidArgument, "correct the URL"),
     "no such setting": Refused(named(lambda url: f"{url}&options=-c%20nosuch%3D1"), AccessDenied, "nosuch"),
     "wrong password": Refused(wrong_password, AccessDenied, r"check user, database, and the password in ~/\.pgpass"),
     "too many connections": Refused(too_many, StoreUnreachable, "close programs that use it"),

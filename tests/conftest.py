@@ -111,7 +111,7 @@ def server(servers: Path) -> Iterator[Server]:
     server.delete()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def postgresql_urls(request: pytest.FixtureRequest) -> Iterator[Iterator[str]]:
     """URLs of stores that aren't there yet, each in a schema of its own."""
     given = os.environ.get("PGTEST_URL")

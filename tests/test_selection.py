@@ -19,6 +19,7 @@ from test_cli import damage
 from gc3session import Condition, InvalidArgument, LoadError, Session, Task, TemporarySession
 from gc3session.stored import StoredTask, UnreadableTask
 
+ON_EVERY_STORE = True
 START = datetime(2026, 11, 25, tzinfo=UTC)
 
 states = st.sampled_from(["NEW", "RUNNING", "DONE"])
@@ -122,10 +123,13 @@ def asked(draw: st.DrawFn) -> tuple[dict[str, Any], Callable[[Any], bool]]:
     return arguments, lambda task: all(test(task) for test in tests)
 
 
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Session]:
+@pytest.fixture(scope="module", params=["lmdb", "postgresql"])
+def shared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Session]:
     """A session whose store others fill, each in an index of its own."""
-    with Session(tmp_path_factory.mktemp("shared") / "session") as session:
+    options = {}
+    if request.param == "postgresql":
+        options["store_or_url"] = next(request.getfixturevalue("postgresql_urls"))
+    with Session(tmp_path_factory.mktemp("shared") / "session", **options) as session:
         yield session
 
 

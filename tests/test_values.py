@@ -31,6 +31,8 @@ from sameness import picture, same
 
 from gc3session import Persistable, Session, Task, TaskCollection, UnstorableValue
 
+ON_EVERY_STORE = True
+
 # -- strategies ---------------------------------------------------------------
 
 any_text = st.text(st.characters(exclude_categories=()))  # lone surrogates, too
@@ -127,9 +129,12 @@ ONE_OF_EACH: list[Any] = [
 # -- fixtures -----------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def store_of_values(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Session]:
-    with Session(tmp_path_factory.mktemp("values") / "session") as session:
+@pytest.fixture(scope="module", params=["lmdb", "postgresql"])
+def store_of_values(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Session]:
+    options = {}
+    if request.param == "postgresql":
+        options["store_or_url"] = next(request.getfixturevalue("postgresql_urls"))
+    with Session(tmp_path_factory.mktemp("values") / "session", **options) as session:
         yield session
 
 

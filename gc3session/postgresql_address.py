@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 from typing import Any, Final, NamedTuple
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
@@ -38,8 +39,7 @@ _DEFAULTS: Final = {
     "keepalives_interval": "10",
     "keepalives_count": "3",
 }
-
-
+_READ_ALIKE: Final = re.compile(r"[^:/?#]+://([^@/?#]*@)?[^@/?#]*(/[^@?#]*)?(\?[^@#]*)?")  # by libpq and by us
 _FORM: Final = (
     "the URL of a store on PostgreSQL is postgresql://user@host:port/database?schema=NAME; in each of these '@' is"
     " written %40, '/' %2F, '?' %3F, '#' %23, a blank %20"
@@ -70,13 +70,7 @@ def address_of(url: str) -> Address:
     the like, the password file, the service file.  Raise InvalidArgument if libpq can't read it,
     or reads it in another way, and for options that are not to be set by a URL.
     """
-    place, _, _ = url.partition("?")
-    before, _, after = place.partition("//")
-    user_and_host = after.partition("/")[0]
-    others = url[len(before) + 2 + len(user_and_host) :]
-    if not before.endswith(":") or user_and_host.count("@") > 1 or not set(others).isdisjoint("@#"):
-        raise InvalidArgument(_FORM)
-    if "#" in user_and_host or any(char <= " " or char == "\x7f" for char in url):
+    if not _READ_ALIKE.fullmatch(url) or any(char <= " " or char == "\x7f" for char in url):
         raise InvalidArgument(_FORM)
     try:
         parts = urlsplit(url)

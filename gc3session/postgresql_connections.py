@@ -210,14 +210,12 @@ class Connections:
         self.drop(connection)
 
     def has(self, connection: Connection) -> bool:
-        """Return whether a connection is this process's."""
+        """Return whether a connection is this process's, and not that of the one that it was forked from."""
         return connection in self._open
 
     def drop(self, connection: Connection) -> None:
         """Close a connection; a transaction that is open in it is rolled back."""
-        if (
-            connection not in self._open
-        ):  # of the process that this one was forked from: its descriptor is another's now
+        if not self.has(connection):  # its descriptor is another's now
             return
         with self._lock:
             if connection in self._idle:

@@ -24,6 +24,9 @@ SERVERS = "GC3SESSION_TEST_SERVERS"
 """Environment variable: the directory of the servers of this run, for all its processes."""
 
 
+KINDS = ["lmdb", "postgresql"]
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--long", action="store_true", help="run the long forms: more examples, more kills")
     parser.addoption("--no-postgresql", action="store_true", help="skip what needs a PostgreSQL server")
@@ -57,7 +60,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run the tests of modules that say so on every kind of store."""
     everywhere = getattr(metafunc.module, "ON_EVERY_STORE", False)
     if everywhere and "store_kind" in metafunc.fixturenames and not list(metafunc.definition.iter_markers("lmdb")):
-        metafunc.parametrize("store_kind", ["lmdb", "postgresql"])
+        metafunc.parametrize("store_kind", KINDS)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -135,6 +138,14 @@ def postgresql_urls(request: pytest.FixtureRequest) -> Iterator[Iterator[str]]:
 def postgresql_url(postgresql_urls: Iterator[str]) -> str:
     """The URL of a store that isn't there yet, in a schema of its own."""
     return next(postgresql_urls)
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def shared_session(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Session]:
+    """A session, on each kind of store, for all tests of a module."""
+    options = {} if request.param == "lmdb" else {"store_or_url": next(request.getfixturevalue("postgresql_urls"))}
+    with Session(tmp_path_factory.mktemp("shared") / "session", **options) as session:
+        yield session
 
 
 @pytest.fixture

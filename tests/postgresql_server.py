@@ -23,7 +23,7 @@ from typing import Any
 from urllib.parse import quote
 
 import psycopg
-from psycopg import pq
+from psycopg import pq, sql
 
 _SETTINGS = {
     "listen_addresses": "",
@@ -238,3 +238,25 @@ def shared_server(directory: Path) -> Iterator[Server]:
         if not (directory / "shared").exists():
             Server.made(directory / "shared").start()
     yield server
+
+
+def refuse(
+    connection: psycopg.Connection[Any], schema: str, table: str, state: str, times: int | None = None
+) -> None:
+    """Have the server refuse rows of a table with an SQLSTATE: always, or so many *times*, counted by `refused`."""
+    function, sequence = sql.Identifier(schema, "refuse"), sql.Identifier(schema, "refused")
+    counted = sql.SQL("true")
+    if times is not None:
+        connection.execute(sql.SQL("CREATE SEQUENCE {}").format(sequence))
+        counted = sql.SQL("nextval({}) <= {}").format(sql.Literal(sequence.as_string(None)), sql.Literal(times))
+    connection.execute(
+        sql.SQL(
+            "CREATE FUNCTION {}() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
+            " IF {} THEN RAISE EXCEPTION 'no' USING ERRCODE = {}; END IF; RETURN NEW; END $$"
+        ).format(function, counted, sql.Literal(state))
+    )
+    connection.execute(
+        sql.SQL("CREATE TRIGGER refuse BEFORE INSERT OR UPDATE ON {} FOR EACH ROW EXECUTE FUNCTION {}()").format(
+            sql.Identifier(schema, table), function
+        )
+    )

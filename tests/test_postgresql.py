@@ -19,7 +19,7 @@ from children import in_child, run_python
 from consistency import check, read_mirror
 from examples import Simulation
 from hypothesis.stateful import run_state_machine_as_test
-from postgresql_server import Server
+from postgresql_server import Server, refuse
 from psycopg import sql
 
 import gc3session.mirror
@@ -244,17 +244,7 @@ def test_refused_commit_keeps_the_batch(
     kept += [session.add(Task(), flush=False) for _ in range(600)]
     name = schema_of(postgresql_url)
     with connected(postgresql_url) as connection:
-        connection.execute(
-            sql.SQL(
-                "CREATE FUNCTION {f}() RETURNS trigger LANGUAGE plpgsql AS"
-                " $$ BEGIN RAISE EXCEPTION 'no' USING ERRCODE = {state}; END $$"
-            ).format(f=sql.Identifier(name, "refuse"), state=sql.Literal(state))
-        )
-        connection.execute(
-            sql.SQL("CREATE TRIGGER refuse BEFORE INSERT ON {t} FOR EACH ROW EXECUTE FUNCTION {f}()").format(
-                t=sql.Identifier(name, "records"), f=sql.Identifier(name, "refuse")
-            )
-        )
+        refuse(connection, name, "records", state)
         for _ in range(2):
             with pytest.raises(kind, match=remedy):
                 session.flush()

@@ -13,6 +13,7 @@ import pytest
 from children import in_child
 from consistency import check
 from examples import Simulation
+from postgresql_server import refuse
 from psycopg import sql
 
 import gc3session.postgresql_ahead
@@ -261,18 +262,18 @@ def test_another_session_of_the_store_adds_meanwhile(session: Session, tmp_path:
 def test_what_the_server_refuses_at_the_end_is_told_as_ever(
     postgresql_url: str, tmp_path: Path, state: str, kind: type[Exception], told: str
 ) -> None:
-    schema = sql.Identifier(address_of(postgresql_url).schema)
+    schema = address_of(postgresql_url).schema
     with (
         make_store(postgresql_url, patience=0.001) as store,
         Session(tmp_path / "session", store_or_url=store) as session,
         psycopg.connect(**address_of(postgresql_url).options, autocommit=True) as connection,
     ):
         session.add(Task())
-        refuse(connection, schema, state, "sessions")
+        refuse(connection, schema, "sessions", state)
         tasks = [Simulation(jobname=str(i)) for i in range(COUNT)]
         with pytest.raises(kind, match=told):
             session.add_many(tasks)
-        connection.execute(sql.SQL("DROP TRIGGER refuse ON {}.sessions").format(schema))
+        connection.execute(sql.SQL("DROP TRIGGER refuse ON {}").format(sql.Identifier(schema, "sessions")))
         session.flush()
         is_whole(session)
 
@@ -281,35 +282,12 @@ def test_what_the_server_refuses_at_the_end_is_told_as_ever(
 def test_a_transaction_that_is_refused_some_times_runs_again(
     session: Session, postgresql_url: str, state: str
 ) -> None:
-    schema = sql.Identifier(address_of(postgresql_url).schema)
+    schema = address_of(postgresql_url).schema
     with psycopg.connect(**address_of(postgresql_url).options, autocommit=True) as connection:
-        refuse(connection, schema, state, "sessions", times=4)
+        refuse(connection, schema, "sessions", state, times=4)
         session.add_many([Simulation(jobname=str(i)) for i in range(COUNT)])
-        [(asked,)] = connection.execute(sql.SQL("SELECT last_value FROM {}.refused").format(schema))
+        [(asked,)] = connection.execute(
+            sql.SQL("SELECT last_value FROM {}").format(sql.Identifier(schema, "refused"))
+        )
         assert asked > 4
     is_whole(session)
-
-
-def refuse(
-    connection: psycopg.Connection[Any], schema: sql.Identifier, state: str, table: str, times: int = 1000
-) -> None:
-    """Have the server refuse the rows of a table so many times."""
-    connection.execute(sql.SQL("CREATE SEQUENCE {}.refused").format(schema))
-    connection.execute(
-        sql.SQL(
-            "CREATE FUNCTION {schema}.refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
-            " IF nextval({sequence}) <= {times} THEN RAISE EXCEPTION 'no' USING ERRCODE = {state}; END IF;"
-            " RETURN NEW; END $$"
-        ).format(
-            schema=schema,
-            sequence=sql.Literal(f"{schema.as_string(None)}.refused"),
-            times=sql.Literal(times),
-            state=sql.Literal(state),
-        )
-    )
-    connection.execute(
-        sql.SQL(
-            "CREATE TRIGGER refuse BEFORE INSERT OR UPDATE ON {schema}.{table} FOR EACH ROW"
-            " EXECUTE FUNCTION {schema}.refuse()"
-        ).format(schema=schema, table=sql.Identifier(table))
-    )

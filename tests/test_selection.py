@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -123,21 +123,11 @@ def asked(draw: st.DrawFn) -> tuple[dict[str, Any], Callable[[Any], bool]]:
     return arguments, lambda task: all(test(task) for test in tests)
 
 
-@pytest.fixture(scope="module", params=["lmdb", "postgresql"])
-def shared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Session]:
-    """A session whose store others fill, each in an index of its own."""
-    options = {}
-    if request.param == "postgresql":
-        options["store_or_url"] = next(request.getfixturevalue("postgresql_urls"))
-    with Session(tmp_path_factory.mktemp("shared") / "session", **options) as session:
-        yield session
-
-
 @given(data=st.data(), some=st.lists(tasks(), max_size=12), flush=st.booleans())
 def test_select_gives_what_a_plain_filter_would(
-    shared: Session, data: st.DataObject, some: list[Any], flush: bool
+    shared_session: Session, data: st.DataObject, some: list[Any], flush: bool
 ) -> None:
-    session = TemporarySession(shared.store)
+    session = TemporarySession(shared_session.store)
     session.add_many(some, flush=flush)
     expected = [task.persistent_id for task in some]
     assert [task.persistent_id for task in session] == expected

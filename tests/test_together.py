@@ -54,9 +54,7 @@ def add_in_every_way(path: Path, process: int, count: int) -> list[str]:
     return ids
 
 
-def test_four_processes_add_to_one_session_and_a_reader_sees_no_torn_task(
-    path: Path, store_kind: str, long_form: bool
-) -> None:
+def test_four_processes_add_to_one_session_and_a_reader_sees_no_torn_task(path: Path, long_form: bool) -> None:
     tasks = TASKS if long_form else TASKS // 4
     writers = [Child(add_in_every_way, path, process, tasks) for process in range(PROCESSES)]
     results: list[list[str]] = []

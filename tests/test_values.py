@@ -12,7 +12,7 @@ import string
 import sys
 import types
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, date, datetime, time, timedelta, timezone, tzinfo
 from decimal import Decimal
 from fractions import Fraction
@@ -129,26 +129,17 @@ ONE_OF_EACH: list[Any] = [
 # -- fixtures -----------------------------------------------------------------
 
 
-@pytest.fixture(scope="module", params=["lmdb", "postgresql"])
-def store_of_values(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Session]:
-    options = {}
-    if request.param == "postgresql":
-        options["store_or_url"] = next(request.getfixturevalue("postgresql_urls"))
-    with Session(tmp_path_factory.mktemp("values") / "session", **options) as session:
-        yield session
-
-
 @pytest.fixture(scope="module")
-def again(store_of_values: Session) -> Callable[[Any], Any]:
+def again(shared_session: Session) -> Callable[[Any], Any]:
     """A function that stores a value and gives what is loaded in its place."""
 
     def stored_and_loaded(value: Any) -> Any:
         task = Task(extra={"value": value})
-        id_ = store_of_values.add(task)
+        id_ = shared_session.add(task)
         gone = weakref.ref(task)
         del task
         assert gone() is None, "the saved object is still alive: what is loaded may be itself"
-        return store_of_values.load(id_).extra["value"]
+        return shared_session.load(id_).extra["value"]
 
     return stored_and_loaded
 
@@ -342,9 +333,9 @@ def graphs(draw: st.DrawFn) -> list[Note]:
 
 
 @given(notes=graphs())
-def test_any_graph_of_objects_comes_back_the_same(store_of_values: Session, notes: list[Note]) -> None:
-    id_ = store_of_values.add(Task(extra={"notes": notes}))
-    assert picture(reload(store_of_values, id_).extra["notes"]) == picture(notes)
+def test_any_graph_of_objects_comes_back_the_same(shared_session: Session, notes: list[Note]) -> None:
+    id_ = shared_session.add(Task(extra={"notes": notes}))
+    assert picture(reload(shared_session, id_).extra["notes"]) == picture(notes)
 
 
 # -- NumPy --------------------------------------------------------------------

@@ -9,15 +9,15 @@ from __future__ import annotations
 import gc
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 
 from .forks import ENVIRONMENTS, at_fork
+from .signal_safety import signal_safe
 
 _lock = threading.RLock()
 _pauses = 0  # how many last; while there are some it is switched off
 
 
-@contextmanager
+@signal_safe
 def no_collection() -> Iterator[None]:
     """`with` this, nothing is collected, in no thread; a forked child collects again."""
     global _pauses

@@ -29,6 +29,7 @@ from .lmdb_pages import (
     newest_state,
 )
 from .lmdb_structure import check_structure, trees_of
+from .signal_safety import signal_safe
 from .tables import Contents, Item
 from .temporaries import keeping
 
@@ -128,7 +129,7 @@ class LmdbContents(Contents):
         return found.get(key)
 
 
-@contextmanager
+@signal_safe
 def contents(
     directory: str,
     problem: Problem,

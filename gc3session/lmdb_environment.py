@@ -28,6 +28,7 @@ from .lmdb_files import check_before_opening, lock_file, missing_bytes, regular_
 from .lmdb_memory import unmap_pages
 from .lmdb_origin import mark_as_ours
 from .lmdb_sharing import alone_with, in_use, share
+from .signal_safety import signal_safe
 from .tables import PLAIN_TABLES, SET_TABLES
 from .temporaries import delete_tree, made_whole
 
@@ -329,7 +330,7 @@ class Environment:
 
     # -- alone
 
-    @contextlib.contextmanager
+    @signal_safe
     def alone(self) -> Iterator[None]:
         """Wait until this process has no transaction open, and let none begin."""
         with self.writing, self.reading:
@@ -434,7 +435,7 @@ def acquire(path: str, read_only: bool, map_size: int, verify: bool | None) -> E
         return env
 
 
-@contextlib.contextmanager
+@signal_safe
 def alone_in(path: str) -> Iterator[None]:
     """Within `with`, nobody has the environment in the directory *path* open.  Raise StoreInUse if somebody has."""
     # Asked first: to close `lock.mdb` gives up the lock that LMDB has on it for this process.

@@ -22,6 +22,7 @@ from typing import Final
 
 from .errors import StoreInUse, WriteError
 from .filesystem import is_regular
+from .signal_safety import signal_safe
 
 _LOCKS: Final = Path("/proc/locks")
 _LOCK_LINE: Final = re.compile(r"\d+: (?:FLOCK|POSIX) +\S+ +\S+ (\d+) [0-9a-f]+:[0-9a-f]+:(\d+) ")
@@ -49,7 +50,7 @@ def share(directory: str) -> int:
     return fd
 
 
-@contextlib.contextmanager
+@signal_safe
 def alone_with(directory: str) -> Iterator[None]:
     """Within `with`, nobody opens the environment; this process must have it closed.
 

@@ -28,6 +28,7 @@ from .lmdb_environment import (
 from .lmdb_figures import figures, place
 from .lmdb_files import states
 from .numbers_set import Numbers
+from .signal_safety import signal_safe
 from .store import register
 from .tables import (
     MALFORMED,
@@ -140,47 +141,13 @@ class _LmdbWriter(_LmdbReader, Writer):
 _NO_TABLES = NoTables()
 
 
-class _Reading:
-    """`with` this, a transaction is open."""
-
-    __slots__ = ("_env", "_owner", "_txn")
-
-    def __init__(self, owner: LmdbTables) -> None:
-        self._owner = owner
-
-    def __enter__(self) -> Reader:
-        env = self._env = self._owner._environment()
-        if env is None:
-            return _NO_TABLES
-        while True:
-            env.reading.acquire()
-            try:
-                self._txn = env.begin()
-                return _LmdbReader(self._txn, env.tables, env)
-            except (lmdb.MapResizedError, Panic) as error:
-                failure = error
-                env.reading.release()
-            except BaseException:
-                env.reading.release()
-                raise
-            _recover(env, failure)
-
-    def __exit__(self, cls: type[BaseException] | None, error: BaseException | None, _: object) -> None:
-        if self._env is None:
-            return
-        try:
-            if not self._env.locked and self._env.has_moved_on(self._txn):
-                raise Error(
-                    f"{self._env.path} is being written, and this user may not lock it, so what was read may be"
-                    " wrong: try again, or ask its owner for the right to write lock.mdb"
-                ) from error
-            self._txn.abort()
-        finally:
-            self._env.reading.release()
-        if isinstance(error, lmdb.Error):
-            raise translated(error, self._env.path) from error
-        if isinstance(error, MALFORMED):
-            raise _malformed(error, self._env.path) from error
+def _ensure_same(env: Environment, txn: Transaction, error: BaseException | None) -> None:
+    """Raise Error if there was a commit since *txn* began, where nothing keeps others off its pages."""
+    if not env.locked and env.has_moved_on(txn):
+        raise Error(
+            f"{env.path} is being written, and this user may not lock it, so what was read may be"
+            " wrong: try again, or ask its owner for the right to write lock.mdb"
+        ) from error
 
 
 def _malformed(error: BaseException, path: str) -> CorruptStore:
@@ -256,8 +223,34 @@ class LmdbTables(Tables):
             self._env = acquire(self.path, self.read_only, self._map_size, self._verify)
         return self._env
 
-    def read(self) -> _Reading:
-        return _Reading(self)
+    @signal_safe
+    def read(self) -> Iterator[Reader]:
+        env = self._environment()
+        if env is None:
+            yield _NO_TABLES
+            return
+        while True:
+            with env.reading:
+                try:
+                    txn = env.begin()
+                except (lmdb.MapResizedError, Panic) as error:
+                    failure = error
+                else:
+                    try:
+                        yield _LmdbReader(txn, env.tables, env)
+                    except BaseException as error:
+                        _ensure_same(env, txn, error)
+                        if isinstance(error, lmdb.Error):
+                            raise translated(error, env.path) from error
+                        if isinstance(error, MALFORMED):
+                            raise _malformed(error, env.path) from error
+                        raise
+                    else:
+                        _ensure_same(env, txn, None)
+                        return
+                    finally:
+                        txn.abort()
+            _recover(env, failure)
 
     def contents(
         self,

@@ -211,8 +211,8 @@ class Mirror:
         try:
             if self._lock < 0:
                 self._lock = os.open(self._lock_path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+            self._locked = True  # first: a signal's handler may raise when it is
             fcntl.flock(self._lock, fcntl.LOCK_EX)
-            self._locked = True
             there, held = os.lstat(self._lock_path), os.fstat(self._lock)
         except FileNotFoundError as error:
             raise WriteError(f"{self._lock_path} is gone: {self._MOVED}") from error
@@ -258,11 +258,11 @@ class Mirror:
         complaint, self._complaint = self._complaint, ""
         if not self._locked:
             return complaint
-        change, self._change = self._change, None
-        if change is not None and change.anew:
+        if self._change is not None and self._change.anew:
             self._drop_temporary()
-        self._locked = False
+        self._change = None
         fcntl.flock(self._lock, fcntl.LOCK_UN)
+        self._locked = False  # last, so that it can be called again if it was interrupted
         return complaint
 
     def _drop_temporary(self) -> None:

@@ -20,6 +20,7 @@ from .errors import AccessDenied, Error, InvalidArgument, StoreUnreachable
 from .forks import ENVIRONMENTS, at_fork
 from .postgresql_address import Address
 from .postgresql_errors import Connection, is_lost, translated
+from .signal_safety import signal_safe
 
 _AT_FIRST: Final = 5.0  # seconds to wait, at most, for a server that has not been reached before
 _IDLE: Final = 4  # connections that are kept open for the next transactions
@@ -223,7 +224,7 @@ class Connections:
         connection.close()
         self._open.discard(connection)
 
-    @contextlib.contextmanager
+    @signal_safe
     def one(self) -> Iterator[Connection]:
         """`with` this, a connection is the caller's."""
         connection = self.take()

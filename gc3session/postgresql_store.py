@@ -12,7 +12,6 @@ from __future__ import annotations
 import secrets
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any, Final, TypeVar
 
 import psycopg
@@ -27,6 +26,7 @@ from .postgresql_errors import AGAIN, OUT_OF_MEMORY, Connection, is_lost, speaks
 from .postgresql_figures import figures
 from .postgresql_statements import LAYOUT, Statements
 from .postgresql_tables import PostgresqlReader, PostgresqlWriter
+from .signal_safety import signal_safe
 from .tables import Contents, Figure, NoTables, Reader, Salvaged, Tables, Writer, no_progress
 
 T = TypeVar("T")
@@ -50,13 +50,13 @@ def _ignored(result: object) -> None:
 
 
 class _Reading:
-    """`with` this, a transaction is open."""
+    """A read transaction."""
 
     def __init__(self, owner: PostgresqlTables) -> None:
         self._owner = owner
         self._connection: Connection | None = None
 
-    def __enter__(self) -> Reader:
+    def begin(self) -> Reader:
         owner = self._owner
         if not owner.exists():
             return NoTables()
@@ -71,24 +71,26 @@ class _Reading:
         self._connection = self._owner._begun(_BEGIN_READING)
         return self._connection
 
-    def __exit__(self, cls: type[BaseException] | None, error: BaseException | None, _: object) -> None:
-        connection, self._connection = self._connection, None
-        owner = self._owner
+    def end(self, error: BaseException | None) -> None:
+        """End it, and raise our exception for one of psycopg's."""
+        connection, owner = self._connection, self._owner
         if connection is None or not owner._connections.has(connection):
             return
-        if error is None:
-            try:
-                connection.execute(b"COMMIT")
-            except psycopg.Error as failure:  # nothing was written, and all has been read
-                owner._connections.drop(connection)
-                if not is_lost(connection):
-                    raise translated(failure, connection, owner.url, reading=True) from failure
-            else:
-                owner._connections.give(connection)
-            return
-        owner._give_back(connection)
+        try:
+            connection.execute(b"COMMIT" if error is None else b"ROLLBACK")
+        except psycopg.Error as failure:  # nothing was written, and all has been read
+            if error is None and not is_lost(connection):
+                raise translated(failure, connection, owner.url, reading=True) from failure
+        else:
+            self._connection = None
+            owner._connections.give(connection)
         if isinstance(error, psycopg.Error):
             raise translated(error, connection, owner.url, reading=True) from error
+
+    def drop(self) -> None:
+        """End it with its connection, unless it has ended well."""
+        if self._connection is not None:
+            self._owner._connections.drop(self._connection)
 
 
 class PostgresqlTables(Tables):
@@ -203,10 +205,22 @@ class PostgresqlTables(Tables):
                     if not is_lost(connection):
                         raise translated(error, connection, self.url, reading=True) from error
 
-    def read(self) -> _Reading:
-        return _Reading(self)
+    @signal_safe
+    def read(self) -> Iterator[Reader]:
+        reading = _Reading(self)
+        error: BaseException | None = None
+        try:
+            yield reading.begin()
+        except BaseException as raised:
+            error = raised
+            raise
+        finally:
+            try:
+                reading.end(error)
+            finally:
+                reading.drop()
 
-    @contextmanager
+    @signal_safe
     def contents(
         self,
         problem: Callable[[str], None],

@@ -6,7 +6,7 @@ import itertools
 import re
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -16,6 +16,7 @@ from .errors import ClosedError, InvalidArgument, NotFound, NotInSession
 from .ids import IDs, all_ids
 from .index import Index
 from .selection import Kinds, Names, Selected, Tasks, TasksByID, Time, Where, filters
+from .signal_safety import signal_safe
 from .store import Store
 from .store_staging import REMOVED_AT_ONCE
 from .tables import Compacted, OnProgress, Reader, no_progress
@@ -451,7 +452,7 @@ class SessionBase:
     def _tend_mirror(self) -> None:
         """Have the mirror mended, if there is one and it is stale."""
 
-    @contextmanager
+    @signal_safe
     def transaction(self) -> Iterator[Self]:
         """`with` this, what is done to the session is written whole at the end, or not at all.
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from struct import Struct
 from typing import IO, TYPE_CHECKING
 from zlib import crc32
@@ -25,6 +24,7 @@ from .entries import LATE_BIT, MEMBER, SESSION_KEY, Row, entry_at, state_at
 from .errors import CorruptRecord
 from .numbers_set import Numbers
 from .sequence import NEXT_KEY
+from .signal_safety import signal_safe
 from .store_reading import schema_number_or_0
 from .tables import LATE_MEMBERS, MEMBERS, META, RECORDS, SCHEMAS, SESSIONS, Item, Reader
 from .temporaries import keeping
@@ -217,7 +217,7 @@ class Snapshot:
         return found
 
 
-@contextmanager
+@signal_safe
 def snapshot(session: SessionBase, *, at_once: bool = False) -> Iterator[tuple[Snapshot, Iterator[Kept]]]:
     """Give the newest state of a session that has been flushed, and its records by their positions.
 

@@ -323,7 +323,10 @@ class Store(StoreStaging):
                 with no_collection():
                     self._transact(unit)
         finally:
-            complaints = self._release_listeners()
+            try:
+                complaints = self._release_listeners()
+            finally:
+                self._release_listeners()  # if a signal's handler has kept it from that
         self.tables.after_write()
         for complaint in complaints:
             if complaint:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from itertools import islice
 from typing import Any, Final
 from weakref import ref
@@ -16,6 +15,7 @@ from .collection import no_collection
 from .errors import ClosedError, ConflictError, CorruptRecord, InvalidArgument, ReadOnlyError, UnstorableValue
 from .index import Index
 from .sequence import NumberSequence
+from .signal_safety import signal_safe
 from .store_reading import StoreReading
 from .tables import RECORDS, Reader
 from .tasks import Persistable, Unreadable, set_changed
@@ -47,7 +47,7 @@ class StoreStaging(StoreReading):
     def commit(self) -> None:
         """Write the batch."""
 
-    @contextmanager
+    @signal_safe
     def unit(self, *, flush: bool) -> Iterator[None]:
         """`with` this, what is staged is staged whole or not at all, and written if *flush*.
 
@@ -59,15 +59,19 @@ class StoreStaging(StoreReading):
             outermost = batch.journal is None
             if outermost:
                 self.make_room()
-                batch.journal = []
             mark, size = len(batch.journal or ()), batch.bytes
             try:
+                if outermost:
+                    batch.journal = []
                 yield
                 if flush and outermost:
                     self.commit()
             except BaseException:
                 if self._doubt is None:  # else it may be on disk: it is kept until that is known
-                    batch.undo(mark)
+                    try:
+                        batch.undo(mark)
+                    finally:
+                        batch.undo(mark)  # goes on if a signal's handler has kept it from that
                     batch.bytes = min(size, batch.bytes)
                 raise
             finally:
@@ -218,8 +222,6 @@ class StoreStaging(StoreReading):
                 except (AttributeError, *UNPACKABLE):
                     body = b""
                 if not body or journal or pending or (may_hold_bytes(body) and holds_bytearray(parts)):
-                    batch.undo(0)
-                    pending.clear()
                     break
                 records[number] = crc32(body, number & 0xFFFFFFFF).to_bytes(4, "big") + body
                 states[number] = state = obj.state if has_state else ""  # type: ignore[attr-defined]
@@ -232,15 +234,19 @@ class StoreStaging(StoreReading):
                 done += 1
                 number = 0
         finally:
-            if number:  # it was not finished
-                for column in (records, states, joined, live):
-                    column.pop(number, None)
-                set_slots(obj, NO_SLOTS)
-                set_changed(obj, True)
-            batch.journal = None
-            batch.version += 1
-            journal.clear()
-            batch.bytes = self.batch_bytes - room
+            try:
+                if number:  # it was not finished
+                    batch.undo(0)
+                    pending.clear()
+                    for column in (records, states, joined, live):
+                        column.pop(number, None)
+                    set_slots(obj, NO_SLOTS)
+                    set_changed(obj, True)
+            finally:
+                batch.journal = None
+                batch.version += 1
+                batch.bytes = self.batch_bytes - room
+                journal.clear()
             if len(live) > self.loader.limit:
                 self.loader.sweep()
         return done

@@ -129,8 +129,8 @@ def postgresql_urls(request: pytest.FixtureRequest) -> Iterator[Iterator[str]]:
             yield f"{given}{'&' if '?' in given else '?'}schema={quote(schemas[-1])}"
 
     yield urls()
-    with psycopg.connect(given, autocommit=True) as connection:
-        for schema in schemas:
+    with psycopg.connect(given, autocommit=True, options="-c lock_timeout=60s") as connection:
+        for schema in schemas:  # a transaction that a test has left open keeps one from being dropped
             connection.execute(sql.SQL("DROP SCHEMA IF EXISTS {} CASCADE").format(sql.Identifier(schema)))
 
 

@@ -326,7 +326,7 @@ def test_conditions_are_values() -> None:
 
 
 @given(
-    st.recursive(values, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)),
+    st.recursive(values, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=10),
     st.sampled_from([op for op in OPERATORS if op not in ("~", "!~")]),
     st.one_of(
         st.text(min_size=1).filter(lambda t: t.strip()), st.sampled_from(["null", "5", "true", "2026-01-01", "2h"])

@@ -936,7 +936,7 @@ def test_bars_are_shown_on_a_terminal_only(tmp_path: Path) -> None:
 def test_memory_stays_flat(tmp_path: Path) -> None:
     path = tmp_path / "s"
     with Session(path) as session:
-        session.add_many(Task(jobname=str(n), extra={"pad": "x" * 1000}) for n in range(150_000))
+        session.add_many(Task(jobname=str(n), extra={"pad": "x" * 10_000}) for n in range(15_000))
     script = """
         import sys
         from gc3session import Session, dump_session, load_dump

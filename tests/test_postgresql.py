@@ -401,7 +401,7 @@ def test_any_walk_over_sessions_on_postgresql_agrees_with_the_model(
 
     OnPostgresql.below.mkdir()
     settings = hypothesis.settings(
-        max_examples=1000 if long_form else 5,
+        max_examples=1000 if long_form else 3,
         stateful_step_count=30,
         phases=[hypothesis.Phase.generate],
         deadline=None,

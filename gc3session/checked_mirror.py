@@ -15,6 +15,7 @@ from .checked_records import Finding
 from .directory import SessionDirectory
 from .errors import OpenError
 from .filesystem import is_holes
+from .signal_safety import signal_safe
 from .temporaries import keeping
 
 _PIECE: Final = 1 << 20
@@ -25,7 +26,7 @@ _BLANK: Final = b" \n"
 
 
 class MirrorCopy:
-    """The mirror as it was when it was taken; to be used with `with`.
+    """The mirror as it was when it was taken; made by `mirror_copy`.
 
     Attributes:
         fault: why there is none, '' if there is one.
@@ -47,7 +48,7 @@ class MirrorCopy:
         self._copy: IO[bytes] | None = None
         self._window, self._window_at = b"", 0
 
-    def __enter__(self) -> MirrorCopy:
+    def hold(self) -> None:
         """Keep writers of the mirror from their work until it is taken: what is committed is in it then."""
         try:
             self._lock = os.open(
@@ -55,7 +56,7 @@ class MirrorCopy:
             )
         except OSError:  # told of store.url itself; nobody can write without it
             self.locked = True
-            return self
+            return
         self.place = os.uname().nodename, _boot_id(), os.fstat(self._lock).st_ino
         end = time.monotonic() + _PATIENCE
         while not self.locked and time.monotonic() < end:
@@ -66,7 +67,6 @@ class MirrorCopy:
                 time.sleep(_PAUSE)
             except OSError:  # a filesystem without locks
                 break
-        return self
 
     def take(self) -> None:
         """Copy the mirror, and let writers go on."""
@@ -122,10 +122,22 @@ class MirrorCopy:
         if lock >= 0:
             os.close(lock)
 
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
+        """Delete the copy, and let writers go on."""
         self.release()
         if self._copy is not None:
             self._copy.close()
+
+
+@signal_safe
+def mirror_copy(directory: SessionDirectory) -> Iterator[MirrorCopy]:
+    """Give the mirror of a session; its writers wait until it is taken."""
+    copy = MirrorCopy(directory)
+    try:
+        copy.hold()
+        yield copy
+    finally:
+        copy.close()
 
 
 def _boot_id() -> str:

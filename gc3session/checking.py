@@ -19,7 +19,7 @@ from typing import Any, Final
 import msgpack
 
 from .checked_index import IndexCheck, SessionRow, row_found
-from .checked_mirror import MirrorCheck, MirrorCopy
+from .checked_mirror import MirrorCheck, MirrorCopy, mirror_copy
 from .checked_records import (
     Fault,
     Finding,
@@ -165,7 +165,7 @@ class _Work:
         except DamagedSession as error:
             yield Finding("directory", url, str(error))
             return
-        with MirrorCopy(self._directory) as mirror:
+        with mirror_copy(self._directory) as mirror:
             mirror.take()
             yield from MirrorCheck(mirror, None).end()
         yield from self._check_known(url)
@@ -191,19 +191,20 @@ class _Work:
             if len(faults) < _MOST_FAULTS and told not in faults[-_SHOWN:]:
                 faults.append(told)
 
-        with contextlib.ExitStack() as stack:
-            mirror = stack.enter_context(MirrorCopy(self._directory))
+        with mirror_copy(self._directory) as mirror:
+            readable = False
             try:
-                contents = stack.enter_context(tables.contents(problem, held=mirror.take))
+                with tables.contents(problem, held=mirror.take) as contents:
+                    readable = True
+                    for fault in faults:
+                        yield Finding("structure", tables.url, fault)
+                    if not faults:  # what is missing would be told once more for each record and entry
+                        yield from self._check_tables(contents, tables.url, identity, mirror)
             except (CorruptStore, UnknownFormat) as error:
+                if readable:
+                    raise
                 mirror.release()
                 yield Finding("structure", tables.url, str(error))
-                return
-            for fault in faults:
-                yield Finding("structure", tables.url, fault)
-            if faults:
-                return  # what is missing would be told once more for each record and entry
-            yield from self._check_tables(contents, tables.url, identity, mirror)
 
     def _check_tables(
         self, contents: Contents, url: str, identity: bytes | None, mirror: MirrorCopy

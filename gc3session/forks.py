@@ -12,8 +12,11 @@ from __future__ import annotations
 
 import os
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable
-from typing import Final, NamedTuple, Protocol
+from contextlib import suppress
+from operator import methodcaller
+from typing import Any, Final, NamedTuple, Protocol
 
 STORES: Final = 1
 ENVIRONMENTS: Final = 2
@@ -24,6 +27,10 @@ _LONGEST_PATIENCE: Final = 1.0  # ... so that locks which are hardly ever free a
 
 class Lock(Protocol):
     """What `threading.Lock` and `threading.RLock` have in common."""
+
+    def __enter__(self) -> bool: ...
+
+    def __exit__(self, *error: Any) -> None: ...
 
     def acquire(self, blocking: bool = ..., timeout: float = ...) -> bool: ...
 
@@ -39,7 +46,17 @@ class _Layer(NamedTuple):
 
 _layers: list[_Layer] = []
 _forking: Lock = threading.Lock()  # held by the thread that forks, from before until after
-_held: list[Lock] = []
+
+
+class _Held(threading.local):
+    """The locks that a thread holds while it forks."""
+
+    def __init__(self) -> None:
+        self.locks: list[Lock] = []
+
+
+_held = _Held()
+_TRIES: Final = 100
 
 
 def at_fork(
@@ -62,53 +79,65 @@ def at_fork(
 
 
 def _before() -> None:
+    interruption: BaseException | None = None
+    for _ in range(_TRIES):
+        try:
+            _take_all()
+            for layer in _layers:
+                layer.before()
+            break
+        except BaseException as error:  # noqa: BLE001  a signal's handler; but Python will fork all the same
+            interruption = error
+    if interruption is not None:
+        raise interruption  # which Python prints
+
+
+def _take_all() -> None:
     patience = _PATIENCE
     while True:
-        _forking.acquire()  # first of all: so no two forks wait for what the other one has
-        taken = [_forking]
-        blocked = _take_others(taken, patience)
+        if _forking not in _held.locks:
+            _take(_forking)  # first of all: so no two forks wait for what the other one has
+        blocked = _take_others(patience)
         if blocked is None:
-            break
-        _release(taken)
-        blocked.acquire()
-        blocked.release()
+            return
+        _release()
+        with blocked:
+            pass
         patience = min(2 * patience, _LONGEST_PATIENCE)
-    _held[:] = taken
-    for layer in _layers:
-        layer.before()
 
 
-def _take_others(taken: list[Lock], patience: float) -> Lock | None:
-    """Add the locks that are still missing to *taken*; return the one that can't be got in time, if any."""
-    while missing := [lock for lock in _all_locks() if lock not in taken]:
+def _take_others(patience: float) -> Lock | None:
+    """Take the locks that are still missing; return the one that can't be got in time, if any."""
+    while missing := [lock for lock in _all_locks() if lock not in _held.locks]:
         for lock in missing:
-            if not lock.acquire(timeout=patience):
+            if not _take(lock, timeout=patience):
                 return lock
-            taken.append(lock)
     return None
+
+
+def _take(lock: Lock, timeout: float = -1) -> bool:
+    """Acquire a lock and note it, both in one call of C: no signal's handler comes between."""
+    _held.locks.extend(filter(methodcaller("acquire", timeout=timeout), [lock]))
+    return _held.locks[-1:] == [lock]
 
 
 def _all_locks() -> list[Lock]:
     return [lock for layer in _layers for lock in layer.locks()]
 
 
-def _release(locks: list[Lock]) -> None:
-    while locks:
-        locks.pop().release()
-
-
-def _after_in_parent() -> None:
-    locks = _held[:]
-    _held.clear()  # before the next thread may fork
-    _release(locks)
+def _release() -> None:
+    """Release all that is held, the last one first, in one call of C."""
+    with suppress(IndexError):  # as it becomes empty
+        deque(map(methodcaller("release"), iter(_held.locks.pop, None)), maxlen=0)
 
 
 def _after_in_child() -> None:
     global _forking
     _forking = threading.Lock()
-    _held.clear()
+    _held.locks.clear()
     for layer in reversed(_layers):
         layer.after_in_child()
 
 
-os.register_at_fork(before=_before, after_in_parent=_after_in_parent, after_in_child=_after_in_child)
+os.register_at_fork(before=_before, after_in_parent=_release, after_in_child=_after_in_child)
+os.register_at_fork(after_in_parent=_release)  # once more, should a signal's handler have raised as it began

@@ -171,9 +171,10 @@ class Index:
         if self._version != self._store.batch.version:
             self._version, self._orders = self._store.batch.version, []
         if len(self._orders) != len(self.joined):
-            self._orders = list(self.joined)
-            if any(a > b for a, b in pairwise(self._orders)):
-                self._orders.sort()
+            orders = list(self.joined)
+            if any(a > b for a, b in pairwise(orders)):
+                orders.sort()
+            self._orders = orders
         return self._orders
 
     def _notice_changes(self, reader: Reader) -> None:

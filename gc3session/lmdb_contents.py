@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from typing import IO
 
@@ -152,17 +152,23 @@ def contents(
     Raise CorruptStore if nothing can be read, OpenError if it may not.
     """
     path = os.path.join(directory, "data.mdb")
-    with opened_regular(path) as file, _Pin(directory, path, file, problem, map_size=map_size, alone=alone) as pin:
-        held()
-        total = pin.pages.state.last + 1
+    with opened_regular(path) as file:
+        pin = _Pin(directory, path, file, problem, map_size=map_size, alone=alone)
+        try:
+            pin.take()
+            held()
+            total = pin.pages.state.last + 1
 
-        def count(done: int) -> None:
-            pin.tick()
-            if done % _CHUNK == 0:
-                progress(done, total)
+            def count(done: int) -> None:
+                pin.tick()
+                if done % _CHUNK == 0:
+                    progress(done, total)
 
-        check_structure(pin.pages, problem, count)
-        yield LmdbContents(pin.pages, pin.tick)
+            check_structure(pin.pages, problem, count)
+            yield LmdbContents(pin.pages, pin.tick)
+        finally:
+            pin.slot = None  # whatever a signal's handler prevents
+            pin.close()
 
 
 @contextmanager
@@ -179,14 +185,29 @@ def opened_regular(path: str) -> Iterator[IO[bytes]]:
         yield file
 
 
+def _slot(env: Environment) -> Generator[Transaction, None, None]:
+    """Give a transaction that holds the newest state, until the generator is dropped."""
+    with env.reading:
+        transaction = env.pin()
+        try:
+            yield transaction
+        finally:
+            transaction.abort()
+
+
 class _Pin:
-    """Within `with`, the pages of one state, which nobody changes.
+    """The pages of one state, which nobody changes until it is closed.
 
     The slot is held only while this program uses the environment for nothing else: its other
     threads wait meanwhile.
+
+    Attributes:
+        pages: once they are taken.
+        slot: the reader's slot, given back as this is dropped; None without one.
     """
 
     pages: Pages
+    slot: Generator[Transaction, None, None] | None = None
 
     def __init__(
         self, directory: str, path: str, file: IO[bytes], problem: Problem, *, map_size: int, alone: bool
@@ -201,24 +222,25 @@ class _Pin:
         self._transaction: Transaction = None
         self._copy: IO[bytes] | None = None
 
-    def __enter__(self) -> _Pin:
+    def take(self) -> None:
+        """Take the newest state."""
         fd = self._file.fileno()
         self.pages = Pages(self._path, fd, newest_state(self._path, fd))  # before LMDB sees the file
         if self._alone:
-            return self
+            return
         for _ in range(_ATTEMPTS):
             held = self._hold()
             self.pages = Pages(self._path, fd, newest_state(self._path, fd, held))
             if held is None:
-                return self
+                return
             env = self._env
             assert env is not None
             if held == self.pages.state.transaction:
-                if env.locked and env.users == 1 and env.read_only:
-                    return self
+                if env.locked and len(env.users) == 1 and env.read_only:
+                    return
                 self._keep()
                 if env.locked or newest_state(self._path, fd).transaction == held:
-                    return self
+                    return
             self._let_go()
         raise Error(
             f"{self._path} is being written without pause, so that no state of it can be held; check again when"
@@ -228,10 +250,9 @@ class _Pin:
     def _hold(self) -> int | None:
         """Take a reader's slot; return the number of the transaction that it holds, None without a slot."""
         try:
-            env = acquire(self._directory, True, self._map_size, None)
-            env.reading.acquire()
-            self._env = env
-            self._transaction = env.pin()
+            self._env = acquire(self._directory, self, True, self._map_size, None)
+            self.slot = _slot(self._env)
+            self._transaction = next(self.slot)
             return int(self._transaction.id())
         except (CorruptStore, WriteError) as error:
             # LMDB can't be asked; what can be read is read without it.
@@ -243,13 +264,10 @@ class _Pin:
             raise
 
     def _let_go(self) -> None:
-        env, transaction = self._env, self._transaction
-        self._env = self._transaction = None
-        if transaction is not None:
-            transaction.abort()
-        if env is not None:
-            env.reading.release()
-            release(env)
+        self._transaction = self.slot = None
+        if self._env is not None:
+            release(self._env, self)
+            self._env = None
 
     def _keep(self) -> None:
         """Copy the pages, and give the slot back."""
@@ -271,10 +289,11 @@ class _Pin:
     def tick(self) -> None:
         """Copy the pages if somebody has committed, or wants to use the environment here."""
         env = self._env
-        if env is not None and (env.users > 1 or env.has_moved_on(self._transaction)):
+        if env is not None and (len(env.users) > 1 or env.has_moved_on(self._transaction)):
             self._keep()
 
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
+        """Give back the slot, and delete the copy of the pages."""
         self._let_go()
         if self._copy is not None:
             self._copy.close()

@@ -16,6 +16,7 @@ import errno
 import os
 import resource
 import threading
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -69,6 +70,7 @@ class Environment:
     """The LMDB environment in *path*, shared by all that use it in this process.
 
     Attributes:
+        users: the objects that use it; one that was dropped without a word counts no more.
         writing: held for each write transaction, which may wait long for another process.
         reading: held for each read transaction, which copies what it needs and ends.  Whoever
             takes both takes `writing` first.
@@ -79,13 +81,14 @@ class Environment:
         self.verify = verify
         self.data = os.path.join(path, "data.mdb")
         self.read_only = read_only
-        self.users = 0
+        self.users: weakref.WeakSet[object] = weakref.WeakSet()
         self.locked = True
         self.writing = threading.RLock()
         self.reading = threading.RLock()
         self._map_size = map_size
         self._lmdb: lmdb.Environment | None = None
         self._bare: lmdb.Environment | None = None  # opened, but its tables have not been looked at
+        self._dropped: list[lmdb.Environment] = []  # to be closed
         self._opening = threading.Lock()
         self.tables: dict[str, Any] = {}
         self._page_size = 4096
@@ -110,7 +113,10 @@ class Environment:
 
     def _open(self) -> lmdb.Environment:
         checked = check_before_opening(self.path, verify=self.verify)
-        env, self._bare = self._bare or self._open_bare(), None
+        # It stays `_bare` until all is done: whoever is interrupted leaves it for the next attempt.
+        if self._bare is None:
+            self._bare = self._open_bare()
+        env = self._bare
         try:
             if self.locked and not self.read_only:
                 env.reader_check()
@@ -121,21 +127,20 @@ class Environment:
                     env.set_mapsize(0)
             self._map_size = env.info()["map_size"]
         except lmdb.Error as error:
-            env.close()
-            self._end_sharing()
+            self.drop()
             if isinstance(error, lmdb.NotFoundError):
                 raise CorruptStore(f"{self.path} is not a store of gc3session: {error}") from error
             raise translated(error, self.path) from error
         self._page_size = env.stat()["psize"]
         self._file = _file_of(self.data)
-        self._lmdb = env
+        self._lmdb, self._bare = env, None
         if checked and not self.read_only:
             mark_as_ours(self.path)
         return env
 
     def _open_bare(self) -> lmdb.Environment:
         """Open the files; of the data file nothing but its two meta pages is looked at."""
-        self._end_sharing()  # of an opening that a signal has ended
+        self._close_dropped()  # of an opening, or a closing, that a signal has ended
         self._shared = share(self.path)
         try:
             return self._open_shared()
@@ -365,10 +370,14 @@ class Environment:
 
     def drop(self) -> None:
         """Close the environment; only where no transaction is open."""
-        for env in (self._lmdb, self._bare):
-            if env is not None:
-                env.close()
+        self._dropped += [env for env in (self._lmdb, self._bare) if env is not None]
         self._lmdb, self._bare, self.tables, self._last_page = None, None, {}, 0
+        self._close_dropped()
+
+    def _close_dropped(self) -> None:
+        for env in self._dropped:
+            env.close()
+        self._dropped = []
         self._end_sharing()
 
     def _end_sharing(self) -> None:
@@ -421,26 +430,34 @@ _environments: dict[str, Environment] = {}
 _registry = threading.Lock()
 
 
-def acquire(path: str, read_only: bool, map_size: int, verify: bool | None) -> Environment:
-    """Return the environment in the directory *path*, for one more user."""
-    with _registry:
-        env = _environments.get(path)
-        if env is None or env.is_elsewhere:
-            env = _environments[path] = Environment(path, read_only, map_size, verify)
-        elif env.read_only and not read_only:
-            with env.alone():
-                env.drop()
-                env.read_only = False
-        env.users += 1
-        return env
+def acquire(path: str, user: object, read_only: bool, map_size: int, verify: bool | None) -> Environment:
+    """Return the environment in the directory *path*, for one more *user*, who gives it back with `release`."""
+    try:
+        with _registry:
+            env = _environments.get(path)
+            if env is None or env.is_elsewhere:
+                env = _environments[path] = Environment(path, read_only, map_size, verify)
+            elif env.read_only and not read_only:
+                with env.alone():
+                    env.drop()
+                    env.read_only = False
+            env.users.add(user)
+            return env
+    except BaseException:  # of a signal's handler, too
+        if path in _environments:
+            release(_environments[path], user)
+        raise
 
 
 @signal_safe
 def alone_in(path: str) -> Iterator[None]:
     """Within `with`, nobody has the environment in the directory *path* open.  Raise StoreInUse if somebody has."""
     # Asked first: to close `lock.mdb` gives up the lock that LMDB has on it for this process.
-    if path in _environments:
-        raise in_use(path, here=True)
+    with _registry:
+        if path in _environments:
+            _close_unused(_environments[path])
+        if path in _environments:
+            raise in_use(path, here=True)
     with alone_with(path):
         yield
 
@@ -453,14 +470,18 @@ def discard(path: str) -> None:
         env.reopen()
 
 
-def release(env: Environment) -> None:
-    """Take one user away from *env*; the last one closes it."""
+def release(env: Environment, user: object) -> None:
+    """Take a user away from *env*; the last one closes it.  It can be called again, should it be interrupted."""
     with _registry:
-        env.users -= 1
-        if env.users == 0:
-            env.reopen()
-            if _environments.get(env.path) is env:
-                del _environments[env.path]
+        env.users.discard(user)
+        _close_unused(env)
+
+
+def _close_unused(env: Environment) -> None:
+    if not env.users:
+        env.reopen()
+        if _environments.get(env.path) is env:
+            del _environments[env.path]
 
 
 def _locks() -> list[Lock]:

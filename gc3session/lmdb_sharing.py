@@ -58,13 +58,14 @@ def alone_with(directory: str) -> Iterator[None]:
     file, nobody can hold a lock on it.
     """
     lock = os.path.join(directory, "lock.mdb")
-    with contextlib.ExitStack() as stack:
+    opened: list[int] = []
+    try:
         for path, flags in ((directory, os.O_RDONLY | os.O_DIRECTORY), (lock, os.O_RDWR)):
             if path == lock and not is_regular(path):
                 continue
             try:
                 fd = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-                stack.callback(os.close, fd)
+                opened.append(fd)
                 if path == directory:
                     fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 else:
@@ -76,6 +77,9 @@ def alone_with(directory: str) -> Iterator[None]:
                     f"{path} can't be locked ({error.strerror}), so its data file can't be replaced, and was not"
                 ) from error
         yield
+    finally:
+        for fd in opened:
+            os.close(fd)
 
 
 def in_use(directory: str, *, here: bool = False) -> StoreInUse:

@@ -220,7 +220,7 @@ class LmdbTables(Tables):
                 raise ClosedError(f"the store {self.url} is closed")
             if not self.exists():
                 return None
-            self._env = acquire(self.path, self.read_only, self._map_size, self._verify)
+            self._env = acquire(self.path, self, self.read_only, self._map_size, self._verify)
         return self._env
 
     @signal_safe
@@ -384,9 +384,10 @@ class LmdbTables(Tables):
             self._env.reopen()
 
     def close(self) -> None:
-        env, self._env, self._closed = self._env, None, True
-        if env is not None:
-            release(env)
+        self._closed = True
+        if self._env is not None:
+            release(self._env, self)
+            self._env = None
 
     def discard(self) -> None:
         """Close the environment, for whoever uses it: its directory is about to be deleted."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 import select
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
 import psycopg
@@ -19,6 +18,7 @@ from psycopg import pq
 from .postgresql_errors import Connection
 from .postgresql_statements import Statements
 from .postgresql_tables import COPIED_FROM, COPY_END, COPY_HEAD, PostgresqlWriter
+from .signal_safety import signal_safe
 from .tables import Ahead, Writer
 
 if TYPE_CHECKING:
@@ -155,7 +155,7 @@ class PostgresqlAhead(Ahead):
             with self._given_up_if_it_fails():
                 self._writer.turns.go_on(TURN)
 
-    @contextmanager
+    @signal_safe
     def _given_up_if_it_fails(self) -> Iterator[None]:
         """`with` this, what fails is given up: the write will meet an error of the server again, and tell."""
         try:

@@ -109,31 +109,31 @@ class Session(SessionBase):
         else:
             assert given is not None
             store = given
-        if not location.startswith("lmdb:"):
-            location = store.url  # without its password
-        if not (there and load):  # what could be wrong with the arguments has been found by now
-            store.ensure_writable()
-            directory.make(location, f"{without_password(shlex.join(sys.orig_argv))}\n", anew=there)
-            made, identity = directory.store_url()
-            if owned and made != location:  # another process was faster, and chose another store
-                store.close()
-                store = make_store(made, batch_bytes=batch_bytes, **store_options)
-        else:
-            moved = store.moved_to(identity)
-            if moved is not None:  # whoever moved the session was killed before `store.url` said so
-                if owned:
-                    store.close()
-                former = identity
-                location, identity = directory.moved(moved, write=False)
-                if location.startswith("lmdb:") and not directory.holds(location):
-                    self._check_known(location, identity, store_options)
-                store = make_store(location, read_only=read_only, batch_bytes=batch_bytes, **store_options)
-                owned = True
-                if not read_only:
-                    arrive(store, directory, former, moved)
-            if not read_only and directory.has_other_store(location):
-                delete_left(directory)
         try:
+            if not location.startswith("lmdb:"):
+                location = store.url  # without its password
+            if not (there and load):  # what could be wrong with the arguments has been found by now
+                store.ensure_writable()
+                directory.make(location, f"{without_password(shlex.join(sys.orig_argv))}\n", anew=there)
+                made, identity = directory.store_url()
+                if owned and made != location:  # another process was faster, and chose another store
+                    store.close()
+                    store = make_store(made, batch_bytes=batch_bytes, **store_options)
+            else:
+                moved = store.moved_to(identity)
+                if moved is not None:  # whoever moved the session was killed before `store.url` said so
+                    if owned:
+                        store.close()
+                    former = identity
+                    location, identity = directory.moved(moved, write=False)
+                    if location.startswith("lmdb:") and not directory.holds(location):
+                        self._check_known(location, identity, store_options)
+                    store = make_store(location, read_only=read_only, batch_bytes=batch_bytes, **store_options)
+                    owned = True
+                    if not read_only:
+                        arrive(store, directory, former, moved)
+                if not read_only and directory.has_other_store(location):
+                    delete_left(directory)
             super().__init__(store, identity, owns_store=owned)
             self._mirror = Mirror(
                 directory.mirror, directory.url_file, store.schemas, shared=store.tables.side_by_side
@@ -144,8 +144,9 @@ class Session(SessionBase):
                 store.write(lambda ledger, writer: ledger.mend(identity))
             self._tend_mirror()
         except BaseException:
-            if self._index in store.indexes:
-                store.indexes.remove(self._index)
+            index = getattr(self, "_index", None)
+            if index in store.indexes:
+                store.indexes.remove(index)
             if owned:
                 store.close()
             raise
@@ -304,8 +305,13 @@ class Session(SessionBase):
             else:
                 with self._unit(True):
                     store.stage_removals(map(store.number_of, list(self.ids())))
-                store.indexes.remove(self._index)
-                store.write(lambda ledger, writer: ledger.erase(self._index.identity))
+                try:
+                    store.indexes.remove(self._index)
+                    store.write(lambda ledger, writer: ledger.erase(self._index.identity))
+                except BaseException:
+                    if self._index not in store.indexes:  # it is still this session's
+                        store.indexes.append(self._index)
+                    raise
                 self._closed = True
                 if self._owns_store:
                     store.close()

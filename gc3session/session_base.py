@@ -486,18 +486,18 @@ class SessionBase:
 
         If the writing fails the session stays open.
         """
-        if self._closed:
-            return
         store = self.store
-        with store.lock:
-            if store.read_only:
-                self._index.reset()
-            else:
-                store.flush()
-                self._tidy()
-            if self._index in store.indexes:
-                store.indexes.remove(self._index)
-            self._closed = True
+        if not self._closed:
+            with store.lock:
+                if store.read_only:
+                    self._index.reset()
+                else:
+                    store.flush()
+                    self._tidy()
+                self._closed = True
+        # From here on it can be gone on with: a signal's handler may have kept it from that.
+        if self._index in store.indexes:
+            store.indexes.remove(self._index)
         if self._owns_store:
             store.close()
 

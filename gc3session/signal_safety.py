@@ -34,17 +34,27 @@ def signal_safe(function: Callable[P, Iterator[T_co]]) -> Callable[P, AbstractCo
     return made
 
 
-def _exit(steps: ref[Steps[Any]], _: object, error: BaseException | None, trace: TracebackType | None) -> bool:
+def _exit(
+    steps: ref[Steps[Any]],
+    cls: type[BaseException] | None,
+    error: BaseException | None,
+    trace: TracebackType | None,
+) -> bool:
     # steps() is given no name: the traceback of an exception would hold it.
-    if error is None:
+    if cls is None:
         next(steps(), None)  # type: ignore[arg-type]  # it is alive
         return False
+    if error is None:
+        error = cls()
     try:
         steps().throw(error)  # type: ignore[union-attr]
     except StopIteration as ended:
         return ended is not error
     except BaseException as raised:
-        wrapped = isinstance(error, StopIteration) and raised.__cause__ is error  # PEP 479
+        # PEP 479: a StopIteration that goes through a generator is wrapped.
+        wrapped = (
+            isinstance(raised, RuntimeError) and isinstance(error, StopIteration) and raised.__cause__ is error
+        )
         if raised is not error and not wrapped:
             raise
         error.__traceback__ = trace
@@ -57,7 +67,8 @@ class _Exit:
     def __get__(self, manager: _SignalSafe[Any] | None, cls: object) -> Callable[..., bool]:
         if manager is None:  # an ExitStack asks so
             return lambda manager, *error: _exit(manager.steps, *error)
-        if manager.steps is not None:
+        if manager.entered:
+            assert manager.steps is not None
             return partial(_exit, manager.steps)
         steps = manager.make()
         manager.steps = ref(steps)
@@ -67,16 +78,20 @@ class _Exit:
 
 
 class _SignalSafe(Generic[T_co]):
-    __slots__ = ("kept", "make", "steps")
+    __slots__ = ("entered", "kept", "make", "steps")
 
     def __init__(self, make: Callable[[], Steps[T_co]]) -> None:
         self.make = make
+        self.entered = False
         self.steps: ref[Steps[T_co]] | None = None
 
     def __enter__(self) -> T_co:
-        if self.steps is None:  # without a `with` statement
+        if self.entered:
+            raise RuntimeError("it has been entered before; make another one for each `with`")
+        if self.steps is None or self.steps() is None:  # without a `with` statement
             self.kept = self.make()
             self.steps = ref(self.kept)
+        self.entered = True
         return next(self.steps())  # type: ignore[arg-type]  # it is alive
 
     if TYPE_CHECKING:

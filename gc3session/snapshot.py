@@ -14,7 +14,7 @@ nobody writes, and that of the other sessions of a shared store.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from struct import Struct
 from typing import IO, TYPE_CHECKING
 from zlib import crc32
@@ -223,25 +223,31 @@ def snapshot(session: SessionBase, *, at_once: bool = False) -> Iterator[tuple[S
 
     Unless the store is read-only, or with *at_once*, the transaction ends before the first of them is given.
     """
-    store = session.store
-    reading = store.reading()
-    reader = reading.__enter__()
-    is_open = True
+    transaction: Generator[Reader, None, None] | None = _transaction(session)
 
     def end(error: BaseException | None = None) -> None:
-        nonlocal is_open
-        if is_open:
-            is_open = False
-            reading.__exit__(None if error is None else type(error), error, None)
+        if transaction is not None and error is None:
+            next(transaction, None)
+        elif transaction is not None and error is not None:
+            transaction.throw(error)
 
     try:
+        assert transaction is not None
+        reader = next(transaction)
         state = Snapshot(session, reader)
-        yield state, _followed(state, reader, end, at_once=at_once or not store.read_only)
+        yield state, _followed(state, reader, end, at_once=at_once or not session.store.read_only)
     except BaseException as error:
         end(error)  # which raises ours for one of the tables'
         raise
     else:
         end()
+    finally:
+        transaction = None  # which ends it, whatever a signal's handler has prevented
+
+
+def _transaction(session: SessionBase) -> Generator[Reader, None, None]:
+    with session.store.reading() as reader:
+        yield reader
 
 
 def _followed(state: Snapshot, reader: Reader, end: Callable[[], None], *, at_once: bool) -> Iterator[Kept]:

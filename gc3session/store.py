@@ -17,6 +17,7 @@ import threading
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 from urllib.parse import quote
@@ -92,15 +93,15 @@ class Store(StoreStaging):
         self._closed = False
         self._pid = os.getpid()
         tables.on_create = self._on_create
-        if tables.exists():
-            try:
+        try:
+            _stores[id(self)] = self
+            if tables.exists():
                 with self.reading():
                     pass
-            except BaseException:
-                self._closed = True
-                tables.close()
-                raise
-        _stores[id(self)] = self
+        except BaseException:
+            self._closed = True
+            tables.close()
+            raise
 
     # -- the public operations
 
@@ -239,28 +240,32 @@ class Store(StoreStaging):
             number = self.own_number(obj)
             if number is None:
                 raise InvalidArgument(f"{obj!r} was never saved: there is nothing to refresh it from")
-            if self.batch.records.get(number) and not self.batch.is_new(number):
-                self.batch.unstage(number)
-            with self.reading() as reader:
-                record = self.record(reader, number)
-            if record is None:
-                gone = self._not_found(str(obj.persistent_id))
-                self._detach(obj)
+            staged = bool(self.batch.records.get(number)) and not self.batch.is_new(number)
+            # A staged record is given up only once the stored one has been taken over.
+            with self.unit(flush=False, room=False) if staged else nullcontext():
+                if staged:
+                    self.batch.unstage(number)
+                with self.reading() as reader:
+                    record = self.record(reader, number)
+                gone = None if record else self._not_found(str(obj.persistent_id))
+                if record is None:
+                    self._detach(obj)
+                else:
+                    self.loader.refill(obj, record)
+                    self.changed.pop(id(obj), None)
+            if gone is not None:
                 raise gone
-            self.loader.refill(obj, record)
-            self.changed.pop(id(obj), None)
 
     def close(self) -> None:
         """Write the batch and close the files.  Closing twice does nothing."""
         with self.lock:
-            if self._closed:
-                return
-            if not self.read_only:
-                self.flush()
-                if self.tables.exists():
-                    self.sequence.give_back()
-            self._closed = True
-            self.tables.close()
+            if not self._closed:
+                if not self.read_only:
+                    self.flush()
+                    if self.tables.exists():
+                        self.sequence.give_back()
+                self._closed = True
+            self.tables.close()  # again, too: a signal's handler may have kept it from that
 
     def discard(self) -> None:
         """Close the store without writing the batch: it is about to be deleted."""

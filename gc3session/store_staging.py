@@ -48,16 +48,16 @@ class StoreStaging(StoreReading):
         """Write the batch."""
 
     @signal_safe
-    def unit(self, *, flush: bool) -> Iterator[None]:
+    def unit(self, *, flush: bool, room: bool = True) -> Iterator[None]:
         """`with` this, what is staged is staged whole or not at all, and written if *flush*.
 
-        Inside a transaction it is written at the end of that.
+        Inside a transaction it is written at the end of that.  A full batch is written first, unless *room* is False.
         """
         with self.lock:
             self.ensure_writable()
             batch = self.batch
             outermost = batch.journal is None
-            if outermost:
+            if outermost and room:
                 self.make_room()
             mark, size = len(batch.journal or ()), batch.bytes
             try:

@@ -22,11 +22,12 @@ from __future__ import annotations
 import struct
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar, Final, NamedTuple, TypeVar
 
 from .errors import CommitUnknown, InvalidArgument
 from .numbers_set import Numbers
+from .signal_safety import signal_safe
 
 T = TypeVar("T")
 
@@ -429,7 +430,7 @@ class Tables(ABC):
         """Close the tables for all that use them in this process: they are about to be deleted."""
 
 
-@contextmanager
+@signal_safe
 def _held(reading: AbstractContextManager[Reader], held: Callable[[], None]) -> Iterator[Contents]:
     with reading as reader:
         held()

@@ -157,7 +157,8 @@ def _tracking(setter: Callable[[Any, str, Any], None]) -> Callable[[Any, str, An
         if name != "changed":
             if self._open:
                 self._refuse_undeclared(name)
-            if self.changed:
+            # It is noted again where a signal's handler may have kept it from that.
+            if self.changed and (self._store is None or id(self) in self._store.changed):
                 return
             set_changed(self, True)
         if self._store is not None:

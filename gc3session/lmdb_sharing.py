@@ -78,7 +78,7 @@ def alone_with(directory: str) -> Iterator[None]:
                 ) from error
         yield
     finally:
-        for fd in opened:
+        for fd in reversed(opened):  # who waits for the directory's lock takes that of `lock.mdb` next
             os.close(fd)
 
 

@@ -212,7 +212,11 @@ class Mirror:
             if self._lock < 0:
                 self._lock = os.open(self._lock_path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
             self._locked = True  # first: a signal's handler may raise when it is
-            fcntl.flock(self._lock, fcntl.LOCK_EX)
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX)
+            except OSError:
+                self._locked = False
+                raise
             there, held = os.lstat(self._lock_path), os.fstat(self._lock)
         except FileNotFoundError as error:
             raise WriteError(f"{self._lock_path} is gone: {self._MOVED}") from error
@@ -261,7 +265,11 @@ class Mirror:
         if self._change is not None and self._change.anew:
             self._drop_temporary()
         self._change = None
-        fcntl.flock(self._lock, fcntl.LOCK_UN)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_UN)
+        except OSError:  # its closing unlocks it, too; or the program has closed what isn't its own
+            with contextlib.suppress(OSError):
+                self.close()
         self._locked = False  # last, so that it can be called again if it was interrupted
         return complaint
 

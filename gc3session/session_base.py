@@ -487,17 +487,17 @@ class SessionBase:
         If the writing fails the session stays open.
         """
         store = self.store
-        if not self._closed:
-            with store.lock:
+        with store.lock:
+            if not self._closed:
                 if store.read_only:
                     self._index.reset()
                 else:
                     store.flush()
                     self._tidy()
                 self._closed = True
-        # From here on it can be gone on with: a signal's handler may have kept it from that.
-        if self._index in store.indexes:
-            store.indexes.remove(self._index)
+            # From here on it can be gone on with: a signal's handler may have kept it from that.
+            if self._index in store.indexes:
+                store.indexes.remove(self._index)
         if self._owns_store:
             store.close()
 

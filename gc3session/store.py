@@ -247,14 +247,18 @@ class Store(StoreStaging):
                     self.batch.unstage(number)
                 with self.reading() as reader:
                     record = self.record(reader, number)
-                gone = None if record else self._not_found(str(obj.persistent_id))
+                failure: Error | None = None
                 if record is None:
+                    failure = self._not_found(str(obj.persistent_id))
                     self._detach(obj)
                 else:
-                    self.loader.refill(obj, record)
-                    self.changed.pop(id(obj), None)
-            if gone is not None:
-                raise gone
+                    try:
+                        self.loader.refill(obj, record)
+                        self.changed.pop(id(obj), None)
+                    except LoadError as error:  # what was staged is given up all the same
+                        failure = error
+            if failure is not None:
+                raise failure
 
     def close(self) -> None:
         """Write the batch and close the files.  Closing twice does nothing."""

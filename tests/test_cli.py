@@ -359,6 +359,7 @@ def test_record_commits_what_a_slow_writer_has_given(path: Path) -> None:
     assert jobnames(path) == ["slow", "last"]
 
 
+@pytest.mark.usefixtures("not_ignored")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_record_keeps_what_was_read_when_interrupted(path: Path, number: signal.Signals) -> None:
     process = start("record", path)

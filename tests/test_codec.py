@@ -552,3 +552,29 @@ def test_nothing_is_imported_or_executed_on_behalf_of_a_record(tmp_path: Path) -
     )
     assert run_python(read, evil, tmp_path / "s") == "GenericTask False"
     assert not (tmp_path / "executed").exists()
+
+
+def test_refresh_from_what_cannot_be_loaded_gives_up_what_is_staged(make_session: MakeSession) -> None:
+    holder, other = define("Holder", part=None)(jobname="mine"), Task()
+    session = make_session()
+    session.add_many([holder, other])
+    holder.jobname, other.jobname = "staged", "work"
+    session.save_all(flush=False)
+    with make_session() as theirs:
+        theirs.store.invalidate_cache()
+        loaded = theirs.load(str(holder.persistent_id))
+        loaded.part = define("Part", tag="part", a=0)()
+        loaded.jobname = "theirs"
+        theirs.save(loaded)
+    del loaded
+
+    def upgrade_record(cls: type, fields: dict[str, Any]) -> dict[str, Any]:
+        raise KeyError("on purpose")
+
+    define("Part", tag="part", b=0, upgrade_record=classmethod(upgrade_record))
+    with pytest.raises(LoadError, match="upgrade_record"):
+        session.refresh(holder)
+    session.flush()
+    define("Part", tag="part", a=0)
+    with make_session() as again:
+        assert [task.jobname for task in again] == ["theirs", "work"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import shutil
@@ -451,3 +452,21 @@ def test_first_write_on_a_full_disk_is_an_error_and_can_be_done_again(small_file
     except Died as death:
         pytest.fail(f"the process died: {death}")
     assert len(check(path)) == 1
+
+
+def test_without_a_lock_on_the_mirror_nothing_is_written_however_often_it_is_tried(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def flock(*_: Any) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    with Session(tmp_path / "s") as session:
+        session.add(Task())
+        with monkeypatch.context() as patch:
+            patch.setattr("fcntl.flock", flock)
+            for _ in range(3):
+                with pytest.raises(WriteError, match="can't be locked"):
+                    session.add(Task())
+        assert len(session) == 1
+        session.add(Task())
+    assert len(check(tmp_path / "s")) == 2

@@ -287,6 +287,7 @@ def test_screen_until_all_have_terminated(screen: Any, path: Path) -> None:
     assert "all TERMINATED" in after
 
 
+@pytest.mark.usefixtures("not_ignored")
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_terminal_is_as_before_after_a_signal(screen: Any, number: int, status: int) -> None:
     one = screen()

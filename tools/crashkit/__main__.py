@@ -27,10 +27,10 @@ SUITES = {  # those that take longest first: at the end some processors have not
     "states": "states:PowerLossStates",
     "hostile": "hostile:HostileDirectories",
     "model": "model:Model",
+    "decoder": "decoder:Decoder",
     "power": "power:PowerCuts",
     "faults": "faults:Faults",
     "kills": "kills:Kills",
-    "decoder": "decoder:Decoder",
     "together": "together:Together",
     "space": "space:Space",
 }

@@ -43,18 +43,18 @@ def boot(*, again: bool) -> None:
     gc3session.mirror._boot_id = (lambda: ANOTHER_BOOT) if again else _this_boot  # type: ignore[assignment]
 
 
-def judge(path: Path, *, checked: bool = True, further: bool = True) -> Found:
-    """Open the session at *path* and look at all of it, and have it *checked*; *further*, add a task and look again."""
+def judge(path: Path, *, further: bool = True) -> Found:
+    """Open the session at *path* and look at all of it; with *further* add a task, look again, and have it checked."""
     with warnings.catch_warnings():
         # Nobody has edited the mirror: what is wrong with it must be mended without a word.
         warnings.simplefilter("error", MirrorWarning)
         try:
-            return _judge(path, checked, further)
+            return _judge(path, further)
         except Exception as error:  # noqa: BLE001  whatever it raises is what is wrong
             return Found(problem=f"{type(error).__name__}: {error}")
 
 
-def _judge(path: Path, checked: bool, further: bool) -> Found:
+def _judge(path: Path, further: bool) -> Found:
     try:
         session = Session(path, create=False, map_size=MAP)
     except NotASession:
@@ -65,9 +65,6 @@ def _judge(path: Path, checked: bool, further: bool) -> Found:
     with session:
         before = contents(session)
         if not further:
-            session.close()
-            if checked:
-                _check(path)
             return Found(before)
         new = session.add(Task(jobname="afterwards"))
         session.close()

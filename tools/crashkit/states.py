@@ -28,8 +28,8 @@ SEEDS = 3
 FEW = 1000
 """Fewer states than these are all of one seed."""
 
-CHECKED, FURTHER = 4, 8
-"""One of so many states is checked, too, and in one of so many a task is added and removed."""
+FURTHER = 8
+"""In one of so many states a task is added and removed, too, and all is checked."""
 
 PROGRAMS = (1, 2, 3, 4)
 STEPS = 60
@@ -145,10 +145,10 @@ def _weight(entry: Entry, unit: int) -> int:
     return TOLD if entry.kind == "A" else 1
 
 
-def find(root: Path, killed: bool, draw: int = 0) -> Found:
-    """Judge the session in *root*, by *draw* (see CHECKED); this process is a child, whose boot it sets."""
+def find(root: Path, killed: bool, further: bool = True) -> Found:
+    """Judge the session in *root*; this process is a child, whose boot it sets."""
     boot(again=not killed)
-    return judge(root / SESSION, checked=draw % CHECKED == 0, further=draw % FURTHER == 0)
+    return judge(root / SESSION, further=further)
 
 
 class Trial:
@@ -212,7 +212,7 @@ class Trial:
         place = Path(tempfile.mkdtemp(dir=self._scratch))
         try:
             case.state.build(place)
-            return find(place, case.killed, case.digest[-1])
+            return find(place, case.killed, case.digest[-1] % FURTHER == 0)
         finally:
             shutil.rmtree(place)
 

@@ -9,7 +9,6 @@ with Session('campaign') as session:
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from .conditions import Condition
 from .errors import (
     AccessDenied,
     ClashError,
@@ -36,11 +35,14 @@ from .errors import (
     UnstorableValue,
     WriteError,
 )
-from .lmdb_store import LmdbTables as _LmdbTables  # noqa: F401
-from .postgresql import SCHEME as _SCHEME  # noqa: F401
-from .session import Session, TemporarySession
-from .store import Store, make_store, register
-from .tables import Compacted
+from .query.conditions import Condition
+from .records.values import Opaque
+from .session.session import Session, TemporarySession
+from .store.store import Store, make_store
+from .tables.interface import Compacted
+from .tables.lmdb.tables import LmdbTables as _LmdbTables  # noqa: F401
+from .tables.postgresql import SCHEME as _SCHEME  # noqa: F401
+from .tables.urls import register
 from .tasks import (
     Event,
     GenericCollection,
@@ -52,42 +54,41 @@ from .tasks import (
     TaskCollection,
     Unreadable,
 )
-from .values import Opaque
 
 if TYPE_CHECKING:
-    from .backup import BackedUp
-    from .checked_records import Finding
-    from .checking import Check, check_session
-    from .differences import Difference, diff
-    from .dump import Dumped, dump_session
-    from .dump_loading import Loaded, load_dump
-    from .events import LogEntry
-    from .information import Information
-    from .migration import migrate_session
-    from .repairing import Repaired, repair_session
-    from .watching import FailedTask, Progress
+    from .format.validation import Finding
+    from .query.event_log import LogEntry
+    from .query.progress import FailedTask, Progress
+    from .session.information import Information
+    from .snapshots.backup import BackedUp
+    from .transfer.diff import Difference, diff
+    from .transfer.dump import Dumped, dump_session
+    from .transfer.load import Loaded, load_dump
+    from .transfer.migrate import migrate_session
+    from .upkeep.check import Check, check_session
+    from .upkeep.repair import Repaired, repair_session
 
     __version__: str
 else:
     # What most programs don't use is imported when it is asked for: `import gc3session` is a third faster so.
     _LATER = {
-        "Check": "checking",
-        "Finding": "checked_records",
-        "check_session": "checking",
-        "BackedUp": "backup",
-        "Repaired": "repairing",
-        "repair_session": "repairing",
-        "Difference": "differences",
-        "diff": "differences",
-        "Dumped": "dump",
-        "dump_session": "dump",
-        "Loaded": "dump_loading",
-        "load_dump": "dump_loading",
-        "LogEntry": "events",
-        "Information": "information",
-        "migrate_session": "migration",
-        "FailedTask": "watching",
-        "Progress": "watching",
+        "Check": "upkeep.check",
+        "Finding": "format.validation",
+        "check_session": "upkeep.check",
+        "BackedUp": "snapshots.backup",
+        "Repaired": "upkeep.repair",
+        "repair_session": "upkeep.repair",
+        "Difference": "transfer.diff",
+        "diff": "transfer.diff",
+        "Dumped": "transfer.dump",
+        "dump_session": "transfer.dump",
+        "Loaded": "transfer.load",
+        "load_dump": "transfer.load",
+        "LogEntry": "query.event_log",
+        "Information": "session.information",
+        "migrate_session": "transfer.migrate",
+        "FailedTask": "query.progress",
+        "Progress": "query.progress",
     }
 
     def __getattr__(name):

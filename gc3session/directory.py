@@ -19,16 +19,8 @@ import stat
 from typing import ClassVar
 from urllib.parse import quote, unquote
 
-from .errors import (
-    DamagedSession,
-    InvalidArgument,
-    NotASession,
-    OpenError,
-    ReadOnlyError,
-    StoreFull,
-    WriteError,
-)
-from .filesystem import NO_ROOM, make_directory, opened_regular, sync_directory, touch, write_durably
+from .errors import DamagedSession, InvalidArgument, NotASession, OpenError, ReadOnlyError, StoreFull, WriteError
+from .system.filesystem import NO_ROOM, make_directory, opened_regular, sync_directory, touch, write_durably
 
 _STORE_URL = re.compile(r"([a-z0-9+]+):([^#\s][^#\n]*)#([0-9a-f]{32})\n?")
 

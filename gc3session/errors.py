@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from .escaping import escaped
+from .text import escaped
 
 
 class Error(Exception):

@@ -21,19 +21,39 @@ import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple, Protocol
 from weakref import WeakValueDictionary
 
 import attrs
 
 from .errors import InvalidArgument
-from .escaping import escaped
+from .text import escaped
 
 if TYPE_CHECKING:
-    from .codec import Layout, Schema
-    from .store import Store
+    from .format.schema import Schema
 
 _assign = object.__setattr__
+
+
+class Keeper(Protocol):
+    """What a persistable knows of the store that keeps it.
+
+    Attributes:
+        changed: id() of an object -> the object, which has unsaved changes.
+    """
+
+    changed: dict[int, Persistable]
+
+    @property
+    def url(self) -> str:
+        """The URL of the store."""
+
+    def is_same(self, other: object) -> bool:
+        """Return whether *other* is a store at the same place."""
+
+    def note_changed(self, obj: Persistable) -> None:
+        """Hold *obj* while it has unsaved changes."""
+
 
 # What of a class is not stored: the slots below, which are the store's own.
 _SLOTS = ("_store", "_number", "_revision", "_stored_state", "_schema", "_leftover", "changed", "_hash")
@@ -197,9 +217,9 @@ class _Tracked:
 
     _quiet: ClassVar[type[Any]]
     _open: ClassVar[bool]  # instances have a __dict__, which takes any attribute
-    _layout: ClassVar[Layout | None] = None  # see codec.layout_of
+    _layout: ClassVar[Any] = None  # see codec.layout_of
 
-    _store: Store | None  # where the object is kept; None until it is saved
+    _store: Keeper | None  # where the object is kept; None until it is saved
     _number: int  # its N, the key of its record
     _revision: int  # of the record that it was last read from or written to
     _stored_state: str  # the state in that record; '' if it has none

@@ -229,7 +229,7 @@ def add_in_twos(path: Path, tell: int) -> None:
 def test_backup_beside_a_busy_writer_is_a_state_that_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, read_only: bool
 ) -> None:
-    monkeypatch.setattr("gc3session.lmdb_copying._PIECE", 1 << 16)
+    monkeypatch.setattr("gc3session.tables.lmdb.copying._PIECE", 1 << 16)
     path = tmp_path / "s"
     with Session(path, store_or_url=None if place == "inside" else tmp_path / "store") as session:
         session.add(Simulation(extra={"pad": bytes(100_000)}))
@@ -396,7 +396,7 @@ def test_too_little_room_is_told_before_it_starts(
     session.add_many(Simulation(mesh="m" * 100) for _ in range(100))
     status = os.statvfs(tmp_path)
     few = os.statvfs_result([*status[:3], 3, 3, *status[5:]])
-    monkeypatch.setattr("gc3session.sizes.os.statvfs", lambda path: few)
+    monkeypatch.setattr("gc3session.system.filesystem.os.statvfs", lambda path: few)
     with pytest.raises(StoreFull, match=r"takes .* free: make room"):
         session.backup(tmp_path / "copy")
     assert not any(name.startswith("copy") for name in os.listdir(tmp_path))

@@ -23,17 +23,11 @@ import pytest
 from children import Child, change_until, in_child
 from examples import Note, Simulation, Sweep
 
-from gc3session import (
-    Session,
-    Task,
-    UnknownFormat,
-    check_session,
-    checked_index,
-    checked_mirror,
-    checking,
-    repair_session,
-)
-from gc3session.checked_records import Finding
+from gc3session import Session, Task, UnknownFormat, check_session, repair_session
+from gc3session.format.validation import Finding
+from gc3session.upkeep import check as checking
+from gc3session.upkeep import check_index as checked_index
+from gc3session.upkeep import check_mirror as checked_mirror
 
 LATE = 1 << 31
 

@@ -29,7 +29,7 @@ from gc3session import (
     TaskCollection,
     Unreadable,
 )
-from gc3session.codec import seal, unseal, values_of
+from gc3session.format.frame import seal, unseal, values_of
 
 MakeSession = Callable[..., Session]
 

@@ -33,8 +33,8 @@ from gc3session import (
     TemporarySession,
     make_store,
 )
-from gc3session.lmdb_files import committed_state, states
-from gc3session.lmdb_pages import State
+from gc3session.tables.lmdb.gate import committed_state, states
+from gc3session.tables.lmdb.pages import State
 
 KILLS, KILLS_IN_LONG_FORM = 30, 1000
 
@@ -111,9 +111,9 @@ def test_numbers_of_its_own_transactions_stay_below_that_which_the_file_gets(
         own.append(committed_state(path).transaction)
         return committed_state(path)
 
-    monkeypatch.setattr("gc3session.lmdb_copying.committed_state", noted)
-    monkeypatch.setattr("gc3session.lmdb_copying._TRANSACTION", 1000)  # bytes
-    monkeypatch.setattr("gc3session.lmdb_copying._ITEMS", 10)
+    monkeypatch.setattr("gc3session.tables.lmdb.copying.committed_state", noted)
+    monkeypatch.setattr("gc3session.tables.lmdb.copying._TRANSACTION", 1000)  # bytes
+    monkeypatch.setattr("gc3session.tables.lmdb.copying._ITEMS", 10)
     session.compact()
     assert 1 < own[-1] <= given
 
@@ -123,7 +123,7 @@ def test_items_larger_than_a_transaction_should_be_are_copied_whole(
 ) -> None:
     session.add_many(Task(jobname=str(n), extra={"pad": bytes(n)}) for n in range(0, 60_000, 150))
     before = read_tables(data_of(session).parent)
-    monkeypatch.setattr("gc3session.lmdb_copying._TRANSACTION", 20_000)  # bytes
+    monkeypatch.setattr("gc3session.tables.lmdb.copying._TRANSACTION", 20_000)  # bytes
     session.compact()
     assert read_tables(data_of(session).parent) == before
 
@@ -494,7 +494,7 @@ def test_failure_of_any_step_changes_nothing_and_the_session_works_on(
         raise OSError(number, os.strerror(number))
 
     with monkeypatch.context() as patch:
-        patch.setattr(f"gc3session.lmdb_copying.os.{step}", fails)
+        patch.setattr(f"gc3session.tables.lmdb.copying.os.{step}", fails)
         with pytest.raises(StoreFull if number == errno.ENOSPC else Exception, match="nothing was changed"):
             session.compact()
     assert file_of(session) == before
@@ -526,7 +526,7 @@ def test_full_disk_is_told_before_it_starts_and_in_the_middle(
     status = os.statvfs(session.path)
     few = os.statvfs_result([*status[:3], 3, 3, *status[5:]])
     with monkeypatch.context() as patch:
-        patch.setattr("gc3session.sizes.os.statvfs", lambda path: few)
+        patch.setattr("gc3session.system.filesystem.os.statvfs", lambda path: few)
         with pytest.raises(StoreFull, match=r"takes .* free: make room"):
             session.compact()
     session.compact()

@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 from test_values import values
 
 from gc3session import Condition, InvalidArgument, Session, Task, TaskCollection
-from gc3session.conditions import OPERATORS
-from gc3session.field_path import MISSING, FieldPath
-from gc3session.moments import aware, duration, moment
-from gc3session.stored import StoredTask
+from gc3session.query.conditions import OPERATORS
+from gc3session.query.field_path import MISSING, FieldPath
+from gc3session.query.times import aware, duration, moment
+from gc3session.store.record_view import StoredTask
 
 MOMENT = 1_600_000_000.25  # 2020-09-13 12:26:40.250 UTC
 WHEN = datetime(2026, 3, 4, 5, 6, 7, tzinfo=timezone(timedelta(hours=2)))

@@ -34,7 +34,7 @@ from gc3session import (
     Task,
     UnknownFormat,
 )
-from gc3session.filesystem import filesystem_of
+from gc3session.system.filesystem import filesystem_of
 
 MakeSession = Callable[..., Session]
 
@@ -734,10 +734,10 @@ def test_filesystem_of_a_link_is_that_of_its_target(tmp_path: Path) -> None:
 
 NETWORK_SCRIPT = """
     import sys
-    import gc3session.filesystem
+    import gc3session.system.filesystem
     path, info, allow = sys.argv[1:]
-    gc3session.filesystem._MOUNTINFO = info
-    gc3session.filesystem.filesystem_of.__defaults__ = (info,)
+    gc3session.system.filesystem._MOUNTINFO = info
+    gc3session.system.filesystem.filesystem_of.__defaults__ = (info,)
     from gc3session import NetworkFilesystemError, Session, Task
     try:
         with Session(path, allow_network_filesystem=bool(allow)) as session:

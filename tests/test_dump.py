@@ -44,7 +44,7 @@ from gc3session import (
     dump_session,
     load_dump,
 )
-from gc3session.json_values import MAX_NESTED
+from gc3session.records.json_values import MAX_NESTED
 
 
 def dumped(session: Any) -> bytes:
@@ -744,7 +744,7 @@ def test_no_room_for_what_is_left_of_the_dump_is_told(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("gc3session.snapshot._write", full)
+    monkeypatch.setattr("gc3session.snapshots.snapshot._write", full)
     with pytest.raises(WriteError, match="TMPDIR"):
         dumped(session)
     session.add(Task())  # no transaction was left open

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from consistency import check
 
-import gc3session.lmdb_files
+import gc3session.tables.lmdb.gate
 from gc3session import CorruptStore, OpenError, Session, Task, WriteError
-from gc3session.lmdb_files import states
+from gc3session.tables.lmdb.gate import states
 
 MakeSession = Callable[..., Session]
 
@@ -60,7 +60,7 @@ def test_disk_that_fails_while_the_store_is_opened_gives_an_error_of_ours(
     def fail(path: str, fd: int) -> None:
         raise OSError(errno.EIO, os.strerror(errno.EIO), path)
 
-    monkeypatch.setattr(gc3session.lmdb_files, "both_states", fail)
+    monkeypatch.setattr(gc3session.tables.lmdb.gate, "both_states", fail)
     with pytest.raises(OpenError, match="look after the disk"):
         Session(data.parent.parent)
 

@@ -10,9 +10,9 @@ import lmdb
 import pytest
 from children import run_python
 
-import gc3session.lmdb_environment as environments
+import gc3session.tables.lmdb.environment as environments
 from gc3session import Session, Task
-from gc3session.lmdb_environment import Environment
+from gc3session.tables.lmdb.environment import Environment
 
 SMALL = 1 << 17
 GROW = """

@@ -27,11 +27,11 @@ from gc3session import (
     repair_session,
 )
 from gc3session.cli.fields_text import object_lines
-from gc3session.codec import references, seal, values_of
-from gc3session.json_values import FieldsEncoder, NotJSON
-from gc3session.lmdb_files import check_before_opening
-from gc3session.lmdb_origin import MARK, is_ours, mark_as_ours
-from gc3session.values import Decoder
+from gc3session.format.frame import seal, values_of
+from gc3session.records.json_values import FieldsEncoder, NotJSON
+from gc3session.records.values import Decoder, references
+from gc3session.tables.lmdb.gate import check_before_opening
+from gc3session.tables.lmdb.origin import MARK, is_ours, mark_as_ours
 
 PAGE = 4096
 

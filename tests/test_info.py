@@ -16,9 +16,9 @@ from examples import Note, Simulation, Sweep
 from test_cli import on_terminal, one_error, run, without_colours
 
 from gc3session import Information, Session, Task, make_store
-from gc3session.lmdb_files import committed_state
-from gc3session.sizes import size_text
-from gc3session.tables import Reader
+from gc3session.tables.interface import Reader
+from gc3session.tables.lmdb.gate import committed_state
+from gc3session.text import size_text
 
 MakeSession = Callable[..., Session]
 

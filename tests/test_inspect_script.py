@@ -23,7 +23,7 @@ from test_import_wf import INSTANCES
 from test_values import ONE_OF_EACH, values
 
 from gc3session import Opaque, Session, Task
-from gc3session.json_values import MAX_NESTED
+from gc3session.records.json_values import MAX_NESTED
 from gc3session.workflow import Workflow
 
 SCRIPT = Path(__file__).parent.parent / "tools" / "inspect_session.py"

@@ -21,16 +21,8 @@ from hypothesis import strategies as st
 from test_cli import BERLIN, MOMENT, finish, on_terminal, one_error, run, start, without_colours
 from test_dump import damage
 
-from gc3session import (
-    CorruptRecord,
-    InvalidArgument,
-    LogEntry,
-    Session,
-    Task,
-    TaskCollection,
-    TemporarySession,
-    external_sort,
-)
+from gc3session import CorruptRecord, InvalidArgument, LogEntry, Session, Task, TaskCollection, TemporarySession
+from gc3session.system import external_sort
 
 DONE = "TERMINATED"
 
@@ -278,7 +270,7 @@ def test_what_a_writer_did_between_two_looks_at_few_of_many_is_given_later(
     session: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All tasks are looked at rarely here: what is open or new is given at once, the others at the end."""
-    monkeypatch.setattr("gc3session.events._RARELY", 1e9)
+    monkeypatch.setattr("gc3session.query.event_log._RARELY", 1e9)
     ended, begun = task("ended", (0, DONE)), task("begun", (0, "RUNNING"))
     session.add_many([ended, begun])
     with Session(session.path, read_only=True) as source:

@@ -15,7 +15,7 @@ import pytest
 from children import Child, Died, in_child, run_script
 from consistency import check
 
-import gc3session.dump_loading
+import gc3session.transfer.load
 from gc3session import (
     ClashError,
     Error,
@@ -28,7 +28,7 @@ from gc3session import (
     dump_session,
     migrate_session,
 )
-from gc3session.store import Store
+from gc3session.store.store import Store
 
 
 def filled(path: Path, count: int = 300) -> Session:
@@ -192,7 +192,7 @@ def _killed_at(n: int, path: Path, url: Path) -> None:
     Store.write = counted(Store.write)  # type: ignore[method-assign]
     for module, name in ((os, "replace"), (os, "rename"), (os, "rmdir"), (os, "unlink"), (shutil, "rmtree")):
         setattr(module, name, counted(getattr(module, name)))
-    gc3session.dump_loading._BATCH_BYTES = 20_000  # type: ignore[misc]
+    gc3session.transfer.load._BATCH_BYTES = 20_000  # type: ignore[misc]
     migrate(path, url)
 
 

@@ -12,7 +12,7 @@ import pytest
 from children import Died, in_child
 from consistency import check, read_mirror
 
-import gc3session.mirror
+import gc3session.index.mirror
 from gc3session import MirrorWarning, Session, Task, WriteError
 
 MakeSession = Callable[..., Session]
@@ -44,13 +44,13 @@ def test_mirror_of_another_boot_is_mended_without_a_warning(
         ids = [session.add(Task()) for _ in range(5)]
     mirror = Path(session.path, "session_ids.txt")
     write_with_its_time(mirror, bytes(mirror.stat().st_size))
-    monkeypatch.setattr(gc3session.mirror, "_boot_id", lambda: "another boot")
+    monkeypatch.setattr(gc3session.index.mirror, "_boot_id", lambda: "another boot")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         session = make_session()
     assert read_mirror(session.path) == ids
     write_with_its_time(mirror, b"")
-    monkeypatch.setattr(gc3session.mirror, "_boot_id", lambda: "a third one")
+    monkeypatch.setattr(gc3session.index.mirror, "_boot_id", lambda: "a third one")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         ids.append(session.add(Task()))
@@ -70,7 +70,7 @@ def test_edited_mirror_is_mended_by_a_flush_of_nothing(session: Session) -> None
 
 
 def be_killed_before_the_mirror_is_written(path: Path) -> None:
-    gc3session.mirror.Mirror.apply = lambda mirror: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[method-assign]
+    gc3session.index.mirror.Mirror.apply = lambda mirror: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[method-assign]
     with Session(path) as session:  # which mends the mirror, if it is stale
         session.add(Task())
 
@@ -112,8 +112,8 @@ def test_add_where_no_file_can_be_opened_any_more_is_an_error_of_the_library_and
     unreadable = tmp_path / "boot_id"
     unreadable.mkdir()  # it can't be read, as any file when a process has too many open
     with monkeypatch.context() as patched:
-        patched.setattr(gc3session.mirror, "_BOOT_ID", unreadable)
-        gc3session.mirror._boot_id.cache_clear()
+        patched.setattr(gc3session.index.mirror, "_BOOT_ID", unreadable)
+        gc3session.index.mirror._boot_id.cache_clear()
         with pytest.raises(WriteError, match="nothing was written"):
             session.add(Task())
     assert len(session) == 1

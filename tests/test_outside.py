@@ -30,7 +30,7 @@ from gc3session import (
     repair_session,
 )
 from gc3session.cli.program import run
-from gc3session.entries import moved_key
+from gc3session.index.entries import moved_key
 
 SECONDS = 60  # after which something is waited for that never comes
 

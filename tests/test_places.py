@@ -16,8 +16,8 @@ import hypothesis.strategies as st
 import pytest
 from consistency import check, read_mirror
 
-import gc3session.mirror
-import gc3session.session
+import gc3session.index.mirror
+import gc3session.session.session
 from gc3session import MirrorWarning, Session, Task, check_session
 
 Become = Callable[[str], None]
@@ -27,8 +27,8 @@ Become = Callable[[str], None]
 def become(monkeypatch: pytest.MonkeyPatch) -> Become:
     """Makes this process one of the machine of that name."""
     name = "one"
-    monkeypatch.setattr(gc3session.mirror, "_host", lambda: name)
-    monkeypatch.setattr(gc3session.mirror, "_boot_id", lambda: f"boot of {name}")
+    monkeypatch.setattr(gc3session.index.mirror, "_host", lambda: name)
+    monkeypatch.setattr(gc3session.index.mirror, "_boot_id", lambda: f"boot of {name}")
 
     def become(other: str) -> None:
         nonlocal name
@@ -162,7 +162,7 @@ STEPS = st.lists(
 def test_any_walk_over_three_machines_leaves_mirrors_as_the_index_is(
     postgresql_url: str, tmp_path: Path, become: Become, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gc3session.session, "_FULL_OF_BLANKS", 20)
+    monkeypatch.setattr(gc3session.session.session, "_FULL_OF_BLANKS", 20)
     count = 0
 
     @hypothesis.settings(max_examples=hypothesis.settings.default.max_examples // 8)
@@ -214,7 +214,7 @@ def step(sessions: list[Session], place: int, what: str, which: int) -> None:
         Path(mirror(session)).write_text(f"edited{text[6:]}")
     elif what == "kill":  # after the commit, before the mirror is written
         with pytest.MonkeyPatch.context() as patched:
-            patched.setattr(gc3session.mirror.Mirror, "apply", lambda self: None)
+            patched.setattr(gc3session.index.mirror.Mirror, "apply", lambda self: None)
             session.add(Task())
     elif what == "batch":
         session.add(Task(), flush=False)

@@ -22,7 +22,7 @@ from hypothesis.stateful import run_state_machine_as_test
 from postgresql_server import Server, refuse
 from psycopg import sql
 
-import gc3session.mirror
+import gc3session.index.mirror
 from gc3session import (
     AccessDenied,
     Error,
@@ -40,7 +40,7 @@ from gc3session import (
     load_dump,
     make_store,
 )
-from gc3session.postgresql_address import address_of
+from gc3session.tables.postgresql.address import address_of
 
 SECRET = "s3cret w0rd/%"
 KIT = Path(__file__).parent.parent / "tools" / "crashkit"
@@ -305,8 +305,8 @@ def backend(session: Session) -> int:
 
 def on_machine(host: str, path: Path, url: str, count: int) -> list[str]:
     """Add tasks as a machine of that name would: it is in the mirror's mark, as is the boot."""
-    gc3session.mirror._host = lambda: host  # type: ignore[assignment]
-    gc3session.mirror._boot_id = lambda: f"boot of {host}"  # type: ignore[assignment]
+    gc3session.index.mirror._host = lambda: host  # type: ignore[assignment]
+    gc3session.index.mirror._boot_id = lambda: f"boot of {host}"  # type: ignore[assignment]
     with Session(path, store_or_url=url) as session:
         ids = []
         for i in range(count):

@@ -16,10 +16,10 @@ from examples import Simulation
 from postgresql_server import refuse
 from psycopg import sql
 
-import gc3session.postgresql_ahead
+import gc3session.tables.postgresql.copying
 from gc3session import Session, StoreFull, Task, WriteError, make_store
-from gc3session.postgresql_address import address_of
-from gc3session.postgresql_connections import Connections
+from gc3session.tables.postgresql.address import address_of
+from gc3session.tables.postgresql.connections import Connections
 
 COUNT = 4000
 MIDDLE = 2500  # some have been sent by then
@@ -47,7 +47,7 @@ class Interrupted(Sequence[Task]):
 @pytest.fixture(autouse=True)
 def short_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each table has a turn in the middle."""
-    monkeypatch.setattr(gc3session.postgresql_ahead, "TURN", 700)
+    monkeypatch.setattr(gc3session.tables.postgresql.copying, "TURN", 700)
 
 
 @pytest.fixture

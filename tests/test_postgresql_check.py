@@ -18,7 +18,7 @@ from psycopg import sql
 from test_check import FAULTS, FILES, Raw, fill, is_of, n4, n8
 
 from gc3session import DamagedSession, Session, Task, UnknownFormat, check_session, repair_session
-from gc3session.postgresql_address import address_of
+from gc3session.tables.postgresql.address import address_of
 
 TABLES = ("records", "schemas", "meta", "sessions", "late", "late_members", "members", "states", "counts")
 SETS = ("members", "states")

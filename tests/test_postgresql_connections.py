@@ -17,7 +17,7 @@ from consistency import check
 from psycopg import sql
 
 from gc3session import AccessDenied, Session, StoreUnreachable, Task, make_store
-from gc3session.postgresql_address import address_of
+from gc3session.tables.postgresql.address import address_of
 
 THREADS, PROCESSES = 8, 4
 

@@ -17,7 +17,7 @@ from mounts import mount, unmount
 from postgresql_server import Server, server_user
 from psycopg import sql
 
-import gc3session.postgresql_connections
+import gc3session.tables.postgresql.connections
 from gc3session import CommitUnknown, Session, StoreFull, StoreUnreachable, Task, WriteError, make_store
 
 MIB = 1 << 20
@@ -186,13 +186,13 @@ def test_memory_of_the_server_is_full_while_a_transaction_lasts(
     with Session(tmp_path / "session") as session, cramped.connect() as connection:
         assert len(session) == number
         lasts(connection)
-        wait = gc3session.postgresql_connections.Patience.wait
+        wait = gc3session.tables.postgresql.connections.Patience.wait
 
-        def end_and_wait(self: gc3session.postgresql_connections.Patience) -> bool:
+        def end_and_wait(self: gc3session.tables.postgresql.connections.Patience) -> bool:
             connection.execute("ROLLBACK")
             return wait(self)
 
-        monkeypatch.setattr(gc3session.postgresql_connections.Patience, "wait", end_and_wait)
+        monkeypatch.setattr(gc3session.tables.postgresql.connections.Patience, "wait", end_and_wait)
         added = 0
         while connection.info.transaction_status != psycopg.pq.TransactionStatus.IDLE:
             session.add(Task())

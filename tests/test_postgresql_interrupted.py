@@ -18,14 +18,14 @@ import psycopg
 import pytest
 from consistency import check
 
-import gc3session.postgresql_ahead
+import gc3session.tables.postgresql.copying
 from gc3session import ClosedError, Session, Task, make_store
-from gc3session.postgresql_address import address_of
-from gc3session.postgresql_ahead import AheadWriter, PostgresqlAhead
-from gc3session.postgresql_connections import Connections
-from gc3session.postgresql_store import PostgresqlTables
-from gc3session.postgresql_tables import PostgresqlWriter
-from gc3session.sending import Sending
+from gc3session.store.early_sending import Sending
+from gc3session.tables.postgresql.address import address_of
+from gc3session.tables.postgresql.connections import Connections
+from gc3session.tables.postgresql.copying import AheadWriter, PostgresqlAhead
+from gc3session.tables.postgresql.tables import PostgresqlTables
+from gc3session.tables.postgresql.transaction import PostgresqlWriter
 
 
 class Interrupted(Exception):
@@ -55,7 +55,7 @@ def have_ids(session: Session, tasks: list[Task]) -> None:
 
 
 def test_connections_end_at_any_instant(session: Session, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gc3session.postgresql_ahead, "TURN", 300)
+    monkeypatch.setattr(gc3session.tables.postgresql.copying, "TURN", 300)
     options = address_of(url).options
     statement = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = %s"
     ended, done = 0, threading.Event()

@@ -102,7 +102,7 @@ class LostAtCommit:
         self.cuts = 0
 
     def install(self, monkeypatch: pytest.MonkeyPatch, times: int) -> None:
-        from gc3session.postgresql_tables import PostgresqlWriter
+        from gc3session.tables.postgresql.transaction import PostgresqlWriter
 
         commit = PostgresqlWriter.commit
 
@@ -150,7 +150,7 @@ def test_commit_whose_outcome_nobody_can_tell_is_settled_later(
 ) -> None:
     session = Session(tmp_path / "session", store_or_url=server.url(), patience=0.1)
     first = session.add(Task(jobname="first"))
-    from gc3session.postgresql_tables import PostgresqlWriter
+    from gc3session.tables.postgresql.transaction import PostgresqlWriter
 
     commit = PostgresqlWriter.commit
 
@@ -188,7 +188,7 @@ def test_interruption_of_the_wait_for_a_server_that_was_lost_while_it_committed_
 ) -> None:
     session = Session(tmp_path / "session", store_or_url=server.url())
     ids = [session.add(Task(jobname="first"))]
-    from gc3session.postgresql_tables import PostgresqlWriter
+    from gc3session.tables.postgresql.transaction import PostgresqlWriter
 
     commit = PostgresqlWriter.commit
 

@@ -18,15 +18,7 @@ from consistency import check
 from examples import Simulation, Sweep
 from test_cli import one_error, run
 
-from gc3session import (
-    DamagedSession,
-    Session,
-    StoreInUse,
-    Task,
-    WriteError,
-    check_session,
-    repair_session,
-)
+from gc3session import DamagedSession, Session, StoreInUse, Task, WriteError, check_session, repair_session
 
 KIT = Path(__file__).parent.parent / "tools" / "crashkit"
 PAGE = 4096

@@ -26,8 +26,8 @@ from gc3session import (
     UnstorableValue,
     make_store,
 )
-from gc3session.lmdb_files import missing_bytes
-from gc3session.tables import Writer
+from gc3session.tables.interface import Writer
+from gc3session.tables.lmdb.gate import missing_bytes
 
 MakeSession = Callable[..., Session]
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from test_cli import damage
 
 from gc3session import Condition, InvalidArgument, LoadError, Session, Task, TemporarySession
-from gc3session.stored import StoredTask, UnreadableTask
+from gc3session.store.record_view import StoredTask, UnreadableTask
 
 ON_EVERY_STORE = True
 START = datetime(2026, 11, 25, tzinfo=UTC)

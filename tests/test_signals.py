@@ -19,7 +19,7 @@ from consistency import check
 
 import gc3session
 from gc3session import Session, Task, TaskCollection, repair_session
-from gc3session.signal_safety import signal_safe
+from gc3session.system.signals import signal_safe
 
 OURS = (os.path.dirname(gc3session.__file__), contextlib.__file__)
 

@@ -30,7 +30,7 @@ from gc3session import (
     make_store,
     register,
 )
-from gc3session.lmdb_store import LmdbTables
+from gc3session.tables.lmdb.tables import LmdbTables
 
 KINDS: dict[str, Callable[[Path, pytest.FixtureRequest], Any]] = {
     "lmdb path": lambda directory, request: str(directory / "store"),

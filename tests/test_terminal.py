@@ -38,7 +38,7 @@ from gc3session import (
     repair_session,
 )
 from gc3session.cli.program import _COMMANDS, run
-from gc3session.codec import seal
+from gc3session.format.frame import seal
 
 SECONDS = 60  # after which a command hangs
 

@@ -23,7 +23,7 @@ from children import run_python
 from test_cli import BERLIN, MOMENT, TERMINAL, finish, one_error, run, start
 
 from gc3session import FailedTask, InvalidArgument, Session, Task
-from gc3session.watching import Watch
+from gc3session.query.progress import Watch
 
 DONE = "TERMINATED"
 
@@ -61,7 +61,7 @@ def test_failures_come_and_go(session: Session) -> None:
 def test_every_failure_is_found_though_only_so_many_are_read_at_a_look(
     session: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gc3session.watching._READ", 600)
+    monkeypatch.setattr("gc3session.query.progress._READ", 600)
     session.add_many(failed(str(n), n, code=int(n % 500 == 7)) for n in range(3000))
     watching = Watch(session)
     seen: set[str | None] = set()
@@ -76,7 +76,7 @@ def test_what_fails_under_way_or_is_new_is_found_at_once(
     session.add_many(Task(state=DONE, returncode=0) for _ in range(3000))
     running = [Task(jobname=f"r{n}", state="RUNNING") for n in range(20)]
     session.add_many(running)
-    monkeypatch.setattr("gc3session.watching._READ", 600)
+    monkeypatch.setattr("gc3session.query.progress._READ", 600)
     watching = Watch(session)
     watching.look()
     running[3].returncode, running[3].state = 1, DONE
@@ -87,7 +87,7 @@ def test_what_fails_under_way_or_is_new_is_found_at_once(
 
 def test_rate_and_time_left(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1000.0
-    monkeypatch.setattr("gc3session.watching.clock.monotonic", lambda: now)
+    monkeypatch.setattr("gc3session.query.progress.clock.monotonic", lambda: now)
     tasks = [Task(state="RUNNING") for _ in range(100)]
     session.add_many(tasks)
     watching = Watch(session)
@@ -125,8 +125,8 @@ def test_a_look_costs_the_same_in_a_session_of_any_size(session: Session) -> Non
     script = """
         import sys
         from gc3session import Session
-        from gc3session.histories import Histories
-        from gc3session.watching import Watch
+        from gc3session.query.histories import Histories
+        from gc3session.query.progress import Watch
         read = 0
         whole = Histories._records
         def counted(self, numbers):

@@ -16,16 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from gc3session import (
-    Error,
-    Session,
-    check_session,
-    diff,
-    dump_session,
-    load_dump,
-    make_store,
-    repair_session,
-)
+from gc3session import Error, Session, check_session, diff, dump_session, load_dump, make_store, repair_session
 from gc3session.cli.program import _COMMANDS, run
 
 

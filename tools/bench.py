@@ -32,7 +32,7 @@ import attrs
 from bench_stores import AnyJob, Contender, Job, Ours, OursMany, Pickles, Raw, RawJob, Sqlite, build
 
 from gc3session import Session
-from gc3session.filesystem import filesystem_of
+from gc3session.system.filesystem import filesystem_of
 
 CHUNK: Final = 5_000  # tasks a turn
 SMALL: Final = 1_000  # tasks in the small stores

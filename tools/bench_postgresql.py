@@ -21,7 +21,7 @@ from bench_stores import Job, build
 from psycopg import sql
 
 from gc3session import Session, Task, make_store
-from gc3session.postgresql_address import address_of
+from gc3session.tables.postgresql.address import address_of
 
 TABLES: Final = ("records", "members", "states")
 CONTENDERS: Final = ("gc3session", "COPY", "executemany", "on LMDB")

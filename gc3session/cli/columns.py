@@ -10,8 +10,8 @@ import attrs
 import click
 
 from ..errors import InvalidArgument
-from ..field_path import MISSING, FieldPath, last_event
-from ..stored import StoredTask
+from ..query.field_path import MISSING, FieldPath, last_event
+from ..store.record_view import StoredTask
 from .console import escaped, state_colour, time_of
 from .table import Cell, Column
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from ..errors import Error
-from ..session import Session
+from ..session.session import Session
 from ..tasks import State
 from .console import Failure, open_session
 

@@ -10,8 +10,8 @@ from datetime import datetime, tzinfo
 from typing import IO, Any, Final
 
 from ..errors import InvalidArgument
-from ..escaping import escaped as escaped
-from ..session import Session
+from ..session.session import Session
+from ..text import escaped as escaped
 
 _LONGEST_COMPLAINT: Final = 2000  # characters
 

@@ -12,9 +12,9 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from ..foreign import ForeignMember, ForeignObject, Reference, built
+from ..records.unbuilt import ForeignMember, ForeignObject, Reference, built
+from ..records.values import Opaque
 from ..tasks import Generic, Persistable, Task, TaskCollection, Unreadable, field_names
-from ..values import Opaque
 from .console import Style, escaped, state_colour, time_of
 
 _INDENT: Final = "  "

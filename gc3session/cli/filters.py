@@ -10,8 +10,8 @@ import attrs
 import click
 
 from ..errors import InvalidArgument
-from ..selection import Selected, filters
-from ..session import Session
+from ..query.selection import Selected, filters
+from ..session.session import Session
 from .completion import complete_states
 
 _OPTIONS = (

@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Final
 
 from .console import Failure, complain
 from .interrupts import Interrupts
+
+STDIN: Final = "-"
+"""What stands for standard input on the command line."""
 
 LONGEST: Final = 64 << 20
 """Bytes of a line; of a longer one only the beginning is given."""
@@ -91,3 +94,26 @@ class Lines:
             self.position += len(chunk or b"")
             yield chunk
             pause = None if chunk is None else _PAUSE
+
+
+def given_ids(ids: Iterable[str]) -> Iterator[str]:
+    """Give the IDs, those of standard input (a line each; blank lines are passed over) in the place of a `-`."""
+    for id_ in ids:
+        if id_ == STDIN:
+            yield from _read()
+        else:
+            yield id_
+
+
+def _read() -> Iterator[str]:
+    if sys.stdin is None:
+        raise Failure("standard input is closed: pipe the IDs in, or write them on the command line", 2)
+    if sys.stdin.isatty():
+        complain("reading an ID a line from the terminal; end with Ctrl-D")
+    try:
+        for line in sys.stdin.buffer:
+            id_ = line.decode(errors="backslashreplace").strip()
+            if id_:
+                yield id_
+    except OSError as error:
+        raise Failure(f"standard input: {error.strerror}") from error

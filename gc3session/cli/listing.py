@@ -2,6 +2,15 @@
 
 from __future__ import annotations
 
+import os
+from typing import TYPE_CHECKING
+
+from ..session.session import Session
+from .console import escaped, quantity, state_colour, time_of
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
 import sys
 from collections.abc import Callable, Iterator
 from itertools import islice
@@ -10,15 +19,14 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import click
 
-from ..field_path import FieldPath
-from ..selection import Selected
-from ..session import Session
-from ..stored import StoredTask, StoredTasks, UnreadableTask
+from ..query.field_path import FieldPath
+from ..query.selection import Selected
+from ..store.record_view import StoredTask, StoredTasks, UnreadableTask
 from .columns import DEFAULT, NONE, ListColumn, list_columns
-from .console import complain, escaped, open_session
+from .console import complain, open_session
 from .filters import Asked
-from .place import Place
 from .table import Cell, Row, terminal, write_table
+from .tree import Place
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -207,7 +215,7 @@ class _Listing:
         ]
 
     def _write_heading(self, console: Console) -> None:
-        from .heading import write_heading
+        from .listing import write_heading
 
         write_heading(self._session, console)
 
@@ -239,3 +247,22 @@ class _Listing:
             before = ",\n" if array else ""
         if array:
             write("[]\n" if before == "[\n" else "\n]\n")
+
+
+def write_heading(session: Session, console: Console) -> None:
+    """Write what the session is and how many tasks are in which state."""
+    from rich.text import Text
+
+    counts = session.stats()
+    heading = Text(escaped(session.name), "bold")
+    heading.append(f"  {quantity(len(session), 'task')}", "not bold")
+    separator = ": "
+    for state, count in sorted(counts.items(), key=lambda item: -item[1]):
+        heading.append(separator, "not bold")
+        heading.append(f"{count:,} {escaped(state)}", f"not bold {state_colour(state, None) or ''}")
+        separator = ", "
+    console.print(heading)
+    dates = [("created", session.created), ("finished", session.finished)]
+    times = [f"{what} {time.isoformat(' ', 'seconds')}" for what, at in dates if (time := time_of(at))]
+    console.print(Text(escaped("  ".join([os.path.abspath(session.path), *times])), "dim"), soft_wrap=True)
+    console.print()

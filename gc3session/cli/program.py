@@ -51,7 +51,7 @@ class _Program(click.Group):
         name = _COMMANDS.get(cmd_name)
         if name is None:
             return None
-        command: click.Command = getattr(importlib.import_module(f".{name}", __package__), name)
+        command: click.Command = getattr(importlib.import_module(f".commands.{name}", __package__), name)
         for parameter in command.params:
             if parameter.name == "session":
                 parameter.type = SessionDirectory()

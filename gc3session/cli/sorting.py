@@ -8,10 +8,10 @@ from datetime import date, datetime, time, timedelta
 from itertools import islice
 from typing import Any, Final
 
-from ..conditions import comparable
-from ..external_sort import Sortable, in_order
-from ..field_path import MISSING, FieldPath
-from ..stored import StoredTask, StoredTasks, UnreadableTask
+from ..query.conditions import comparable
+from ..query.field_path import MISSING, FieldPath
+from ..store.record_view import StoredTask, StoredTasks, UnreadableTask
+from ..system.external_sort import Sortable, in_order
 
 _CHUNK: Final = 256  # tasks that are read at once
 _FEW: Final = 10_000  # tasks for which a heap does

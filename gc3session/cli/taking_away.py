@@ -8,16 +8,15 @@ from typing import Any, Final
 import attrs
 import click
 
-from ..codec import parse_id
-from ..ids import IDs
-from ..session import Session
-from ..stored import UnreadableTask
+from ..records.ids import IDs, parse_id
+from ..session.session import Session
+from ..store.record_view import UnreadableTask
 from .asking import confirmed, ensure_may_ask, yes_option
 from .completion import complete_ids
 from .console import complain, escaped, open_session, quantity
 from .filters import Asked, filter_options
-from .given_ids import STDIN, given_ids
 from .interrupts import Interrupts
+from .line_input import STDIN, given_ids
 from .progress import ProgressBar
 
 STEP: Final = 1000

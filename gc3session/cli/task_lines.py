@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from ..entries import state_at
-from ..record_lines import RecordLines
-from ..session import Session
-from ..stored import StoredTask, UnreadableTask
+from ..index.entries import state_at
+from ..session.session import Session
+from ..store.record_view import StoredTask, UnreadableTask
+from ..transfer.record_lines import RecordLines
 
 
 class TaskLines:

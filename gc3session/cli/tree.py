@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from ..numbers_set import Numbers
-from ..selection import Filters
-from ..stored import StoredTask, StoredTasks, UnreadableTask
-from .place import Place
+import attrs
+
+from ..query.selection import Filters
+from ..store.record_view import StoredTask, StoredTasks, UnreadableTask
+from ..system.number_set import Numbers
 
 
 def in_tree(
@@ -46,3 +47,17 @@ def in_tree(
             if not place.fits:
                 waiting.append(place)
             levels.append(tasks.parts_of(task))
+
+
+@attrs.define
+class Place:
+    """A task in a list.
+
+    Attributes:
+        depth: in how many collections it stands.
+        fits: whether it was asked for; if not, it is shown as it leads to one that was.
+    """
+
+    task: StoredTask | UnreadableTask
+    depth: int = 0
+    fits: bool = True

@@ -14,10 +14,10 @@ from typing import Any
 import lmdb
 
 from gc3session import StoreFull
-from gc3session.lmdb_store import LmdbTables, _LmdbWriter
-from gc3session.mirror import Mirror
-from gc3session.store import Store
-from gc3session.tables import RECORDS, Item, Writer
+from gc3session.index.mirror import Mirror
+from gc3session.store.store import Store
+from gc3session.tables.interface import RECORDS, Item, Writer
+from gc3session.tables.lmdb.tables import LmdbTables, _LmdbWriter
 
 
 def no_sync() -> None:

@@ -54,7 +54,7 @@ class Decoder(Suite):
 
     def control(self, plan: Plan) -> Outcome:
         """Without the limit of nesting, the C stack ends; and with a target that trusts its input."""
-        from gc3session import values
+        from gc3session.records import values
 
         limit = values.MAX_DEPTH
         values.MAX_DEPTH = 1 << 30

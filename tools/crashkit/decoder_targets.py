@@ -15,11 +15,13 @@ import msgpack
 import numpy  # noqa: F401  so that the decoder builds arrays
 
 import gc3session
-from gc3session import Error, Session, Task, json_values
+from gc3session import Error, Session, Task
 from gc3session.cli.fields_text import object_lines
-from gc3session.codec import Schema, read_header, references, seal, values_of
-from gc3session.entries import Row
-from gc3session.values import Decoder
+from gc3session.format.frame import read_header, seal, values_of
+from gc3session.format.schema import Schema
+from gc3session.index.entries import Row
+from gc3session.records import json_values
+from gc3session.records.values import Decoder, references
 from hostile_values import hostile_body, hostile_value
 
 Target = Callable[[bytes], str]
@@ -177,7 +179,9 @@ TARGETS: Final[dict[str, Target]] = {
 
 def instrument(atheris: Any) -> None:
     """Have atheris see which branches the readers take."""
-    from gc3session import codec, entries, loader, values
+    from gc3session.index import entries
+    from gc3session.records import codec, values
+    from gc3session.store import loader
 
     for module in (codec, entries, json_values, loader, values):
         for owner in (module, *(found for found in vars(module).values() if isinstance(found, type))):

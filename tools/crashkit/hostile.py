@@ -48,7 +48,7 @@ class HostileDirectories(Suite):
 
     def control(self, plan: Plan) -> Outcome:
         """Without the check before LMDB opens a file it is LMDB that ends processes."""
-        from gc3session import lmdb_files
+        from gc3session.tables.lmdb import gate as lmdb_files
 
         bases = Bases.made(plan.part("bases").work)
         gate = lmdb_files._check

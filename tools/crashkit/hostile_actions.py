@@ -26,10 +26,11 @@ from typing import Any, Final
 import attrs
 
 import gc3session
-from gc3session import Error, Persistable, Session, Task, lmdb_environment
+from gc3session import Error, Persistable, Session, Task
 from gc3session.cli import program
-from gc3session.codec import layout_of
-from gc3session.store import _at_exit
+from gc3session.records.codec import layout_of
+from gc3session.store.store import _at_exit
+from gc3session.tables.lmdb import environment as lmdb_environment
 
 SECONDS: Final = 90
 """After which a case hangs; none takes one, but the machine may be busy."""

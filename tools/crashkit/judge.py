@@ -10,7 +10,7 @@ from typing import Any
 
 import attrs
 
-import gc3session.mirror
+import gc3session.index.mirror
 from gc3session import MirrorWarning, NotASession, Session, Task, check_session
 from script import Group, Holds, Job, child_of, is_group, program_of, value_of
 
@@ -35,12 +35,12 @@ class Found:
     problem: str = ""
 
 
-_this_boot = gc3session.mirror._boot_id
+_this_boot = gc3session.index.mirror._boot_id
 
 
 def boot(*, again: bool) -> None:
     """Have this process take the machine for one that was started *again*, as it is after a power cut, or was not."""
-    gc3session.mirror._boot_id = (lambda: ANOTHER_BOOT) if again else _this_boot  # type: ignore[assignment]
+    gc3session.index.mirror._boot_id = (lambda: ANOTHER_BOOT) if again else _this_boot  # type: ignore[assignment]
 
 
 def judge(path: Path, *, further: bool = True) -> Found:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import argparse
 
-import gc3session.lmdb_environment
-import gc3session.session
+import gc3session.session.session
+import gc3session.tables.lmdb.environment
 from breakages import BREAKAGES
 from gc3session import Session
 from performer import SMALL_MAP, Performer, Piped, Recorded, Teller
@@ -20,8 +20,8 @@ MANY_BLANKS = 200
 
 def on_a_small_scale() -> None:
     """Have maps grow and mirrors be tidied after few tasks, where it usually takes many."""
-    gc3session.lmdb_environment._SMALLEST_MAP = SMALL_MAP
-    gc3session.session._FULL_OF_BLANKS = MANY_BLANKS
+    gc3session.tables.lmdb.environment._SMALLEST_MAP = SMALL_MAP
+    gc3session.session.session._FULL_OF_BLANKS = MANY_BLANKS
 
 
 def main() -> None:

@@ -1,0 +1,29 @@
+"""`gc3session select`: the IDs of the tasks that fulfil conditions."""
+
+from __future__ import annotations
+
+import click
+
+from ..filters import CONDITIONS_HELP, Asked, filter_options
+from ..listing import Wanted, listing_options, write_listing
+
+_SUMMARY = f"""Write the IDs of the tasks of SESSION that fulfil all conditions, a line each.
+
+It is 'gc3session list --ids' with the conditions as arguments, and takes the same options.
+
+\b
+    $ gc3session select runs 'state = RUNNING' 'extra.runtimeInSeconds > 3600'
+    $ gc3session select runs 'extra.error ~ quota' | gc3session remove runs - --yes
+    $ gc3session select runs 'inputs has mesh' --format csv --columns ID,inputs.mesh
+
+{CONDITIONS_HELP}"""
+
+
+@click.command(help=_SUMMARY, short_help="Write the IDs of the tasks that fulfil conditions.")
+@click.argument("session")
+@click.argument("conditions", metavar="[CONDITION]...", nargs=-1)
+@filter_options
+@listing_options("ids")
+def select(session: str, asked: Asked, wanted: Wanted) -> int:
+    """Write what is selected, and return the exit status."""
+    return write_listing(session, asked, wanted)

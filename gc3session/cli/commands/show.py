@@ -1,0 +1,82 @@
+"""`gc3session show`: every field of a task."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+
+import click
+
+from ...errors import LoadError, NotFound
+from ...records.ids import parse_id
+from ...session.session import Session
+from ...store.record_view import StoredTasks
+from ..completion import complete_ids
+from ..console import complain, open_session, style_on
+from ..line_input import given_ids
+
+_SUMMARY = """Show every field of the tasks with these IDs; '-' reads IDs from standard input, a line each.
+
+They may also be tasks inside collections.  The class of a task need not be installed.  With
+--json, a line of JSON for each: the same, without loss, as 'gc3session dump' writes.
+
+\b
+    $ gc3session show runs Task.17
+    $ gc3session select runs 'returncode != 0' --limit 3 | gc3session show runs -
+"""
+
+
+@click.command(help=_SUMMARY, short_help="Show every field of some tasks.")
+@click.argument("session")
+@click.argument("ids", metavar="ID...", nargs=-1, required=True, shell_complete=complete_ids)
+@click.option("--json", "as_json", is_flag=True, help="The line of each task in a dump.")
+def show(session: str, ids: tuple[str, ...], as_json: bool) -> int:
+    """Show each of the tasks, and return the exit status."""
+    failed = False
+    with open_session(session, read_only=True) as source:
+        shown = _json_lines(source) if as_json else _text_lines(source)
+        for id_ in given_ids(ids):
+            try:
+                for line in shown(id_):
+                    sys.stdout.write(line)
+            except NotFound:
+                complain(f"there is no task {id_} in {session}; 'gc3session list -r' shows the IDs that there are")
+                failed = True
+            except LoadError as error:
+                complain(str(error))
+                failed = True
+    return 1 if failed else 0
+
+
+def _text_lines(session: Session) -> Callable[[str], Iterator[str]]:
+    """Return what gives the lines of text that show the task of an ID."""
+    from ..fields_text import object_lines
+
+    style = style_on(sys.stdout)
+    before = ""
+
+    def lines(id_: str) -> Iterator[str]:
+        nonlocal before
+        task = session.store.load(id_)
+        yield before
+        for line in object_lines(task, style):
+            yield f"{line}\n"
+        before = "\n"
+
+    return lines
+
+
+def _json_lines(session: Session) -> Callable[[str], Iterator[str]]:
+    """Return what gives the line of JSON of the task of an ID."""
+    from ..task_lines import TaskLines
+
+    tasks, writer = StoredTasks(session.store), TaskLines(session)
+
+    def lines(id_: str) -> Iterator[str]:
+        parsed = parse_id(id_)
+        task = tasks.get(parsed[1]) if parsed else None
+        if task is None or task.persistent_id != id_:
+            raise NotFound(f"there is no task {id_}")
+        yield writer.of(task)
+
+    return lines

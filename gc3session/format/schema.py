@@ -1,0 +1,51 @@
+"""Schemas: the class tag and field names that records were written with.
+
+A schema is stored once, so that a record is readable without its class. Its bytes have the
+checksum of a record (frame.py), with the schema's number for N, in front of the msgpack array
+`[ tag, name, kind, [ field name, ... ] ]`.
+"""
+
+from __future__ import annotations
+
+import attrs
+import msgpack
+
+from ..errors import CorruptRecord
+from .frame import seal, unseal
+
+PERSISTABLE, TASK, COLLECTION = range(3)
+"""The kinds of a schema: which of the three the class is, for those who don't have it."""
+
+
+@attrs.frozen
+class Schema:
+    """What the values of a record are.
+
+    Attributes:
+        number: by which records refer to it; 0 before it is stored.
+        tag: the class, as `tasks.class_tag` gives it.
+        name: what the IDs of its objects begin with.
+        kind: PERSISTABLE, TASK or COLLECTION.
+        fields: the field names, in the order of the values.
+    """
+
+    number: int = attrs.field(eq=False)
+    tag: str
+    name: str
+    kind: int
+    fields: tuple[str, ...]
+
+    def to_bytes(self) -> bytes:
+        """Return what is stored of the schema."""
+        return seal(self.number, msgpack.packb([self.tag, self.name, self.kind, list(self.fields)]))
+
+    @classmethod
+    def from_bytes(cls, number: int, data: bytes) -> Schema:
+        """Return the schema of that *number*.  Raise CorruptRecord if *data* is not one."""
+        try:
+            tag, name, kind, fields = msgpack.unpackb(unseal(number, data))
+            if not (isinstance(tag, str) and isinstance(name, str) and kind in range(3)):
+                raise ValueError("its parts have the wrong types")
+            return cls(number, tag, name, kind, tuple(map(str, fields)))
+        except (ValueError, TypeError, msgpack.UnpackException, CorruptRecord) as error:
+            raise CorruptRecord(f"schema {number} is damaged: {error}") from error

@@ -1,0 +1,1 @@
+"""What is asked of a session: conditions, selection, histories, the log of events, progress."""

@@ -1,0 +1,146 @@
+"""Paths to what is inside a task: `extra.runtimeInSeconds`, `history.-1.1`, `LAST EVENT`."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+
+import attrs
+
+from ..errors import InvalidArgument, LoadError
+from ..records.unbuilt import ForeignObject, built
+from ..records.values import Opaque
+from ..store.record_view import StoredReference, StoredTask
+from ..tasks import Persistable, class_tag, field_names
+
+MISSING: Final = object()
+"""What a path leads to that leads to nothing."""
+
+_PART: Final = r""""[^"]*"|'[^']*'|[^\s.,=<>!~'"]+"""
+PATTERN: Final = rf"LAST EVENT|(?:{_PART})(?:\.(?:{_PART}))*"
+"""A regular expression for a path."""
+
+_START: Final = datetime(1970, 1, 1, tzinfo=UTC)
+
+Root = Persistable | StoredTask
+
+
+@attrs.frozen
+class FieldPath:
+    """A path from a task to something in it.
+
+    The parts of its text stand between dots: first the name of a field, then keys of dicts,
+    fields of objects, numbers of items in lists and tuples (from 0; from the end, -1 is the
+    last).  A part may be quoted, as `extra."a.b"`.  ID, CLASS, NAME, STATE and LAST EVENT, in
+    capitals, are the task's ID and class, its `jobname` and `state`, and the time of its last
+    event.
+
+    Attributes:
+        text: as it was written.
+        parts: each with whether it was quoted.
+    """
+
+    text: str = attrs.field(eq=False)
+    parts: tuple[tuple[str, bool], ...]
+
+    @classmethod
+    def parse(cls, text: str) -> FieldPath:
+        """Return the path of a text.  Raise InvalidArgument if it isn't one."""
+        text = text.strip()
+        if not re.fullmatch(PATTERN, text):
+            raise InvalidArgument(
+                f"{text!r} is not the path of a field: write such as state, extra.node, history.0.1 or"
+                " extra.\"a b\".c, or one of ID, CLASS, NAME, STATE, 'LAST EVENT'"
+            )
+        if text in _SPECIAL:
+            return cls(text, ((text, False),))
+        parts = (match[0] for match in re.finditer(_PART, text))
+        return cls(text, tuple((p[1:-1], True) if p[0] in "'\"" else (p, False) for p in parts))
+
+    def of(self, task: Root) -> Any:
+        """Return what the path leads to from a task, or MISSING."""
+        (first, quoted), *rest = self.parts
+        if not quoted and first in _SPECIAL:
+            return _SPECIAL[first](task) if not rest else MISSING
+        value = _field(task, first)
+        for part, quoted in rest:
+            if value is MISSING:
+                break
+            value = _inside(value, part, quoted)
+        return value
+
+
+def _field(task: Any, name: str) -> Any:
+    """Return the field of that name of an object that has fields, or MISSING."""
+    if type(task) is StoredTask:
+        return task.fields.get(name, MISSING)
+    if name in field_names(type(task)):
+        return getattr(task, name, MISSING)
+    leftover = task._leftover if isinstance(task, Persistable) else None
+    return MISSING if leftover is None else leftover.get(name, MISSING)
+
+
+def _inside(value: Any, part: str, quoted: bool) -> Any:
+    """Return what a part of a path leads to from a value, or MISSING."""
+    if type(value) is Opaque:
+        value = built(value)
+    cls = type(value)
+    if cls is dict:
+        found = value.get(part, MISSING)
+        number = None if quoted or found is not MISSING else _number(part)
+        return found if number is None else value.get(number, MISSING)
+    if cls is list or cls is tuple:
+        number = None if quoted else _number(part)
+        return value[number] if number is not None and -len(value) <= number < len(value) else MISSING
+    if cls is ForeignObject:
+        return value.fields.get(part, MISSING)
+    if cls is StoredReference:
+        try:
+            value = value.read()
+        except LoadError:
+            return MISSING
+    if isinstance(value, (Persistable, StoredTask)) or attrs.has(cls):
+        return _field(value, part)
+    return MISSING
+
+
+def _number(part: str) -> int | None:
+    return int(part) if re.fullmatch(r"-?[0-9]{1,18}", part) else None
+
+
+# -- what every task has ------------------------------------------------------
+
+
+def last_event(task: Root) -> float | None:
+    """Return the time of a task's last event, in seconds since 1970; None if it has none."""
+    history = _field(task, "history")
+    try:
+        seconds = history[-1][0]
+    except (TypeError, LookupError):
+        return None
+    return seconds if type(seconds) is float or type(seconds) is int else None
+
+
+def tag_of(task: Root) -> str:
+    """Return the tag of the class of a task's record."""
+    if isinstance(task, StoredTask):
+        return task.schema.tag
+    return class_tag(type(task)) if task._schema is None else task._schema.tag
+
+
+def _last_event(task: Root) -> Any:
+    seconds = last_event(task)
+    try:
+        return MISSING if seconds is None else _START + timedelta(seconds=seconds)
+    except (ValueError, OverflowError):
+        return MISSING
+
+
+_SPECIAL: Final = {
+    "ID": lambda task: task.persistent_id,
+    "CLASS": tag_of,
+    "NAME": lambda task: _field(task, "jobname"),
+    "STATE": lambda task: _field(task, "state"),
+    "LAST EVENT": _last_event,
+}

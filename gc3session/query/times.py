@@ -1,0 +1,83 @@
+"""Times as people write them: '2026-11-24 18:30', 'yesterday', '2 hours ago', '90m'."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+from ..errors import InvalidArgument
+
+_SECONDS: Final = {
+    1.0: ("s", "sec", "secs", "second", "seconds"),
+    60.0: ("m", "min", "mins", "minute", "minutes"),
+    3600.0: ("h", "hour", "hours"),
+    86400.0: ("d", "day", "days"),
+    604800.0: ("w", "week", "weeks"),
+}
+_UNITS: Final = {name: seconds for seconds, names in _SECONDS.items() for name in names}
+_PART: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([a-z]+)\s*")
+
+
+def duration(text: str) -> timedelta:
+    """Return the time span of a text such as '90s', '1h30m' or '2 days'.  Raise InvalidArgument if it is none."""
+    rest = text.strip().lower()
+    seconds, place = 0.0, 0
+    while place < len(rest):
+        part = _PART.match(rest, place)
+        if part is None or part[2] not in _UNITS:
+            raise InvalidArgument(f"{text!r} is not a time span such as 90s, 1h30m or '2 days' (s, m, h, d, w)")
+        seconds += float(part[1]) * _UNITS[part[2]]
+        place = part.end()
+    if not rest:
+        raise InvalidArgument("a time span such as 90s, 1h30m or '2 days' is needed, not an empty text")
+    try:
+        return timedelta(seconds=seconds)
+    except OverflowError as error:
+        raise InvalidArgument(f"{text!r} is longer than any time that is known") from error
+
+
+def moment(text: str, now: datetime | None = None) -> datetime:
+    """Return the time that a text means, naive (local time) if it is a date and time without a zone.
+
+    Args:
+        text: a date, or date and time, in ISO 8601; 'now', 'today' or 'yesterday' (when the day
+            began); or a time span with or without 'ago'.
+        now: from which the latter count; the present if it is None.
+
+    Raise InvalidArgument if it is none of these.
+    """
+    now = now or datetime.now(UTC)
+    word = text.strip().lower()
+    if word == "now":
+        return now
+    if word in ("today", "yesterday"):
+        day = now.astimezone().replace(tzinfo=None, hour=0, minute=0, second=0, microsecond=0)
+        return day - timedelta(days=word == "yesterday")
+    try:
+        return datetime.fromisoformat(text.strip())
+    except ValueError:
+        pass
+    try:
+        return now - duration(word.removesuffix("ago"))
+    except (InvalidArgument, OverflowError) as error:
+        raise InvalidArgument(
+            f"{text!r} is no time: write it as 2026-11-24, '2026-11-24 18:30', 2026-11-24T18:30:00+01:00, today,"
+            " yesterday, 2h or '2 hours ago'"
+        ) from error
+
+
+def aware(time: datetime | timedelta | str, now: datetime | None = None) -> datetime:
+    """Return a time with its zone: a naive one is local time, a time span is so long ago."""
+    if isinstance(time, timedelta):
+        time = (now or datetime.now(UTC)) - time
+    elif not isinstance(time, datetime):
+        if not isinstance(time, str):
+            raise InvalidArgument(
+                f"a time is a datetime, a timedelta or a text such as '2 hours ago', not {time!r}"
+            )
+        time = moment(time, now)
+    try:
+        return time.astimezone(UTC)
+    except (ValueError, OverflowError, OSError) as error:  # at the ends of the calendar
+        raise InvalidArgument(f"{time} can't be told in UTC: it is at the end of the calendar") from error

@@ -1,0 +1,116 @@
+"""The sequence of Ns of a store: numbers that are handed out once, whatever fails."""
+
+from __future__ import annotations
+
+from operator import length_hint
+
+from ..format.frame import RECORD_KEY
+from ..tables.interface import META, Tables, Writer
+
+NEXT_KEY = b"next N"
+_FIRST_BLOCK, _LARGEST_BLOCK = 16, 8192
+_MOST_FORESEEN = 1 << 20
+
+
+class NumbersNeeded(Exception):
+    """Numbers are to be taken before the transaction, which is to run again then.
+
+    Attributes:
+        count: how many.
+    """
+
+    def __init__(self, count: int) -> None:
+        super().__init__(count)
+        self.count = count
+
+
+class NumberSequence:
+    """Hands out Ns from blocks that are taken from the store inside its transactions.
+
+    What a crash leaves of a block stays unused.  The numbers of one process increase.
+
+    Attributes:
+        numbers: the rest of the block; `next` goes on where it ends.
+    """
+
+    def __init__(self, tables: Tables) -> None:
+        self._tables = tables
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the block: it belongs to the process that this one was forked from."""
+        self.numbers = iter(range(0))
+        self._spare = range(0)  # the block after the one in use
+        self._stock = range(0)  # for `fresh`
+        self._size = _FIRST_BLOCK
+        self._foreseen = 0
+
+    def foresee(self, count: int) -> None:
+        """Hear how many numbers are about to be needed: they are taken as one block."""
+        self._foreseen = min(count, _MOST_FORESEEN) - length_hint(self.numbers) - len(self._spare)
+
+    def next(self) -> int:
+        """Return a number that nobody has had."""
+        number = next(self.numbers, 0)
+        if not number:
+            if not self._spare:
+                self.took(self._tables.write(self.reserve))
+            self.numbers, self._spare = iter(self._spare), range(0)
+            number = next(self.numbers)
+        return number
+
+    def low(self) -> bool:
+        """Return whether a transaction that is made anyway should take a block along."""
+        if self._tables.side_by_side:  # others would wait for the end of that, or it for theirs
+            return False
+        return not self._spare and length_hint(self.numbers) < self._size // 4
+
+    def reserve(self, writer: Writer) -> tuple[int, int]:
+        """Take a block in a transaction; `took` is to be called once that is committed."""
+        size = max(self._size, self._foreseen)
+        first = self.take(writer, size)
+        return first, first + size
+
+    def took(self, block: tuple[int, int]) -> None:
+        """Use a block whose transaction was committed."""
+        self._spare = range(*block)
+        self._size = min(2 * self._size, _LARGEST_BLOCK)
+        self._foreseen = 0
+
+    def give_back(self) -> None:
+        """Return what is left to the store, if nobody has taken a block since."""
+        left = [*self.numbers, *self._spare]
+        self.reset()
+        if not left or left[-1] - left[0] != len(left) - 1:
+            return
+
+        def unit(writer: Writer) -> None:
+            if writer.get(META, NEXT_KEY) == RECORD_KEY.pack(left[-1] + 1):
+                writer.put(META, [(NEXT_KEY, RECORD_KEY.pack(left[0]))])
+
+        self._tables.write(unit)
+
+    def fresh(self, writer: Writer, count: int, after: int) -> int:
+        """Take *count* numbers, all after *after*, for what a transaction writes; return the first.
+
+        Where transactions run side by side raise NumbersNeeded if they are to be taken before it.
+        """
+        if not self._tables.side_by_side:
+            return self.take(writer, count)
+        first = self._stock.start
+        if len(self._stock) < count or first <= after:
+            raise NumbersNeeded(count)
+        self._stock = range(first + count, self._stock.stop)
+        return first
+
+    def stock(self, count: int) -> None:
+        """Take numbers, for `fresh`, in a transaction of their own."""
+        first = self._tables.write(lambda writer: self.take(writer, count))
+        self._stock = range(first, first + count)
+
+    @staticmethod
+    def take(writer: Writer, count: int) -> int:
+        """Take *count* numbers in a transaction; return the first."""
+        first: int = RECORD_KEY.unpack(writer.get(META, NEXT_KEY) or RECORD_KEY.pack(1))[0]
+        writer.put(META, [(NEXT_KEY, RECORD_KEY.pack(first + count))])
+        return first

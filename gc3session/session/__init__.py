@@ -1,0 +1,1 @@
+"""`Session`: the collection of tasks in a directory."""

@@ -1,0 +1,548 @@
+"""What every session does with its index and its store, wherever it keeps its metadata."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from ..errors import ClosedError, InvalidArgument, NotFound, NotInSession
+from ..index.index import Index
+from ..query.selection import Kinds, Names, Selected, Tasks, Time, Where, filters
+from ..records.ids import IDs, all_ids, parse_id
+from ..store.staging import REMOVED_AT_ONCE
+from ..store.store import Store
+from ..system.gc_pause import no_collection
+from ..system.signals import signal_safe
+from ..tables.interface import Compacted, OnProgress, Reader, no_progress
+from ..tasks import Persistable, TaskCollection
+
+if TYPE_CHECKING:
+    from ..query.event_log import LogEntry
+    from ..query.progress import Progress
+
+_SENT = 250  # that it sends at a time to a store that begins before all are there
+_SOME = 100  # tasks that add_many takes from its argument at a time
+
+
+class SessionBase:
+    """What a session does with its index and its store, wherever it keeps its metadata."""
+
+    name: str
+
+    def __init__(self, store: Store, identity: bytes, *, owns_store: bool) -> None:
+        self.store = store
+        self._owns_store = owns_store
+        self._index = Index(store, identity)
+        store.indexes.append(self._index)
+        self._closed = False
+
+    # -- adding
+
+    def add(self, task: Persistable, flush: bool = True) -> str:
+        """Store *task* and add it to the session; return its ID.
+
+        A task that the session has already is saved if it has changed, and keeps its ID.  With
+        `flush=False` it goes to disk at the next `flush`, at `close`, or when the batch is full.
+
+        Raise UnstorableValue if it holds what can't be stored, ConflictError if its record has
+        changed since it was loaded, StoreFull if there is no room: nothing has changed then.
+        """
+        store = self.store
+        if not flush:
+            with store.lock:
+                if store.batch.journal is None:
+                    self._ensure_writable()
+                    store.make_room()
+                    if store.stage_new((task,), self._index):
+                        return f"{task._schema.name}.{task._number}"  # type: ignore[union-attr]
+        with self._unit(flush):
+            return self._add(task)
+
+    def _add(self, task: Persistable) -> str:
+        store = self.store
+        number = store.own_number(task)
+        if number is None or task.changed:
+            new = number is None
+            number = store.stage(task)
+            if new:
+                self._index.join(store.batch.set_item, number, number)
+                return str(task.persistent_id)
+        self._include(number)
+        return str(task.persistent_id)
+
+    def _include(self, number: int) -> None:
+        """Add record N to the index, if it isn't there.  Raise NotFound if there is no such record."""
+        store = self.store
+        with store.reading() as reader:
+            if self._index.order_of(reader, number) is not None:
+                return
+            if store.record(reader, number) is None:
+                raise NotFound(f"the record {number} is no longer in {store.url}: it was removed")
+        order = store.sequence.next()
+        self._index.join(store.batch.set_item, order, number)
+
+    def add_many(self, tasks: Iterable[Persistable], flush: bool = True) -> Sequence[str]:
+        """Store tasks and add them to the session; return their IDs.
+
+        The tasks may come from a generator of any length: whenever the batch is full it is
+        written, so memory stays flat.  If one of them can't be stored, those before it are in
+        the session, and its exception is raised; to have all or nothing use `transaction`.
+        """
+        ids = IDs()
+        # The tasks of a list are there already, and to write them makes no cycles: nothing could be collected.
+        with no_collection() if type(tasks) in (list, tuple) else nullcontext():
+            self._add_many(tasks, flush, ids)
+        return ids
+
+    def _add_many(self, tasks: Iterable[Persistable], flush: bool, ids: IDs) -> None:
+        store, index = self.store, self._index
+        source = iter(tasks)
+        # With a generator, which may take its time, no transaction is begun before it has ended.
+        ahead = flush and isinstance(tasks, Sequence) and store.tables.side_by_side
+        unsent: list[int] = []
+        records = store.batch.records
+        with store.lock:
+            store.sequence.foresee(len(tasks) if isinstance(tasks, Sequence) else 0)
+        try:
+            # The lock is held for some at a time, as a generator is the user's code.
+            while some := list(itertools.islice(source, _SOME)):
+                with store.lock:
+                    self._ensure_writable()
+                    done = 0
+                    while done < len(some):
+                        if store.batch.journal is None:
+                            store.make_room()
+                            done += store.stage_new(some[done:] if done else some, index)
+                        if done < len(some):
+                            with store.unit(flush=False):
+                                self._add(some[done])
+                            done += 1
+                    ids.extend(some)
+                    if ahead and store.batch.journal is None:
+                        unsent += [task._number for task in some]
+                        if records is not store.batch.records:  # those until then have been written
+                            records = store.batch.records
+                            unsent = [number for number in unsent if number in records]
+                        if len(unsent) >= _SENT:
+                            store.send_ahead(index, unsent)
+                            unsent = []
+                        store.go_on_ahead()
+            with store.lock:
+                if unsent and store.batch.journal is None and store.sends_ahead:
+                    store.send_ahead(index, unsent)
+        finally:
+            try:
+                if flush and store.batch.journal is None:
+                    store.flush()
+            finally:
+                if ahead:
+                    store.drop_ahead()
+
+    # -- taking away
+
+    def remove(self, task_id: str, flush: bool = True) -> None:
+        """Take a task out of the session and delete it, and the tasks in it, from the store.
+
+        In a shared store it leaves every session.  Raise NotInSession if it isn't in this one.
+        """
+        self.remove_many([task_id], flush=flush)
+
+    def remove_many(self, ids: Iterable[str], flush: bool = True) -> None:
+        """Remove several tasks in one transaction: all of them, or, if one isn't there, none."""
+        store = self.store
+        with self._unit(flush):
+            source = iter(all_ids(ids))
+            while some := list(itertools.islice(source, REMOVED_AT_ONCE)):
+                with store.reading() as reader:
+                    store.expect_removals(reader, [parsed[1] for id_ in some if (parsed := parse_id(id_))])
+                    for id_ in some:
+                        found = self._found(reader, id_)
+                        if found is None:
+                            raise self._not_in_session(id_)
+                        store.stage_removal(reader, found[0])
+
+    def forget(self, task_id: str, flush: bool = True) -> None:
+        """Take a task out of the session; it stays in the store.
+
+        Raise NotInSession if it isn't in the session.
+        """
+        with self._unit(flush):
+            number, order = self._find(task_id)
+            self._index.leave(self.store.batch.set_item, order, number)
+
+    def _find(self, id_: str) -> tuple[int, int]:
+        """Return N and order of a task of the session.  Raise NotInSession if it isn't one."""
+        found = self._lookup(id_)
+        if found is None:
+            raise self._not_in_session(id_)
+        return found
+
+    def _not_in_session(self, id_: str) -> NotInSession:
+        return NotInSession(f"{id_!r} is not in the session {self.name!r}; list_ids() gives the IDs that are")
+
+    def _lookup(self, id_: object) -> tuple[int, int] | None:
+        """Return N and order of a task of the session, or None."""
+        with self.store.lock, self.store.reading() as reader:
+            return self._found(reader, id_)
+
+    def _found(self, reader: Reader, id_: object) -> tuple[int, int] | None:
+        """Return what `_lookup` does, of the state that *reader* sees; the store is locked."""
+        try:
+            number = self.store.number_of(id_)  # type: ignore[arg-type]
+        except NotFound:
+            return None
+        order = self._index.order_of(reader, number)
+        if order is None:
+            return None
+        name = str(id_).rpartition(".")[0]
+        stored = self.store.name_of(reader, number)
+        return (number, order) if stored in (name, "Unreadable", "") else None
+
+    # -- reading
+
+    def load(self, obj_id: str, add: bool = False, flush: bool = True) -> Any:
+        """Return the object of that ID from the store, whether the session has it or not.
+
+        With *add* it is added to the session.  Raise NotFound if there is none, LoadError if it
+        can't be read.
+        """
+        self._ensure_open()
+        obj = self.store.load(obj_id)
+        if add:
+            self.add(obj, flush=flush)
+        return obj
+
+    def load_many(self, ids: Iterable[str]) -> Iterator[Any]:
+        """Give the objects of some IDs, one by one; raise as `load` does, at the one concerned."""
+        return map(self.load, all_ids(ids))
+
+    def __getitem__(self, task_id: str) -> Any:
+        """Return the task of that ID.  Raise NotInSession if the session hasn't got it."""
+        self._ensure_open()
+        self._find(task_id)
+        return self.store.load(task_id)
+
+    def __contains__(self, task: object) -> bool:
+        self._ensure_open()
+        if not isinstance(task, Persistable):
+            return self._lookup(task) is not None
+        if task._store is None:
+            return False
+        try:
+            number = self.store.own_number(task)
+        except InvalidArgument:
+            return False
+        with self.store.lock, self.store.reading() as reader:
+            return number is not None and self._index.order_of(reader, number) is not None
+
+    def __len__(self) -> int:
+        self._ensure_open()
+        with self.store.lock, self.store.reading() as reader:
+            return self._index.count(reader)
+
+    def __bool__(self) -> bool:
+        return True
+
+    def __iter__(self) -> Iterator[Any]:
+        """Give the tasks in the order of adding.
+
+        A task whose record can't be read raises LoadError; the iterator goes on after it.
+        """
+        self._ensure_open()
+        return Tasks(self.store, self._index)
+
+    def ids(self) -> Iterator[str]:
+        """Give the IDs of the session's tasks in the order of adding; no record is read."""
+        self._ensure_open()
+        after = 0
+        while True:
+            with self.store.lock, self.store.reading() as reader:
+                entries = self._index.chunk(reader, after)
+                name = self.store.schemas.name
+                found = [f"{name(schema, reader)}.{number}" for _, number, schema in entries]
+            if not entries:
+                return
+            yield from found
+            after = entries[-1][0]
+
+    def list_ids(self) -> set[str]:
+        """Return the set of the IDs of the session's tasks."""
+        return set(self.ids())
+
+    def list_names(self) -> set[str]:
+        """Return the set of the `jobname`s of the session's tasks."""
+        return {task.jobname for task in self if hasattr(task, "jobname")}
+
+    @property
+    def tasks(self) -> Mapping[str, Any]:
+        """The tasks by ID, in the order of adding; each is loaded when it is asked for."""
+        return TasksByID(self)
+
+    def iter_workflow(self) -> Iterator[Any]:
+        """Give the session's tasks and those inside collections, breadth first, each once.
+
+        First all tasks of the session, then those in their collections, and so on.
+        """
+        seen: set[tuple[int, int]] = set()  # of collections, and of what is in them
+        level: deque[TaskCollection] = deque()
+
+        def first_time(task: Persistable) -> bool:
+            key = (task._number, 0) if task._store is not None else (0, id(task))
+            if key in seen:
+                return False
+            seen.add(key)
+            return True
+
+        for task in self:
+            if isinstance(task, TaskCollection):
+                if first_time(task):
+                    level.append(task)
+            elif task in seen:
+                continue
+            yield task
+        while level:
+            for task in level.popleft().tasks:
+                if first_time(task) and task not in self:
+                    if isinstance(task, TaskCollection):
+                        level.append(task)
+                    yield task
+
+    def stats(self) -> dict[str, int]:
+        """Return how many of the session's tasks are in each state.
+
+        Persistables that have no state aren't counted.
+        """
+        self._ensure_open()
+        with self.store.lock, self.store.reading() as reader:
+            return self._index.counts(reader)
+
+    def select(
+        self,
+        state: Names | None = None,
+        name: str | re.Pattern[str] | None = None,
+        *,
+        id: str | re.Pattern[str] | None = None,  # noqa: A002 (it is one)
+        kind: Kinds | None = None,
+        where: Where = (),
+        since: Time | None = None,
+        before: Time | None = None,
+        **fields: Any,
+    ) -> Selected:
+        """Give the tasks that fit all that is asked for, in the order of adding.
+
+        Args:
+            state: one state or several of them.
+            name: a regular expression that is searched for in the `jobname`.
+            id: one that is searched for in the ID.
+            kind: a class, or the name or tag of one, or several of these; not those derived from it.
+            where: a `Condition` or its text, such as `'extra.runtimeInSeconds > 30'`, or several.
+            since: when the last event of a task's history was, or later: a datetime (a naive one is
+                local time), a timedelta (so long ago), or a text such as '2026-11-24 18:30',
+                'yesterday' or '2 hours ago'.
+            before: the same, but earlier.
+            fields: values that the fields of those names must have; a task that has no such
+                field doesn't fit.
+
+        Of some states (also those of the condition `state = RUNNING`) only the tasks in them are
+        read; the states are the stored ones.  The iterator's `ids()` gives the IDs instead, and
+        `stored()` the tasks as their records have them.  A task whose record can't be read
+        raises LoadError, and the iterator goes on after it.  Raise InvalidArgument for what can't
+        be understood.
+        """
+        self._ensure_open()
+        asked = filters(state, name, id, kind, where, since, before, fields)
+        return Selected(self.store, self._index, asked)
+
+    def log(
+        self,
+        *,
+        state: Names | None = None,
+        name: str | re.Pattern[str] | None = None,
+        since: Time | None = None,
+        before: Time | None = None,
+        last: int | None = None,
+        follow: bool = False,
+        interval: float = 0.5,
+    ) -> Iterator[LogEntry]:
+        """Give the events of all tasks, also of those inside collections, in the order of time.
+
+        Events at the same time come in the order in which the tasks were added.  One whose time
+        isn't known comes first; a task without a history has one such event, of its state.  What
+        is read are the records: fields that were changed and not saved don't count.
+
+        Args:
+            state: one state or several of them; other events are left out.
+            name: a regular expression that is searched for in the `jobname`.
+            since: leave out what was before that time, given as in `select`.
+            before: leave out what was not before that.
+            last: give only so many, the last ones.
+            follow: then wait for what comes, and give it.  Each event that is in the history of a
+                task is given once: those of tasks that are new or haven't TERMINATED within the
+                interval, of others when it is their turn (a twentieth of the time is spent on
+                that).  What comes at once is in order; what was late comes late.  It ends when
+                the session is destroyed or moved.
+            interval: seconds between two looks at the session, more where a look takes long.
+
+        The memory that it takes doesn't depend on how many there are (but for some bits a task).
+        Raise LoadError for each task that can't be read, before all others; the iterator goes on
+        after it.
+        """
+        from ..query.event_log import log  # what few programs use
+
+        self._ensure_open()
+        return log(self, filters(state, name, since=since, before=before), last, interval if follow else None)
+
+    def watch(self, interval: float = 2.0) -> Iterator[Progress]:
+        """Give how far the session has come, now and every *interval* seconds until all tasks have TERMINATED.
+
+        Counts, rate, time left and the latest failures cost the same however many tasks there are.
+        It ends, too, when the session is destroyed or moved; an empty session is waited for.
+        """
+        from ..query.progress import watch  # what few programs use
+
+        self._ensure_open()
+        if not interval > 0:
+            raise InvalidArgument(f"interval must be seconds between two looks, more than 0, not {interval!r}")
+        return watch(self, interval)
+
+    def _is_there(self) -> bool:
+        """Return whether the session is still where it was opened, and the same."""
+        return not self._closed
+
+    # -- saving
+
+    def save(self, obj: Persistable, *, force: bool = False) -> str:
+        """Write *obj* to the store, durably; return its ID.  It isn't added to the session.
+
+        Raise ConflictError if its record has changed since it was loaded; *force* overwrites it.
+        """
+        with self._unit(True):
+            self.store.stage(obj, force=force)
+            return str(obj.persistent_id)
+
+    def save_all(self, flush: bool = True) -> None:
+        """Save all objects of this session's store that have unsaved changes.
+
+        Raise ConflictError, with nothing written, if the record of one has changed since it was
+        loaded: `refresh` or `save(obj, force=True)` those of its `ids`, and call again.
+        """
+        with self._unit(flush):
+            self.store.stage_changed()
+
+    def refresh(self, obj: Persistable) -> None:
+        """Take over the stored state of *obj*; what was changed in it since is given up."""
+        self._ensure_open()
+        self.store.refresh(obj)
+
+    def flush(self) -> None:
+        """Write the batch: all that was done with `flush=False`.
+
+        If it raises StoreFull the batch is kept: make room and flush again.
+        """
+        self._ensure_open()
+        self.store.flush()
+        self._tend_mirror()
+
+    def _tend_mirror(self) -> None:
+        """Have the mirror mended, if there is one and it is stale."""
+
+    @signal_safe
+    def transaction(self) -> Iterator[Self]:
+        """`with` this, what is done to the session is written whole at the end, or not at all.
+
+        If the block or the writing raises, the session is as before, in memory, too; the
+        objects' own fields stay as they are.  Other threads wait until it ends.
+        """
+        with self._unit(True):
+            yield self
+
+    def compact(self, *, progress: OnProgress = no_progress) -> Compacted:
+        """Give back the room that the store's file doesn't need, and return how large it was and is.
+
+        The batch is written first.  A store that several sessions share is compacted as a whole.
+        Other threads wait meanwhile; whatever ends the process leaves the old file or the new one.
+
+        Args:
+            progress: called with how much has been done, and how much there is.
+
+        Raise StoreInUse if another process has the store open, StoreFull if there is no room for
+        the new file beside the old one: nothing has changed then.
+        """
+        self._ensure_writable()
+        with self.store.lock:
+            self.flush()
+            return self.store.tables.compact(progress)
+
+    # -- ending
+
+    def close(self) -> None:
+        """Write the batch and close the session.  Closing twice does nothing.
+
+        If the writing fails the session stays open.
+        """
+        store = self.store
+        with store.lock:
+            if not self._closed:
+                if store.read_only:
+                    self._index.reset()
+                else:
+                    store.flush()
+                    self._tidy()
+                self._closed = True
+            # From here on it can be gone on with: a signal's handler may have kept it from that.
+            if self._index in store.indexes:
+                store.indexes.remove(self._index)
+        if self._owns_store:
+            store.close()
+
+    def _tidy(self) -> None:
+        """Do what is to be done before closing."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, cls: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # -- checks
+
+    def _unit(self, flush: bool) -> AbstractContextManager[None]:
+        self._ensure_open()
+        return self.store.unit(flush=flush)
+
+    def _ensure_open(self) -> None:
+        if self._closed:
+            raise ClosedError(f"the session {self.name!r} is closed; open it again")
+
+    def _ensure_writable(self) -> None:
+        self._ensure_open()
+        self.store.ensure_writable()
+
+
+class TasksByID(Mapping[str, Any]):
+    """The tasks of a session by ID; nothing is loaded before it is asked for."""
+
+    def __init__(self, session: SessionBase) -> None:
+        self._session = session
+
+    def __getitem__(self, task_id: str) -> Any:
+        return self._session[task_id]
+
+    def __iter__(self) -> Iterator[str]:
+        return self._session.ids()
+
+    def __len__(self) -> int:
+        return len(self._session)
+
+    def __contains__(self, task_id: object) -> bool:
+        return isinstance(task_id, str) and task_id in self._session
+
+    def __repr__(self) -> str:
+        return f"<{len(self)} tasks of {self._session!r}>"

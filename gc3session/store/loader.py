@@ -1,0 +1,209 @@
+"""From records to objects: one object for each record, as long as it is alive."""
+
+from __future__ import annotations
+
+import functools
+import weakref
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any
+from weakref import ref
+from zlib import crc32
+
+import msgpack
+
+from ..errors import CorruptRecord
+from ..format.frame import revision_of, schema_number, unseal
+from ..format.schema import PERSISTABLE, Schema
+from ..records.codec import fill, layout_for
+from ..records.values import DAMAGE, REFERENCE, Decoder
+from ..tables.interface import Reader
+from ..tasks import Persistable, Unreadable, adoptions
+
+if TYPE_CHECKING:
+    from .store import Store
+
+_UNREADABLE = Schema(0, "", "Unreadable", PERSISTABLE, ())
+
+
+class _Reference(Exception):
+    """Raised where a record refers to another."""
+
+
+class Loader:
+    """Builds the objects of a store.
+
+    An object that is referred to is made at once, but empty (a *shell*), and filled when its
+    turn comes: so cycles work, and a chain of any length needs no recursion.
+
+    Args:
+        store: what the objects belong to.
+        reading: opens the newest committed state.
+        record: (reader, N) -> the record, or None.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        reading: Callable[[], AbstractContextManager[Reader]],
+        record: Callable[[Reader, int], bytes | None],
+    ) -> None:
+        self._store = weakref.ref(store)
+        self._reading = reading
+        self._record = record
+        self._decoder = Decoder(self._resolve)
+        self.live: dict[int, weakref.ref[Persistable]] = {}
+        self.limit = 1024
+        self._builders: dict[int, tuple[Callable[..., Persistable], Schema]] = {}  # by schema number
+        self._adopted = 0
+        self._unpack = functools.partial(msgpack.unpackb, strict_map_key=False, ext_hook=self._build_plain)
+        self._shells: dict[int, Persistable] = {}
+        self._to_fill: list[tuple[int, bytes]] = []
+
+    def living(self, number: int) -> Persistable | None:
+        """Return the object of record N if it is alive."""
+        ref = self.live.get(number)
+        return None if ref is None else ref()
+
+    def note(self, number: int, obj: Persistable) -> None:
+        """Remember the object of record N, without keeping it alive."""
+        self.live[number] = ref(obj)
+        if len(self.live) > self.limit:
+            self.sweep()
+
+    def sweep(self) -> None:
+        """Drop what is dead; as this is done when that may be half of all, it costs little."""
+        for number in [number for number, held in self.live.items() if held() is None]:
+            del self.live[number]
+        self.limit = max(1024, 2 * len(self.live))
+
+    def notice_classes(self) -> None:
+        """Forget the builders if there are other classes than when they were noted."""
+        if self._adopted != adoptions():
+            self._builders.clear()
+            self._adopted = adoptions()
+
+    def quick(self, number: int, record: bytes) -> Persistable | None:
+        """Return a new object for a record: the short way, for very many.
+
+        Return None if that takes the long way (`load`): the object is alive, refers to others,
+        its class has changed since or isn't here, or the record is damaged.
+        """
+        held = self.live.get(number)
+        if held is not None and held() is not None:
+            return None
+        body = record[4:]
+        if crc32(body, number & 0xFFFFFFFF) != int.from_bytes(record[:4], "big"):
+            return None
+        try:
+            schema_number, revision, values = self._unpack(body)
+            build, schema = self._builders[schema_number]
+            obj: Persistable = build(values, self._store(), number, revision, schema)
+        except (_Reference, CorruptRecord, *DAMAGE):
+            return None
+        self.live[number] = ref(obj)
+        if len(self.live) > self.limit:
+            self.sweep()
+        return obj
+
+    def _build_plain(self, code: int, data: bytes) -> Any:
+        if code == REFERENCE:
+            raise _Reference
+        return self._decoder.build(code, data)
+
+    def load(self, number: int, record: bytes) -> Persistable:
+        """Return the object of a record, with all that it refers to.
+
+        One that is alive and has no unsaved changes takes over what has been stored since.
+        Raise LoadError if the record can't be read.
+        """
+        obj = self.living(number)
+        if obj is not None:
+            if not obj.changed and revision_of(record) > obj._revision:
+                self.refill(obj, record)
+            return obj
+        self.notice_classes()
+        obj = self.quick(number, record)
+        if obj is not None:
+            return obj
+        try:
+            obj = self._build(number, record)
+            while self._to_fill:
+                self._build(*self._to_fill.pop())
+            return obj
+        finally:
+            self._shells.clear()
+            self._to_fill.clear()
+
+    def refill(self, obj: Persistable, record: bytes) -> None:
+        """Set the fields of *obj* to those in its record."""
+        try:
+            schema, revision, values = self._decode(obj._number, record)
+            fill(obj, schema, values, revision)
+            while self._to_fill:
+                self._build(*self._to_fill.pop())
+        finally:
+            self._shells.clear()
+            self._to_fill.clear()
+
+    def _build(self, number: int, record: bytes) -> Persistable:
+        schema, revision, values = self._decode(number, record)
+        layout = layout_for(schema)
+        obj = self._shells.get(number)
+        if obj is None and layout.fields == schema.fields and not layout.generic:
+            self._builders[schema.number] = layout.build, schema
+            obj = layout.build(values, self._store(), number, revision, schema)
+        else:
+            if obj is None:
+                obj = self._shell(layout.cls, number, schema)
+            fill(obj, schema, values, revision)
+        self.note(number, obj)
+        return obj
+
+    def _decode(self, number: int, record: bytes) -> tuple[Schema, int, list[Any]]:
+        parts = self._decoder.unpack(unseal(number, record))
+        try:
+            schema_number_, revision, values = parts
+            schema = self._schema(schema_number_)
+            if len(values) != len(schema.fields):
+                raise ValueError(f"{len(values)} values for {len(schema.fields)} fields")
+        except (ValueError, TypeError, AttributeError) as error:
+            raise CorruptRecord(f"it is not a record: {error}") from error
+        return schema, revision, values
+
+    def _schema(self, number: int) -> Schema:
+        store = self._store()
+        assert store is not None
+        schema = store.schemas.known(number)
+        if schema is None:
+            with self._reading() as reader:
+                schema = store.schemas.get(number, reader)
+        return schema
+
+    def _shell(self, cls: type[Persistable], number: int, schema: Schema) -> Persistable:
+        obj: Persistable = object.__new__(cls._quiet)
+        obj._store, obj._number, obj._revision, obj._schema = self._store(), number, 0, schema
+        obj._stored_state, obj._leftover, obj.changed = "", None, False
+        obj.__class__ = cls
+        return obj
+
+    def _resolve(self, number: int) -> Persistable:
+        """Return the object that a reference means; called while its holder is decoded."""
+        obj = self.living(number) or self._shells.get(number)
+        if obj is not None:
+            return obj
+        schema = _UNREADABLE
+        try:
+            with self._reading() as reader:
+                record = self._record(reader, number)
+            if record is None:
+                raise CorruptRecord("there is no such record in the store")
+            schema = self._schema(schema_number(record))
+            unseal(number, record)
+        except CorruptRecord as error:
+            obj = self._shell(Unreadable, number, schema)
+            object.__setattr__(obj, "reason", str(error))
+            return obj
+        obj = self._shells[number] = self._shell(layout_for(schema).cls, number, schema)
+        self._to_fill.append((number, record))
+        return obj

@@ -1,0 +1,231 @@
+"""What a store reads: records and objects, the committed ones and over them those of the batch."""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from abc import abstractmethod
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import msgpack
+
+from ..errors import ClosedError, CommitUnknown, CorruptRecord, InvalidArgument, LoadError, NotFound, UnknownFormat
+from ..format.frame import FORMAT, RECORD_KEY, schema_number_or_0, values_of
+from ..format.schema import PERSISTABLE
+from ..index.entries import moved_key
+from ..index.index import Index
+from ..records.batch import Batch
+from ..records.ids import parse_id
+from ..records.schemas import Schemas
+from ..records.sequence import NEXT_KEY
+from ..tables.interface import META, RECORDS, Reader, Tables, Writer
+from ..tasks import Persistable
+from .loader import Loader
+
+if TYPE_CHECKING:
+    from ..index.entries import Entry
+
+_FORMAT_KEY, _STORE_KEY = b"format", b"store"
+_key = RECORD_KEY.pack
+
+
+class StoreReading:
+    """The reading half of a store.
+
+    Attributes:
+        tables: where all is kept.
+        schemas, loader: what has been read from them.
+        batch: what is not written yet.
+        indexes: of the sessions that use the store here.
+        lock: held for each operation; threads may share a store.
+    """
+
+    tables: Tables
+    schemas: Schemas
+    loader: Loader
+    batch: Batch
+    indexes: list[Index]
+    lock: threading.RLock
+    _identity: bytes | None
+    _doubt: CommitUnknown | None
+    """A commit of which it is not known yet whether it went through; the batch is what it was to write."""
+    _closed: bool
+
+    @property
+    def url(self) -> str:
+        """Where the store is, as `make_store` takes it."""
+        return self.tables.url
+
+    @property
+    def read_only(self) -> bool:
+        """Whether the store was opened so that it is never written."""
+        return self.tables.read_only
+
+    @property
+    def identity(self) -> bytes | None:
+        """16 bytes that were drawn when the store was made; None before that."""
+        if self._identity is None:
+            with self.reading():
+                pass
+        return self._identity
+
+    def is_same(self, other: object) -> bool:
+        """Return whether *other* is at the same place: a copy of a store has its identity, too."""
+        return self is other or (
+            isinstance(other, StoreReading)
+            and self.url == other.url
+            and self.identity == other.identity
+            and self.identity is not None
+        )
+
+    @abstractmethod
+    def _settle(self) -> None:
+        """Find out what became of a commit in doubt.  Raise StoreUnreachable if that can't be known yet."""
+
+    # -- reading
+
+    def reading(self) -> Any:
+        """Return the newest committed state, for `with`.  Raise UnknownFormat if it isn't ours."""
+        if self._closed:
+            raise ClosedError(f"the store {self.url} is closed; open it again")
+        if self._doubt is not None:
+            self._settle()
+        if self._identity is None and self.tables.exists():
+            with self.tables.read() as reader:
+                self._check_format(reader)
+        return self.tables.read()
+
+    def _check_format(self, reader: Reader) -> None:
+        data = reader.get(META, _FORMAT_KEY)
+        if data != msgpack.packb(FORMAT):
+            raise UnknownFormat(
+                f"the store {self.url} has the format version {_shown(data)}; this version of gc3session"
+                f" knows version {FORMAT} only: upgrade gc3session"
+            )
+        self._identity = reader.get(META, _STORE_KEY)
+
+    def _on_create(self, writer: Writer) -> None:
+        items = [(_FORMAT_KEY, msgpack.packb(FORMAT)), (_STORE_KEY, uuid.uuid4().bytes), (NEXT_KEY, _key(1))]
+        writer.put(META, items)
+
+    @staticmethod
+    def expect_records(reader: Reader, numbers: Iterable[int]) -> None:
+        """Tell the reader that the records of all of these Ns will be read one by one."""
+        reader.expect(RECORDS, map(_key, numbers))
+
+    def record(self, reader: Reader, number: int) -> bytes | None:
+        """Return the record of N as this program sees it, or None."""
+        record = self.batch.records.get(number)
+        return reader.get(RECORDS, _key(number)) if record is None else record or None
+
+    def name_of(self, reader: Reader, number: int) -> str:
+        """Return what the ID of record N begins with."""
+        record = self.record(reader, number)
+        return "" if record is None else self.schemas.name(schema_number_or_0(record), reader)
+
+    def schema_number_of(self, reader: Reader, number: int) -> int:
+        """Return the schema number of record N; 0 if it can't be told."""
+        record = self.batch.records.get(number) or reader.get(RECORDS, _key(number))
+        return 0 if record is None else schema_number_or_0(record)
+
+    def state_of(self, reader: Reader, number: int) -> str | None:
+        """Return the state of record N as this program sees it; None if it can't be told."""
+        state = self.batch.states.get(number)
+        return self.committed_state(reader, number) if state is None else state
+
+    def committed_state(self, reader: Reader, number: int) -> str | None:
+        """Return the state in the committed record N; None if it can't be told."""
+        record = reader.get(RECORDS, _key(number))
+        if record is None:
+            return None
+        try:
+            schema_number_, _, values = values_of(number, record)
+            schema = self.schemas.get(schema_number_, reader)
+            return "" if schema.kind == PERSISTABLE else str(values[schema.fields.index("state")])
+        except (CorruptRecord, LookupError, ValueError):
+            return None
+
+    def records(self, reader: Reader, entries: list[Entry]) -> list[bytes | None]:
+        """Return the records of some entries, None for each that is gone."""
+        keys = [_key(number) for _, number, _ in entries]
+        items = reader.get_many(RECORDS, keys)
+        found: list[bytes | None]
+        if len(items) == len(keys):
+            found = [record for _, record in items]
+        else:
+            by_key = dict(items)
+            found = [by_key.get(key) for key in keys]
+        if self.batch.records:
+            staged = [self.batch.records.get(number) for _, number, _ in entries]
+            found = [a if b is None else b or None for a, b in zip(found, staged, strict=True)]
+        return found
+
+    def objects(self, entries: list[Entry], records: list[bytes | None]) -> list[Persistable | LoadError]:
+        """Return the objects of some entries, in their order.
+
+        A LoadError stands in the place of one that can't be loaded; one whose record is gone is
+        left out.  No transaction may be open: a class's `upgrade_record` is the user's code.
+        """
+        loaded: list[Persistable | LoadError] = []
+        self.loader.notice_classes()
+        quick = self.loader.quick
+        for (_, number, schema), record in zip(entries, records, strict=True):
+            if record is not None:
+                obj = quick(number, record)
+                loaded.append(self._object(number, schema, record) if obj is None else obj)
+        return loaded
+
+    def _object(self, number: int, schema: int, record: bytes) -> Persistable | LoadError:
+        try:
+            return self.loader.load(number, record)
+        except LoadError as error:
+            with self.reading() as reader:
+                id_ = f"{self.schemas.name(schema, reader)}.{number}"
+            failure = type(error)(f"{id_} in {self.url}: {error}", id_)
+            failure.__cause__ = error
+            return failure
+
+    def moved_to(self, identity: bytes) -> str | None:
+        """Return where a session is that has left this store, as `store.url` says it; None if it hasn't."""
+        with self.reading() as reader:
+            moved = reader.get(META, moved_key(identity))
+        return None if moved is None else moved.decode("ascii", "replace")
+
+    # -- IDs
+
+    @staticmethod
+    def number_of(id_: str) -> int:
+        """Return the N of an ID.  Raise NotFound if it can't be one."""
+        return (parse_id(id_) or StoreReading._no_id(id_))[1]
+
+    @staticmethod
+    def _no_id(id_: object) -> NoReturn:
+        raise NotFound(f"{id_!r} is not an ID: they are of the form ClassName.N")
+
+    def _not_found(self, id_: str) -> NotFound:
+        return NotFound(f"there is no object {id_} in {self.url}; Store.list() gives the IDs of all", id_)
+
+    def own_number(self, obj: Persistable) -> int | None:
+        """Return the N of *obj* in this store, or None if it has no ID yet.
+
+        Raise InvalidArgument if it isn't a persistable, or belongs to another store.
+        """
+        if not isinstance(obj, Persistable):
+            raise InvalidArgument(
+                f"only objects of attrs classes derived from Persistable or Task can be stored, not {obj!r}"
+            )
+        if obj._store is None:
+            return None
+        if not self.is_same(obj._store):
+            raise InvalidArgument(
+                f"{obj!r} belongs to the store {obj._store.url}; store a copy of it here (copy.copy)"
+            )
+        return obj._number
+
+
+def _shown(version: bytes | None) -> str:
+    try:
+        return str(msgpack.unpackb(version or b""))
+    except (ValueError, msgpack.UnpackException):
+        return repr(version)

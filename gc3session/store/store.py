@@ -1,0 +1,543 @@
+"""The store: objects kept by their IDs, over any tables of bytes.
+
+What a session's calls change goes into the batch first: objects are encoded, get their IDs and
+are seen by this program at once.  A *unit* is a change that is staged whole or not at all; a
+commit writes the batch, records and index together, in one transaction.
+"""
+
+from __future__ import annotations
+
+import atexit
+import builtins
+import os
+import sys
+import threading
+import warnings
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from functools import partial
+from typing import Any
+from weakref import ref
+
+from ..errors import CommitUnknown, ConflictError, Error, InvalidArgument, LoadError, MirrorWarning, WriteError
+from ..format.frame import RECORD_KEY, revision_of, schema_number_or_0
+from ..index.entries import moved_key
+from ..index.index import Index
+from ..index.index_writer import Ledger
+from ..records.batch import NO_SLOTS, REMOVED, Batch, set_slots
+from ..records.codec import layout_of
+from ..records.ids import parse_id
+from ..records.schemas import Schemas
+from ..records.sequence import NumberSequence, NumbersNeeded
+from ..records.values import Encoder
+from ..system.forks import STORES, Lock, at_fork
+from ..system.gc_pause import no_collection
+from ..tables.interface import META, RECORDS, Tables, Writer
+from ..tables.urls import make_tables
+from ..tasks import Persistable, set_changed
+from ..text import escaped
+from .early_sending import Sending
+from .loader import Loader
+from .staging import StoreStaging
+
+DEFAULT_BATCH_BYTES = 64 << 20
+
+_CHUNK = 512
+_MANY = 1000
+_key = RECORD_KEY.pack
+
+
+class Store(StoreStaging):
+    """Objects kept by their IDs (`ClassName.N`); any number of sessions may share it.
+
+    Args:
+        tables: the tables of bytes to keep them in.
+        batch_bytes: bytes of memory at which what was done with `flush=False` is written.
+
+    Threads may share a store.  Make one with `make_store`.
+    """
+
+    def __init__(self, tables: Tables, *, batch_bytes: int = DEFAULT_BATCH_BYTES) -> None:
+        if not isinstance(batch_bytes, int) or batch_bytes < 1:
+            raise InvalidArgument(f"batch_bytes must be a positive int, not {batch_bytes!r}")
+        self._closed = True  # until it is open
+        self.tables = tables
+        self.batch_bytes = batch_bytes
+        self.schemas = Schemas(tables)
+        self.sequence = NumberSequence(tables)
+        self.batch = Batch()
+        self.indexes: builtins.list[Index] = []
+        self.changed: dict[int, Persistable] = {}
+        self.loader = Loader(self, self.reading, self.record)
+        self.lock = threading.RLock()
+        self._encoder = Encoder(self._refer)
+        self._journal: list[tuple[Any, Any, Any]] = []  # for stage_new
+        self._pending: builtins.list[Persistable] = []
+        self._identity: bytes | None = None
+        self._doubt: CommitUnknown | None = None
+        self._sending: Sending | None = None
+        self._closed = False
+        self._pid = os.getpid()
+        tables.on_create = self._on_create
+        try:
+            _stores[id(self)] = self
+            if tables.exists():
+                with self.reading():
+                    pass
+        except BaseException:
+            self._closed = True
+            tables.close()
+            raise
+
+    # -- the public operations
+
+    def save(self, obj: Persistable, *, force: bool = False) -> str:
+        """Write *obj*, and what it refers to if that is new or changed; return its ID.
+
+        Raise UnstorableValue if it holds what can't be stored, ConflictError if its record has
+        changed since it was loaded (unless *force*), StoreFull if there is no room.  If it
+        raises, nothing has changed.
+        """
+        with self.unit(flush=True):
+            self.stage(obj, force=force)
+            return str(obj.persistent_id)
+
+    def load(self, id_: str) -> Persistable:
+        """Return the object stored as *id_*; the same object as before if that is alive.
+
+        Raise NotFound if there is none, CorruptRecord if its record is damaged, LoadError if its
+        class can't take it.
+        """
+        name, number = parse_id(id_) or self._no_id(id_)
+        with self.lock:
+            record = self.batch.records.get(number)
+            if record is None:
+                record = self._committed(number)
+            if not record:
+                raise self._not_found(id_)
+            try:
+                obj = self.loader.load(number, record)
+            except LoadError as error:
+                raise type(error)(f"{id_} in {self.url}: {error}", id_) from error
+            if obj._schema.name != name:  # type: ignore[union-attr]
+                raise self._not_found(id_)
+            return obj
+
+    def _committed(self, number: int) -> bytes | None:
+        if self._closed or self._identity is None:
+            with self.reading() as reader:
+                return reader.get(RECORDS, _key(number))  # type: ignore[no-any-return]
+        return self.tables.get(RECORDS, _key(number))
+
+    def replace(self, id_: str, obj: Persistable) -> None:
+        """Write *obj* in place of the object stored as *id_*.
+
+        An *obj* without an ID becomes the object of that ID; one with another ID keeps that,
+        and is copied.  Raise NotFound if nothing is stored as *id_*.
+        """
+        with self.unit(flush=True):
+            number = self._existing(id_)
+            living = self.loader.living(number)
+            if self.own_number(obj) not in (None, number):
+                copy = type(obj).__new__(type(obj))
+                copy.__setstate__(obj.__getstate__())
+                obj = copy
+            elif living is not obj:
+                if living is not None:
+                    self._detach(living)
+                self.batch.set_item(self.loader.live, number, ref(obj))
+            name = id_.rpartition(".")[0]
+            schema = self.schemas.to_write(obj, layout_of(type(obj)), name)
+            if obj is not living:
+                self.batch.set_slots(obj, (self, number, 0, "", schema))
+            self.stage(obj, force=True)
+
+    def remove(self, id_: str) -> None:
+        """Delete the object stored as *id_* and, of a collection, the tasks in it.
+
+        They leave every session that held them.  Raise NotFound if there is none.
+        """
+        with self.unit(flush=True):
+            self.stage_removals([self._existing(id_)])
+
+    def _existing(self, id_: str) -> int:
+        """Return the N of an ID.  Raise NotFound if nothing is stored as that."""
+        number = self.number_of(id_)
+        with self.reading() as reader:
+            if self.record(reader, number) is None or self.name_of(reader, number) != id_.rpartition(".")[0]:
+                raise self._not_found(id_)
+        return number
+
+    def list(self) -> Iterator[str]:
+        """Give the IDs of all objects, in the order in which they were first saved."""
+        after = 0
+        while True:
+            with self.lock, self.reading() as reader:
+                items = reader.scan(RECORDS, _key(after + 1), _CHUNK)
+                found = [(RECORD_KEY.unpack(key)[0], record) for key, record in items]
+                last = found[-1][0] if len(found) == _CHUNK else None
+                fresh = [
+                    (number, record)
+                    for number, record in self.batch.records.items()
+                    if number > after and (last is None or number <= last) and number not in self.batch.bases
+                ]
+                ids = [
+                    f"{self.schemas.name(schema_number_or_0(record), reader)}.{number}"
+                    for number, record in sorted({**dict(found), **dict(fresh)}.items())
+                    if self.batch.records.get(number) != REMOVED
+                ]
+            yield from ids
+            if last is None:
+                return
+            after = last
+
+    def invalidate_cache(self) -> None:
+        """Forget which objects are alive: whatever is loaded next is a new object."""
+        with self.lock:
+            self.loader.live.clear()
+
+    def pre_fork(self) -> None:
+        """Write the batch and close the files; the next use opens them again.
+
+        `os.fork` needs no such call; a fork that Python does not know of does.
+        """
+        with self.lock:
+            self.flush()
+            self.tables.suspend()
+
+    def post_fork(self) -> None:
+        """Begin afresh in a child that was forked without Python's knowledge; see `pre_fork`."""
+        if os.getpid() != self._pid:
+            self.after_fork_in_child()
+
+    def flush(self) -> None:
+        """Write the batch.  If that fails the batch is kept."""
+        with self.lock:
+            if self.batch.journal is not None:
+                raise InvalidArgument("flush() inside a transaction: it is written as a whole at its end")
+            self.commit()
+
+    def refresh(self, obj: Persistable) -> None:
+        """Take over the stored state of *obj*; what was changed in it since is given up.
+
+        Raise NotFound if its record was removed: the object then has no ID any more.
+        """
+        with self.lock:
+            number = self.own_number(obj)
+            if number is None:
+                raise InvalidArgument(f"{obj!r} was never saved: there is nothing to refresh it from")
+            staged = bool(self.batch.records.get(number)) and not self.batch.is_new(number)
+            # A staged record is given up only once the stored one has been taken over.
+            with self.unit(flush=False, room=False) if staged else nullcontext():
+                if staged:
+                    self.batch.unstage(number)
+                with self.reading() as reader:
+                    record = self.record(reader, number)
+                failure: Error | None = None
+                if record is None:
+                    failure = self._not_found(str(obj.persistent_id))
+                    self._detach(obj)
+                else:
+                    try:
+                        self.loader.refill(obj, record)
+                        self.changed.pop(id(obj), None)
+                    except LoadError as error:  # what was staged is given up all the same
+                        failure = error
+            if failure is not None:
+                raise failure
+
+    def close(self) -> None:
+        """Write the batch and close the files.  Closing twice does nothing."""
+        with self.lock:
+            if not self._closed:
+                if not self.read_only:
+                    self.flush()
+                    if self.tables.exists():
+                        self.sequence.give_back()
+                self._closed = True
+            self.tables.close()  # again, too: a signal's handler may have kept it from that
+
+    def discard(self) -> None:
+        """Close the store without writing the batch: it is about to be deleted."""
+        with self.lock:
+            self._closed = True
+            self.drop_ahead()
+            self.batch = Batch()
+            self.tables.discard()
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Store {escaped(self.url)}>"
+
+    def __del__(self) -> None:
+        if not getattr(self, "_closed", True) and self.batch.records and self._pid == os.getpid():
+            warnings.warn(
+                f"{self!r} was dropped without flush() or close(): {len(self.batch.records)} records that were"
+                " to be written later are lost",
+                ResourceWarning,
+                stacklevel=1,
+                source=self,
+            )
+
+    # -- writing
+
+    def commit(self) -> None:
+        """Write the batch, records and indexes in one transaction; keep it if that fails."""
+        if not self.batch.records and not any(index.joined or index.left for index in self.indexes):
+            return
+        self.write(lambda ledger, writer: None)
+
+    def write(self, more: Callable[[Ledger, Writer], None], *, numbers: bool = True) -> None:
+        """Write the batch, and what *more* does, in one transaction.
+
+        Unless *numbers* is False a block of numbers for new records is taken along when few are left.
+        """
+
+        def unit(writer: Writer, sending: Sending | None = None) -> tuple[int, int] | None:
+            self._check_not_moved(writer)
+            ledger = Ledger(self, writer) if sending is None else sending.ledger()
+            self._write_batch(ledger, writer, sending)
+            more(ledger, writer)
+            ledger.finish(self.indexes)
+            return self.sequence.reserve(writer) if numbers and self.sequence.low() else None
+
+        self._settle()
+        listeners = {index.identity: index.listener for index in self.indexes if index.listener is not None}
+        try:
+            if self.tables.side_by_side:
+                for _, listener in sorted(listeners.items()):
+                    listener.lock()
+            if len(self.batch.records) < _MANY:
+                self._transact(unit)
+            else:
+                with no_collection():
+                    self._transact(unit)
+        finally:
+            try:
+                complaints = self._release_listeners()
+            finally:
+                self._release_listeners()  # if a signal's handler has kept it from that
+        self.tables.after_write()
+        for complaint in complaints:
+            if complaint:
+                warnings.warn(escaped(complaint), MirrorWarning, stacklevel=2)
+
+    def send_ahead(self, index: Index, numbers: builtins.list[int]) -> None:
+        """Send tasks that have been added last, and are about to be written, if the kind of store likes that."""
+        if self._sending is None:
+            ahead = self.tables.ahead()
+            if ahead is None:
+                return
+            self._sending = Sending(self, index, ahead)
+        self._sending.send(index, numbers)
+
+    @property
+    def sends_ahead(self) -> bool:
+        """Whether something was sent ahead and may yet be written."""
+        return self._sending is not None
+
+    def go_on_ahead(self) -> None:
+        """Have what was sent ahead go on its way; to be called often."""
+        if self._sending is not None:
+            self._sending.ahead.go_on()
+
+    def drop_ahead(self) -> None:
+        """Give up what `send_ahead` has sent, unless it has been written."""
+        with self.lock:
+            if self._sending is not None:
+                self._sending.give_up()
+                self._sending = None
+
+    def _transact(self, unit: Callable[..., tuple[int, int] | None]) -> None:
+        sending = self._sending
+        write = partial(self.tables.write, unit)
+        try:
+            if sending is not None and sending.is_part():
+                write = partial(sending.ahead.write, partial(unit, sending=sending), unit)
+            elif sending is not None:
+                sending.give_up()
+            while True:
+                try:
+                    write(self._after_commit, self._release_listeners)
+                    return
+                except NumbersNeeded as needed:
+                    self.sequence.stock(needed.count)
+                    write = partial(self.tables.write, unit)
+                except BaseException:  # also of a signal's handler, while the server was waited for
+                    self._doubt = self.tables.doubt
+                    raise
+        finally:
+            self.drop_ahead()
+
+    def _settle(self) -> None:
+        """Find out what became of a commit during which the server was lost."""
+        if self._doubt is not None and self._doubt.went_through():
+            self._after_commit(None)
+        self._doubt = None
+
+    def _release_listeners(self) -> builtins.list[str]:
+        """Have all mirrors unlocked; return what to warn of."""
+        return [index.listener.release() for index in self.indexes if index.listener is not None]
+
+    def _check_not_moved(self, writer: Writer) -> None:
+        for index in self.indexes:
+            moved = writer.get(META, moved_key(index.identity))
+            if moved is not None:
+                where = moved.decode("ascii", "replace").partition("#")[0]
+                raise WriteError(
+                    f"a session that is open here has moved from {self.url} to {where}; nothing was written. Close"
+                    " it and open it again"
+                )
+
+    def _after_commit(self, block: tuple[int, int] | None) -> None:
+        if block is not None:
+            self.sequence.took(block)
+        self.batch.clear()
+        for index in self.indexes:
+            index.reset()
+        for index in self.indexes:
+            if index.listener is not None:
+                index.listener.apply()
+
+    def _write_batch(self, ledger: Ledger, writer: Writer, sending: Sending | None) -> None:
+        sent: dict[int, bytes] = {} if sending is None else sending.sent
+        records, states = self.batch.records, self.batch.states
+        updates = sorted(self.batch.updates())
+        if updates:
+            self._check_conflicts(writer, updates)
+        removed = sorted(self.batch.removals())
+        self.expect_records(writer, removed)
+        held = ledger.holdings(removed) if removed else []
+        ledger.expect(held)
+        for number, holding in held:
+            ledger.leave(holding, number, self.committed_state(writer, number))
+        for index in self.indexes:
+            index.write_left(ledger, writer)
+        ledger.take_away()
+        writer.delete(RECORDS, map(_key, removed))
+        for index in self.indexes:
+            index.write_joined(ledger, writer, sent if sending is not None and index is sending.index else {})
+        moves: dict[tuple[str, str], builtins.list[int]] = {}
+        for number in updates:
+            before, after = self.batch.bases[number][1], states[number]
+            if before != after:
+                moves.setdefault((before, after), []).append(number)
+        if moves:
+            ledger.move(moves)
+        bases = self.batch.bases
+        if updates:
+            writer.put(RECORDS, [(_key(number), records[number]) for number in updates])
+        new: builtins.list[int] = []
+        if len(sent) < len(records):
+            new = sorted(number for number in records if number not in bases and number not in sent)
+        writer.add(RECORDS, [(_key(number), records[number]) for number in new])
+
+    def _check_conflicts(self, writer: Writer, updates: builtins.list[int]) -> None:
+        """Raise ConflictError if a stored record isn't of the revision that the batch expects."""
+        bases, records = self.batch.bases, self.batch.records
+        conflicts: list[str] = []
+        for i in range(0, len(updates), _CHUNK):
+            numbers = updates[i : i + _CHUNK]
+            found = dict(writer.get_many(RECORDS, list(map(_key, numbers))))
+            for number in numbers:
+                record = found.get(_key(number))
+                if record is None or revision_of(record) != bases[number][0]:
+                    conflicts.append(f"{self.schemas.name(schema_number_or_0(records[number]), writer)}.{number}")
+        if conflicts:
+            shown = ", ".join(conflicts[:3]) + (f" and {len(conflicts) - 3} more" if len(conflicts) > 3 else "")
+            raise ConflictError(
+                f"{shown} changed or removed in {self.url} since loaded here; nothing was written. refresh()"
+                " takes over the stored state, save(force=True) overwrites it",
+                tuple(conflicts),
+            )
+
+    # -- fork
+
+    def after_fork_in_child(self) -> None:
+        """Begin afresh: the batch and the sequence's block stay the parent's."""
+        self._pid = os.getpid()
+        self.lock = threading.RLock()
+        self._doubt = None
+        staged, self.batch = self.batch, Batch()
+        for number in staged.records:
+            obj = self.loader.living(number)
+            if obj is None or obj._store is not self:
+                continue
+            if number in staged.bases:
+                set_slots(obj, (self, number, *staged.bases[number], obj._schema))
+            else:
+                set_slots(obj, NO_SLOTS)
+                self.loader.live.pop(number)
+            set_changed(obj, True)
+            if obj._store is not None:
+                self.note_changed(obj)
+        self.sequence.reset()
+        if self._sending is not None:
+            self._sending.ahead.forked()
+            self._sending = None
+        for index in self.indexes:
+            index.reset()
+            if index.listener is not None:
+                index.listener.forked()
+
+
+_stores: weakref.WeakValueDictionary[int, Store] = weakref.WeakValueDictionary()
+
+
+def _all_stores() -> list[Store]:
+    # Other threads may make stores meanwhile: `valuerefs` is a copy made at once.
+    return [store for ref_ in _stores.valuerefs() if (store := ref_()) is not None]
+
+
+def _locks() -> list[Lock]:
+    return [store.lock for store in _all_stores()]
+
+
+def _after_in_child() -> None:
+    for store in _all_stores():
+        store.after_fork_in_child()
+
+
+def _at_exit() -> None:
+    """Write what a program has left unflushed when it ends of its own accord."""
+    for store in _all_stores():
+        if store.batch.records and store.batch.journal is None and not store.read_only:
+            try:
+                store.flush()
+            except Error as error:
+                print(f"gc3session: {len(store.batch.records)} records are lost: {error}", file=sys.stderr)
+                store.discard()
+
+
+atexit.register(_at_exit)
+at_fork(STORES, _after_in_child, locks=_locks)
+
+
+# -- where stores are made -----------------------------------------------------
+
+
+def make_store(
+    url: str | os.PathLike[str],
+    *,
+    read_only: bool = False,
+    batch_bytes: int = DEFAULT_BATCH_BYTES,
+    **options: Any,
+) -> Store:
+    """Return the store at *url*; it is made by the first write.
+
+    Args:
+        url: `lmdb:///absolute/path`, `lmdb:relative/path`, or a path alone.
+        read_only: never write.
+        batch_bytes: bytes of memory at which what was done with `flush=False` is written.
+        options: those of the kind of store, for LMDB `map_size` (bytes) and
+            `allow_network_filesystem`.
+
+    Raise InvalidArgument for an unknown scheme or option, OpenError if it can't be opened.
+    """
+    return Store(make_tables(url, read_only=read_only, **options), batch_bytes=batch_bytes)

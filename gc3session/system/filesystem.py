@@ -1,0 +1,194 @@
+"""Which filesystem a path lies on, and files that survive a power cut."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import stat
+import threading
+from pathlib import Path
+from typing import IO
+
+from ..errors import StoreFull
+from ..text import size_text
+
+NETWORK_FILESYSTEMS = frozenset(
+    "9p acfs afs beegfs ceph cifs coda fhgfs fuse.ceph fuse.glusterfs fuse.sshfs gfs gfs2 glusterfs"
+    " gpfs lustre ncpfs nfs nfs4 ocfs2 orangefs panfs pvfs2 smb2 smb3 smbfs wekafs".split()
+)
+"""Types of filesystem whose memory maps and locks don't reach other machines."""
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""The system's error numbers for a full disk, a quota and a limit on the size of files."""
+
+_MOUNTINFO = "/proc/self/mountinfo"
+
+
+def filesystem_of(path: str, mountinfo: str = _MOUNTINFO) -> str | None:
+    """Return the type of the filesystem that *path* is on, such as 'ext4'.
+
+    None if the system does not tell.  *mountinfo* is in the format of proc(5).
+    """
+    real = os.path.realpath(path)
+    try:
+        lines = Path(mountinfo).read_bytes().decode(errors="surrogateescape").splitlines()
+    except OSError:
+        return None
+    best, type_ = -1, None
+    for line in lines:
+        left, dash, right = line.partition(" - ")
+        fields = left.split(" ")
+        if not dash or len(fields) < 5:
+            continue
+        mount = re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), fields[4])
+        inside = real == mount or real.startswith(mount.rstrip("/") + "/")
+        if inside and len(mount) >= best:  # of two on one place, the later hides the former
+            best, type_ = len(mount), right.split(" ")[0]
+    return type_
+
+
+def write_cache_of(path: str) -> str | None:
+    """Return how the disk of *path* caches what is written, 'write back' or 'write through'.
+
+    With 'write through' what has been written is on the disk; a cache that writes back holds it
+    until it is flushed.  None if the system doesn't tell.
+    """
+    device = os.stat(path).st_dev
+    block = f"/sys/dev/block/{os.major(device)}:{os.minor(device)}"
+    for directory in (block, os.path.join(os.path.realpath(block), "..")):  # a partition has its disk's
+        try:
+            return Path(directory, "queue", "write_cache").read_text().strip()
+        except OSError:
+            continue
+    return None
+
+
+def is_holes(status: os.stat_result) -> bool:
+    """Return whether a file claims far more bytes than it has on the disk: to read it would take for ever."""
+    return status.st_size > 100 * (512 * status.st_blocks + (1 << 20))
+
+
+def is_regular(path: str | os.PathLike[str]) -> bool:
+    """Return whether `opened_regular` opens *path*."""
+    try:
+        _check_regular(path, os.lstat(path))
+    except OSError:
+        return False
+    return True
+
+
+def opened_regular(path: str | os.PathLike[str]) -> IO[bytes]:
+    """Return the regular file *path*, open for reading.
+
+    Raise OSError if it is anything else, or all holes: a symbolic link leads elsewhere, a FIFO
+    waits for ever.
+    """
+    _check_regular(path, os.lstat(path))
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        _check_regular(path, os.fstat(fd))  # it may just have become another
+    except BaseException:
+        os.close(fd)
+        raise
+    return open(fd, "rb")
+
+
+def _check_regular(path: str | os.PathLike[str], status: os.stat_result) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, "not a regular file", os.fspath(path))
+    if is_holes(status):
+        raise OSError(errno.EFBIG, "all holes", os.fspath(path))
+
+
+def sync_directory(path: str) -> None:
+    """Write the names in the directory *path* to disk."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def make_directory(path: str) -> None:
+    """Make the directory *path*, and those above it; their names are on disk when it returns.
+
+    So they are if another process has just made some of them, and has not come to flushing them.
+    """
+    os.makedirs(path, exist_ok=True)
+    device = os.stat(path).st_dev
+    while (parent := os.path.dirname(path)) != path and os.stat(parent).st_dev == device:
+        try:
+            sync_directory(parent)
+        except PermissionError:
+            return  # who may not read it has made nothing in it
+        path = parent
+
+
+def sync_file(path: str) -> None:
+    """Write the contents of the file *path* to disk."""
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def touch(path: str | os.PathLike[str], time_ns: int) -> None:
+    """Set the time of change of a file, which is made if it is missing.  A symbolic link is not followed.
+
+    Of a file that has other names, too (hard links), a copy takes its place first: theirs keeps its time.
+    Raise OSError, or OverflowError for a time that the system doesn't have.
+    """
+    if os.path.lexists(path) and os.lstat(path).st_nlink > 1:
+        with opened_regular(path) as file:
+            contents = file.read()
+        write_durably(os.fspath(path), contents)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    fd = os.open(path, flags, 0o666)
+    try:
+        os.utime(fd, ns=(time_ns, time_ns))
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def write_durably(path: str, contents: bytes, *, replace: bool = True, mtime: float | None = None) -> None:
+    """Make *contents* those of the file *path*: after a power cut it is the old file or the new.
+
+    Its time of change is *mtime* (seconds since 1970), or now.  Raise FileExistsError if it is
+    there and *replace* is False.
+    """
+    directory = os.path.dirname(path)
+    temporary = f"{path}.{os.getpid()}.{threading.get_ident()}.tmp"
+    with contextlib.suppress(FileNotFoundError):  # of a process that had the same number
+        os.unlink(temporary)
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    try:
+        with open(fd, "wb") as file:
+            file.write(contents)
+            file.flush()
+            if mtime is not None:
+                os.utime(fd, (mtime, mtime))
+            os.fsync(fd)
+        if replace:
+            os.replace(temporary, path)
+        else:
+            os.link(temporary, path)
+    finally:
+        if not replace or os.path.lexists(temporary):
+            os.unlink(temporary)
+    sync_directory(directory)
+
+
+def require_room(directory: str, needed: int, what: str) -> None:
+    """Raise StoreFull if the filesystem of *directory* has no room for *needed* bytes: *what* takes them."""
+    status = os.statvfs(directory)
+    blocks = status.f_bfree if os.geteuid() == 0 else status.f_bavail
+    free = blocks * status.f_frsize
+    if free < needed:
+        raise StoreFull(
+            f"{what} takes {size_text(needed)}, and the filesystem of {directory} has {size_text(free)} free: make"
+            " room there, or choose another place"
+        )

@@ -1,0 +1,1 @@
+"""The tables on LMDB: an environment of files inside a directory."""

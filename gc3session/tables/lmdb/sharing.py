@@ -1,0 +1,107 @@
+"""Who has an environment open: its data file is replaced only while nobody has.
+
+Whoever opens an environment holds a shared `flock` on its directory for as long as it is open;
+whoever puts another data file in the place of the old one holds an exclusive one.  Programs that
+use LMDB alone don't know of that: LMDB itself has them hold a lock on the first byte of
+`lock.mdb`, which is taken, too.
+
+The lock on the first byte is the process's, and is lost as soon as it closes any descriptor of
+the file.  So it is only touched while this process has the environment closed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from ...errors import StoreInUse, WriteError
+from ...system.filesystem import is_regular
+from ...system.signals import signal_safe
+
+_LOCKS: Final = Path("/proc/locks")
+_LOCK_LINE: Final = re.compile(r"\d+: (?:FLOCK|POSIX) +\S+ +\S+ (\d+) [0-9a-f]+:[0-9a-f]+:(\d+) ")
+_BUSY: Final = (errno.EWOULDBLOCK, errno.EACCES)
+
+
+def share(directory: str) -> int:
+    """Return a descriptor of *directory*, locked so that its data file stays; -1 if that can't be had.
+
+    Wait while somebody replaces the file.  Only who may not list the directory, or has it on a
+    filesystem without such locks, goes without.
+    """
+    try:
+        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        return -1
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH)
+    except OSError:
+        os.close(fd)
+        return -1
+    except BaseException:  # a signal's handler, while it waits
+        os.close(fd)
+        raise
+    return fd
+
+
+@signal_safe
+def alone_with(directory: str) -> Iterator[None]:
+    """Within `with`, nobody opens the environment; this process must have it closed.
+
+    Raise StoreInUse at once if another process has it open.  Where `lock.mdb` is missing, or is no
+    file, nobody can hold a lock on it.
+    """
+    lock = os.path.join(directory, "lock.mdb")
+    opened: list[int] = []
+    try:
+        for path, flags in ((directory, os.O_RDONLY | os.O_DIRECTORY), (lock, os.O_RDWR)):
+            if path == lock and not is_regular(path):
+                continue
+            try:
+                fd = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+                opened.append(fd)
+                if path == directory:
+                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                else:
+                    fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1)
+            except OSError as error:
+                if error.errno in _BUSY:
+                    raise in_use(directory) from error
+                raise WriteError(
+                    f"{path} can't be locked ({error.strerror}), so its data file can't be replaced, and was not"
+                ) from error
+        yield
+    finally:
+        for fd in reversed(opened):  # who waits for the directory's lock takes that of `lock.mdb` next
+            os.close(fd)
+
+
+def in_use(directory: str, *, here: bool = False) -> StoreInUse:
+    """Return the error that tells who has the environment open: other processes, or with *here* this one."""
+    pids = (os.getpid(),) if here else users(directory)
+    who = f"by process {', '.join(map(str, pids))}" if pids else "by another process"
+    return StoreInUse(
+        f"{directory} is open {who}{', this one' if here else ''}; its data file can't be replaced meanwhile, and"
+        " was not. Close it there, and try again",
+        pids,
+    )
+
+
+def users(directory: str) -> tuple[int, ...]:
+    """Return the pids of other processes that have the environment open, as far as the system tells."""
+    inodes = set()
+    for path in (directory, os.path.join(directory, "lock.mdb")):
+        with contextlib.suppress(FileNotFoundError):
+            inodes.add(os.stat(path).st_ino)
+    try:
+        lines = _LOCKS.read_text().splitlines()
+    except OSError:
+        return ()
+    found = {int(match[1]) for line in lines if (match := _LOCK_LINE.match(line)) and int(match[2]) in inodes}
+    return tuple(sorted(found - {0, os.getpid()}))

@@ -1,0 +1,419 @@
+"""Tables of bytes on LMDB."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from itertools import islice, takewhile
+from typing import Any, TypeVar
+from urllib.parse import quote, unquote
+
+import lmdb
+
+from ...errors import ClosedError, CorruptStore, Error, InvalidArgument, NetworkFilesystemError, ReadOnlyError
+from ...system.filesystem import NETWORK_FILESYSTEMS, filesystem_of, sync_directory
+from ...system.number_set import Numbers
+from ...system.signals import signal_safe
+from ..interface import (
+    MALFORMED,
+    Compacted,
+    Contents,
+    Figure,
+    Item,
+    NoTables,
+    OnProgress,
+    Reader,
+    Salvaged,
+    Tables,
+    Writer,
+    no_progress,
+)
+from ..urls import register
+from .copying import compact, copy_data
+from .environment import (
+    DEFAULT_MAP_SIZE,
+    Environment,
+    Panic,
+    Transaction,
+    acquire,
+    alone_in,
+    discard,
+    release,
+    translated,
+)
+from .figures import figures, place
+from .gate import states
+
+T = TypeVar("T")
+
+
+class _LmdbReader(Reader):
+    """One LMDB transaction; what it hands out are copies, valid after its end."""
+
+    __slots__ = ("_env", "_tables", "_txn", "serial")
+
+    def __init__(self, txn: Transaction, tables: dict[str, Any], env: Environment | None = None) -> None:
+        self._txn = txn
+        self._env = env
+        self._tables = tables
+        self.serial = txn.id()
+
+    def newest(self) -> int:
+        return self.serial if self._env is None else self._env.newest()
+
+    def get(self, table: str, key: bytes) -> bytes | None:
+        return self._txn.get(key, db=self._tables[table])  # type: ignore[no-any-return]
+
+    def get_many(self, table: str, keys: Sequence[bytes]) -> list[Item]:
+        return self._txn.cursor(self._tables[table]).getmulti(keys)  # type: ignore[no-any-return]
+
+    def scan(self, table: str, start: bytes, limit: int | None = None, prefix: bytes = b"") -> list[Item]:
+        cursor = self._txn.cursor(self._tables[table])
+        if not (cursor.set_range(start) if start else cursor.first()):
+            return []
+        items = islice(cursor.iternext(), limit)
+        return list(takewhile(lambda item: item[0].startswith(prefix), items) if prefix else items)
+
+    def entries(self, table: str) -> int:
+        return self._txn.stat(self._tables[table])["entries"]  # type: ignore[no-any-return]
+
+    def values(self, table: str, key: bytes, start: bytes, limit: int) -> list[bytes]:
+        cursor = self._txn.cursor(self._tables[table])
+        return list(islice(cursor.iternext_dup(), limit)) if cursor.set_range_dup(key, start) else []
+
+    def first_values(self, table: str, key: bytes, starts: Iterable[bytes]) -> list[bytes | None]:
+        cursor = self._txn.cursor(self._tables[table])
+        find, value = cursor.set_range_dup, cursor.value
+        return [value() if find(key, start) else None for start in starts]
+
+    def last_value(self, table: str, key: bytes) -> bytes | None:
+        cursor = self._txn.cursor(self._tables[table])
+        return cursor.value() if cursor.set_key(key) and cursor.last_dup() else None
+
+    def count(self, table: str, key: bytes) -> int:
+        cursor = self._txn.cursor(self._tables[table])
+        return cursor.count() if cursor.set_key(key) else 0
+
+    def counts(self, table: str, prefix: bytes) -> list[tuple[bytes, int]]:
+        cursor = self._txn.cursor(self._tables[table])
+        found = []
+        at_key = cursor.set_range(prefix)
+        while at_key and cursor.key().startswith(prefix):
+            found.append((cursor.key(), cursor.count()))
+            at_key = cursor.next_nodup()
+        return found
+
+    def relax(self) -> None:
+        if self._env is not None:
+            self._env.relax()
+
+
+class _LmdbWriter(_LmdbReader, Writer):
+    __slots__ = ()
+
+    def put(self, table: str, items: Sequence[Item]) -> None:
+        if len(items) == 1:
+            self._txn.put(*items[0], db=self._tables[table])
+        else:
+            self._txn.cursor(self._tables[table]).putmulti(items)
+
+    def delete(self, table: str, keys: Iterable[bytes]) -> None:
+        db = self._tables[table]
+        for key in keys:
+            self._txn.delete(key, db=db)
+
+    def put_values(self, table: str, key: bytes, values: Sequence[bytes]) -> None:
+        if not values:
+            return
+        cursor = self._txn.cursor(self._tables[table])
+        last = cursor.value() if cursor.set_key(key) and cursor.last_dup() else b""
+        # Appending fills the pages to the brim; out of order it would store nothing.
+        cursor.putmulti([(key, value) for value in values], append=last < values[0])
+
+    def delete_values(self, table: str, key: bytes, values: Iterable[bytes]) -> None:
+        cursor = self._txn.cursor(self._tables[table])
+        for value in values:
+            if cursor.set_key_dup(key, value):
+                cursor.delete()
+
+
+_NO_TABLES = NoTables()
+
+
+def _ensure_same(env: Environment, txn: Transaction, error: BaseException | None) -> None:
+    """Raise Error if there was a commit since *txn* began, where nothing keeps others off its pages."""
+    if not env.locked and env.has_moved_on(txn):
+        raise Error(
+            f"{env.path} is being written, and this user may not lock it, so what was read may be"
+            " wrong: try again, or ask its owner for the right to write lock.mdb"
+        ) from error
+
+
+def _malformed(error: BaseException, path: str) -> CorruptStore:
+    return CorruptStore(f"{path}: a key or value isn't as the format has it ({error}); restore it from a backup")
+
+
+def _has_ended(txn: Transaction) -> bool:
+    try:
+        txn.id()
+    except lmdb.Error:
+        return True
+    return False
+
+
+def _recover(env: Environment, failure: Exception) -> None:
+    """Make the environment usable again after a transaction could not begin or found no room."""
+    if isinstance(failure, lmdb.MapFullError):
+        env.grow()
+    elif isinstance(failure, lmdb.MapResizedError):
+        env.adopt_size()
+    else:
+        env.reopen()
+
+
+class LmdbTables(Tables):
+    """The tables in an LMDB environment, a directory of its own.
+
+    Args:
+        path: the directory; it is made by the first write.
+        read_only: never write, not even a lock where the rights forbid it.
+        map_size: bytes of address space to begin with; it grows when it is full.
+        allow_network_filesystem: use the store even where LMDB's locks and memory maps don't
+            reach other machines: right only while a single machine uses it.
+        verify: walk through the data file before it is opened, which takes some 1.5 us a record:
+            always (True), never (False), or if it wasn't made or checked here (None); see
+            origin.py.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        read_only: bool = False,
+        map_size: int = DEFAULT_MAP_SIZE,
+        allow_network_filesystem: bool = False,
+        verify: bool | None = None,
+    ) -> None:
+        self.path = os.path.realpath(os.fspath(path))
+        self.url = f"lmdb://{quote(self.path)}"
+        self.read_only = read_only
+        self._map_size = map_size
+        self._verify = verify
+        self._env: Environment | None = None
+        self._closed = False
+        type_ = filesystem_of(self.path)
+        if type_ in NETWORK_FILESYSTEMS and not allow_network_filesystem:
+            raise NetworkFilesystemError(
+                f"{self.path} is on a network filesystem ({type_}), where LMDB can lose data: put the"
+                " store on a local disk (store_or_url='lmdb:///local/path'), or pass"
+                " allow_network_filesystem=True if only this machine uses it"
+            )
+
+    def exists(self) -> bool:
+        return os.path.lexists(self.path)
+
+    def _environment(self) -> Environment | None:
+        """Return the environment, or None if it has not been made yet."""
+        if self._env is None:
+            if self._closed:
+                raise ClosedError(f"the store {self.url} is closed")
+            if not self.exists():
+                return None
+            self._env = acquire(self.path, self, self.read_only, self._map_size, self._verify)
+        return self._env
+
+    @signal_safe
+    def read(self) -> Iterator[Reader]:
+        env = self._environment()
+        if env is None:
+            yield _NO_TABLES
+            return
+        while True:
+            with env.reading:
+                try:
+                    txn = env.begin()
+                except (lmdb.MapResizedError, Panic) as error:
+                    failure = error
+                else:
+                    try:
+                        yield _LmdbReader(txn, env.tables, env)
+                    except BaseException as error:
+                        _ensure_same(env, txn, error)
+                        if isinstance(error, lmdb.Error):
+                            raise translated(error, env.path) from error
+                        if isinstance(error, MALFORMED):
+                            raise _malformed(error, env.path) from error
+                        raise
+                    else:
+                        _ensure_same(env, txn, None)
+                        return
+                    finally:
+                        txn.abort()
+            _recover(env, failure)
+
+    def contents(
+        self,
+        problem: Callable[[str], None],
+        progress: Callable[[int, int], None] = lambda done, total: None,
+        held: Callable[[], None] = lambda: None,
+        *,
+        alone: Writer | None = None,
+    ) -> AbstractContextManager[Contents]:
+        from .contents import contents  # only checks and repairs need it
+
+        if self._closed:
+            raise ClosedError(f"the store {self.url} is closed")
+        return contents(self.path, problem, progress, held, map_size=self._map_size, alone=alone is not None)
+
+    def copies(self) -> Iterator[Item]:
+        from .salvage import schemas_in
+
+        return schemas_in(self.path)
+
+    def alone(self) -> AbstractContextManager[None]:
+        return alone_in(self.path)
+
+    def rebuild(
+        self,
+        keep: Callable[[str], None],
+        listed: Numbers,
+        finish: Callable[[Tables, Salvaged], None],
+        *,
+        dry_run: bool,
+    ) -> Salvaged | None:
+        from .salvage import readable, rebuild
+
+        if dry_run:
+            return readable(self.path, listed)
+        with self.alone():
+            return rebuild(self.path, lambda path: LmdbTables(path, map_size=self._map_size), keep, listed, finish)
+
+    def get(self, table: str, key: bytes) -> bytes | None:
+        env = self._env
+        if env is not None and env.is_open and env.locked:
+            with env.reading:
+                try:
+                    with env.begin() as txn:
+                        return txn.get(key, db=env.tables[table])  # type: ignore[no-any-return]
+                except (lmdb.Error, Panic):
+                    pass  # the long way tells, or mends it
+        return super().get(table, key)
+
+    def write(
+        self,
+        unit: Callable[[Writer], T],
+        committed: Callable[[T], None] = lambda result: None,
+        aborted: Callable[[], object] = lambda: None,
+    ) -> T:
+        if self.read_only:
+            raise ReadOnlyError(f"the store {self.url} was opened read-only")
+        env = self._environment()
+        if env is None:
+            Environment.create(self.path, self._fill)
+            env = self._environment()
+            assert env is not None
+        with env.writing:
+            while True:
+                try:
+                    txn = env.begin(write=True)
+                    ready = False
+                    try:
+                        result = unit(_LmdbWriter(txn, env.tables))
+                        ready = True
+                        txn.commit()
+                        committed(result)
+                    except BaseException as error:
+                        # A signal's handler may raise when the commit has just been done, and later.
+                        if ready and not isinstance(error, lmdb.Error) and _has_ended(txn):
+                            committed(result)
+                        else:
+                            txn.abort()
+                        raise
+                    return result
+                except (lmdb.MapFullError, lmdb.MapResizedError, Panic) as error:
+                    failure: Exception = error
+                except lmdb.PanicError as error:
+                    env.reopen()
+                    raise translated(error, env.path) from error
+                except lmdb.Error as error:
+                    raise translated(error, env.path) from error
+                except MALFORMED as error:
+                    raise _malformed(error, env.path) from error
+                aborted()
+                _recover(env, failure)
+
+    def _fill(self, txn: Transaction, tables: dict[str, Any]) -> None:
+        if self.on_create is not None:
+            self.on_create(_LmdbWriter(txn, tables))
+
+    def after_write(self) -> None:
+        env = self._env
+        if env is not None and env.is_open:
+            with env.writing:
+                env.fill_gap()
+
+    def figures(self) -> list[Figure]:
+        while True:
+            with self.read() as reader:
+                if not isinstance(reader, _LmdbReader) or self._env is None:
+                    return [place(os.path.dirname(self.path))]
+                for state in states(self._env.data):
+                    if state.transaction == reader.serial:
+                        return figures(self._env, state, reader._txn)
+            # Two commits have come in between: that state's page is overwritten.
+
+    def copy_to(self, path: str, progress: OnProgress = no_progress) -> None:
+        os.mkdir(path)
+        while True:
+            with self.read() as reader:
+                env = self._env
+                assert env is not None
+                if copy_data(env, reader.serial, os.path.join(path, "data.mdb"), progress):
+                    break
+        sync_directory(path)
+
+    def compact(self, progress: OnProgress = no_progress) -> Compacted:
+        if self.read_only:
+            raise ReadOnlyError(f"the store {self.url} was opened read-only")
+        env = self._environment()
+        return Compacted(0, 0) if env is None else compact(env, progress)
+
+    def suspend(self) -> None:
+        if self._env is not None:
+            self._env.reopen()
+
+    def close(self) -> None:
+        self._closed = True
+        if self._env is not None:
+            release(self._env, self)
+            self._env = None
+
+    def discard(self) -> None:
+        """Close the environment, for whoever uses it: its directory is about to be deleted."""
+        self.close()
+        discard(self.path)
+
+
+def _from_url(
+    url: str,
+    *,
+    read_only: bool = False,
+    map_size: int = DEFAULT_MAP_SIZE,
+    allow_network_filesystem: bool = False,
+    verify: bool | None = None,
+) -> LmdbTables:
+    """Return the tables at `lmdb:///path` or `lmdb:path`, which are percent-encoded."""
+    path = unquote(url.removeprefix("lmdb:").removeprefix("//"))
+    if not path:
+        raise InvalidArgument(f"{url!r} names no path; write lmdb:///absolute/path")
+    return LmdbTables(
+        path,
+        read_only=read_only,
+        map_size=map_size,
+        allow_network_filesystem=allow_network_filesystem,
+        verify=verify,
+    )
+
+
+register("lmdb", _from_url)

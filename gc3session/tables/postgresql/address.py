@@ -1,0 +1,130 @@
+"""Where a PostgreSQL store is: what its URL says, and what of it may be shown."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from typing import Any, Final, NamedTuple
+from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
+
+import psycopg
+from psycopg.conninfo import conninfo_to_dict
+
+from ...errors import InvalidArgument
+
+DEFAULT_SCHEMA: Final = "gc3session"
+
+_SECRETS: Final = ("password", "sslpassword")
+_FILES: Final = ("passfile", "sslcert", "sslkey", "sslrootcert", "sslcrl")
+_OPTIONS: Final = frozenset(
+    """
+    host port user dbname passfile service require_auth channel_binding connect_timeout application_name
+    fallback_application_name client_encoding options keepalives keepalives_idle keepalives_interval keepalives_count
+    tcp_user_timeout sslmode sslnegotiation sslcompression sslcert sslkey sslcertmode sslrootcert sslcrl sslcrldir
+    sslsni ssl_min_protocol_version ssl_max_protocol_version min_protocol_version max_protocol_version requirepeer
+    gssencmode krbsrvname target_session_attrs load_balance_hosts
+    """.split()
+)
+"""Options of libpq that a URL may set, for it may come with a directory that somebody else has made.
+
+With others libpq would write to any file (sslkeylogfile), or send what is meant for one host to another (hostaddr,
+servicefile, gssdelegation).
+"""
+_DEFAULTS: Final = {
+    "application_name": "gc3session",
+    "connect_timeout": "10",
+    # A peer that is gone without a word is noticed in about a minute.
+    "keepalives_idle": "30",
+    "keepalives_interval": "10",
+    "keepalives_count": "3",
+}
+_READ_ALIKE: Final = re.compile(r"[^:/?#]+://([^@/?#]*@)?[^@/?#]*(/[^@?#]*)?(\?[^@#]*)?")  # by libpq and by us
+_FORM: Final = (
+    "the URL of a store on PostgreSQL is postgresql://user@host:port/database?schema=NAME; in each of these '@' is"
+    " written %40, '/' %2F, '?' %3F, '#' %23, a blank %20"
+)
+
+
+class Address(NamedTuple):
+    """Where a store is.
+
+    Attributes:
+        url: without passwords; what may be written down and shown.
+        schema: of the database, in which the tables are.
+        options: for libpq, with passwords if the URL had some.
+    """
+
+    url: str
+    schema: str
+    options: dict[str, Any]
+
+    def __repr__(self) -> str:
+        return f"<Address {self.url}>"
+
+
+def address_of(url: str) -> Address:
+    """Return what a URL says: `postgresql://user@host:port/database?schema=jobs&sslmode=...`.
+
+    All but `schema` is libpq's own; what is left out comes from where libpq takes it: PGHOST and
+    the like, the password file, the service file.  Raise InvalidArgument if libpq can't read it,
+    or reads it in another way, and for options that are not to be set by a URL.
+    """
+    if not _READ_ALIKE.fullmatch(url) or any(char <= " " or char == "\x7f" for char in url):
+        raise InvalidArgument(_FORM)
+    try:
+        parts = urlsplit(url)
+        query = parse_qsl(parts.query.replace("+", "%2B"), keep_blank_values=True)  # libpq takes a + as it is
+    except ValueError:  # whose text has the password
+        raise InvalidArgument(_FORM) from None
+    user, at, host = parts.netloc.rpartition("@")
+    name, colon, password = user.partition(":")
+    secrets = {key: value for key, value in query if key in _SECRETS}
+    if colon:
+        secrets["password"] = unquote(password)
+    schema = DEFAULT_SCHEMA
+    for key, value in query:
+        if key == "schema":
+            schema = value
+    open_ = parts._replace(netloc=name + at + host, query=_without(parts.query, _SECRETS))
+    if not schema or "\0" in schema or len(schema.encode(errors="replace")) > 63:
+        raise InvalidArgument(f"{_shown(parts)}: a schema's name has 1 to 63 bytes; write ?schema=NAME")
+    plain = open_._replace(query=_without(parts.query, (*_SECRETS, "schema")))
+    try:
+        options: dict[str, Any] = conninfo_to_dict(_text(plain))
+    except (psycopg.Error, ValueError) as error:
+        raise InvalidArgument(f"{_shown(parts)}: {' '.join(str(error).split())}") from None
+    _check(options, parts)
+    return Address(_text(open_), schema, {**_DEFAULTS, **options, **secrets})
+
+
+def _check(options: dict[str, Any], parts: SplitResult) -> None:
+    """Raise InvalidArgument for options with which somebody else's URL could do harm."""
+    for key in options.keys() - _OPTIONS:
+        raise InvalidArgument(f"{_shown(parts)}: the option {key} can't be set in the URL of a store")
+    if "service" in options and not options.keys().isdisjoint(("host", "port")):
+        raise InvalidArgument(
+            f"{_shown(parts)}: a service's password is for its own host: have the service name host and port, not the URL"
+        )
+    if ":" in options.get("sslkey", ""):
+        raise InvalidArgument(f"{_shown(parts)}: sslkey must be a file; an engine would be loaded as code")
+    for key in _FILES:
+        try:
+            regular = stat.S_ISREG(os.stat(options.get(key, "")).st_mode)
+        except (OSError, ValueError):  # it isn't there: libpq tells
+            continue
+        if not regular:
+            raise InvalidArgument(f"{_shown(parts)}: {key} must be a regular file")
+
+
+def _without(query: str, keys: tuple[str, ...]) -> str:
+    return "&".join(pair for pair in query.split("&") if unquote(pair.partition("=")[0]) not in keys)
+
+
+def _text(parts: SplitResult) -> str:
+    query = f"?{parts.query}" if parts.query else ""
+    return f"{parts.scheme}://{parts.netloc}{parts.path}{query}"
+
+
+def _shown(parts: SplitResult) -> str:
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"

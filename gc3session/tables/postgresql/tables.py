@@ -1,0 +1,460 @@
+"""Tables of bytes on PostgreSQL, or a database that speaks its protocol.
+
+Write transactions are serializable and run side by side.  One that can't be put in an order with
+the others, or whose connection is lost before the commit, runs again from the start.  Each
+leaves a row with a random *token*.  If the connection is lost while the server commits, a row of
+the same token is inserted on another one: this waits for the transaction to end, and fails if that
+went through; if it succeeds, that one can never commit any more.
+"""
+
+from __future__ import annotations
+
+import secrets
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Final, TypeVar
+
+import psycopg
+from psycopg import errors as server
+
+from ...errors import ClosedError, CommitUnknown, Error, ReadOnlyError, UnknownFormat, WriteError
+from ...system.number_set import Numbers
+from ...system.signals import signal_safe
+from ..interface import Contents, Figure, NoTables, Reader, Salvaged, Tables, Writer, no_progress
+from .address import address_of
+from .connections import Connections, Patience
+from .copying import AheadWriter, PostgresqlAhead
+from .errors import AGAIN, OUT_OF_MEMORY, Connection, is_lost, speaks_of_loss, translated
+from .figures import figures
+from .statements import LAYOUT, Statements
+from .transaction import PostgresqlReader, PostgresqlWriter
+
+T = TypeVar("T")
+
+DEFAULT_PATIENCE: Final = 60.0
+
+_BEGIN_READING: Final = b"BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"  # one state, and it never fails
+_BEGIN_WRITING: Final = b"BEGIN ISOLATION LEVEL SERIALIZABLE"  # not READ WRITE: the site may forbid that
+_DURABLY: Final = b"; SET LOCAL synchronous_commit = on"  # of a pooler's connection nothing else may be changed
+_UNKNOWN: Final = "40003"  # the server itself can't say whether it has committed
+_MADE_BY_ANOTHER: Final = (
+    server.UniqueViolation,
+    server.DuplicateTable,
+    server.DuplicateSchema,
+    server.DuplicateObject,
+)
+
+
+def _ignored(result: object) -> None:
+    pass
+
+
+class _Reading:
+    """A read transaction."""
+
+    def __init__(self, owner: PostgresqlTables) -> None:
+        self._owner = owner
+        self._connection: Connection | None = None
+
+    def begin(self) -> Reader:
+        owner = self._owner
+        if not owner.exists():
+            return NoTables()
+        self._connection = owner._begun(_BEGIN_READING)
+        return PostgresqlReader(self._connection, owner._statements, self._renewed)
+
+    def _renewed(self) -> Connection:
+        """Return a new transaction's connection in place of one that is lost; to be called before anything is read."""
+        assert self._connection is not None
+        self._owner._connections.drop(self._connection)
+        self._connection = None
+        self._connection = self._owner._begun(_BEGIN_READING)
+        return self._connection
+
+    def end(self, error: BaseException | None) -> None:
+        """End it, and raise our exception for one of psycopg's."""
+        connection, owner = self._connection, self._owner
+        if connection is None or not owner._connections.has(connection):
+            return
+        try:
+            connection.execute(b"COMMIT" if error is None else b"ROLLBACK")
+        except psycopg.Error as failure:  # nothing was written, and all has been read
+            if error is None and not is_lost(connection):
+                raise translated(failure, connection, owner.url, reading=True) from failure
+        else:
+            self._connection = None
+            owner._connections.give(connection)
+        if isinstance(error, psycopg.Error):
+            raise translated(error, connection, owner.url, reading=True) from error
+
+    def drop(self) -> None:
+        """End it with its connection, unless it has ended well."""
+        if self._connection is not None:
+            self._owner._connections.drop(self._connection)
+
+
+class PostgresqlTables(Tables):
+    """The tables in a schema of a PostgreSQL database.
+
+    Args:
+        url: `postgresql://user@host:port/database?schema=jobs`, and options of libpq.
+        read_only: never write.
+        patience: seconds to go on trying where the server was there and is gone, or where
+            transactions can't be put in an order.
+    """
+
+    side_by_side = True
+
+    def __init__(self, url: str, *, read_only: bool = False, patience: float = DEFAULT_PATIENCE) -> None:
+        address = address_of(url)
+        self.url = address.url
+        self.read_only = read_only
+        self.patience = patience
+        self._address = address
+        self._statements = Statements(address.schema)
+        self._connections = Connections(address, patience)
+        self._there = False
+        self._closed = False
+        self._tokens: list[bytes] = []  # of commits that are known to have gone through
+        self._begun_ahead: tuple[Connection, weakref.ref[PostgresqlAhead]] | None = None  # until it has ended
+
+    # -- whether they are there
+
+    def exists(self) -> bool:
+        if not self._there:
+            if self._closed:
+                raise ClosedError(f"the store {self.url} is closed")
+            self._there = self._look()
+        return self._there
+
+    def _look(self) -> bool:
+        rows = self._ask(self._statements("is_there"))
+        if not rows:
+            return False
+        version = [row[0] for row in self._ask(self._statements("layout"))]
+        if not version:
+            return False
+        if version != [LAYOUT]:
+            raise UnknownFormat(
+                f"the store {self.url} has tables of the version {', '.join(map(str, version))}; this"
+                f" version of gc3session knows version {LAYOUT} only: upgrade gc3session, or name another schema"
+            )
+        return True
+
+    def _make(self) -> None:
+        """Make the tables, unless another process is faster."""
+        patience = Patience(self.patience)
+        while not self.exists():
+            with self._connections.one() as connection:
+                try:
+                    # Its own right is needed to make a schema, and none where the owner has made it.
+                    if not connection.execute(self._statements("schema_is_there"), ()).fetchall():
+                        connection.execute(self._statements.make_schema, ())
+                    for statement in (b"BEGIN", *self._statements.make, b"COMMIT"):
+                        connection.execute(statement, ())
+                except psycopg.Error as error:
+                    again = isinstance(error, _MADE_BY_ANOTHER) or error.sqlstate in AGAIN or is_lost(connection)
+                    if not again or not patience.wait():
+                        raise translated(error, connection, self.url) from error
+                    continue
+            self._transact(lambda writer: writer.fill(self.on_create), _ignored)
+
+    # -- reading
+
+    def _begun(self, statement: bytes) -> Connection:
+        """Return a connection with a transaction begun: a new one where the server has gone meanwhile."""
+        if self._closed:
+            raise ClosedError(f"the store {self.url} is closed")
+        while True:
+            connection = self._connections.take()
+            try:
+                durably = _DURABLY if statement is _BEGIN_WRITING and connection in self._connections.lazy else b""
+                connection.execute(statement + durably, prepare=False)
+                return connection
+            except psycopg.Error as error:
+                reading = statement is _BEGIN_READING
+                failure = None if is_lost(connection) else translated(error, connection, self.url, reading=reading)
+                self._connections.drop(connection)
+                if failure is not None:
+                    raise failure from error
+            except BaseException:
+                self._connections.drop(connection)
+                raise
+
+    def _give_back(self, connection: Connection) -> None:
+        """Take back a connection whose transaction is to be rolled back."""
+        if not self._connections.has(connection):
+            return
+        try:
+            connection.execute(b"ROLLBACK")
+        except psycopg.Error:
+            self._connections.drop(connection)  # which ends it, too
+        except BaseException:
+            self._connections.drop(connection)
+            raise
+        else:
+            self._connections.give(connection)
+
+    def _ask(self, statement: bytes, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        """Return what one statement reads; it runs again on a new connection if that is lost."""
+        while True:
+            with self._connections.one() as connection:
+                try:
+                    return connection.execute(statement, parameters, binary=True).fetchall()
+                except psycopg.Error as error:
+                    if not is_lost(connection):
+                        raise translated(error, connection, self.url, reading=True) from error
+
+    @signal_safe
+    def read(self) -> Iterator[Reader]:
+        reading = _Reading(self)
+        error: BaseException | None = None
+        try:
+            yield reading.begin()
+        except BaseException as raised:
+            error = raised
+            raise
+        finally:
+            try:
+                reading.end(error)
+            finally:
+                reading.drop()
+
+    @signal_safe
+    def contents(
+        self,
+        problem: Callable[[str], None],
+        progress: Callable[[int, int], None] = no_progress,
+        held: Callable[[], None] = lambda: None,
+        *,
+        alone: Writer | None = None,
+    ) -> Iterator[Contents]:
+        """Do what `Tables.contents` does; below the tables there is how many values of each key are counted."""
+        if alone is not None:
+            assert isinstance(alone, PostgresqlWriter)
+            alone.keep_others_out()
+        with self.read() as reader:
+            assert isinstance(reader, PostgresqlReader)
+            _ = reader.serial  # the state is the one of the first statement
+            held()
+            for table, key, counted, there in reader.miscounted():
+                problem(
+                    f"of the key {key.hex()} of {table} {counted:,} values are counted, but there are {there:,}"
+                )
+            yield reader
+
+    def rebuild(
+        self,
+        keep: Callable[[str], None],
+        listed: Numbers,
+        finish: Callable[[Tables, Salvaged], None],
+        *,
+        dry_run: bool,
+    ) -> Salvaged:
+        """Count the values of the keys of set tables again."""
+
+        def unit(writer: PostgresqlWriter) -> int:
+            writer.keep_others_out()
+            wrong = list(writer.miscounted())
+            for table, key, _, there in wrong:
+                writer.recount(table, key, there)
+            return len(wrong)
+
+        if dry_run:
+            with self.read() as reader:
+                assert isinstance(reader, PostgresqlReader)
+                wrong = sum(1 for _ in reader.miscounted())
+        else:
+            wrong = self._transact(unit, _ignored)
+        told = f"counts: the values of {wrong:,} keys of members and states are counted again"
+        found = Salvaged(told, members=True, replaced="")
+        if not dry_run:
+            finish(self, found)
+        return found
+
+    def get(self, table: str, key: bytes) -> bytes | None:
+        if not self.exists():
+            return None
+        rows = self._ask(self._statements("get", table), (key,))
+        return rows[0][0] if rows else None
+
+    # -- writing
+
+    def write(
+        self,
+        unit: Callable[[Writer], T],
+        committed: Callable[[T], None] = _ignored,
+        aborted: Callable[[], object] = lambda: None,
+    ) -> T:
+        if self.read_only:
+            raise ReadOnlyError(f"the store {self.url} was opened read-only")
+        if not self._there:
+            self._make()
+        return self._transact(unit, committed)
+
+    def ahead(self) -> PostgresqlAhead | None:
+        if self.read_only or not self.exists():
+            return None
+        self._end_stray(whatever=True)
+        connection = self._begun(_BEGIN_WRITING)
+        try:
+            begun = PostgresqlAhead(self, AheadWriter(connection, self._statements))
+            self._begun_ahead = connection, weakref.ref(begun)
+            return begun
+        except BaseException:
+            self._connections.drop(connection)
+            raise
+
+    def end_ahead(self) -> None:
+        """Note that the transaction that had begun ahead has ended."""
+        self._begun_ahead = None
+
+    def _end_stray(self, *, whatever: bool = False) -> None:
+        """End a transaction that had begun ahead, and whose end a signal has prevented, or *whatever* has begun.
+
+        What it has sent would keep the same rows from being written: that waits for its end.
+        """
+        if self._begun_ahead is not None:
+            connection, begun = self._begun_ahead
+            ahead = begun()
+            if whatever or ahead is None or ahead.has_ended:
+                self._connections.drop(connection)
+                self._begun_ahead = None
+
+    def _transact(
+        self,
+        unit: Callable[[PostgresqlWriter], T],
+        committed: Callable[[T], None],
+        begun: tuple[PostgresqlWriter, Callable[[PostgresqlWriter], T]] | None = None,
+    ) -> T:
+        """Do what `write` does; the first time the rest of a transaction that has been begun, if there is one."""
+        patience = Patience(self.patience)
+        self.doubt = None
+        self._end_stray()
+        while True:
+            former: bytes | None = None
+            asked = False
+            connection = begun[0].connection if begun else self._begun(_BEGIN_WRITING)
+            was_ahead = begun is not None
+            try:
+                writer, to_do = begun or (PostgresqlWriter(connection, self._statements), unit)
+                begun = None
+                token = secrets.token_bytes(16)
+                former = self._tokens.pop() if self._tokens else None
+                result = to_do(writer)
+                writer.send()
+                asked = True
+                writer.commit(token, former)
+                if was_ahead:
+                    self.end_ahead()
+                _told(committed, result)  # what a signal's handler raises from here on must not hide the commit
+            except BaseException as error:
+                if not self._connections.has(connection):  # this is a child, and it is the parent's transaction
+                    raise
+                failure = translated(error, connection, self.url) if isinstance(error, psycopg.Error) else None
+                lost = speaks_of_loss(error, connection)
+                definite = isinstance(error, psycopg.Error) and error.sqlstate not in (None, _UNKNOWN) and not lost
+                if former is not None:
+                    self._tokens.append(former)
+                if asked and not definite:
+                    self._connections.drop(connection)
+                    if self._went_through(token, error):
+                        self._tokens.append(token)
+                        _told(committed, result)
+                        if isinstance(error, psycopg.Error):
+                            return result
+                        raise
+                elif lost or was_ahead:  # the latter's is not for others until it is known to have ended
+                    self._connections.drop(connection)
+                else:
+                    self._give_back(connection)
+                if not isinstance(error, psycopg.Error) or failure is None:
+                    raise
+                again = lost or error.sqlstate in (*AGAIN, _UNKNOWN)
+                if not again:
+                    raise failure from error
+                if not patience.wait():
+                    raise (failure if lost or error.sqlstate == OUT_OF_MEMORY else self._given_up()) from error
+                continue
+            self._tokens.append(token)
+            self._connections.give(connection)
+            return result
+
+    def _given_up(self) -> Error:
+        return WriteError(
+            f"{self.url}: other transactions came in between for {self.patience:g} s; nothing was written:"
+            " try again, or let fewer programs change the same tasks at once"
+        )
+
+    def _went_through(self, token: bytes, error: BaseException) -> bool:
+        """Return whether the transaction of a token, whose connection was lost, was committed."""
+        try:
+            return self._settle(token)
+        except BaseException as failure:
+            self.doubt = CommitUnknown(
+                f"{self.url}: the server was lost while it committed ({' '.join(str(error).split())}), and can't be"
+                " asked what became of it: what was to be written is kept; the next call finds out whether it was,"
+                " so call again (flush) once the server is up",
+                lambda: self._settle(token),
+            )
+            if isinstance(failure, Error):
+                raise self.doubt from failure
+            raise
+
+    def _settle(self, token: bytes) -> bool:
+        """Return whether the transaction of a token went through; prevent it from now on if it did not."""
+        patience = Patience(self.patience)
+        while True:
+            with self._connections.one() as connection:
+                try:
+                    try:
+                        connection.execute(self._statements("prevent"), (token,))
+                    except server.UniqueViolation:
+                        rows = connection.execute(self._statements("went_through"), (token,)).fetchall()
+                        return bool(rows and rows[0][0])  # the row may be that of an earlier attempt to prevent it
+                    return False
+                except psycopg.Error as error:
+                    again = speaks_of_loss(error, connection) or error.sqlstate in AGAIN
+                    if not again or not patience.wait():
+                        raise translated(error, connection, self.url) from error
+
+    def after_write(self) -> None:
+        pass
+
+    # -- ending
+
+    def suspend(self) -> None:
+        self._connections.close()
+
+    def figures(self) -> list[Figure]:
+        return figures(self._ask, self._address, self._statements) if self.exists() else []
+
+    def close(self) -> None:
+        if not self._closed:
+            self._forget_tokens()
+        self._closed = True
+        self._connections.end()
+
+    def _forget_tokens(self) -> None:
+        """Delete the tokens of this program's commits, and what programs that were killed have left."""
+        connection = self._connections.take_idle() if self._tokens else None
+        if connection is None:
+            return
+        try:
+            connection.execute(self._statements("forget_old"), (self._tokens,), binary=True)
+            self._tokens = []
+        except psycopg.Error:  # they do no harm, and another program deletes them when they are old
+            self._connections.drop(connection)
+        else:
+            self._connections.give(connection)
+
+    def discard(self) -> None:
+        self.close()
+
+
+def _told(committed: Callable[[T], None], result: T) -> None:
+    try:
+        committed(result)
+    except BaseException:  # of a signal's handler
+        committed(result)
+        raise

@@ -1,0 +1,65 @@
+"""URLs of stores, and the kinds of tables that are registered for their schemes."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import re
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import quote
+
+from ..errors import InvalidArgument
+from .interface import Tables
+
+_constructors: dict[str, Callable[..., Tables]] = {}
+
+
+def register(scheme: str, constructor: Callable[..., Tables]) -> None:
+    """Have `make_store` use *constructor* for URLs that begin with *scheme* and a colon.
+
+    It is called with the URL, and `read_only` and the store's own options as keyword arguments;
+    it returns the tables (tables.Tables).
+    """
+    if not isinstance(scheme, str) or not scheme.replace("+", "").isalnum():
+        raise InvalidArgument(f"the scheme of a URL must be letters and digits, not {scheme!r}")
+    _constructors[scheme] = constructor
+
+
+_USER_PASSWORD = re.compile(r"(?<=://)([^/?#\s:@]*):[^/?#\s]*@")
+_PASSWORD_OPTION = re.compile(r"([?&])(?:ssl)?password=[^&#\s]*(&?)")
+
+
+def without_password(text: str) -> str:
+    """Return *text* with the passwords of the URLs in it taken out: for files and messages."""
+    text = _USER_PASSWORD.sub(r"\1@", text)
+    return _PASSWORD_OPTION.sub(lambda match: match[1] if match[2] else "", text)
+
+
+def full_url(url: str | os.PathLike[str]) -> str:
+    """Return the URL of a store for what `make_store` takes: a path alone is one of LMDB."""
+    text = os.fspath(url)
+    if not isinstance(text, str) or not text or "\0" in text:
+        raise InvalidArgument(f"a store's URL must be a non-empty str or path, not {url!r}")
+    scheme, colon, _ = text.partition(":")
+    if isinstance(url, str) and colon and "/" not in scheme:
+        return text
+    return f"lmdb://{quote(os.path.abspath(text))}"
+
+
+def make_tables(url: str | os.PathLike[str], *, read_only: bool = False, **options: Any) -> Tables:
+    """Return the tables of the store at *url*, of which nothing has been read; see `make_store`."""
+    text = full_url(url)
+    scheme = text.partition(":")[0]
+    constructor = _constructors.get(scheme)
+    if constructor is None:
+        raise InvalidArgument(
+            f"{without_password(text)!r}: no store is registered for the scheme {scheme!r}; known are {', '.join(sorted(_constructors))}"
+        )
+    signature = inspect.signature(constructor)
+    try:
+        signature.bind(text, read_only=read_only, **options)
+    except TypeError as error:
+        known = [name for name, p in signature.parameters.items() if p.kind is p.KEYWORD_ONLY]
+        raise InvalidArgument(f"{scheme} stores: {error}; their options are {', '.join(known)}") from error
+    return constructor(text, read_only=read_only, **options)

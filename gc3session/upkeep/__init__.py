@@ -1,0 +1,1 @@
+"""`check` and `repair`: what is wrong on disk, and mending it."""

@@ -1,0 +1,253 @@
+"""The index as FORMAT.md describes it, held against the records: the check of one store's sessions."""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+from collections.abc import Callable, Iterator
+from struct import Struct
+from typing import Final, NamedTuple
+
+from ..format.validation import Fault, Finding, SchemaFound, record_found, state_in, unframed
+from ..system.number_set import Numbers
+from ..tables.interface import LATE, LATE_MEMBERS, MEMBERS, RECORDS, STATES, Contents
+
+_MEMBER: Final = Struct(">QIQ")
+_LATE_BIT: Final = 1 << 31
+_LONGEST_STATE, _KEPT_OF_STATE = 400, 368
+_FEW = 20  # records of the store for each task of a session, above which they are not all read again
+
+Lines = Callable[[str | None, int], Iterator[Finding]]
+"""Called with each task's ID (None if it can't be told) and where its line begins."""
+
+
+class SessionRow(NamedTuple):
+    """What the table `sessions` says of a session."""
+
+    identity: bytes
+    number: int
+    size: int
+    blank: int
+    mark: list[object] | None
+    last_place: tuple[object, ...] | None = None
+    """Host, boot ID and inode of `store.url` of the directory that was written to last, of several."""
+
+
+def row_found(key: bytes, data: bytes) -> SessionRow:
+    """Return the row in an item of the table.  Raise Fault if there is none."""
+    if len(key) != 16:
+        raise Fault("its identity is none")
+    body = unframed(0, data)
+    if not (
+        isinstance(body, list)
+        and len(body) in (4, 5)
+        and all(type(part) is int and part >= 0 for part in body[:3])
+    ):
+        raise Fault("it has not the parts of a session's row")
+    number, size, blank, mark = body[:4]
+    if not 0 < number < 1 << 32 or blank > size:
+        raise Fault("its number or its sizes are impossible")
+    if mark is not None:
+        kinds = [type(part) for part in mark] if isinstance(mark, list) else []
+        if kinds != [int, str, int, int]:
+            raise Fault("its mark is none")
+    places = body[4] if len(body) == 5 else []
+    if not isinstance(places, list) or not all(map(_is_place, places)):
+        raise Fault("its places are none")
+    return SessionRow(key, number, size, blank, mark, tuple(places[-1][:3]) if places else None)
+
+
+def _is_place(place: object) -> bool:
+    kinds = [type(part) for part in place] if isinstance(place, list) else []
+    return kinds == [str, str, int, int, int, int]
+
+
+class _Entry(NamedTuple):
+    order: int
+    number: int | None  # None: a late entry that leads nowhere
+    schema: int
+    line: int
+    late: bool
+
+
+class IndexCheck:
+    """The check of the index of a store.
+
+    Args:
+        contents: the tables.
+        schemas: those that could be read.
+        present: the Ns that have records.
+        next_number: the number after the greatest that was handed out; None if it can't be read.
+    """
+
+    def __init__(
+        self, contents: Contents, schemas: dict[int, SchemaFound], present: Numbers, next_number: int | None
+    ) -> None:
+        self._contents = contents
+        self._schemas = schemas
+        self._present = present
+        self._next = next_number
+        self._own = Numbers()  # Ns that are the order of an entry
+        self._late: dict[int, Numbers] = {}  # session -> orders of late entries
+        self._back = Numbers()  # Ns that lead to a late entry
+        for key, _ in contents.walk(LATE_MEMBERS):
+            number = int.from_bytes(key[:8], "big")
+            if number not in self._back:
+                self._back.add(number)
+        self.entries = 0
+
+    def check(self, session: int, line: Lines) -> Iterator[Finding]:
+        """Give what is wrong with the entries of a session; `entries` is how many there are then."""
+        self.entries = 0
+        self._late[session] = Numbers()
+        states = self._states(session)
+        state = next(states, None)
+        for entry, record in self._with_records(session):
+            self.entries += 1
+            name = self._schemas[entry.schema].name if entry.schema in self._schemas else "Unreadable"
+            where = f"{name}.{entry.number}" if entry.number is not None else f"entry {entry.order}"
+            while state is not None and state[0] < entry.order:
+                yield Finding(
+                    "state", f"entry {state[0]}", f"it is in the state {_shown(state[1])}, but not in the session"
+                )
+                state = next(states, None)
+            held: list[bytes] = []
+            while state is not None and state[0] == entry.order:
+                held.append(state[1])
+                state = next(states, None)
+            yield from self._check_entry(session, entry, where)
+            yield from self._check_state(entry, where, record, held)
+            known = entry.number is not None and entry.schema in self._schemas
+            yield from line(where if known else None, entry.line)
+        while state is not None:
+            yield Finding(
+                "state", f"entry {state[0]}", f"it is in the state {_shown(state[1])}, but not in the session"
+            )
+            state = next(states, None)
+
+    def _states(self, session: int) -> Iterator[tuple[int, bytes]]:
+        """Give order and state of all that the session has in its states, by order."""
+        prefix = session.to_bytes(4, "big")
+        return heapq.merge(*(self._of_state(key) for key in self._contents.keys(STATES) if key[:4] == prefix))
+
+    def _of_state(self, key: bytes) -> Iterator[tuple[int, bytes]]:
+        for value in self._contents.walk_values(STATES, key):
+            yield int.from_bytes(value, "big"), key[4:]
+
+    def _members(self, session: int) -> Iterator[_Entry]:
+        for value in self._contents.walk_values(MEMBERS, session.to_bytes(4, "big")):
+            if len(value) != _MEMBER.size:
+                continue  # such a table is no table of these: `structure` tells
+            order, schema, line = _MEMBER.unpack(value)
+            late = bool(schema & _LATE_BIT)
+            number: int | None = order
+            if late:
+                found = self._contents.get(LATE, value[:8])
+                number = int.from_bytes(found, "big") if found is not None else None
+            yield _Entry(order, number, schema & ~_LATE_BIT, line, late)
+
+    def _with_records(self, session: int) -> Iterator[tuple[_Entry, bytes | None]]:
+        """Give the entries of a session with their records, None for what has none."""
+        get, count = self._contents.get, sum(1 for _ in self._members(session))
+        if count * _FEW < self._contents.entries(RECORDS):
+            for entry in self._members(session):
+                yield entry, None if entry.number is None else get(RECORDS, entry.number.to_bytes(8, "big"))
+            return
+        records = self._contents.walk(RECORDS)
+        key, record = next(records, (b"\xff" * 9, b""))
+        for entry in self._members(session):
+            if entry.late:
+                yield entry, None if entry.number is None else get(RECORDS, entry.number.to_bytes(8, "big"))
+                continue
+            wanted = entry.order.to_bytes(8, "big")
+            while key < wanted:
+                key, record = next(records, (b"\xff" * 9, b""))
+            yield entry, record if key == wanted else None
+
+    def _check_entry(self, session: int, entry: _Entry, where: str) -> Iterator[Finding]:
+        if self._next is not None and entry.order >= self._next:
+            yield Finding(
+                "sequence", where, f"its place {entry.order} has not been handed out: 'next N' is {self._next}"
+            )
+        if entry.schema not in self._schemas:
+            yield Finding("index", where, f"its entry names the schema {entry.schema}, which can't be read")
+        if entry.number is None:
+            yield Finding("late", where, "its entry leads to no record")
+            return
+        if entry.number not in self._present:
+            yield Finding("index", where, "its entry has no record")
+        back = None
+        if entry.number in self._back:
+            back = self._contents.get(LATE_MEMBERS, entry.number.to_bytes(8, "big") + session.to_bytes(4, "big"))
+        if entry.late:
+            self._late[session].add(entry.order)
+            if back is None or int.from_bytes(back, "big") != entry.order:
+                yield Finding("late", where, f"nothing leads from it to its place {entry.order}")
+        elif back is not None:
+            yield Finding("late", where, "it is in the session twice")
+        elif entry.order in self._own:
+            yield Finding(
+                "index", where, "two sessions have it for their own, though only one can have added it first"
+            )
+        else:
+            self._own.add(entry.order)
+
+    def _check_state(
+        self, entry: _Entry, where: str, record: bytes | None, held: list[bytes]
+    ) -> Iterator[Finding]:
+        for extra in held[1:]:
+            yield Finding("state", where, f"it is in two states, {_shown(held[0])} and {_shown(extra)}")
+        if not held:
+            yield Finding("state", where, "it is in no state")
+        if record is None or entry.number is None:
+            return
+        try:
+            found = record_found(entry.number, record)
+            schema = self._schemas[found.schema]
+            state = state_in(found, schema)
+        except (Fault, KeyError):
+            return  # told of the record
+        expected = state_name(state)
+        if len(held) == 1 and held[0] != expected:
+            yield Finding(
+                "state", where, f"it is in the state {_shown(held[0])}, but its record says {_shown(expected)}"
+            )
+        named = self._schemas.get(entry.schema)
+        if named is not None and named.name != schema.name:
+            yield Finding("index", where, f"its record's ID begins with {schema.name!r}")
+
+    def check_late(self) -> Iterator[Finding]:
+        """Give the entries of the late tables that no session has; to be called after all sessions' checks."""
+        for key, value in self._contents.walk(LATE):
+            order = int.from_bytes(key, "big")
+            if not any(order in orders for orders in self._late.values()):
+                yield Finding(
+                    "late",
+                    f"entry {order}",
+                    f"it leads to record {int.from_bytes(value, 'big')}, but no session has it",
+                )
+        for key, value in self._contents.walk(LATE_MEMBERS):
+            number, session, order = (
+                int.from_bytes(key[:8], "big"),
+                int.from_bytes(key[8:], "big"),
+                int.from_bytes(value, "big"),
+            )
+            leads = self._contents.get(LATE, value)
+            if leads is None or leads != key[:8] or order not in self._late.get(session, ()):
+                yield Finding(
+                    "late",
+                    f"record {number}",
+                    f"it leads to entry {order} of session number {session}, which there isn't",
+                )
+
+
+def state_name(state: str) -> bytes:
+    """Return how the table `states` names a state."""
+    name = state.encode("utf-8", "surrogatepass")
+    if len(name) <= _LONGEST_STATE:
+        return name
+    return name[:_KEPT_OF_STATE] + hashlib.sha256(name).digest()
+
+
+def _shown(state: bytes) -> str:
+    return repr(state.decode("utf-8", "backslashreplace"))

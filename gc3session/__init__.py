@@ -35,11 +35,14 @@ from .errors import (
     UnstorableValue,
     WriteError,
 )
+from .format.schema import Schema
 from .query.conditions import Condition
+from .query.selection import Selected
 from .records.values import Opaque
 from .session.session import Session, TemporarySession
+from .store.record_view import StoredReference, StoredTask, UnreadableTask
 from .store.store import Store, make_store
-from .tables.interface import Compacted
+from .tables.interface import Compacted, Figure
 from .tables.lmdb.tables import LmdbTables as _LmdbTables  # noqa: F401
 from .tables.postgresql import SCHEME as _SCHEME  # noqa: F401
 from .tables.urls import register
@@ -54,12 +57,13 @@ from .tasks import (
     TaskCollection,
     Unreadable,
 )
+from .workflow import Workflow, WorkflowTask
 
 if TYPE_CHECKING:
     from .format.validation import Finding
     from .query.event_log import LogEntry
     from .query.progress import FailedTask, Progress
-    from .session.information import Information
+    from .session.information import EventFigures, Information, SchemaFigures
     from .snapshots.backup import BackedUp
     from .transfer.diff import Difference, diff
     from .transfer.dump import Dumped, dump_session
@@ -72,23 +76,17 @@ if TYPE_CHECKING:
 else:
     # What most programs don't use is imported when it is asked for: `import gc3session` is a third faster so.
     _LATER = {
-        "Check": "upkeep.check",
-        "Finding": "format.validation",
-        "check_session": "upkeep.check",
-        "BackedUp": "snapshots.backup",
-        "Repaired": "upkeep.repair",
-        "repair_session": "upkeep.repair",
-        "Difference": "transfer.diff",
-        "diff": "transfer.diff",
-        "Dumped": "transfer.dump",
-        "dump_session": "transfer.dump",
-        "Loaded": "transfer.load",
-        "load_dump": "transfer.load",
-        "LogEntry": "query.event_log",
-        "Information": "session.information",
-        "migrate_session": "transfer.migrate",
-        "FailedTask": "query.progress",
-        "Progress": "query.progress",
+        "format.validation": ("Finding",),
+        "query.event_log": ("LogEntry",),
+        "query.progress": ("FailedTask", "Progress"),
+        "session.information": ("EventFigures", "Information", "SchemaFigures"),
+        "snapshots.backup": ("BackedUp",),
+        "transfer.diff": ("Difference", "diff"),
+        "transfer.dump": ("Dumped", "dump_session"),
+        "transfer.load": ("Loaded", "load_dump"),
+        "transfer.migrate": ("migrate_session",),
+        "upkeep.check": ("Check", "check_session"),
+        "upkeep.repair": ("Repaired", "repair_session"),
     }
 
     def __getattr__(name):
@@ -97,10 +95,16 @@ else:
             from importlib.metadata import version
 
             return version("gc3session")
-        if name in _LATER:
-            value = globals()[name] = getattr(import_module(f".{_LATER[name]}", __name__), name)
-            return value
+        for module, names in _LATER.items():
+            if name in names:
+                value = globals()[name] = getattr(import_module(f".{module}", __name__), name)
+                return value
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """Return the public names, and no others."""
+    return [*__all__, "__version__"]
 
 
 __all__ = [
@@ -120,7 +124,9 @@ __all__ = [
     "Dumped",
     "Error",
     "Event",
+    "EventFigures",
     "FailedTask",
+    "Figure",
     "Finding",
     "GenericCollection",
     "GenericPersistable",
@@ -141,18 +147,26 @@ __all__ = [
     "Progress",
     "ReadOnlyError",
     "Repaired",
+    "Schema",
+    "SchemaFigures",
+    "Selected",
     "Session",
     "State",
     "Store",
     "StoreFull",
     "StoreInUse",
     "StoreUnreachable",
+    "StoredReference",
+    "StoredTask",
     "Task",
     "TaskCollection",
     "TemporarySession",
     "UnknownFormat",
     "Unreadable",
+    "UnreadableTask",
     "UnstorableValue",
+    "Workflow",
+    "WorkflowTask",
     "WriteError",
     "check_session",
     "diff",

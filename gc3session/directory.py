@@ -17,12 +17,13 @@ import secrets
 import shutil
 import stat
 from typing import ClassVar
-from urllib.parse import quote, unquote
+from urllib.parse import quote
 
 from .errors import DamagedSession, InvalidArgument, NotASession, OpenError, ReadOnlyError, StoreFull, WriteError
 from .system.filesystem import NO_ROOM, make_directory, opened_regular, sync_directory, touch, write_durably
+from .tables.urls import StoreURL
 
-_STORE_URL = re.compile(r"([a-z0-9+]+):([^#\s][^#\n]*)#([0-9a-f]{32})\n?")
+_STORE_URL = re.compile(r"([a-z0-9+]+:([^#\s][^#\n]*))#([0-9a-f]{32})\n?")
 
 
 class SessionDirectory:
@@ -40,6 +41,7 @@ class SessionDirectory:
         self.path = os.path.abspath(text)
         self.name = os.path.basename(self.path)
         self.mirror = os.path.join(self.path, self.INDEX_FILENAME)
+        self.jobs = os.path.join(self.path, self.DEFAULT_JOBS_DIR)
         self.url_file = os.path.join(self.path, self.STORE_URL_FILENAME)
 
     def check(self, *, create: bool) -> bool:
@@ -106,33 +108,30 @@ class SessionDirectory:
                 except FileExistsError:
                     continue  # another process is making the session, too: whoever was first holds
         except OSError as error:
-            told = f"no session can be made at {self.path}: {error.strerror}"
+            message = f"no session can be made at {self.path}: {error.strerror}"
             if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-                raise ReadOnlyError(f"{told}; choose a directory that you may write to") from error
+                raise ReadOnlyError(f"{message}; choose a directory that you may write to") from error
             if error.errno in NO_ROOM:
-                raise StoreFull(f"{told}; make room") from error
-            raise OpenError(told) from error
+                raise StoreFull(f"{message}; make room") from error
+            raise OpenError(message) from error
 
-    def own_store_url(self) -> str:
+    def own_store_url(self) -> StoreURL:
         """Return the URL of a store inside the directory.  Raise DamagedSession if something else is there."""
-        place = os.path.join(self.path, self.DEFAULT_JOBS_DIR)
-        self._check_plain(place, self.path)
-        return f"lmdb://{quote(place)}"
+        self._check_plain(self.jobs, self.path)
+        return StoreURL.of_path(self.jobs)
 
-    def _written(self, url: str) -> str:
-        """Return how *url* is written in `store.url`."""
-        scheme, _, rest = url.partition(":")
-        if "#" in rest or "\n" in rest:
-            raise InvalidArgument(f"the URL of a store can't have a '#' or a line break: {url!r}")
-        if scheme != "lmdb":
+    def _relative(self, url: StoreURL) -> str:
+        """Return *url* as it is written in `store.url`: relative if the store is inside the directory."""
+        if "#" in url or "\n" in url:
+            raise InvalidArgument(f"the URL of a store can't have a '#' or a line break: {str(url)!r}")
+        if not url.is_lmdb:
             return url
-        place = os.path.realpath(os.path.abspath(unquote(rest.removeprefix("//"))))
-        inside = os.path.realpath(self.path)
-        if place.startswith(inside + os.sep):
-            return f"lmdb:{quote(os.path.relpath(place, inside))}"
-        return f"lmdb://{quote(place)}"
+        place = os.path.realpath(url.path)
+        if url.is_inside(self.path):
+            return f"lmdb:{quote(os.path.relpath(place, os.path.realpath(self.path)))}"
+        return StoreURL.of_path(place)
 
-    def store_url(self) -> tuple[str, bytes]:
+    def store_url(self) -> tuple[StoreURL, bytes]:
         """Return the URL of the store, absolute, and the session's identity.
 
         Raise DamagedSession if `store.url` doesn't say.
@@ -142,9 +141,9 @@ class SessionDirectory:
                 text = file.read(65536).decode()
         except (OSError, UnicodeDecodeError) as error:
             raise DamagedSession(f"{self.url_file} can't be read ({error}); restore it from a backup") from error
-        return self._told(text)
+        return self._parsed(text)
 
-    def _told(self, text: str) -> tuple[str, bytes]:
+    def _parsed(self, text: str) -> tuple[StoreURL, bytes]:
         """Return what `store_url` does for the *text* of a `store.url`."""
         match = _STORE_URL.fullmatch(text)
         if match is None:
@@ -152,30 +151,31 @@ class SessionDirectory:
                 f"{self.url_file} says {text[:80]!r}, which is not the URL of a store, a '#' and 32"
                 " hexadecimal digits; restore it from a backup"
             )
-        scheme, rest, identity = match.groups()
-        if scheme == "lmdb" and not rest.startswith("/"):
-            place = os.path.normpath(os.path.join(self.path, unquote(rest)))
-            if "\0" in place or not place.startswith(self.path.rstrip(os.sep) + os.sep):
-                raise DamagedSession(f"{self.url_file}: {rest!r} leads out of the session directory; edit it")
-            self._check_plain(place, self.path)
-            rest = f"//{quote(place)}"
-        elif scheme == "lmdb":
-            place = os.path.normpath(unquote(rest.removeprefix("//")))
+        url, identity = StoreURL(match[1]), bytes.fromhex(match[3])
+        if not url.is_lmdb:
+            return url, identity
+        if match[2].startswith("/"):
+            place = os.path.normpath(url.path)
             if "\0" in place or not place.startswith(os.sep):
-                raise DamagedSession(f"{self.url_file}: {rest[:80]!r} is not the path of a store; edit it")
+                raise DamagedSession(f"{self.url_file}: {match[2][:80]!r} is not the path of a store; edit it")
             self._check_plain(place, os.path.dirname(place))
-        return f"{scheme}:{rest}", bytes.fromhex(identity)
+            return url, identity
+        place = os.path.normpath(os.path.join(self.path, url.path))
+        if "\0" in place or not place.startswith(self.path.rstrip(os.sep) + os.sep):
+            raise DamagedSession(f"{self.url_file}: {match[2]!r} leads out of the session directory; edit it")
+        self._check_plain(place, self.path)
+        return StoreURL.of_path(place), identity
 
     def line(self, url: str, identity: bytes) -> str:
         """Return the line of `store.url` for the store at *url* and the session's identity."""
-        return f"{self._written(url)}#{identity.hex()}\n"
+        return f"{self._relative(StoreURL(url))}#{identity.hex()}\n"
 
-    def moved(self, line: str, *, write: bool) -> tuple[str, bytes]:
+    def moved(self, line: str, *, write: bool) -> tuple[StoreURL, bytes]:
         """Return what `store_url` does for the *line* of a session that was moved to another store.
 
         With *write* `store.url` says so from then on.
         """
-        told = self._told(line)
+        parsed = self._parsed(line)
         if write:
             try:
                 write_durably(self.url_file, line.encode())
@@ -183,7 +183,7 @@ class SessionDirectory:
                 raise WriteError(
                     f"{self.url_file} can't be written: {error.strerror}; open the session again"
                 ) from error
-        return told
+        return parsed
 
     def _check_plain(self, place: str, above: str) -> None:
         """Raise DamagedSession if *place*, or what is between it and *above*, is there but no directory."""
@@ -204,13 +204,11 @@ class SessionDirectory:
 
     def holds(self, url: str) -> bool:
         """Return whether the store at *url* is inside the directory."""
-        scheme, _, rest = url.partition(":")
-        place = unquote(rest.removeprefix("//"))
-        return scheme == "lmdb" and os.path.realpath(place).startswith(os.path.realpath(self.path) + os.sep)
+        return StoreURL(url).is_inside(self.path)
 
     def has_other_store(self, url: str) -> bool:
         """Return whether there is a store in the directory though the session's, at *url*, is elsewhere."""
-        return os.path.lexists(os.path.join(self.path, self.DEFAULT_JOBS_DIR)) and not self.holds(url)
+        return os.path.lexists(self.jobs) and not self.holds(url)
 
     def check_no_tasks(self, url: str) -> None:
         """Raise DamagedSession if the mirror lists tasks, though the store at *url* is missing."""
@@ -251,10 +249,10 @@ class SessionDirectory:
         except (OverflowError, ValueError) as error:
             raise InvalidArgument(f"the time of {path} can't be set to {time!r}: {error}") from error
         except OSError as error:
-            told = f"the time of {path} can't be set to {time!r}: {error.strerror}"
+            message = f"the time of {path} can't be set to {time!r}: {error.strerror}"
             if error.errno in NO_ROOM:
-                raise StoreFull(f"{told}; make room") from error
-            raise WriteError(told) from error
+                raise StoreFull(f"{message}; make room") from error
+            raise WriteError(message) from error
 
     # -- the end
 
@@ -276,7 +274,7 @@ class SessionDirectory:
 
     def delete_store(self, url: str) -> None:
         """Delete the store at *url*, which is inside the directory and used by nobody any more."""
-        place = os.path.realpath(unquote(url.partition(":")[2].removeprefix("//")))
+        place = os.path.realpath(StoreURL(url).path)
         doomed = f"{place}.{os.getpid()}.{secrets.token_hex(4)}.tmp"  # as one that is being made: it is cleared
         try:
             os.rename(place, doomed)

@@ -374,6 +374,8 @@ class Task(Persistable):
         extra: whatever has no field of its own.
     """
 
+    class_tag: ClassVar[str] = "Task"
+
     jobname: str = ""
     state: str = attrs.field(default=State.NEW, converter=_state, on_setattr=_new_state)
     returncode: int | None = None
@@ -394,6 +396,8 @@ class TaskCollection(Task):
         tasks: the tasks, in order; each is a record of its own.  Use `add` and `discard`, or
             set `changed` after changing the list by hand.
     """
+
+    class_tag: ClassVar[str] = "TaskCollection"
 
     tasks: list[Persistable] = attrs.Factory(list)
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Container, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import attrs
 
@@ -90,6 +90,8 @@ class WorkflowTask(Task):
         priority: the scheduler's.
     """
 
+    class_tag: ClassVar[str] = "WorkflowTask"
+
     id: str = ""
     command: dict[str, Any] | None = None
     runtime: float | None = None
@@ -122,6 +124,8 @@ class Workflow(TaskCollection):
         executed: the `id` of each task that ran, in the order in which the document tells of
             their runs; None if it tells of none.
     """
+
+    class_tag: ClassVar[str] = "Workflow"
 
     description: str | None = None
     created_at: str | None = None

@@ -19,9 +19,9 @@ ORDER = (
     ("errors",),
     ("system",),
     ("format",),
+    ("tables",),
     ("directory",),
     ("tasks",),
-    ("tables",),
     ("records",),
     ("workflow",),
     ("index",),
@@ -191,3 +191,15 @@ def test_importing_changes_no_setting_of_the_process() -> None:
 
 def test_the_package_has_types() -> None:
     assert (PACKAGE / "py.typed").exists()
+
+
+def test_the_package_shows_its_public_names_and_no_others() -> None:
+    script = """
+        import gc3session
+        print(*dir(gc3session))
+        for name in dir(gc3session):
+            getattr(gc3session, name)
+        print(*dir(gc3session))
+    """
+    first, second = run_python(script).splitlines()
+    assert first == second == " ".join(sorted([*gc3session.__all__, "__version__"]))

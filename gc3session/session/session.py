@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 import secrets
-import shlex
-import sys
 import time as clock
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..directory import SessionDirectory
@@ -15,10 +14,9 @@ from ..index.entries import Row
 from ..index.mirror import Mirror
 from ..store.store import DEFAULT_BATCH_BYTES, Store, make_store
 from ..tables.interface import OnProgress, no_progress
-from ..tables.urls import full_url, without_password
 from ..text import escaped
 from .base import SessionBase
-from .relocation import arrive, delete_left
+from .opening import make_new, open_existing
 
 if TYPE_CHECKING:
     from ..snapshots.backup import BackedUp
@@ -87,84 +85,30 @@ class Session(SessionBase):
         self._directory = directory = SessionDirectory(path)
         self.path = directory.path
         self.name = directory.name
-        given = store_or_url if isinstance(store_or_url, Store) else None
-        if given is not None and store_options:
+        if isinstance(store_or_url, Store) and store_options:
             raise InvalidArgument(f"{', '.join(store_options)}: a Store that is there takes no options")
         there = directory.check(create=create and not read_only)
         if read_only and not load:
             raise InvalidArgument(f"{self.path}: load=False makes a session anew; read_only=True forbids that")
+        open_store = partial(make_store, **{"read_only": read_only, "batch_bytes": batch_bytes, **store_options})
         if there and load:
-            location, identity = directory.store_url()
-            if isinstance(store_or_url, str) and without_password(store_or_url) == location:
-                location = store_or_url  # with its password
-            named = store_or_url if isinstance(store_or_url, Store | None) else full_url(store_or_url)
-            if named is None and location.startswith("lmdb:") and not directory.holds(location):
-                self._check_known(location, identity, store_options)
-        elif isinstance(store_or_url, Store):
-            location = store_or_url.url
+            opened = open_existing(directory, store_or_url, open_store)
         else:
-            location = directory.own_store_url() if store_or_url is None else full_url(store_or_url)
-        owned = given is None or given.url != location
-        if owned:
-            store = make_store(location, read_only=read_only, batch_bytes=batch_bytes, **store_options)
-        else:
-            assert given is not None
-            store = given
+            opened = make_new(directory, store_or_url, open_store, anew=there)
+        store, identity, owned = opened
         try:
-            if not location.startswith("lmdb:"):
-                location = store.url  # without its password
-            if not (there and load):  # what could be wrong with the arguments has been found by now
-                store.ensure_writable()
-                directory.make(location, f"{without_password(shlex.join(sys.orig_argv))}\n", anew=there)
-                made, identity = directory.store_url()
-                if owned and made != location:  # another process was faster, and chose another store
-                    store.close()
-                    store = make_store(made, batch_bytes=batch_bytes, **store_options)
-            else:
-                moved = store.moved_to(identity)
-                if moved is not None:  # whoever moved the session was killed before `store.url` said so
-                    if owned:
-                        store.close()
-                    former = identity
-                    location, identity = directory.moved(moved, write=False)
-                    if location.startswith("lmdb:") and not directory.holds(location):
-                        self._check_known(location, identity, store_options)
-                    store = make_store(location, read_only=read_only, batch_bytes=batch_bytes, **store_options)
-                    owned = True
-                    if not read_only:
-                        arrive(store, directory, former, moved)
-                if not read_only and directory.has_other_store(location):
-                    delete_left(directory)
             super().__init__(store, identity, owns_store=owned)
             self._mirror = Mirror(
                 directory.mirror, directory.url_file, store.schemas, shared=store.tables.side_by_side
             )
             self._index.listener = self._mirror
-            if not (there and load) and store.url.startswith("lmdb:") and not directory.holds(store.url):
-                # A store elsewhere knows its sessions from the beginning: see _check_known.
-                store.write(lambda ledger, writer: ledger.mend(identity))
             self._tend_mirror()
         except BaseException:
             index = getattr(self, "_index", None)
             if index in store.indexes:
                 store.indexes.remove(index)
-            if owned:
-                store.close()
+            opened.close()
             raise
-
-    def _check_known(self, location: str, identity: bytes, store_options: dict[str, Any]) -> None:
-        """Raise DamagedSession if a store outside the directory doesn't know the session.
-
-        Whoever makes a session directory writes what he likes into its `store.url`.  Here it leads to
-        a store that the session was made with, or the caller has named it.
-        """
-        with make_store(location, read_only=True, **store_options) as store, store.reading() as reader:
-            known = Row.read(reader, identity) is not None
-        if not known:
-            raise DamagedSession(
-                f"{self._directory.url_file} leads to {location}, which is missing or doesn't know this session:"
-                f" if the session was made with that store, name it: store_or_url={location!r}"
-            )
 
     @property
     def store_url(self) -> str:

@@ -14,7 +14,6 @@ import shutil
 from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import TYPE_CHECKING, Final, NamedTuple
-from urllib.parse import quote, unquote
 
 from ..directory import SessionDirectory
 from ..errors import InvalidArgument, ReadOnlyError, StoreFull, WriteError
@@ -27,6 +26,7 @@ from ..store.store import make_store
 from ..system.filesystem import NO_ROOM, is_regular, opened_regular, sync_file
 from ..system.temporary import made_whole
 from ..tables.interface import META, RECORDS, SCHEMAS, OnProgress, Writer
+from ..tables.urls import StoreURL
 from .snapshot import Kept, Snapshot, snapshot
 
 if TYPE_CHECKING:
@@ -102,10 +102,10 @@ def _fill(session: Session, path: str, opened: Callable[[str], Session], progres
     inside = source.holds(session.store.url)
     place = os.path.join(path, source.DEFAULT_JOBS_DIR)
     if inside:
-        there = os.path.realpath(unquote(session.store.url.partition(":")[2].removeprefix("//")))
+        there = os.path.realpath(StoreURL(session.store.url).path)
         place = os.path.join(path, os.path.relpath(there, os.path.realpath(session.path)))
     times: dict[str, int] = {}
-    target.make(f"lmdb://{quote(place)}", "", anew=False, identity=identity)
+    target.make(StoreURL.of_path(place), "", anew=False, identity=identity)
     _copy_timestamps(source, target)
     if inside and tables.exists():
         os.makedirs(os.path.dirname(place), exist_ok=True)

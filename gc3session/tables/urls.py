@@ -6,8 +6,8 @@ import inspect
 import os
 import re
 from collections.abc import Callable
-from typing import Any
-from urllib.parse import quote
+from typing import Any, Self
+from urllib.parse import quote, unquote
 
 from ..errors import InvalidArgument
 from .interface import Tables
@@ -36,21 +36,55 @@ def without_password(text: str) -> str:
     return _PASSWORD_OPTION.sub(lambda match: match[1] if match[2] else "", text)
 
 
-def full_url(url: str | os.PathLike[str]) -> str:
-    """Return the URL of a store for what `make_store` takes: a path alone is one of LMDB."""
-    text = os.fspath(url)
-    if not isinstance(text, str) or not text or "\0" in text:
-        raise InvalidArgument(f"a store's URL must be a non-empty str or path, not {url!r}")
-    scheme, colon, _ = text.partition(":")
-    if isinstance(url, str) and colon and "/" not in scheme:
-        return text
-    return f"lmdb://{quote(os.path.abspath(text))}"
+class StoreURL(str):
+    """The URL of a store, `scheme:rest`: a str that knows its parts.
+
+    Args:
+        url: a URL, or the path of an LMDB store.
+
+    Raise InvalidArgument if it can be neither.
+    """
+
+    __slots__ = ()
+
+    def __new__(cls, url: str | os.PathLike[str]) -> Self:
+        text = os.fspath(url)
+        if not isinstance(text, str) or not text or "\0" in text:
+            raise InvalidArgument(f"a store's URL must be a non-empty str or path, not {url!r}")
+        scheme, colon, _ = text.partition(":")
+        if isinstance(url, str) and colon and "/" not in scheme:
+            return super().__new__(cls, text)
+        return cls.of_path(os.path.abspath(text))
+
+    @classmethod
+    def of_path(cls, path: str) -> Self:
+        """Return the URL of the LMDB store in the directory *path*, which is absolute."""
+        return super().__new__(cls, f"lmdb://{quote(path)}")
+
+    @property
+    def scheme(self) -> str:
+        """The kind of store, such as 'lmdb'."""
+        return self.partition(":")[0]
+
+    @property
+    def is_lmdb(self) -> bool:
+        """Whether the store is a directory of LMDB."""
+        return self.scheme == "lmdb"
+
+    @property
+    def path(self) -> str:
+        """The directory of an LMDB store; of a URL without `//` it is a relative path."""
+        return unquote(self.partition(":")[2].removeprefix("//"))
+
+    def is_inside(self, directory: str) -> bool:
+        """Return whether the store is a directory below *directory*."""
+        return self.is_lmdb and os.path.realpath(self.path).startswith(os.path.realpath(directory) + os.sep)
 
 
 def make_tables(url: str | os.PathLike[str], *, read_only: bool = False, **options: Any) -> Tables:
     """Return the tables of the store at *url*, of which nothing has been read; see `make_store`."""
-    text = full_url(url)
-    scheme = text.partition(":")[0]
+    text = StoreURL(url)
+    scheme = text.scheme
     constructor = _constructors.get(scheme)
     if constructor is None:
         raise InvalidArgument(

@@ -32,7 +32,6 @@ from ..session.session import Session
 from ..snapshots.snapshot import Snapshot
 from ..store.store import Store, make_store
 from ..tables.interface import META, RECORDS, OnProgress, Writer
-from ..tables.urls import full_url
 from .dump import DumpLines
 from .load import Loading
 
@@ -63,7 +62,7 @@ def migrate_session(
     source, directory = session.store, session._directory
     if source.batch.journal is not None:
         raise InvalidArgument("migrate() inside a transaction: it can't be undone")
-    target = make_store(full_url(url), **store_options)
+    target = make_store(url, **store_options)
     with target:
         if target.url == source.url:
             raise InvalidArgument(f"{session.path} has its tasks in {target.url} already")

@@ -23,7 +23,7 @@ from ..errors import CorruptStore, DamagedSession, InvalidArgument, UnknownForma
 from ..format.validation import Fault, Finding, SchemaFound, check_values, record_found, schema_found, state_in
 from ..system.number_set import Numbers
 from ..tables.interface import MEMBERS, META, RECORDS, SCHEMAS, SESSIONS, STATES, Contents, Tables
-from ..tables.urls import make_tables
+from ..tables.urls import StoreURL, make_tables
 from .check_index import IndexCheck, SessionRow, row_found
 from .check_mirror import MirrorCheck, MirrorCopy, mirror_copy
 
@@ -167,7 +167,7 @@ class _Work:
 
         One in the directory may still be made by the first write.
         """
-        if self._tables is None and url.startswith("lmdb:") and not self._directory.holds(url):
+        if self._tables is None and StoreURL(url).is_lmdb and not self._directory.holds(url):
             yield Finding(
                 "directory",
                 self._directory.STORE_URL_FILENAME,

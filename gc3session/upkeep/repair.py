@@ -22,7 +22,6 @@ import warnings
 from collections.abc import Callable, Iterator
 from sys import byteorder
 from typing import Any, Final
-from urllib.parse import quote
 
 import attrs
 import msgpack
@@ -48,7 +47,7 @@ from ..system.number_set import Numbers
 from ..system.temporary import delete_leftovers
 from ..tables.interface import META, SESSIONS, Contents, Salvaged, Tables, Writer
 from ..tables.lmdb.gate import LARGEST_LOCK
-from ..tables.urls import make_tables
+from ..tables.urls import StoreURL, make_tables
 from .check import check_session
 from .check_index import row_found
 from .repair_tables import Known, Mending
@@ -245,21 +244,20 @@ class _Repair:
             with contextlib.suppress(FileNotFoundError):
                 if not stat.S_ISREG(os.lstat(path).st_mode):
                     self._move_aside(path, "it is not a regular file")
-        jobs = os.path.join(directory.path, directory.DEFAULT_JOBS_DIR)
-        if os.path.lexists(jobs) and not os.path.isdir(jobs):
-            self._move_aside(jobs, "it is not the directory of a store")
+        if os.path.lexists(directory.jobs) and not os.path.isdir(directory.jobs):
+            self._move_aside(directory.jobs, "it is not the directory of a store")
             self._no_store = True
 
-    def _location(self) -> tuple[str, bytes | None]:
+    def _location(self) -> tuple[StoreURL, bytes | None]:
         """Return the URL of the store, and the session's identity if that is known.
 
         Where there is no store at the URL, but one in the directory, that is the session's.
         """
         directory = self._directory
         if self._no_store and self._dry_run:  # it is not moved
-            return f"lmdb://{quote(os.path.join(directory.path, f'{directory.DEFAULT_JOBS_DIR}.none'))}", None
+            return StoreURL.of_path(f"{directory.jobs}.none"), None
         own = directory.own_store_url()
-        inside = os.path.lexists(os.path.join(directory.path, directory.DEFAULT_JOBS_DIR))
+        inside = os.path.lexists(directory.jobs)
         try:
             url, identity = directory.store_url()
         except DamagedSession as error:
@@ -274,7 +272,7 @@ class _Repair:
             tables = make_tables(url, read_only=True, **self._options)
             try:
                 there = tables.exists()
-                known = directory.holds(url) or not url.startswith("lmdb:") or (there and _knows(tables, identity))
+                known = directory.holds(url) or not url.is_lmdb or (there and _knows(tables, identity))
             finally:
                 tables.close()
         except InvalidArgument as error:
@@ -307,7 +305,7 @@ class _Repair:
                     self._keep(directory.url_file)
             self._tell(f"{directory.STORE_URL_FILENAME}: made again, for {directory.DEFAULT_JOBS_DIR}")
             if not self._dry_run:
-                line = f"lmdb:{quote(directory.DEFAULT_JOBS_DIR)}#{identity.hex()}\n"
+                line = directory.line(StoreURL.of_path(directory.jobs), identity)
                 write_durably(directory.url_file, line.encode())
         start = directory.TIMESTAMP_FILES["start"]
         if not os.path.lexists(os.path.join(directory.path, start)):

@@ -154,7 +154,7 @@ def _header(data: bytes) -> bytes:
         return b""
     return (
         b'{"dump":1,"first":1,"next":9,"records":1,"late":0,"created":1,"command":"x","finished":null}\n'
-        b'{"schema":1,"tag":"gc3session.tasks:Task","name":"Task","kind":1,"fields":["jobname","state"]}\n'
+        b'{"schema":1,"tag":"Task","name":"Task","kind":1,"fields":["jobname","state"]}\n'
     )
 
 

@@ -31,7 +31,7 @@ TEXTS = (
     "os:system",
     "__main__:x",
     "builtins:eval",
-    "gc3session.tasks:Task",
+    "Task",
     "subprocess:Popen",
     "\ud800\udfff",
     "\0\r\n\t\x7f",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from ...tables.urls import full_url
+from ...tables.urls import StoreURL
 from ...transfer.migrate import migrate_session
 from ..console import complain, escaped, open_session, quantity
 from ..interrupts import Interrupts
@@ -40,6 +40,6 @@ def migrate(session: str, url: str) -> int:
             return 128 + (interrupts.caught or 2)
     with open_session(session, read_only=True, create=False) as moved:
         place = moved.store.url  # without a password
-    place = url if place == full_url(url) else place
+    place = url if place == StoreURL(url) else place
     click.echo(escaped(f"moved {quantity(count, 'task')} of {session} to {place}"))
     return 0

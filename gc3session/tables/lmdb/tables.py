@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from itertools import islice, takewhile
 from typing import Any, TypeVar
-from urllib.parse import quote, unquote
 
 import lmdb
 
@@ -29,7 +28,7 @@ from ..interface import (
     Writer,
     no_progress,
 )
-from ..urls import register
+from ..urls import StoreURL, register
 from .copying import compact, copy_data
 from .environment import (
     DEFAULT_MAP_SIZE,
@@ -196,7 +195,7 @@ class LmdbTables(Tables):
         verify: bool | None = None,
     ) -> None:
         self.path = os.path.realpath(os.fspath(path))
-        self.url = f"lmdb://{quote(self.path)}"
+        self.url = StoreURL.of_path(self.path)
         self.read_only = read_only
         self._map_size = map_size
         self._verify = verify
@@ -404,7 +403,7 @@ def _from_url(
     verify: bool | None = None,
 ) -> LmdbTables:
     """Return the tables at `lmdb:///path` or `lmdb:path`, which are percent-encoded."""
-    path = unquote(url.removeprefix("lmdb:").removeprefix("//"))
+    path = StoreURL(url).path
     if not path:
         raise InvalidArgument(f"{url!r} names no path; write lmdb:///absolute/path")
     return LmdbTables(

@@ -6,43 +6,43 @@ A class of one's own is an ordinary attrs class derived from one of them::
     class Simulation(Task):
         mesh: str = ''
 
-Assigning a field sets `changed`, and the store then keeps the object alive until it is
-saved.  To make that cost nothing while an object is built, every class has a *quiet*
-twin: a subclass of the same layout whose `__setattr__` is that of `object`.  An instance
-belongs to it during `__init__` and while a record is being filled in, and at no other time.
+Nothing of such a class is touched until one of its objects meets a store; from then on an
+assignment is noted there (records/tracking.py).  What the store knows of an object stands in one
+slot beside its fields, its *stamp*.
 """
 
 from __future__ import annotations
 
-import functools
-import itertools
+import copy
+import os
 import sys
-import time
+import time as clock
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple, Protocol
+from typing import Any, ClassVar, Final, NamedTuple, Protocol
 from weakref import WeakValueDictionary
 
 import attrs
 
 from .errors import InvalidArgument
+from .format.schema import Schema
 from .text import escaped
-
-if TYPE_CHECKING:
-    from .format.schema import Schema
 
 _assign = object.__setattr__
 
+# What of a class is not stored.
+_RESERVED = frozenset(("_stamp", "changed", "persistent_id", "class_tag", "upgrade_record"))
+
+# Methods that attrs would write for each class, unless the class has them already.
+_KEPT = ("__eq__", "__hash__", "__repr__", "__getstate__", "__setstate__")
+
+_classes: WeakValueDictionary[str, type[Any]] = WeakValueDictionary()
+_defined = 0  # how many classes have been defined
+
 
 class Keeper(Protocol):
-    """What a persistable knows of the store that keeps it.
-
-    Attributes:
-        changed: id() of an object -> the object, which has unsaved changes.
-    """
-
-    changed: dict[int, Persistable]
+    """What a persistable knows of the store that keeps it."""
 
     @property
     def url(self) -> str:
@@ -52,19 +52,54 @@ class Keeper(Protocol):
         """Return whether *other* is a store at the same place."""
 
     def note_changed(self, obj: Persistable) -> None:
-        """Hold *obj* while it has unsaved changes."""
+        """Hold *obj* until it is saved: it has been changed."""
+
+    def is_changed(self, obj: Persistable) -> bool:
+        """Return whether *obj* differs from what was last loaded or saved of it."""
+
+    def forget_changes(self, obj: Persistable) -> None:
+        """Take *obj* as it is now for what is stored."""
+
+    def origin_of(self, obj: Persistable) -> Origin:
+        """Return what a copy of *obj* in another process is to know of its record."""
 
 
-# What of a class is not stored: the slots below, which are the store's own.
-_SLOTS = ("_store", "_number", "_revision", "_stored_state", "_schema", "_leftover", "changed", "_hash")
-_RESERVED = frozenset((*_SLOTS, "persistent_id", "class_tag", "upgrade_record"))
+class Stamp(NamedTuple):
+    """What a store knows of one of its objects.
 
-# Methods that attrs would write anew for each class, unless the class has them already.
-_KEPT = ("__eq__", "__hash__", "__getstate__", "__setstate__")
+    Attributes:
+        store: which store.
+        number: N of the object's record.
+        revision: of the record that the object was last read from or written to; 0 if there is none yet.
+        state: in that record; '' if it has none.
+        schema: of that record.
+        checksum: of what the object packed to then.
+        leftover: fields of that record that the class doesn't have.
+    """
 
-_classes: WeakValueDictionary[str, type[Any]] = WeakValueDictionary()
-_adoption = itertools.count(1)
-_adopted = 0
+    store: Any  # a Keeper
+    number: int
+    revision: int
+    state: str
+    schema: Schema
+    checksum: int
+    leftover: dict[str, Any] | None
+
+
+class Origin(NamedTuple):
+    """What a copy that came through pickle knows of the record that it is a copy of.
+
+    Attributes:
+        identity: of the store, 16 bytes.
+        number, revision, state, schema, leftover: as in a `Stamp`.
+    """
+
+    identity: bytes
+    number: int
+    revision: int
+    state: str
+    schema: Schema
+    leftover: dict[str, Any] | None
 
 
 class State:
@@ -88,6 +123,9 @@ class Event(NamedTuple):
     state: str
 
 
+# -- classes and their tags ---------------------------------------------------
+
+
 def importable_name(module: str) -> str:
     """Return the name under which a program would import *module*.
 
@@ -97,112 +135,71 @@ def importable_name(module: str) -> str:
     if module not in ("__main__", "__mp_main__"):
         return module
     main = sys.modules.get("__main__")
-    spec = getattr(main, "__spec__", None)
+    file, spec = getattr(main, "__file__", None), getattr(main, "__spec__", None)
+    script = sys.argv[0] if sys.argv else ""
+    if spec is not None and file is not None and script.endswith(".py") and not _same_file(script, file):
+        return Path(script).stem  # a program that runs the script, such as `python -m cProfile`
     if spec is not None:
         return str(spec.name).removesuffix(".__main__")
-    file = getattr(main, "__file__", None)
     return Path(file).stem if file else "__main__"
+
+
+def _same_file(a: str, b: str) -> bool:
+    return os.path.realpath(a) == os.path.realpath(b)
 
 
 def class_tag(cls: type) -> str:
     """Return the name by which records refer to *cls*: `module:qualified.name`, or its own."""
     own = cls.__dict__.get("class_tag")
-    return own if type(own) is str else f"{importable_name(cls.__module__)}:{cls.__qualname__}"
+    if type(own) is str:
+        return own
+    # A class of a script is defined where the script's name is known; another process may get it by value.
+    noted = cls.__dict__.get("__gc3session_tag__")
+    return noted if type(noted) is str else f"{importable_name(cls.__module__)}:{cls.__qualname__}"
 
 
 def known_class(tag: str) -> type[Persistable] | None:
     """Return the persistable class of that *tag* that this program has defined, or None."""
-    return _classes.get(tag)
+    cls = _classes.get(tag)
+    if cls is None:  # its own `__init_subclass__` may have kept it from being noted
+        for cls in _subclasses(Persistable):
+            _classes[class_tag(cls)] = cls
+        cls = _classes.get(tag)
+    return cls
 
 
-def adoptions() -> int:
+def _subclasses(cls: type) -> Iterator[type]:
+    for child in cls.__subclasses__():
+        if not child.__dict__.get("__gc3session_twin__"):
+            yield child
+            yield from _subclasses(child)
+
+
+def note_class(cls: type[Persistable]) -> None:
+    """Make *cls* the class of its tag."""
+    global _defined
+    _classes[class_tag(cls)] = cls
+    _defined += 1
+
+
+def classes_defined() -> int:
     """Return a number that grows with each persistable class that the program defines."""
-    return _adopted
+    return _defined
 
 
-def _initialised(init: Callable[..., None]) -> Callable[..., None]:
-    """Return the `__init__` *init*, after which an object is complete.
-
-    One that attrs has made runs with the object in its quiet class.
-    """
-    generated = init.__code__.co_filename.startswith("<attrs generated")
-
-    @functools.wraps(init)
-    def __init__(self: Persistable, *args: Any, **kwargs: Any) -> None:
-        cls = type(self)
-        quiet = cls._quiet
-        _assign(self, "__class__", quiet)
-        try:
-            self._store = self._schema = self._leftover = None
-            self._number = self._revision = 0
-            self._stored_state = ""
-            self.changed = True
-            if generated:
-                init(self, *args, **kwargs)
-        finally:
-            if cls is not quiet:
-                self.__class__ = cls
-        if not generated:
-            init(self, *args, **kwargs)
-        if cls._open:
-            for name in [*self.__dict__]:
-                self._refuse_undeclared(name)
-
-    return __init__
-
-
-def _aloud(post_init: Callable[..., None]) -> Callable[..., None]:
-    """Return the `__attrs_post_init__`, run with the object in its own class: it is the user's code."""
-
-    @functools.wraps(post_init)
-    def __attrs_post_init__(self: Persistable, *args: Any) -> None:
-        cls = type(self)
-        if cls is not cls._quiet:
-            return post_init(self, *args)
-        _assign(self, "__class__", cls.__base__)
-        try:
-            post_init(self, *args)
-        finally:
-            _assign(self, "__class__", cls)
-
-    return __attrs_post_init__
-
-
-def _tracking(setter: Callable[[Any, str, Any], None]) -> Callable[[Any, str, Any], None]:
-    """Return the `__setattr__` *setter* with the tracking of changes added."""
-
-    @functools.wraps(setter)
-    def __setattr__(self: Persistable, name: str, value: Any) -> None:
-        setter(self, name, value)
-        if name != "changed":
-            if self._open:
-                self._refuse_undeclared(name)
-            # It is noted again where a signal's handler may have kept it from that.
-            if self.changed and (self._store is None or id(self) in self._store.changed):
-                return
-            set_changed(self, True)
-        if self._store is not None:
-            self._store.note_changed(self)
-
-    return __setattr__
-
-
-def _adopt(cls: type[_Tracked]) -> None:
-    """Give *cls* its quiet twin, and make it the class of its tag."""
+def check_class(cls: type[Persistable]) -> None:
+    """Raise InvalidArgument if objects of *cls* can't be stored."""
     if not cls.__name__.isidentifier():
         raise InvalidArgument(
             f"a persistable class can't be named {cls.__name__!r}: the IDs of its objects"
             " (ClassName.N) need an identifier"
         )
-    namespace = {"__slots__": (), "__setattr__": _assign, "_quiet": None}
-    namespace.update(__module__=cls.__module__, __qualname__=cls.__qualname__)
-    metaclass: Any = type(cls)
-    cls._quiet = metaclass(cls.__name__, (cls,), namespace)
-    cls._quiet._quiet = cls._quiet
-    cls._open = any("__dict__" in base.__dict__ for base in cls.__mro__)
-    global _adopted
-    _classes[class_tag(cls)] = cls
-    _adopted = next(_adoption)
+    for name in field_names(cls):
+        if name in _RESERVED:
+            raise InvalidArgument(
+                f"{cls.__qualname__}: a field can't be named {name!r}, which gc3session"
+                " needs itself; choose another name"
+            )
 
 
 def field_names(cls: type[Any]) -> tuple[str, ...]:
@@ -210,84 +207,49 @@ def field_names(cls: type[Any]) -> tuple[str, ...]:
     return tuple(field.name for field in attrs.fields(cls))
 
 
-class _Tracked:
-    """The slots of a persistable that are not fields, and the tracking of changes."""
-
-    __slots__ = (*_SLOTS, "__weakref__")
-
-    _quiet: ClassVar[type[Any]]
-    _open: ClassVar[bool]  # instances have a __dict__, which takes any attribute
-    _layout: ClassVar[Any] = None  # see codec.layout_of
-
-    _store: Keeper | None  # where the object is kept; None until it is saved
-    _number: int  # its N, the key of its record
-    _revision: int  # of the record that it was last read from or written to
-    _stored_state: str  # the state in that record; '' if it has none
-    _schema: Schema | None  # of that record
-    _leftover: dict[str, Any] | None  # fields of that record that the class doesn't have
-
-    _hash: int  # once it has been hashed
-
-    changed: bool
-    """Whether a field was assigned since the object was last saved or loaded.
-
-    Set it by hand after a change that no assignment shows: `task.extra['x'] = 1`."""
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        if "_quiet" in cls.__dict__:  # a quiet twin itself
-            return
-        for name in _KEPT:
-            if name not in cls.__dict__ and hasattr(cls, name):
-                setattr(cls, name, getattr(cls, name))
-        _adopt(cls)
-
-    @classmethod
-    def __attrs_init_subclass__(cls) -> None:
-        """Finish a class that attrs has made: its `__init__` untracked, its setter tracked."""
-        for name in field_names(cls):
-            if name in _RESERVED:
-                raise InvalidArgument(
-                    f"{cls.__qualname__}: a field can't be named {name!r}, which gc3session"
-                    " needs itself; choose another name"
-                )
-        own = cls.__dict__
-        for name in ("__init__", "__attrs_init__"):
-            if name in own:
-                setattr(cls, name, _initialised(own[name]))
-        if "__attrs_post_init__" in own:
-            cls.__attrs_post_init__ = _aloud(own["__attrs_post_init__"])  # type: ignore[attr-defined]
-        if own.get("__attrs_own_setattr__"):
-            cls.__setattr__ = _tracking(own["__setattr__"])  # type: ignore[assignment]
-        _adopt(cls)
-
-    __setattr__ = _tracking(_assign)
-
-    def _refuse_undeclared(self, name: str) -> None:
-        """Raise AttributeError if *name*, just assigned, is not a field: it would be lost."""
-        if name in self.__dict__ and name not in field_names(type(self)):
-            del self.__dict__[name]
-            raise AttributeError(
-                f"{type(self).__qualname__!r} object has no field {name!r}: declare it in the"
-                " class, decorated with @attrs.define, or use a task's `extra`"
-            )
+# -- persistables -------------------------------------------------------------
 
 
-# Past __setattr__, and so that no other thread sees the object in its quiet class:
-set_changed = _Tracked.changed.__set__  # type: ignore[attr-defined]
-SLOT_SETTERS: Final[tuple[Callable[[Any, Any], None], ...]] = tuple(
-    getattr(_Tracked, name).__set__ for name in ("_store", "_number", "_revision", "_stored_state", "_schema")
-)
+class _Stamped:
+    """The slot that is not a field."""
+
+    __slots__ = ("__weakref__", "_stamp")
+
+
+get_stamp: Callable[[Any], Stamp | Origin] = _Stamped._stamp.__get__  # type: ignore[attr-defined]
+set_stamp: Callable[[Any, Stamp | Origin], None] = _Stamped._stamp.__set__  # type: ignore[attr-defined]
+_delete_stamp: Callable[[Any], None] = _Stamped._stamp.__delete__  # type: ignore[attr-defined]
+
+
+def stamp_of(obj: Persistable) -> Stamp | None:
+    """Return the stamp of an object; None if no store has it."""
+    stamp = getattr(obj, "_stamp", None)
+    return stamp if type(stamp) is Stamp else None
+
+
+def restamp(obj: Persistable, stamp: Stamp | Origin | None) -> None:
+    """Set the stamp of an object, or take it away; nothing is noted."""
+    if stamp is not None:
+        set_stamp(obj, stamp)
+    elif getattr(obj, "_stamp", None) is not None:
+        _delete_stamp(obj)
+
+
+def _restored(origin: Origin, make: Callable[..., Any], *args: Any) -> Any:
+    """Return a copy that comes through pickle; its fields are set afterwards."""
+    obj = make(*args)
+    restamp(obj, origin)
+    return obj
 
 
 @attrs.define(eq=False, repr=False)
-class Persistable(_Tracked):
+class Persistable(_Stamped):
     """An object that a store can keep.
 
-    Two persistables are equal if they have the same ID in the same store; before they have
-    one, only if they are the same object.  They are hashable; an object that was hashed
-    before it got its ID keeps that hash.  A copy (by `copy`, `pickle`, `attrs.evolve`) is a
-    new object without an ID.
+    Two persistables are equal if they are the same object, and a store gives the same object
+    for the same ID as long as one is alive.  A copy by `copy` or `attrs.evolve` is a new object
+    without an ID.  One that comes through `pickle` is a copy of the same record: saving it in
+    the same store writes that record, and the object there takes its values over.
 
     A class may define:
 
@@ -297,68 +259,127 @@ class Persistable(_Tracked):
       the class, with a dict of them; it returns the dict to fill the object from.
     """
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        for name in _KEPT:
+            if name not in cls.__dict__ and hasattr(cls, name):
+                setattr(cls, name, getattr(cls, name))
+        if cls.__module__ in ("__main__", "__mp_main__") and "__gc3session_tag__" not in cls.__dict__:
+            cls.__gc3session_tag__ = f"{importable_name(cls.__module__)}:{cls.__qualname__}"  # type: ignore[attr-defined]
+        note_class(cls)
+
+    @classmethod
+    def __attrs_init_subclass__(cls) -> None:
+        check_class(cls)
+        note_class(cls)
+
     @property
     def persistent_id(self) -> str | None:
         """The ID (`ClassName.N`) that the store gave the object; None before that."""
-        return None if self._schema is None else f"{self._schema.name}.{self._number}"
+        stamp = getattr(self, "_stamp", None)
+        return None if stamp is None else f"{stamp.schema.name}.{stamp.number}"
 
-    def __eq__(self, other: object) -> bool:
-        if self is other:
-            return True
-        if not isinstance(other, Persistable):
-            return NotImplemented
-        return (
-            self._store is not None
-            and other._store is not None
-            and self._number == other._number
-            and self._store.is_same(other._store)
-        )
+    @property
+    def changed(self) -> bool:
+        """Whether the object differs from what was last loaded or saved of it; True if it was never saved.
 
-    def __hash__(self) -> int:
-        try:
-            return self._hash
-        except AttributeError:
-            value = id(self) >> 4 if self._store is None else hash(self._number)
-            _assign(self, "_hash", value)
-            return value
+        Setting it to True has `save_all` save the object in any case, to False takes it for saved.
+        """
+        stamp = stamp_of(self)
+        return stamp is None or stamp.store.is_changed(self)
+
+    @changed.setter
+    def changed(self, value: bool) -> None:
+        stamp = stamp_of(self)
+        if stamp is not None:
+            if value:
+                stamp.store.note_changed(self)
+            else:
+                stamp.store.forget_changes(self)
 
     def __repr__(self) -> str:
         fields = (f"{name}={getattr(self, name)!r}" for name in ("jobname", "state") if hasattr(self, name))
         return f"<{' '.join((type(self).__qualname__, escaped(self.persistent_id or '(not saved)'), *fields))}>"
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in field_names(type(self))}
+        return {name: getattr(self, name) for name in field_names(type(self)) if hasattr(self, name)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        cls = type(self)
-        _assign(self, "__class__", cls._quiet)
-        self._store = self._schema = self._leftover = None
-        self._number = self._revision = 0
-        self._stored_state = ""
-        self.changed = True
         for name, value in state.items():
-            setattr(self, name, value)
-        self.__class__ = cls
+            _assign(self, name, value)
+
+    def __copy__(self) -> Any:
+        return _copied(self, None)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        return _copied(self, memo)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        reduced = object.__reduce_ex__(self, max(2, int(protocol)))
+        stamp = getattr(self, "_stamp", None)
+        if stamp is None or not isinstance(reduced, tuple):
+            return reduced
+        origin = stamp if type(stamp) is Origin else stamp.store.origin_of(self)
+        make, args, *rest = reduced
+        return (_restored, (origin, make, *args), *rest)
 
 
-def _state(value: str) -> str:
+def _copied(obj: Persistable, memo: dict[int, Any] | None) -> Any:
+    """Return a copy of an object that no store has, a deep one with *memo*; as copy.py does it, but for the stamp."""
+    reduced = object.__reduce_ex__(obj, 4)
+    if isinstance(reduced, str):
+        return obj
+    make, args, state = (*reduced, None)[:3]
+    if memo is None:
+        new = make(*args)
+    else:
+        new = memo[id(obj)] = make(*copy.deepcopy(args, memo))
+        state = copy.deepcopy(state, memo)
+    if state is not None:
+        new.__setstate__(state)
+    return new
+
+
+# -- tasks --------------------------------------------------------------------
+
+
+def checked_state(value: str) -> str:
     """Return *value* as a plain str, if it can be a state.  Raise InvalidArgument if not."""
     if not isinstance(value, str) or not value:
         raise InvalidArgument(f"a task's state must be a non-empty str, such as 'RUNNING', not {value!r}")
     return str.__str__(value)
 
 
-def _new_state(task: Task, _: object, value: str) -> str:
-    """Return the state to assign, and note when; called for each assignment of `state`."""
-    if type(value) is not str or not value:
-        value = _state(value)
-    if not (task.history and task.history[-1][1] == value):
-        task.history.append([time.time(), value])
-    return value
+def first_event(task: Task) -> list[list[Any]]:
+    """Return the history of a new task.  The state may be set later, if a class has that field again."""
+    return [[clock.time(), getattr(task, "state", None)]]
 
 
-def _first_event(task: Task) -> list[list[Any]]:
-    return [[time.time(), task.state]]
+def _noting(state: Any) -> property:
+    """Return a property over the slot *state* that notes each new state in the history.
+
+    It takes the slot's place in the class, so that it works whatever hooks a derived class has, and
+    also in one that declares the field again: attrs uses what the base class has.
+    """
+    get, assign = state.__get__, state.__set__
+
+    def note(task: Task, value: str) -> None:
+        if type(value) is not str or not value:
+            value = checked_state(value)
+        try:
+            get(task)
+        except AttributeError:  # the task is being made
+            assign(task, value)
+            history = getattr(task, "history", None)
+            if type(history) is list and history and history[-1][1] is None:
+                history[-1][1] = value
+            return
+        assign(task, value)
+        history = task.history
+        if type(history) is list and not (history and history[-1][1] == value):
+            history.append([clock.time(), value])
+
+    return property(get, note, doc="The state that the task is in.")
 
 
 @attrs.define(eq=False, repr=False, kw_only=True)
@@ -377,10 +398,27 @@ class Task(Persistable):
     class_tag: ClassVar[str] = "Task"
 
     jobname: str = ""
-    state: str = attrs.field(default=State.NEW, converter=_state, on_setattr=_new_state)
+    state: str = State.NEW
     returncode: int | None = None
-    history: list[list[Any]] = attrs.Factory(_first_event, takes_self=True)
+    history: list[list[Any]] = attrs.Factory(first_event, takes_self=True)
     extra: dict[Any, Any] = attrs.Factory(dict)
+
+    def set_state(self, state: str, time: datetime | float | None = None) -> None:
+        """Set the state, and note that the task has been in it since *time*.
+
+        Args:
+            state: the new state; it is noted also if it is the one that the task is in.
+            time: a datetime (a naive one is local time), or seconds since 1970; now unless told.
+
+        Raise InvalidArgument for what can't be a state or a time.
+        """
+        state = checked_state(state)
+        if isinstance(time, datetime):
+            time = time.timestamp()
+        if time is not None and (isinstance(time, bool) or not isinstance(time, int | float)):
+            raise InvalidArgument(f"a time is a datetime or a number of seconds since 1970, not {time!r}")
+        self.history = [*self.history, [clock.time() if time is None else float(time), state]]
+        self.state = state
 
     @property
     def events(self) -> list[Event]:
@@ -388,13 +426,18 @@ class Task(Persistable):
         return [Event(datetime.fromtimestamp(seconds, UTC), state) for seconds, state in self.history]
 
 
+STATE_SLOT: Final[Any] = Task.__dict__["state"]
+"""The descriptor of the slot in which a task's state stands; setting it notes nothing."""
+
+Task.state = _noting(STATE_SLOT)  # type: ignore[assignment]
+
+
 @attrs.define(eq=False, repr=False, kw_only=True)
 class TaskCollection(Task):
     """A task made of other tasks.
 
     Attributes:
-        tasks: the tasks, in order; each is a record of its own.  Use `add` and `discard`, or
-            set `changed` after changing the list by hand.
+        tasks: the tasks, in order; each is a record of its own.
     """
 
     class_tag: ClassVar[str] = "TaskCollection"
@@ -408,7 +451,7 @@ class TaskCollection(Task):
 
     def discard(self, task: Persistable) -> None:
         """Take *task* out of the collection, if it is there; its record stays."""
-        self.tasks = [other for other in self.tasks if other is not task and other != task]
+        self.tasks = [other for other in self.tasks if other is not task]
 
     def __len__(self) -> int:
         return len(self.tasks)
@@ -420,23 +463,26 @@ class TaskCollection(Task):
         return iter(self.tasks)
 
 
-class Generic:
+# -- placeholders -------------------------------------------------------------
+
+
+class Placeholder:
     """What makes a class stand in for one that the program doesn't have.
 
-    The fields of the record are readable as attributes; they are written back unchanged.
+    The fields of the record can be read and assigned as attributes, and are written back.
     """
 
     __slots__ = ()
 
-    _leftover: dict[str, Any] | None
     _schema: Schema | None
+    _others: dict[str, Any]
 
     @property
     def fields(self) -> dict[str, Any]:
         """The record's fields by name, in the record's order."""
-        own, leftover = field_names(type(self)), self._leftover or {}
-        names = own if self._schema is None else self._schema.fields
-        return {name: getattr(self, name) if name in own else leftover[name] for name in names}
+        own, others = field_names(type(self)), self._others
+        names = [name for name in own if name not in _PLACEHOLDER] if self._schema is None else self._schema.fields
+        return {name: others[name] if name in others else getattr(self, name) for name in names}
 
     @property
     def class_name(self) -> str:
@@ -444,26 +490,42 @@ class Generic:
         return "" if self._schema is None else self._schema.tag
 
     def __getattr__(self, name: str) -> Any:
-        if not name.startswith("_"):
-            leftover = self._leftover
-            if leftover and name in leftover:
-                return leftover[name]
+        if not name.startswith("_") and name in self._others:
+            return self._others[name]
         raise AttributeError(f"this {type(self).__qualname__} has no field {name!r}")
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not name.startswith("_") and name in self._others:
+            self._others = {**self._others, name: value}
+        else:
+            _assign(self, name, value)
 
-@attrs.define(eq=False, repr=False)
-class GenericPersistable(Generic, Persistable):
+
+_PLACEHOLDER = ("_schema", "_others")
+
+
+@attrs.define(eq=False, repr=False, kw_only=True)
+class GenericPersistable(Placeholder, Persistable):
     """A persistable whose class the program has not defined."""
 
+    _schema: Schema | None = None
+    _others: dict[str, Any] = attrs.Factory(dict)
+
 
 @attrs.define(eq=False, repr=False, kw_only=True)
-class GenericTask(Generic, Task):
+class GenericTask(Placeholder, Task):
     """A task whose class the program has not defined."""
 
+    _schema: Schema | None = None
+    _others: dict[str, Any] = attrs.Factory(dict)
+
 
 @attrs.define(eq=False, repr=False, kw_only=True)
-class GenericCollection(Generic, TaskCollection):
+class GenericCollection(Placeholder, TaskCollection):
     """A task collection whose class the program has not defined."""
+
+    _schema: Schema | None = None
+    _others: dict[str, Any] = attrs.Factory(dict)
 
 
 @attrs.define(eq=False, repr=False)

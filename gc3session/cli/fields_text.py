@@ -27,7 +27,7 @@ _BRACKETS: Final[dict[type, str]] = {list: "[]", tuple: "()", set: "{}", frozens
 def object_lines(obj: Persistable, style: Style) -> Iterator[str]:
     """Give the lines that show an object: its ID, its class, and each field."""
     yield style(escaped(obj.persistent_id or ""), "bold")
-    schema = obj._schema
+    schema = extras_of(obj)[0]
     fields = _fields(obj)
     names = {name: escaped(name) for name in fields}
     widest = max(len("class"), *(len(name) for name in names.values()))
@@ -52,7 +52,7 @@ def _fields(obj: Persistable) -> dict[str, Any]:
     if isinstance(obj, Generic):
         fields = obj.fields
     else:
-        fields = {name: getattr(obj, name) for name in field_names(type(obj))} | (obj._leftover or {})
+        fields = {name: getattr(obj, name) for name in field_names(type(obj))} | extras_of(obj)[1]
     if isinstance(obj, TaskCollection) and "tasks" in fields:
         fields["tasks"] = fields.pop("tasks")
     return fields

@@ -9,6 +9,7 @@ from typing import Any, Final
 import attrs
 
 from ..errors import InvalidArgument, LoadError
+from ..records.codec import extras_of
 from ..records.unbuilt import ForeignObject, built
 from ..records.values import Opaque
 from ..store.record_view import StoredReference, StoredTask
@@ -77,8 +78,7 @@ def _field(task: Any, name: str) -> Any:
         return task.fields.get(name, MISSING)
     if name in field_names(type(task)):
         return getattr(task, name, MISSING)
-    leftover = task._leftover if isinstance(task, Persistable) else None
-    return MISSING if leftover is None else leftover.get(name, MISSING)
+    return extras_of(task)[1].get(name, MISSING) if isinstance(task, Persistable) else MISSING
 
 
 def _inside(value: Any, part: str, quoted: bool) -> Any:
@@ -126,7 +126,8 @@ def tag_of(task: Root) -> str:
     """Return the tag of the class of a task's record."""
     if isinstance(task, StoredTask):
         return task.schema.tag
-    return class_tag(type(task)) if task._schema is None else task._schema.tag
+    schema = extras_of(task)[0]
+    return class_tag(type(task)) if schema is None else schema.tag
 
 
 def _last_event(task: Root) -> Any:

@@ -17,7 +17,7 @@ from ..index.index import CHUNK, Index
 from ..store.record_view import StoredTask, StoredTasks, UnreadableTask
 from ..store.store import Store
 from ..tables.interface import Reader
-from ..tasks import Persistable, class_tag
+from ..tasks import Persistable, class_tag, stamp_of
 from .conditions import Condition
 from .field_path import last_event
 from .times import aware
@@ -41,7 +41,7 @@ class Tasks(Iterator[Any]):
                 task = self._ready.pop()
                 if isinstance(task, LoadError):
                     raise task
-                if task._store is not None:  # it may have been removed meanwhile
+                if stamp_of(task) is not None:  # it may have been removed meanwhile
                     return task
             self._read()
 
@@ -242,7 +242,7 @@ class Selected(Iterator[Any]):
                 task = self._ready.pop()
                 if isinstance(task, LoadError):
                     raise task
-                if task._store is not None and self.filters.fit_fields(task):  # it may have been removed
+                if stamp_of(task) is not None and self.filters.fit_fields(task):  # it may have been removed
                     return task
             if not self._read():
                 raise StopIteration

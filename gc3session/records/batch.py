@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import MutableMapping
-from typing import Any, Final
+from typing import Any
 
-from ..format.schema import Schema
-from ..tasks import SLOT_SETTERS, Persistable, set_changed
-from .codec import field_values
+from ..tasks import Persistable, Stamp, restamp
 
 REMOVED = b""
 """In place of a record: it is to be removed."""
@@ -28,7 +26,7 @@ class Batch:
         version: another one after each change, of what is staged in indexes, too.
         edits: another one after each change that does more than add new records.
         journal: what undoes the changes since the outermost unit began: mapping, key, value
-            before; or None, object, slots before.  None outside of units.
+            before; or None, object, its stamp before.  None outside of units.
     """
 
     def __init__(self) -> None:
@@ -84,34 +82,11 @@ class Batch:
         else:
             mapping[key] = value
 
-    def set_slots(self, obj: Persistable, slots: Slots) -> None:
-        """Set what an object knows of its record, so that it can be undone."""
+    def restamp(self, obj: Persistable, stamp: Stamp | None) -> None:
+        """Set what a store knows of an object, so that it can be undone."""
         if self.journal is not None:
-            before = (obj._store, obj._number, obj._revision, obj._stored_state, obj._schema)
-            self.journal.append((None, obj, before))
-        set_slots(obj, slots)
-
-    def clear_changed(self, obj: Persistable, changed: MutableMapping[int, Persistable]) -> None:
-        """Note that *obj* is being saved; to be called before its fields are read.
-
-        A change by another thread from now on is then a new one.  *changed* holds the objects
-        that have unsaved changes, by their id().
-        """
-        if self.journal is not None and obj.changed:
-            self.journal.append((changed, id(obj), _SAVED))
-            self.journal.append((changed, id(obj), obj))
-        changed.pop(id(obj), None)
-        set_changed(obj, False)
-
-    def detach(self, obj: Persistable) -> None:
-        """Make *obj* an object without a record, so that it can be undone.
-
-        What is assigned in between is a change of it, should it get its record back.
-        """
-        if self.journal is not None:
-            self.journal.append((_DETACHED, obj, (obj.changed, field_values(obj))))
-        self.set_slots(obj, NO_SLOTS)
-        set_changed(obj, True)
+            self.journal.append((None, obj, getattr(obj, "_stamp", None)))
+        restamp(obj, stamp)
 
     def undo(self, mark: int) -> None:
         """Undo all changes since the journal had *mark* entries."""
@@ -121,39 +96,9 @@ class Batch:
         while len(journal) > mark:
             mapping, key, before = journal[-1]
             if mapping is None:
-                if key._store is not None and before[0] is None:  # it was new
-                    key._store.changed.pop(id(key), None)
-                set_slots(key, before)
-            elif mapping is _DETACHED:
-                changed, fields = before
-                set_changed(
-                    key, changed or any(a is not b for a, b in zip(fields, field_values(key), strict=True))
-                )
-                key._store.note_changed(key)
-            elif before is _SAVED:
-                obj = mapping.get(key)
-                if obj is not None:
-                    set_changed(obj, True)
-                    if obj._store is None:
-                        del mapping[key]
+                restamp(key, before)
             elif before is None:
                 mapping.pop(key, None)
             else:
                 mapping[key] = before
             journal.pop()  # last, so that an interrupted undoing can go on
-
-
-_SAVED: Final = object()
-_DETACHED: Final = object()
-
-Slots = tuple[Any, int, int, str, Schema | None]
-"""Of an object: its store, N, revision, stored state, schema."""
-
-NO_SLOTS: Slots = (None, 0, 0, "", None)
-"""Those of an object without a record."""
-
-
-def set_slots(obj: Persistable, slots: Slots) -> None:
-    """Set what an object knows of its record; nothing is tracked."""
-    for setter, value in zip(SLOT_SETTERS, slots, strict=True):
-        setter(obj, value)

@@ -11,21 +11,25 @@ from typing import Any
 
 import attrs
 
-from ..errors import LoadError
+from ..errors import LoadError, UnstorableValue
 from ..format.schema import COLLECTION, PERSISTABLE, TASK, Schema
 from ..tasks import (
-    SLOT_SETTERS,
-    Generic,
     GenericCollection,
     GenericPersistable,
     GenericTask,
     Persistable,
+    Placeholder,
+    Stamp,
     Task,
     TaskCollection,
+    check_class,
     class_tag,
     field_names,
+    get_stamp,
     known_class,
+    set_stamp,
 )
+from .tracking import compiled, twin_of
 
 _GENERIC = (GenericPersistable, GenericTask, GenericCollection)
 
@@ -34,92 +38,96 @@ class Layout:
     """How the objects of one class are taken apart and built; one for each class.
 
     Attributes:
-        cls, quiet: the class and its quiet twin (see tasks.py).
+        cls: the class.
+        twin: its twin (tracking.py).
         fields: the names of its fields.
         kind: PERSISTABLE, TASK or COLLECTION.
         generic: the class stands in for one that the program doesn't have.
-        values: object -> list of the values.
-        build: (values, store, N, revision, schema) -> a new object, saved and unchanged.
         name: what the IDs of its objects begin with.
+        values: object -> list of the values; AttributeError if one isn't set.
+        build: (values, store, N, revision, schema, checksum) -> a new object, saved and unchanged.
     """
 
     def __init__(self, cls: type[Persistable]) -> None:
+        check_class(cls)
         self.cls = cls
-        self.quiet = cls._quiet
-        self.fields = field_names(cls)
+        self.twin = twin_of(cls)
+        self.generic = issubclass(cls, Placeholder)
+        self.fields = tuple(name for name in field_names(cls) if name != "_schema" or not self.generic)
         self.kind = (
             COLLECTION if issubclass(cls, TaskCollection) else TASK if issubclass(cls, Task) else PERSISTABLE
         )
-        self.generic = issubclass(cls, Generic)
         self.name = cls.__name__
         self.values = _reader(self.fields)
         self.build = _builder(self)
+        self._beside = _beside(cls, self.fields)
 
     def schema(self, name: str | None = None) -> Schema:
         """Return the schema of the class as it is now, not yet stored."""
-        return Schema(0, class_tag(self.cls), name or self.cls.__name__, self.kind, self.fields)
+        fields = tuple(field for field in self.fields if field != "_others" or not self.generic)
+        return Schema(0, class_tag(self.cls), name or self.cls.__name__, self.kind, fields)
+
+    def checked_values(self, obj: Persistable) -> list[Any]:
+        """Return the values of an object.  Raise UnstorableValue if it lacks one, or has more than its fields."""
+        for name in self._beside:
+            extra = (
+                vars(obj).keys() - {*self.fields} if name == "__dict__" else {name} if hasattr(obj, name) else ()
+            )
+            extra = [one for one in extra if not hasattr(getattr(self.cls, one, None), "__set_name__")]
+            if extra:
+                raise UnstorableValue(
+                    f"{self.cls.__qualname__}.{min(extra)} is not a field and would be lost: declare it in the class,"
+                    " decorated with @attrs.define, or use a task's `extra`; nothing was written"
+                )
+        try:
+            return self.values(obj)
+        except AttributeError as error:
+            raise UnstorableValue(
+                f"{self.cls.__qualname__}: a field isn't set ({error}); nothing was written"
+            ) from error
+
+
+def _beside(cls: type, fields: tuple[str, ...]) -> tuple[str, ...]:
+    """Return where an object of *cls* may have what is no field: `__dict__`, and slots that a class declares by hand."""
+    found = {"__dict__"} if any("__dict__" in base.__dict__ for base in cls.__mro__) else set()
+    for base in cls.__mro__[: cls.__mro__.index(Persistable)]:
+        if "__attrs_attrs__" not in base.__dict__:
+            slots = base.__dict__.get("__slots__", ())
+            found |= {*([slots] if isinstance(slots, str) else slots)}
+    return tuple(found - {*fields, "__weakref__"})
 
 
 def _reader(fields: tuple[str, ...]) -> Callable[[Any], list[Any]]:
     """Return the function that takes an object apart; compiled, as `_builder` is."""
     parts = ", ".join(f"obj.{field}" for field in fields)
-    return _compiled(f"def values(obj):\n    return [{parts}]\n")  # type: ignore[no-any-return]
+    return compiled(f"def values(obj):\n    return [{parts}]\n")  # type: ignore[no-any-return]
 
 
-def _compiled(source: str, **names: Any) -> Any:
-    """Return the one function that *source* defines.
-
-    The source holds nothing but the field names of a class that the program has defined; attrs
-    makes __init__ in the same way.
-    """
-    before = {*names, "__builtins__"}
-    exec(source, names)
-    return next(value for name, value in names.items() if name not in before)
-
-
-def _builder(layout: Layout) -> Callable[[list[Any], Any, int, int, Schema], Persistable]:
+def _builder(layout: Layout) -> Callable[[list[Any], Any, int, int, Schema, int], Persistable]:
     """Return the function that builds an object."""
     state = "obj.state" if layout.kind != PERSISTABLE else "''"
     targets = "".join(f"obj.{field}, " for field in layout.fields)
-    source = f"""def build(values, store, number, revision, schema):
-    obj = new(quiet)
+    source = f"""def build(values, store, number, revision, schema, checksum):
+    obj = new(twin)
     {f"{targets} = values" if targets else "[] = values"}
-    obj._store = store
-    obj._number = number
-    obj._revision = revision
-    obj._stored_state = {state}
-    obj._schema = schema
-    obj._leftover = None
-    obj.changed = False
+    obj._stamp = make(Stamp, (store, number, revision, {state}, schema, checksum, None))
     obj.__class__ = cls
     return obj
 """
-    return _compiled(source, new=object.__new__, quiet=layout.quiet, cls=layout.cls)  # type: ignore[no-any-return]
+    return compiled(  # type: ignore[no-any-return]
+        source, new=object.__new__, make=tuple.__new__, Stamp=Stamp, twin=layout.twin, cls=layout.cls
+    )
 
 
-def note_stored(obj: Persistable, store: Any, number: int, state: str, schema: Schema) -> None:
-    """Note that an object, which was new, is stored."""
-    set_store(obj, store)
-    set_number(obj, number)
-    set_revision(obj, 1)
-    set_stored_state(obj, state)
-    set_schema(obj, schema)
-
-
-set_store, set_number, set_revision, set_stored_state, set_schema = SLOT_SETTERS
+_layouts: dict[type[Persistable], Layout] = {}
 
 
 def layout_of(cls: type[Persistable]) -> Layout:
     """Return the layout of *cls*."""
-    layout: Layout | None = cls._layout
-    if layout is None or layout.cls is not cls:  # not inherited
-        layout = cls._layout = Layout(cls)
+    layout = _layouts.get(cls)
+    if layout is None:
+        layout = _layouts[cls] = Layout(cls)
     return layout
-
-
-def field_values(obj: Persistable) -> list[Any]:
-    """Return the values of an object's fields; None for one that isn't set."""
-    return [getattr(obj, name, None) for name in layout_of(type(obj)).fields]
 
 
 def layout_for(schema: Schema) -> Layout:
@@ -130,8 +138,16 @@ def layout_for(schema: Schema) -> Layout:
     return layout_of(cls)
 
 
+def extras_of(obj: Persistable) -> tuple[Schema | None, dict[str, Any]]:
+    """Return the schema that an object's record had, and those of its fields that the class doesn't have."""
+    stamp = getattr(obj, "_stamp", None)
+    if isinstance(obj, Placeholder):
+        return obj._schema, obj._others
+    return (None, {}) if stamp is None else (stamp.schema, stamp.leftover or {})
+
+
 def fill(obj: Persistable, schema: Schema, values: list[Any], revision: int) -> None:
-    """Set the fields of *obj* from a record's values.
+    """Set the fields of *obj*, which has a stamp, from a record's values.
 
     Fields that the class doesn't have are kept with the object, new ones take their default.
     Raise LoadError if a new one has no default or the class's `upgrade_record` fails.
@@ -140,21 +156,36 @@ def fill(obj: Persistable, schema: Schema, values: list[Any], revision: int) -> 
     layout = layout_of(cls)
     own = layout.fields
     fields = dict(zip(schema.fields, values, strict=True))
-    if own != schema.fields:
+    if own != schema.fields and not layout.generic:
         fields = _upgraded(cls, fields)
-    object.__setattr__(obj, "__class__", layout.quiet)
+    leftover = {name: fields[name] for name in fields if name not in own} or None
+    if layout.generic:
+        fields |= {"_schema": schema, "_others": leftover or {}}
+        own, leftover = (*own, "_schema"), None
+    stamp = get_stamp(obj)
+    object.__setattr__(obj, "__class__", layout.twin)
     try:
-        obj._schema = schema
-        obj._leftover = {name: fields[name] for name in fields if name not in own} or None
         missing = [name for name in own if name not in fields]
         for name in own:
             if name in fields:
                 setattr(obj, name, fields[name])
-        for name in missing:
-            setattr(obj, name, _default(cls, name, obj))
-        obj._revision = revision
-        obj._stored_state = obj.state if layout.kind != PERSISTABLE else ""  # type: ignore[attr-defined]
-        obj.changed = False
+    finally:
+        obj.__class__ = cls
+    set_default = layout.twin.__setattr__
+    for name in missing:
+        set_default(obj, name, _default(cls, name, obj))
+    state = obj.state if isinstance(obj, Task) else ""
+    set_stamp(obj, stamp._replace(revision=revision, state=state, schema=schema, leftover=leftover))  # type: ignore[call-arg]
+
+
+def take_over(obj: Persistable, other: Persistable) -> None:
+    """Set the fields of *obj* to the values of *other*, which is a copy of it; nothing is noted."""
+    cls = type(obj)
+    object.__setattr__(obj, "__class__", layout_of(cls).twin)
+    try:
+        for name in field_names(cls):
+            if hasattr(other, name):
+                setattr(obj, name, getattr(other, name))
     finally:
         obj.__class__ = cls
 

@@ -7,6 +7,7 @@ from itertools import islice
 from typing import Any
 
 from ..errors import InvalidArgument
+from ..tasks import get_stamp
 
 
 class IDs(Sequence[str]):
@@ -29,11 +30,11 @@ class IDs(Sequence[str]):
         if objs:
             first, last = objs[0], objs[-1]
             same = all(type(obj) is type(first) for obj in objs)
-            if same and last._number - first._number == len(objs) - 1:
-                self.append(first._schema.name, first._number, last._number + 1)
+            if same and get_stamp(last).number - get_stamp(first).number == len(objs) - 1:
+                self.append(get_stamp(first).schema.name, get_stamp(first).number, get_stamp(last).number + 1)
             else:
                 for obj in objs:
-                    self.append(obj._schema.name, obj._number, obj._number + 1)
+                    self.append(get_stamp(obj).schema.name, get_stamp(obj).number, get_stamp(obj).number + 1)
 
     def __len__(self) -> int:
         return self._length

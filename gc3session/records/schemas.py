@@ -6,7 +6,7 @@ from ..errors import CorruptRecord
 from ..format.schema import Schema
 from ..tables.interface import SCHEMAS, Reader, Tables, Writer
 from ..tasks import Persistable
-from .codec import Layout
+from .codec import Layout, extras_of
 
 
 class Schemas:
@@ -53,18 +53,17 @@ class Schemas:
 
         It is that of the class; an object of fields that the class doesn't have brings them along.
         """
-        if obj._leftover is None and not layout.generic:
+        former, extras = extras_of(obj)
+        if former is None or not (extras or layout.generic):
             schema = self._by_class.get((layout, name))
             if schema is None:
                 schema = self._by_class[layout, name] = self.stored(layout.schema(name))
             return schema
-        former = obj._schema
-        if former is None:
-            return self.stored(layout.schema(name))
-        if {*layout.fields, *(obj._leftover or ())} == {*former.fields}:
-            return self.stored(former)
-        tag = former.tag if layout.generic else layout.schema().tag
-        return self.stored(Schema(0, tag, name, layout.kind, (*layout.fields, *(obj._leftover or ()))))
+        own = layout.schema(name)
+        fields = (*(field for field in own.fields if field not in extras), *extras)
+        if {*fields} == {*former.fields}:
+            fields = former.fields
+        return self.stored(Schema(0, former.tag if layout.generic else own.tag, name, layout.kind, fields))
 
     def stored(self, schema: Schema) -> Schema:
         """Return *schema* with its number; it is stored, in a transaction of its own, if it isn't."""

@@ -19,7 +19,7 @@ from ..store.store import Store
 from ..system.gc_pause import no_collection
 from ..system.signals import signal_safe
 from ..tables.interface import Compacted, OnProgress, Reader, no_progress
-from ..tasks import Persistable, TaskCollection
+from ..tasks import Persistable, TaskCollection, get_stamp, stamp_of
 
 if TYPE_CHECKING:
     from ..query.event_log import LogEntry
@@ -59,7 +59,7 @@ class SessionBase:
                     self._ensure_writable()
                     store.make_room()
                     if store.stage_new((task,), self._index):
-                        return f"{task._schema.name}.{task._number}"  # type: ignore[union-attr]
+                        return str(task.persistent_id)
         with self._unit(flush):
             return self._add(task)
 
@@ -124,7 +124,7 @@ class SessionBase:
                             done += 1
                     ids.extend(some)
                     if ahead and store.batch.journal is None:
-                        unsent += [task._number for task in some]
+                        unsent += [get_stamp(task).number for task in some]
                         if records is not store.batch.records:  # those until then have been written
                             records = store.batch.records
                             unsent = [number for number in unsent if number in records]
@@ -231,8 +231,6 @@ class SessionBase:
         self._ensure_open()
         if not isinstance(task, Persistable):
             return self._lookup(task) is not None
-        if task._store is None:
-            return False
         try:
             number = self.store.own_number(task)
         except InvalidArgument:
@@ -288,22 +286,22 @@ class SessionBase:
 
         First all tasks of the session, then those in their collections, and so on.
         """
-        seen: set[tuple[int, int]] = set()  # of collections, and of what is in them
+        seen: set[tuple[int, int]] = (
+            set()
+        )  # the N, or the id() of what has none, of collections and what is in them
         level: deque[TaskCollection] = deque()
 
         def first_time(task: Persistable) -> bool:
-            key = (task._number, 0) if task._store is not None else (0, id(task))
+            stamp = stamp_of(task)
+            key = (0, id(task)) if stamp is None else (stamp.number, 0)
             if key in seen:
                 return False
             seen.add(key)
             return True
 
         for task in self:
-            if isinstance(task, TaskCollection):
-                if first_time(task):
-                    level.append(task)
-            elif task in seen:
-                continue
+            if isinstance(task, TaskCollection) and first_time(task):
+                level.append(task)
             yield task
         while level:
             for task in level.popleft().tasks:

@@ -15,10 +15,10 @@ import msgpack
 from ..errors import CorruptRecord
 from ..format.frame import revision_of, schema_number, unseal
 from ..format.schema import PERSISTABLE, Schema
-from ..records.codec import fill, layout_for
+from ..records.codec import fill, layout_for, layout_of
 from ..records.values import DAMAGE, REFERENCE, Decoder
 from ..tables.interface import Reader
-from ..tasks import Persistable, Unreadable, adoptions
+from ..tasks import Persistable, Stamp, Unreadable, classes_defined, get_stamp, set_stamp
 
 if TYPE_CHECKING:
     from .store import Store
@@ -53,9 +53,10 @@ class Loader:
         self._record = record
         self._decoder = Decoder(self._resolve)
         self.live: dict[int, weakref.ref[Persistable]] = {}
+        self.built: list[Persistable] = []  # what has been given since somebody took that list
         self.limit = 1024
         self._builders: dict[int, tuple[Callable[..., Persistable], Schema]] = {}  # by schema number
-        self._adopted = 0
+        self._classes = 0
         self._unpack = functools.partial(msgpack.unpackb, strict_map_key=False, ext_hook=self._build_plain)
         self._shells: dict[int, Persistable] = {}
         self._to_fill: list[tuple[int, bytes]] = []
@@ -79,9 +80,9 @@ class Loader:
 
     def notice_classes(self) -> None:
         """Forget the builders if there are other classes than when they were noted."""
-        if self._adopted != adoptions():
+        if self._classes != classes_defined():
             self._builders.clear()
-            self._adopted = adoptions()
+            self._classes = classes_defined()
 
     def quick(self, number: int, record: bytes) -> Persistable | None:
         """Return a new object for a record: the short way, for very many.
@@ -93,15 +94,17 @@ class Loader:
         if held is not None and held() is not None:
             return None
         body = record[4:]
-        if crc32(body, number & 0xFFFFFFFF) != int.from_bytes(record[:4], "big"):
+        checksum = crc32(body, number & 0xFFFFFFFF)
+        if checksum != int.from_bytes(record[:4], "big"):
             return None
         try:
             schema_number, revision, values = self._unpack(body)
             build, schema = self._builders[schema_number]
-            obj: Persistable = build(values, self._store(), number, revision, schema)
+            obj: Persistable = build(values, self._store(), number, revision, schema, checksum)
         except (_Reference, CorruptRecord, *DAMAGE):
             return None
         self.live[number] = ref(obj)
+        self.built.append(obj)
         if len(self.live) > self.limit:
             self.sweep()
         return obj
@@ -119,7 +122,8 @@ class Loader:
         """
         obj = self.living(number)
         if obj is not None:
-            if not obj.changed and revision_of(record) > obj._revision:
+            self.built.append(obj)
+            if revision_of(record) > get_stamp(obj).revision and not obj.changed:
                 self.refill(obj, record)
             return obj
         self.notice_classes()
@@ -138,8 +142,8 @@ class Loader:
     def refill(self, obj: Persistable, record: bytes) -> None:
         """Set the fields of *obj* to those in its record."""
         try:
-            schema, revision, values = self._decode(obj._number, record)
-            fill(obj, schema, values, revision)
+            schema, revision, values = self._decode(get_stamp(obj).number, record)
+            self._fill(obj, schema, values, revision)
             while self._to_fill:
                 self._build(*self._to_fill.pop())
         finally:
@@ -152,13 +156,18 @@ class Loader:
         obj = self._shells.get(number)
         if obj is None and layout.fields == schema.fields and not layout.generic:
             self._builders[schema.number] = layout.build, schema
-            obj = layout.build(values, self._store(), number, revision, schema)
+            obj = layout.build(values, self._store(), number, revision, schema, int.from_bytes(record[:4], "big"))
         else:
             if obj is None:
                 obj = self._shell(layout.cls, number, schema)
-            fill(obj, schema, values, revision)
+            self._fill(obj, schema, values, revision)
         self.note(number, obj)
+        self.built.append(obj)
         return obj
+
+    def _fill(self, obj: Persistable, schema: Schema, values: list[Any], revision: int) -> None:
+        fill(obj, schema, values, revision)
+        obj.changed = False
 
     def _decode(self, number: int, record: bytes) -> tuple[Schema, int, list[Any]]:
         parts = self._decoder.unpack(unseal(number, record))
@@ -181,10 +190,9 @@ class Loader:
         return schema
 
     def _shell(self, cls: type[Persistable], number: int, schema: Schema) -> Persistable:
-        obj: Persistable = object.__new__(cls._quiet)
-        obj._store, obj._number, obj._revision, obj._schema = self._store(), number, 0, schema
-        obj._stored_state, obj._leftover, obj.changed = "", None, False
-        obj.__class__ = cls
+        obj: Persistable = object.__new__(layout_of(cls).twin)
+        set_stamp(obj, Stamp(self._store(), number, 0, "", schema, 0, None))
+        obj.__class__ = cls  # type: ignore[assignment]
         return obj
 
     def _resolve(self, number: int) -> Persistable:

@@ -20,7 +20,8 @@ from ..records.ids import parse_id
 from ..records.schemas import Schemas
 from ..records.sequence import NEXT_KEY
 from ..tables.interface import META, RECORDS, Reader, Tables, Writer
-from ..tasks import Persistable
+from ..tasks import Origin, Persistable, get_stamp, set_stamp
+from .changes import Changes
 from .loader import Loader
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ class StoreReading:
         tables: where all is kept.
         schemas, loader: what has been read from them.
         batch: what is not written yet.
+        changes: of objects that are not saved yet.
         indexes: of the sessions that use the store here.
         lock: held for each operation; threads may share a store.
     """
@@ -45,6 +47,7 @@ class StoreReading:
     schemas: Schemas
     loader: Loader
     batch: Batch
+    changes: Changes
     indexes: list[Index]
     lock: threading.RLock
     _identity: bytes | None
@@ -65,7 +68,7 @@ class StoreReading:
     @property
     def identity(self) -> bytes | None:
         """16 bytes that were drawn when the store was made; None before that."""
-        if self._identity is None:
+        if self._identity is None and not self._closed:
             with self.reading():
                 pass
         return self._identity
@@ -170,15 +173,27 @@ class StoreReading:
         loaded: list[Persistable | LoadError] = []
         self.loader.notice_classes()
         quick = self.loader.quick
+        let_go = self.changes.records
         for (_, number, schema), record in zip(entries, records, strict=True):
             if record is not None:
-                obj = quick(number, record)
+                obj = None if let_go and number in let_go else quick(number, record)
                 loaded.append(self._object(number, schema, record) if obj is None else obj)
         return loaded
 
+    def loaded(self, number: int, record: bytes) -> Persistable:
+        """Return the object of a record, or of what it was changed to and not saved; see `Loader.load`."""
+        changed = self.changes.records.get(number)
+        if changed is None or self.loader.living(number) is not None:
+            return self.loader.load(number, record)
+        obj = self.loader.load(number, changed.record)
+        stamp = get_stamp(obj)
+        set_stamp(obj, stamp._replace(revision=changed.revision, state=changed.former_state))  # type: ignore[call-arg]
+        self.changes.note(obj, number)
+        return obj
+
     def _object(self, number: int, schema: int, record: bytes) -> Persistable | LoadError:
         try:
-            return self.loader.load(number, record)
+            return self.loaded(number, record)
         except LoadError as error:
             with self.reading() as reader:
                 id_ = f"{self.schemas.name(schema, reader)}.{number}"
@@ -215,13 +230,16 @@ class StoreReading:
             raise InvalidArgument(
                 f"only objects of attrs classes derived from Persistable or Task can be stored, not {obj!r}"
             )
-        if obj._store is None:
+        stamp = getattr(obj, "_stamp", None)
+        if stamp is None:
             return None
-        if not self.is_same(obj._store):
+        if type(stamp) is Origin:
+            return stamp.number if stamp.identity == self.identity else None
+        if not self.is_same(stamp.store):
             raise InvalidArgument(
-                f"{obj!r} belongs to the store {obj._store.url}; store a copy of it here (copy.copy)"
+                f"{obj!r} belongs to the store {stamp.store.url}; store a copy of it here (copy.copy)"
             )
-        return obj._number
+        return stamp.number  # type: ignore[no-any-return]
 
 
 def _shown(version: bytes | None) -> str:

@@ -3,24 +3,33 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any, Final
 from weakref import ref
 from zlib import crc32
 
-from ..errors import ClosedError, ConflictError, CorruptRecord, InvalidArgument, ReadOnlyError, UnstorableValue
+from ..errors import (
+    ClosedError,
+    ConflictError,
+    CorruptRecord,
+    Error,
+    InvalidArgument,
+    ReadOnlyError,
+    UnstorableValue,
+)
 from ..format.frame import RECORD_KEY, revision_of, seal, values_of
-from ..format.schema import COLLECTION, PERSISTABLE
+from ..format.schema import COLLECTION, PERSISTABLE, Schema
 from ..index.index import Index
-from ..records.batch import NO_SLOTS, REMOVED, STAGED_BYTES, set_slots
-from ..records.codec import layout_of, note_stored
+from ..records.batch import REMOVED, STAGED_BYTES
+from ..records.codec import extras_of, layout_of, take_over
 from ..records.sequence import NumberSequence
 from ..records.values import UNPACKABLE, Encoder, holds_bytearray, may_hold_bytes, references
 from ..system.gc_pause import no_collection
 from ..system.signals import signal_safe
 from ..tables.interface import RECORDS, Reader
-from ..tasks import Persistable, Unreadable, set_changed
+from ..tasks import Origin, Persistable, Stamp, Task, Unreadable, get_stamp, restamp, set_stamp, stamp_of
+from .changes import HELD, ChangedRecord, NewReference
 from .reading import StoreReading
 
 _key = RECORD_KEY.pack
@@ -35,12 +44,10 @@ class StoreStaging(StoreReading):
     Attributes:
         batch_bytes: bytes of memory at which the batch is written.
         sequence: of the Ns.
-        changed: id() of an object -> the object, which has unsaved changes.
     """
 
     batch_bytes: int
     sequence: NumberSequence
-    changed: dict[int, Persistable]
     _encoder: Encoder
     _journal: list[tuple[Any, Any, Any]]
     _pending: list[Persistable]
@@ -99,94 +106,140 @@ class StoreStaging(StoreReading):
 
         To be called in a unit.
         """
-        number = self.own_number(obj)
         if isinstance(obj, Unreadable):
             raise InvalidArgument(f"{obj!r} stands for a record that can't be read; it can't be saved")
-        if number is None:
-            number = self._assign(obj)
+        number = self._numbered(obj)
         pending = self._pending
         pending.clear()
         done = {number}
-        self._stage_one(obj, number, self._committed_base(obj, number) if force else self._base(obj, number))
+        self._stage_one(obj, number, force=force)
         while pending:
             other = pending.pop()
-            if other._number not in done:
-                done.add(other._number)
-                self._stage_one(other, other._number, self._base(other, other._number))
+            number_of_other = get_stamp(other).number
+            if number_of_other not in done:
+                done.add(number_of_other)
+                self._stage_one(other, number_of_other, force=False)
         return number
 
-    def _base(self, obj: Persistable, number: int) -> tuple[int, str] | None:
+    def _numbered(self, obj: Persistable) -> int:
+        """Return the N of *obj*, which gets one if it is new.  A copy that came through pickle keeps that of its record."""
+        origin = getattr(obj, "_stamp", None)
+        if type(origin) is Origin:
+            if origin.identity == self.identity:
+                return origin.number
+            self.batch.restamp(obj, None)  # in another store it is a new object
+        number = self.own_number(obj)
+        return self._assign(obj) if number is None else number
+
+    def _base(self, obj: Persistable, stamp: Stamp | Origin) -> tuple[int, str] | None:
         """Return the revision of its record that *obj* was read from, and its state; None for a new one.
 
         Raise ConflictError if the batch holds another one, of another object.
         """
-        record = self.batch.records.get(number)
+        record = self.batch.records.get(stamp.number)
         if record is None:
-            return (obj._revision, obj._stored_state) if obj._revision else None
-        if revision_of(record) != obj._revision:
-            raise ConflictError(
-                f"{obj.persistent_id} was saved through another object since this one was loaded; nothing was"
-                " written. refresh() takes over the stored state, save(force=True) overwrites it",
-                (str(obj.persistent_id),),
-            )
-        return self.batch.bases.get(number)
+            return (stamp.revision, stamp.state) if stamp.revision else None
+        if revision_of(record) != stamp.revision:
+            raise _saved_elsewhere(str(obj.persistent_id))
+        return self.batch.bases.get(stamp.number)
 
-    def _committed_base(self, obj: Persistable, number: int) -> tuple[int, str] | None:
-        """Return revision and state of the committed record N, which is to be overwritten with *obj*."""
+    def _committed_base(self, stamp: Stamp | Origin) -> tuple[int, str] | None:
+        """Return revision and state of the committed record N, which is to be overwritten."""
         with self.reading() as reader:
-            record = reader.get(RECORDS, _key(number))
+            record = reader.get(RECORDS, _key(stamp.number))
             if record is None:
                 return None
-            state = self.committed_state(reader, number)
-        return revision_of(record), obj._stored_state if state is None else state
+            state = self.committed_state(reader, stamp.number)
+        return revision_of(record), stamp.state if state is None else state
 
     def _assign(self, obj: Persistable) -> int:
         """Give *obj*, which is new, its N."""
-        former = obj._schema
         layout = layout_of(type(obj))
-        name = former.name if former is not None and layout.generic else layout.name
-        schema = self.schemas.to_write(obj, layout, name)
+        former, _ = extras_of(obj)
+        schema = self.schemas.to_write(obj, layout, layout.name if former is None else former.name)
         number = self.sequence.next()
-        self.batch.set_slots(obj, (self, number, 0, "", schema))
+        self.batch.restamp(obj, Stamp(self, number, 0, "", schema, 0, None))
         self.loader.note(number, obj)
         return number
 
     def _refer(self, obj: Persistable) -> int:
         """Return the N for a reference to *obj*; called while its holder is encoded."""
-        number = self.own_number(obj)
-        if number is None:
-            number = self._assign(obj)
-            self._pending.append(obj)
-        elif obj.changed:
+        new = stamp_of(obj) is None
+        number = self._numbered(obj)
+        if new or number in self.changes.objects:
             self._pending.append(obj)
         return number
 
-    def _stage_one(self, obj: Persistable, number: int, base: tuple[int, str] | None) -> None:
-        assert obj._schema is not None
-        batch = self.batch
-        batch.clear_changed(obj, self.changed)
+    def _encoded(
+        self, obj: Persistable, stamp: Stamp | Origin, revision: int, encoder: Encoder
+    ) -> tuple[Schema, bytes, str]:
+        """Return the schema, the record and the state that *obj* is to be stored with."""
         layout = layout_of(type(obj))
-        schema = self.schemas.to_write(obj, layout, obj._schema.name)
-        names = layout.fields
-        try:
-            values = layout.values(obj)
-        except AttributeError as error:
-            raise UnstorableValue(
-                f"{type(obj).__qualname__}: a field isn't set ({error}); nothing was written"
-            ) from error
+        schema = self.schemas.to_write(obj, layout, stamp.schema.name)
+        names, values = layout.fields, layout.checked_values(obj)
         if schema.fields != names:
-            fields = {**(obj._leftover or {}), **dict(zip(names, values, strict=True))}
+            fields = {**dict(zip(names, values, strict=True)), **extras_of(obj)[1]}
             names = schema.fields
             values = [fields[name] for name in names]
-        # More than any that there was, even if the record has been removed meanwhile.
-        revision = max(obj._revision, base[0] if base else 0) + 1
-        body = self._encoder.pack(
+        body = encoder.pack(
             [schema.number, revision, values],
             lambda: ((f"{type(obj).__qualname__}.{name}", v) for name, v in zip(names, values, strict=True)),
         )
-        state = "" if layout.kind == PERSISTABLE else obj.state  # type: ignore[attr-defined]
-        batch.stage(number, seal(number, body), state, base)
-        batch.set_slots(obj, (obj._store, number, revision, state, schema))
+        return schema, seal(stamp.number, body), obj.state if isinstance(obj, Task) else ""
+
+    def _stage_one(self, obj: Persistable, number: int, *, force: bool) -> None:
+        stamp = get_stamp(obj)
+        original = self._original(obj, stamp, force=force) if type(stamp) is Origin else None
+        base = self._committed_base(stamp) if force else self._base(obj, stamp)
+        # Before its fields are read: a change by another thread from now on is a new one.
+        self.batch.set_item(self.changes.objects, number, None)
+        self.batch.set_item(self.changes.records, number, None)
+        # More than any that there was, even if the record has been removed meanwhile.
+        revision = max(stamp.revision, base[0] if base else 0) + 1
+        schema, record, state = self._encoded(obj, stamp, revision, self._encoder)
+        self.batch.stage(number, record, state, base)
+        leftover = stamp.leftover
+        if original is not None:
+            take_over(original, obj)
+            self.batch.restamp(obj, stamp._replace(revision=revision, state=state, schema=schema))
+            obj = original
+        elif type(stamp) is Origin:
+            self.loader.note(number, obj)
+        self.batch.restamp(obj, Stamp(self, number, revision, state, schema, 0, leftover))
+        layout = layout_of(type(obj))
+        if schema.fields == layout.fields:
+            checksum = int.from_bytes(record[:4], "big")
+        else:
+            checksum = self.changes.checksum(obj, layout, schema.number, revision, number)
+        set_stamp(obj, get_stamp(obj)._replace(checksum=checksum))  # type: ignore[call-arg]
+
+    def _original(self, copy: Persistable, origin: Origin, *, force: bool) -> Persistable | None:
+        """Return the object of the record that *copy* is a copy of, if it is alive; it takes over the copy's values.
+
+        Raise ConflictError if it has changes of its own, or has been saved since the copy was made.
+        """
+        original = self.loader.living(origin.number)
+        if original is None:
+            return None
+        stamp = get_stamp(original)
+        if not force and (stamp.revision != origin.revision or original.changed):
+            raise ConflictError(
+                f"{copy.persistent_id} was changed here since this copy of it was made; nothing was written."
+                " refresh() gives up the change here, save(force=True) the copy's",
+                (str(copy.persistent_id),),
+            )
+        return original
+
+    def kept_record(self, obj: Persistable) -> ChangedRecord | None:
+        """Return the record of an object with unsaved changes which is to be let go; None if that can't be done now."""
+        stamp = stamp_of(obj)
+        if stamp is None or not stamp.revision or stamp.number in self.batch.records:
+            return None
+        try:
+            _, record, state = self._encoded(obj, stamp, stamp.revision + 1, self.changes.encoder)
+        except (NewReference, Error):
+            return None  # what is wrong with it is said when it is saved
+        return ChangedRecord(record, state, stamp.revision, stamp.state)
 
     def stage_new(self, objs: Sequence[Persistable], index: Index) -> int:
         """Encode new objects and add them to *index*: the short way, for very many.
@@ -211,27 +264,27 @@ class StoreStaging(StoreReading):
                         break
                     cls = type(obj)
                     layout = layout_of(cls)
+                    if layout.generic:
+                        break
                     schema = self.schemas.of_class(layout)
-                    number_of_schema, values = schema.number, layout.values
+                    number_of_schema, values = schema.number, layout.checked_values
                     has_state = layout.kind != PERSISTABLE
-                if obj._schema is not None or room <= 0:
+                if getattr(obj, "_stamp", None) is not None or room <= 0:
                     break
                 number = next(sequence.numbers, 0) or sequence.next()
-                set_changed(obj, False)  # first: see Batch.clear_changed
                 try:
                     parts = values(obj)
                     body = pack([number_of_schema, 1, parts])
-                except (AttributeError, *UNPACKABLE):
+                except (AttributeError, UnstorableValue, *UNPACKABLE):
                     body = b""
                 if not body or journal or pending or (may_hold_bytes(body) and holds_bytearray(parts)):
                     break
-                records[number] = crc32(body, number & 0xFFFFFFFF).to_bytes(4, "big") + body
+                checksum = crc32(body, number & 0xFFFFFFFF)
+                records[number] = checksum.to_bytes(4, "big") + body
                 states[number] = state = obj.state if has_state else ""  # type: ignore[attr-defined]
                 joined[number] = number
-                note_stored(obj, self, number, state, schema)
+                set_stamp(obj, Stamp(self, number, 1, state, schema, checksum, None))
                 live[number] = ref(obj)
-                if obj.changed:  # by another thread
-                    self.note_changed(obj)
                 room -= STAGED_BYTES + len(body)
                 done += 1
                 number = 0
@@ -242,8 +295,7 @@ class StoreStaging(StoreReading):
                     pending.clear()
                     for column in (records, states, joined, live):
                         column.pop(number, None)
-                    set_slots(obj, NO_SLOTS)
-                    set_changed(obj, True)
+                    restamp(obj, None)
             finally:
                 batch.journal = None
                 batch.version += 1
@@ -307,23 +359,82 @@ class StoreStaging(StoreReading):
 
     def _detach(self, obj: Persistable) -> None:
         """Make *obj* an object without an ID: its record is gone."""
-        hash(obj)  # it keeps that
-        self.batch.set_item(self.loader.live, obj._number, None)
-        self.batch.detach(obj)
-        self.changed.pop(id(obj), None)
+        number = get_stamp(obj).number
+        for mapping in (self.loader.live, self.changes.objects, self.changes.records):
+            self.batch.set_item(mapping, number, None)
+        self.batch.restamp(obj, None)
+
+    # -- changes
 
     def note_changed(self, obj: Persistable) -> None:
         """Keep a saved object alive while it has unsaved changes."""
-        if obj.changed:
-            self.changed[id(obj)] = obj
-        else:
-            self.changed.pop(id(obj), None)
+        if not self.read_only:
+            self.changes.note(obj, get_stamp(obj).number)
+            if len(self.changes.objects) > HELD and self.lock.acquire(blocking=False):
+                try:
+                    self.changes.let_go()
+                finally:
+                    self.lock.release()
 
-    def stage_changed(self) -> None:
-        """Encode all objects with unsaved changes into the batch.  To be called in a unit."""
+    def is_changed(self, obj: Persistable) -> bool:
+        """Return whether *obj*, which has an ID here, differs from what was last loaded or saved of it."""
+        with self.lock:
+            stamp = stamp_of(obj)
+            return stamp is None or self.changes.is_changed(obj, stamp)
+
+    def forget_changes(self, obj: Persistable) -> None:
+        """Take *obj* as it is now for what is stored."""
+        with self.lock:
+            stamp = stamp_of(obj)
+            if stamp is not None:
+                self.changes.forget(obj, stamp)
+
+    def origin_of(self, obj: Persistable) -> Origin:
+        """Return what a copy of *obj* is to know of its record, which is written if it is still in the batch."""
+        with self.lock:
+            stamp = get_stamp(obj)
+            if stamp.number in self.batch.records:
+                if self.batch.journal is not None:
+                    raise InvalidArgument(
+                        f"{obj!r} can't be pickled inside the transaction that stores it: it may yet be undone"
+                    )
+                self.commit()
+                stamp = get_stamp(obj)
+            identity = self.identity
+            assert identity is not None
+            return Origin(identity, stamp.number, stamp.revision, stamp.state, stamp.schema, stamp.leftover)
+
+    def stage_changed(self, is_wanted: Callable[[int], bool] = lambda number: True) -> None:
+        """Encode all objects with unsaved changes, whose Ns are wanted, into the batch.  To be called in a unit."""
+        changes = self.changes
         with no_collection():
-            for obj in list(self.changed.values()):
-                if obj.changed:
+            changes.look_at([obj for held in [*self.loader.live.values()] if (obj := held()) is not None])
+            for number, obj in sorted(changes.objects.items()):
+                if stamp_of(obj) is not None and is_wanted(number):
                     self.stage(obj)
-                else:  # saved through another store of the same place
-                    self.changed.pop(id(obj), None)
+            for number, kept in sorted(changes.records.items()):
+                if is_wanted(number):
+                    living = self.loader.living(number)
+                    if living is not None:
+                        self.stage(living)
+                    else:
+                        self._stage_kept(number, kept)
+
+    def _stage_kept(self, number: int, kept: ChangedRecord) -> None:
+        staged = self.batch.records.get(number)
+        base: tuple[int, str] | None = (kept.revision, kept.former_state)
+        if staged is not None:
+            if revision_of(staged) != kept.revision:
+                with self.reading() as reader:
+                    raise _saved_elsewhere(f"{self.name_of(reader, number)}.{number}")
+            base = self.batch.bases.get(number)
+        self.batch.set_item(self.changes.records, number, None)
+        self.batch.stage(number, kept.record, kept.state, base)
+
+
+def _saved_elsewhere(id_: str) -> ConflictError:
+    return ConflictError(
+        f"{id_} was saved through another object since this one was loaded; nothing was"
+        " written. refresh() takes over the stored state, save(force=True) overwrites it",
+        (id_,),
+    )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import builtins
+import copy
 import os
 import sys
 import threading
@@ -25,7 +26,7 @@ from ..format.frame import RECORD_KEY, revision_of, schema_number_or_0
 from ..index.entries import moved_key
 from ..index.index import Index
 from ..index.index_writer import Ledger
-from ..records.batch import NO_SLOTS, REMOVED, Batch, set_slots
+from ..records.batch import REMOVED, Batch
 from ..records.codec import layout_of
 from ..records.ids import parse_id
 from ..records.schemas import Schemas
@@ -35,8 +36,9 @@ from ..system.forks import STORES, Lock, at_fork
 from ..system.gc_pause import no_collection
 from ..tables.interface import META, RECORDS, Tables, Writer
 from ..tables.urls import make_tables
-from ..tasks import Persistable, set_changed
+from ..tasks import Persistable, Stamp, get_stamp, restamp, stamp_of
 from ..text import escaped
+from .changes import Changes
 from .early_sending import Sending
 from .loader import Loader
 from .staging import StoreStaging
@@ -68,7 +70,7 @@ class Store(StoreStaging):
         self.sequence = NumberSequence(tables)
         self.batch = Batch()
         self.indexes: builtins.list[Index] = []
-        self.changed: dict[int, Persistable] = {}
+        self.changes = Changes(self.kept_record, lambda stamp: self.is_same(stamp.store), self._committed)
         self.loader = Loader(self, self.reading, self.record)
         self.lock = threading.RLock()
         self._encoder = Encoder(self._refer)
@@ -117,11 +119,15 @@ class Store(StoreStaging):
             if not record:
                 raise self._not_found(id_)
             try:
-                obj = self.loader.load(number, record)
+                obj = self.loaded(number, record)
             except LoadError as error:
                 raise type(error)(f"{id_} in {self.url}: {error}", id_) from error
-            if obj._schema.name != name:  # type: ignore[union-attr]
+            finally:
+                built, self.loader.built = self.loader.built, []
+            if get_stamp(obj).schema.name != name:
                 raise self._not_found(id_)
+            if not self.read_only:
+                self.changes.remember(built)
             return obj
 
     def _committed(self, number: int) -> bytes | None:
@@ -139,18 +145,14 @@ class Store(StoreStaging):
         with self.unit(flush=True):
             number = self._existing(id_)
             living = self.loader.living(number)
-            if self.own_number(obj) not in (None, number):
-                copy = type(obj).__new__(type(obj))
-                copy.__setstate__(obj.__getstate__())
-                obj = copy
-            elif living is not obj:
+            if living is not obj:
+                if self.own_number(obj) not in (None, number):
+                    obj = copy.copy(obj)
                 if living is not None:
                     self._detach(living)
                 self.batch.set_item(self.loader.live, number, ref(obj))
-            name = id_.rpartition(".")[0]
-            schema = self.schemas.to_write(obj, layout_of(type(obj)), name)
-            if obj is not living:
-                self.batch.set_slots(obj, (self, number, 0, "", schema))
+                schema = self.schemas.to_write(obj, layout_of(type(obj)), id_.rpartition(".")[0])
+                self.batch.restamp(obj, Stamp(self, number, 0, "", schema, 0, None))
             self.stage(obj, force=True)
 
     def remove(self, id_: str) -> None:
@@ -241,7 +243,8 @@ class Store(StoreStaging):
                 else:
                     try:
                         self.loader.refill(obj, record)
-                        self.changed.pop(id(obj), None)
+                        self.changes.objects.pop(number, None)
+                        self.changes.records.pop(number, None)
                     except LoadError as error:  # what was staged is given up all the same
                         failure = error
             if failure is not None:
@@ -467,16 +470,16 @@ class Store(StoreStaging):
         staged, self.batch = self.batch, Batch()
         for number in staged.records:
             obj = self.loader.living(number)
-            if obj is None or obj._store is not self:
+            stamp = None if obj is None else stamp_of(obj)
+            if obj is None or stamp is None or stamp.store is not self:
                 continue
             if number in staged.bases:
-                set_slots(obj, (self, number, *staged.bases[number], obj._schema))
-            else:
-                set_slots(obj, NO_SLOTS)
-                self.loader.live.pop(number)
-            set_changed(obj, True)
-            if obj._store is not None:
+                revision, state = staged.bases[number]
+                restamp(obj, stamp._replace(revision=revision, state=state))
                 self.note_changed(obj)
+            else:
+                restamp(obj, None)
+                self.loader.live.pop(number)
         self.sequence.reset()
         if self._sending is not None:
             self._sending.ahead.forked()

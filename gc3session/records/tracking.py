@@ -1,0 +1,188 @@
+"""How the objects of a class are built fast, and how an assignment to one is noted.
+
+This is done to a class when one of its objects first meets a store:
+
+- its `__setattr__`, whoever wrote it, is wrapped in one that tells the store;
+- it gets a *twin*: a subclass of the same layout whose `__setattr__` is that of `object`.  An object
+  that is built from a record belongs to it while its fields are set, in code that is generated
+  here, and so does one in the `__init__` of attrs, if that runs no code of the user's.  No code of
+  the user's ever has an object of the twin in hand, and no hook of the class hears of the twin.
+"""
+
+from __future__ import annotations
+
+import time as clock
+from collections.abc import Callable
+from typing import Any, Final
+
+import attrs
+
+from ..tasks import STATE_SLOT, Persistable, Stamp, Task, checked_state, field_names, first_event
+
+_assign = object.__setattr__
+
+_twins: dict[type, type] = {}
+
+
+class _Guard:
+    """A base of twins: `__init_subclass__` of the class must not hear of one."""
+
+    __slots__ = ()
+
+    def __init_subclass__(cls, **_: object) -> None:
+        """Do nothing."""
+
+
+def twin_of(cls: type[Persistable]) -> type[Any]:
+    """Return the twin of *cls*; the first time it is made, and *cls* is tracked from then on."""
+    twin = _twins.get(cls)
+    if twin is None:
+        namespace = {
+            "__slots__": (),
+            "__module__": cls.__module__,
+            "__qualname__": cls.__qualname__,
+            "__gc3session_twin__": True,
+            "__setattr__": _assign,
+            "__new__": staticmethod(lambda _, *args, **kwargs: cls(*args, **kwargs)),
+        }
+        if issubclass(cls, Task) and cls.state is Task.state:  # type: ignore[comparison-overlap]
+            namespace["state"] = STATE_SLOT
+        # Past the metaclass of the class, which might keep a list of its classes.
+        twin = _twins[cls] = type.__new__(type(cls), cls.__name__, (_Guard, cls), namespace)
+        _track(cls)
+    return twin
+
+
+# -- noting of assignments ----------------------------------------------------
+
+
+def _track(cls: type[Any]) -> None:
+    """Have the assignments to objects of *cls* noted by their stores."""
+    setter = cls.__setattr__
+    if "__gc3session_tracked__" in cls.__dict__ and cls.__dict__.get("__setattr__") is not None:
+        return  # it has come from another process with its __setattr__ wrapped
+    if setter is _assign or setter is note_assignment:
+        initialise = _fast_init(cls)
+        cls.__setattr__ = note_declared if _takes_any(cls) else note_assignment
+        if initialise is not None:
+            cls.__init__ = initialise
+    elif setter is not note_declared:
+        cls.__setattr__ = _noting(setter)
+    cls.__gc3session_tracked__ = True
+
+
+def _takes_any(cls: type) -> bool:
+    """Return whether objects of *cls* have a `__dict__`, which takes any attribute."""
+    return any("__dict__" in base.__dict__ for base in cls.__mro__)
+
+
+def note_assignment(self: Any, name: str, value: Any) -> None:
+    """The `__setattr__` of classes that have none of their own."""
+    _assign(self, name, value)
+    stamp = getattr(self, "_stamp", None)
+    if type(stamp) is Stamp:
+        stamp.store.note_changed(self)
+
+
+def note_declared(self: Any, name: str, value: Any) -> None:
+    """The same of classes whose objects take any attribute: one that isn't declared would be lost."""
+    _assign(self, name, value)
+    refuse_undeclared(self, name)
+    stamp = getattr(self, "_stamp", None)
+    if type(stamp) is Stamp:
+        stamp.store.note_changed(self)
+
+
+def _noting(setter: Callable[[Any, str, Any], None]) -> Callable[[Any, str, Any], None]:
+    """Return the `__setattr__` *setter*, of attrs or of the user, with the noting added."""
+
+    def __setattr__(self: Any, name: str, value: Any) -> None:
+        setter(self, name, value)
+        if hasattr(self, "__dict__"):
+            refuse_undeclared(self, name)
+        stamp = getattr(self, "_stamp", None)
+        if type(stamp) is Stamp:
+            stamp.store.note_changed(self)
+
+    return __setattr__
+
+
+def refuse_undeclared(obj: Any, name: str) -> None:
+    """Raise AttributeError if *name*, just assigned, is not a field: it would be lost."""
+    if name in obj.__dict__ and name not in field_names(type(obj)):
+        del obj.__dict__[name]
+        raise AttributeError(
+            f"{type(obj).__qualname__!r} object has no field {name!r}: declare it in the"
+            " class, decorated with @attrs.define, or use a task's `extra`"
+        )
+
+
+# -- building -----------------------------------------------------------------
+
+
+def compiled(source: str, **names: Any) -> Any:
+    """Return the one function that *source* defines.
+
+    The source holds nothing but the field names of a class that the program has defined; attrs
+    makes __init__ in the same way.
+    """
+    before = {*names, "__builtins__"}
+    exec(source, names)
+    return next(value for name, value in names.items() if name not in before)
+
+
+def enter_twin(obj: Any) -> type[Any] | None:
+    """Put an object that is being made into the twin of its class, if it has one, and return the class."""
+    cls = type(obj)
+    twin = _twins.get(cls)
+    if twin is None:
+        return None
+    _assign(obj, "__class__", twin)
+    return cls
+
+
+_FACTORIES: Final = (dict, list, set, first_event)
+
+
+def _fast_init(cls: type[Any]) -> Callable[..., None] | None:
+    """Return an `__init__` that does what that of attrs does, in the twin; None if it would run the user's code."""
+    generated = cls.__dict__.get("__init__")
+    fields = attrs.fields(cls)
+    if (
+        generated is None
+        or not getattr(generated, "__code__", _fast_init.__code__).co_filename.startswith("<attrs generated")
+        or hasattr(cls, "__attrs_pre_init__")
+        or hasattr(cls, "__attrs_post_init__")
+        or any(field.validator or field.converter or field.on_setattr or not field.init for field in fields)
+        or any(isinstance(f.default, attrs.Factory) and f.default.factory not in _FACTORIES for f in fields)
+        or (issubclass(cls, Task) and cls.state is not Task.state)
+    ):
+        return None
+    names: dict[str, Any] = {"enter": enter_twin, "assign": _assign, "NOTHING": attrs.NOTHING, "now": clock.time}
+    names["checked"] = checked_state
+    parameters: dict[bool, list[str]] = {False: [], True: []}
+    checks, lines = [], []
+    state = next((field.alias for field in fields if field.name == "state"), "None")
+    for field in fields:
+        argument = field.alias
+        value = argument
+        default = ""
+        if field.default is not attrs.NOTHING:
+            names[f"default_{field.name}"] = field.default
+            default = f"=default_{field.name}"
+        if isinstance(field.default, attrs.Factory):
+            default = "=NOTHING"
+            names[f"make_{field.name}"] = field.default.factory
+            made = f"[[now(), {state}]]" if field.default.factory is first_event else f"make_{field.name}()"
+            value = f"{made} if {argument} is NOTHING else {argument}"
+        elif field.name == "state" and issubclass(cls, Task):
+            checks.append(f"if type({argument}) is not str or not {argument}: {argument} = checked({argument})")
+        parameters[field.kw_only].append(argument + default)
+        lines.append(f"self.{field.name} = {value}")
+    star = ["*", *parameters[True]] if parameters[True] else []
+    source = f"def __init__({', '.join(['self', *parameters[False], *star])}):\n    "
+    body = [*checks, "cls = enter(self)", *lines, "if cls is not None: self.__class__ = cls"]
+    initialise = compiled(source + "\n    ".join(body) + "\n", **names)
+    for name in ("__doc__", "__qualname__", "__module__", "__annotations__"):
+        setattr(initialise, name, getattr(generated, name))
+    return initialise  # type: ignore[no-any-return]

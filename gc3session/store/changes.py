@@ -1,0 +1,170 @@
+"""What has been changed in the objects of a store and not been saved yet.
+
+An assignment is noted by the object's class (records/tracking.py).  A change inside a value, as of
+`task.extra['x'] = 1`, is seen by a *look*: the object is packed again, and the checksum of that
+compared with the one in its stamp.  So that there is something to look at, objects that loops and
+loads have given are held until they have been looked at: those of a loop as it goes on, those of
+the last loads for a while.
+
+Objects with noted changes are held, too.  Past some number the oldest are kept as the records that
+would be written, which take a tenth of the memory.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Final, NamedTuple
+from zlib import crc32
+
+from ..errors import CorruptRecord, Error, UnstorableValue
+from ..format.frame import RECORD_KEY, revision_of, unseal
+from ..records.codec import Layout, layout_of
+from ..records.values import REFERENCE, UNPACKABLE, Decoder, Encoder, Opaque
+from ..tasks import Persistable, Stamp, set_stamp, stamp_of
+
+HELD: Final = 1024
+"""Objects that are held because they were loaded, and as many because they were changed."""
+
+
+class ChangedRecord(NamedTuple):
+    """The record that an object would be saved as which has been changed and let go.
+
+    Attributes:
+        record: its bytes, of the next revision.
+        state: in it.
+        revision: that the object had been read from or written to.
+        former_state: in the record of that revision.
+    """
+
+    record: bytes
+    state: str
+    revision: int
+    former_state: str
+
+
+class NewReference(Exception):
+    """Raised where an object that is looked at refers to one that the store doesn't have yet."""
+
+
+class Changes:
+    """The unsaved changes of one store.
+
+    Args:
+        keep: object -> the record to keep in its place; None if it can't be kept so now.
+        is_own: stamp -> whether it is one of this store.
+        stored: N -> its committed record, or None.
+
+    Attributes:
+        objects: N -> the object, which was changed.
+        records: N -> the record of one that was changed and let go.
+        encoder: packs objects without giving an N to what they refer to: it raises NewReference.
+    """
+
+    def __init__(
+        self,
+        keep: Callable[[Persistable], ChangedRecord | None],
+        is_own: Callable[[Stamp], bool],
+        stored: Callable[[int], bytes | None],
+    ) -> None:
+        self.objects: dict[int, Persistable] = {}
+        self.records: dict[int, ChangedRecord] = {}
+        self._keep = keep
+        self._is_own = is_own
+        self._stored = stored
+        self._decoder = Decoder(lambda number: Opaque(REFERENCE, RECORD_KEY.pack(number)))
+        self.encoder = Encoder(self._refer)
+        self._recent: deque[list[Persistable]] = deque()
+        self._held = 0  # objects in _recent
+
+    def __len__(self) -> int:
+        return len(self.objects) + len(self.records)
+
+    def clear(self) -> None:
+        """Forget all of it."""
+        self.objects.clear()
+        self.records.clear()
+        self._recent.clear()
+        self._held = 0
+
+    # -- looking
+
+    def _refer(self, obj: Persistable) -> int:
+        stamp = getattr(obj, "_stamp", None)
+        if type(stamp) is not Stamp or not self._is_own(stamp):
+            raise NewReference
+        return stamp.number
+
+    def checksum(self, obj: Persistable, layout: Layout, schema: int, revision: int, number: int) -> int:
+        """Return the checksum of what an object packs to: that of its record, if the record has the class's fields."""
+        value = [schema, revision, layout.values(obj)]
+        try:
+            packed = self.encoder.packer.pack(value)
+        except UnicodeEncodeError:  # a lone surrogate
+            packed = self.encoder.pack(value, lambda: ())
+        return crc32(packed, number & 0xFFFFFFFF)
+
+    def is_changed(self, obj: Persistable, stamp: Stamp) -> bool:
+        """Look whether an object differs from what was last loaded or saved of it."""
+        if stamp.number in self.objects:
+            return True
+        try:
+            found = self.checksum(obj, layout_of(type(obj)), stamp.schema.number, stamp.revision, stamp.number)
+        except (NewReference, AttributeError, UnstorableValue, *UNPACKABLE):
+            self.encoder = Encoder(self._refer)  # what a failure has left in it
+            return True  # what is wrong with it is said when it is saved
+        return found != stamp.checksum and found != self._packed_again(stamp)
+
+    def _packed_again(self, stamp: Stamp) -> int | None:
+        """Return the checksum of what the stored record packs to, which another version may have packed otherwise."""
+        record = self._stored(stamp.number)
+        if record is None or revision_of(record) != stamp.revision:
+            return None
+        try:
+            value = self._decoder.unpack(unseal(stamp.number, record))
+        except CorruptRecord:
+            return None
+        return crc32(self.encoder.pack(value, lambda: ()), stamp.number & 0xFFFFFFFF)
+
+    def look_at(self, objs: Iterable[Persistable]) -> None:
+        """Look at objects which are about to be let go, and hold those that have changed."""
+        for obj in objs:
+            stamp = stamp_of(obj)
+            if stamp is not None and self._is_own(stamp) and self.is_changed(obj, stamp):
+                self.note(obj, stamp.number)
+
+    def forget(self, obj: Persistable, stamp: Stamp) -> None:
+        """Take an object as it is for what is stored."""
+        self.objects.pop(stamp.number, None)
+        try:
+            checksum = self.checksum(obj, layout_of(type(obj)), stamp.schema.number, stamp.revision, stamp.number)
+        except (NewReference, AttributeError, Error, *UNPACKABLE):
+            self.encoder = Encoder(self._refer)
+            return
+        set_stamp(obj, stamp._replace(checksum=checksum))
+
+    # -- holding
+
+    def note(self, obj: Persistable, number: int) -> None:
+        """Hold an object that has been changed."""
+        self.records.pop(number, None)
+        self.objects[number] = obj
+
+    def let_go(self) -> None:
+        """Keep the oldest half of the changed objects as records, if there are many."""
+        if len(self.objects) <= HELD:
+            return
+        for number, obj in [*self.objects.items()][: len(self.objects) // 2]:
+            kept = self._keep(obj)
+            if kept is not None:
+                self.records[number] = kept
+                self.objects.pop(number, None)
+
+    def remember(self, objs: list[Persistable]) -> None:
+        """Hold objects that have been loaded, and look at those that were loaded long ago."""
+        self._recent.append(objs)
+        self._held += len(objs)
+        while self._held > HELD and len(self._recent) > 1:
+            oldest = self._recent.popleft()
+            self._held -= len(oldest)
+            self.look_at(oldest)

@@ -185,8 +185,8 @@ class Reader(Contents):
     def counts(self, table: str, prefix: bytes) -> list[tuple[bytes, int]]:
         """Return each key that begins with *prefix*, and how many values it has."""
 
-    def relax(self) -> None:
-        """Let go of memory that reading has taken; for those who read very much in one transaction."""
+    def release_memory(self) -> None:
+        """Release memory that reading has taken; to be called now and then by what reads very many records."""
 
 
 class NoTables(Reader):

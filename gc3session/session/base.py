@@ -11,8 +11,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from ..errors import ClosedError, InvalidArgument, NotFound, NotInSession
-from ..index.index import Index
-from ..query.selection import Kinds, Names, Selected, Tasks, Time, Where, filters
+from ..index.index import CHUNK, Index
+from ..query.selection import Kinds, Names, Selected, Time, Where, filters
 from ..records.ids import IDs, all_ids, parse_id
 from ..store.staging import REMOVED_AT_ONCE
 from ..store.store import Store
@@ -254,21 +254,12 @@ class SessionBase:
         A task whose record can't be read raises LoadError; the iterator goes on after it.
         """
         self._ensure_open()
-        return Tasks(self.store, self._index)
+        return Selected(self._index, filters(), CHUNK)
 
     def ids(self) -> Iterator[str]:
         """Give the IDs of the session's tasks in the order of adding; no record is read."""
         self._ensure_open()
-        after = 0
-        while True:
-            with self.store.lock, self.store.reading() as reader:
-                entries = self._index.chunk(reader, after)
-                name = self.store.schemas.name
-                found = [f"{name(schema, reader)}.{number}" for _, number, schema in entries]
-            if not entries:
-                return
-            yield from found
-            after = entries[-1][0]
+        return Selected(self._index, filters(), CHUNK).ids()
 
     def list_ids(self) -> set[str]:
         """Return the set of the IDs of the session's tasks."""
@@ -356,7 +347,7 @@ class SessionBase:
         """
         self._ensure_open()
         asked = filters(state, name, id, kind, where, since, before, fields)
-        return Selected(self.store, self._index, asked)
+        return Selected(self._index, asked)
 
     def log(
         self,
@@ -395,7 +386,8 @@ class SessionBase:
         from ..query.event_log import log  # what few programs use
 
         self._ensure_open()
-        return log(self, filters(state, name, since=since, before=before), last, interval if follow else None)
+        wanted = filters(state, name, since=since, before=before)
+        return log(self._index, wanted, last, interval if follow else None, self._is_there)
 
     def watch(self, interval: float = 2.0) -> Iterator[Progress]:
         """Give how far the session has come, now and every *interval* seconds until all tasks have TERMINATED.
@@ -408,7 +400,7 @@ class SessionBase:
         self._ensure_open()
         if not interval > 0:
             raise InvalidArgument(f"interval must be seconds between two looks, more than 0, not {interval!r}")
-        return watch(self, interval)
+        return watch(self._index, interval, self._is_there)
 
     def _is_there(self) -> bool:
         """Return whether the session is still where it was opened, and the same."""

@@ -189,6 +189,22 @@ class Reader(Contents):
         """Release memory that reading has taken; to be called now and then by what reads very many records."""
 
 
+class ReadBytes:
+    """Counts the bytes of what is read, and has a reader release memory after each 16 MB of them."""
+
+    _LIMIT: Final = 16 << 20
+
+    def __init__(self) -> None:
+        self._count = 0
+
+    def add(self, reader: Reader, records: Iterable[bytes | None]) -> None:
+        """Count what *reader* has just read."""
+        self._count += sum([len(record) for record in records if record is not None])
+        if self._count > self._LIMIT:
+            reader.release_memory()
+            self._count = 0
+
+
 class NoTables(Reader):
     """The state of tables that have not been made yet."""
 

@@ -197,10 +197,10 @@ class Selected(Iterator[Any]):
         return Pages(self._index, read, states=self.filters.read_states, size=self._first_page)
 
     def __next__(self) -> Any:
-        fits = self._fits
+        ready, fits = self._ready, self._fits
         while True:
-            while self._ready:
-                task = self._ready.pop()
+            while ready:
+                task = ready.pop()
                 if isinstance(task, LoadError):
                     raise task
                 # It may have been removed since it was read.
@@ -213,7 +213,8 @@ class Selected(Iterator[Any]):
                 except BaseException:
                     self._pages.after = after  # the next call reads this page again
                     raise
-            self._ready = ready[::-1]
+            ready.reverse()
+            self._ready = ready
 
     def ids(self) -> Iterator[str]:
         """Give the IDs of the tasks that fit, from the first one.

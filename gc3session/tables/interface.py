@@ -199,7 +199,7 @@ class ReadBytes:
 
     def add(self, reader: Reader, records: Iterable[bytes | None]) -> None:
         """Count what *reader* has just read."""
-        self._count += sum([len(record) for record in records if record is not None])
+        self._count += sum(map(len, filter(None, records)))
         if self._count > self._LIMIT:
             reader.release_memory()
             self._count = 0

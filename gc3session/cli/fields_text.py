@@ -12,7 +12,7 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from ..records.unbuilt import ForeignMember, ForeignObject, Reference, built
+from ..records.unbuilt import Reference, UnknownMember, UnknownObject, built
 from ..records.values import Opaque
 from ..tasks import Generic, Persistable, Task, TaskCollection, Unreadable, field_names
 from .console import Style, escaped, state_colour, time_of
@@ -139,7 +139,7 @@ def _parts(first: str, others: str, value: Any) -> Iterator[str | _Part]:
             if short is None:
                 yield others + _INDENT, others + _INDENT, item
             first = others
-    elif cls is ForeignObject:
+    elif cls is UnknownObject:
         yield f"{first}<{escaped(value.tag)}>"
         yield others + _INDENT, others + _INDENT, value.fields
     elif cls in _BRACKETS:
@@ -175,7 +175,7 @@ def _short(value: Any) -> str | None:
         return None
     for piece in _pieces(value):
         text += piece
-        if len(text) > _SHORT and type(value) in (*_BRACKETS, ForeignObject, str):
+        if len(text) > _SHORT and type(value) in (*_BRACKETS, UnknownObject, str):
             return None
     return text if "\n" not in text else None
 
@@ -184,7 +184,7 @@ def _pieces(value: Any) -> Iterator[str]:
     """Give the parts of a value on one line."""
     value = built(value)
     cls = type(value)
-    if cls is ForeignObject:
+    if cls is UnknownObject:
         yield f"<{escaped(value.tag)}>"
         value, cls = value.fields, dict
     if cls not in _BRACKETS:
@@ -223,8 +223,8 @@ def _atom(value: Any) -> str:
         return f"<{' '.join(escaped(part) for part in told if part and isinstance(part, str))}>"
     if type(value) is Reference:
         return f"<record {value.number}>"
-    if type(value) is ForeignMember:
-        return f"<{escaped(value.tag)}.{escaped(str(value.told))}>"
+    if type(value) is UnknownMember:
+        return f"<{escaped(value.tag)}.{escaped(str(value.value))}>"
     if type(value) is Opaque:
         return f"<{len(value.data):,} bytes of extension {value.code}: {escaped(value.why)}>"
     numpy = sys.modules.get("numpy")

@@ -28,14 +28,13 @@ from ..records.values import references
 from ..system.number_set import Numbers
 from ..system.signals import signal_safe
 from ..system.temporary import keeping
-from ..tables.interface import LATE_MEMBERS, MEMBERS, META, RECORDS, SCHEMAS, SESSIONS, Item, Reader
+from ..tables.interface import LATE_MEMBERS, MEMBERS, META, RECORDS, SCHEMAS, SESSIONS, Item, ReadBytes, Reader
 
 if TYPE_CHECKING:
     from ..session.base import SessionBase
 
 _CHUNK = 512
 _HEAD = Struct(">QQIiI")
-_RELAXED = 1 << 24  # bytes of records that are read before memory is let go of
 _key = RECORD_KEY.pack
 
 
@@ -147,12 +146,9 @@ class Snapshot:
         from_bytes = int.from_bytes
         # Of the schemas that the short way sees, whose numbers are a byte.
         readable = {n for n, schema in self.schemas.items() if n < 0x80 and type(schema) is Schema}
-        taken = 0
+        read_bytes = ReadBytes()
         for items in self._records():
-            taken += sum([len(record) for _, record in items])
-            if taken > _RELAXED:
-                self._reader.relax()
-                taken = 0
+            read_bytes.add(self._reader, [record for _, record in items])
             last = RECORD_KEY.unpack(items[-1][0])[0]
             own: dict[bytes, int] = {}
             late: list[Kept] = []

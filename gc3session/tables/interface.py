@@ -185,8 +185,24 @@ class Reader(Contents):
     def counts(self, table: str, prefix: bytes) -> list[tuple[bytes, int]]:
         """Return each key that begins with *prefix*, and how many values it has."""
 
-    def relax(self) -> None:
-        """Let go of memory that reading has taken; for those who read very much in one transaction."""
+    def release_memory(self) -> None:
+        """Release memory that reading has taken; to be called now and then by what reads very many records."""
+
+
+class ReadBytes:
+    """Counts the bytes of what is read, and has a reader release memory after each 16 MB of them."""
+
+    _LIMIT: Final = 16 << 20
+
+    def __init__(self) -> None:
+        self._count = 0
+
+    def add(self, reader: Reader, records: Iterable[bytes | None]) -> None:
+        """Count what *reader* has just read."""
+        self._count += sum(map(len, filter(None, records)))
+        if self._count > self._LIMIT:
+            reader.release_memory()
+            self._count = 0
 
 
 class NoTables(Reader):

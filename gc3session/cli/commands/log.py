@@ -84,7 +84,9 @@ def log(
             wanted = filters(states or None, name, since=since, before=before)
         except InvalidArgument as error:
             raise click.UsageError(f"{error}.") from error
-        entries = events_of(source, wanted, last, interval if follow else None, wait_while_read)
+        entries = events_of(
+            source._index, wanted, last, interval if follow else None, source._is_there, wait_while_read
+        )
         while True:
             try:
                 for entry in entries:

@@ -79,7 +79,7 @@ class _Watching:
 
     def __init__(self, session: Session, interval: float, interrupts: Interrupts) -> None:
         self._session = session
-        self._watch = Watch(session)
+        self._watch = Watch(session._index)
         self._interval = interval
         self._interrupts = interrupts
 

@@ -43,8 +43,6 @@ EXPECTED = {
     ("index.index_writer", "index.index"),
     ("store.loader", "store.store"),
     ("store.record_view", "store.store"),
-    ("store.early_sending", "store.store"),
-    ("tables.postgresql.copying", "tables.postgresql.tables"),
     ("query.event_log", "session.base"),
     ("query.histories", "session.base"),
     ("query.progress", "session.base"),

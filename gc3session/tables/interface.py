@@ -250,42 +250,6 @@ class Writer(Reader):
         """Take values out of the set of *key*; those that aren't there are passed over."""
 
 
-class Ahead(ABC):
-    """A write that has begun, and parts of which are sent before the rest is known."""
-
-    @abstractmethod
-    def send(self, part: Callable[[Writer], bool]) -> bool:
-        """Do a part of the write, which adds new items only.
-
-        Return False if *part* does or if it fails: then none of what has been sent so far is written.
-        """
-
-    @abstractmethod
-    def go_on(self) -> None:
-        """Send what the way to the server has room for; never waits for it."""
-
-    @abstractmethod
-    def write(
-        self,
-        rest: Callable[[Writer], T],
-        unit: Callable[[Writer], T],
-        committed: Callable[[T], None],
-        aborted: Callable[[], object],
-    ) -> T:
-        """Complete the write with *rest*, and commit; to be called once.
-
-        If that can't be done, do what `Tables.write` does with *unit*, which is all of it.
-        """
-
-    @abstractmethod
-    def drop(self) -> None:
-        """Give up what was sent.  Does nothing after `write`."""
-
-    @abstractmethod
-    def forked(self) -> None:
-        """Called in a forked child, which uses it no more."""
-
-
 class Tables(ABC):
     """The tables of one store.  Threads may share it; the transactions are theirs."""
 
@@ -390,10 +354,6 @@ class Tables(ABC):
         After the commit *committed* is called with the result, before any fork, and even if the
         handler of a signal raises just then: it must bear being called once more from the start.
         """
-
-    def ahead(self) -> Ahead | None:
-        """Begin a write of very many new items; None where it is of no use to send them early."""
-        return None
 
     @abstractmethod
     def after_write(self) -> None:

@@ -79,7 +79,7 @@ class Histories:
                 entries = index.chunk(reader, self.last)
                 records = store.records(reader, entries)
                 if read > _RELAXED:
-                    reader.relax()
+                    reader.release_memory()
                     read = 0
             if not entries:
                 return

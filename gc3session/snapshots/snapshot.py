@@ -151,7 +151,7 @@ class Snapshot:
         for items in self._records():
             taken += sum([len(record) for _, record in items])
             if taken > _RELAXED:
-                self._reader.relax()
+                self._reader.release_memory()
                 taken = 0
             last = RECORD_KEY.unpack(items[-1][0])[0]
             own: dict[bytes, int] = {}

@@ -127,7 +127,7 @@ class StoredTasks:
     def records(self, reader: Reader, entries: list[Entry]) -> list[bytes | None]:
         """Return the records of some entries, None for each that is gone, and let go of memory now and then."""
         if self._taken > _RELAXED:
-            reader.relax()
+            reader.release_memory()
             self._taken = 0
         records = self._store.records(reader, entries)
         self._taken += sum([len(record) for record in records if record is not None])

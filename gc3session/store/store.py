@@ -73,7 +73,7 @@ class Store(StoreStaging):
         self._journal: list[tuple[Any, Any, Any]] = []  # for stage_new
         self._pending: builtins.list[Persistable] = []
         self._identity: bytes | None = None
-        self._doubt: CommitUnknown | None = None
+        self._pending_commit: CommitUnknown | None = None
         self._closed = False
         self._pid = os.getpid()
         tables.on_create = self._on_create
@@ -303,10 +303,10 @@ class Store(StoreStaging):
             ledger.finish(self.indexes)
             return self.sequence.reserve(writer) if numbers and self.sequence.low() else None
 
-        self._settle()
+        self._resolve_commit()
         listeners = {index.identity: index.listener for index in self.indexes if index.listener is not None}
         try:
-            if self.tables.side_by_side:
+            if self.tables.concurrent_writers:
                 for _, listener in sorted(listeners.items()):
                     listener.lock()
             if len(self.batch.records) < _MANY:
@@ -332,14 +332,14 @@ class Store(StoreStaging):
             except NumbersNeeded as needed:
                 self.sequence.stock(needed.count)
             except BaseException:  # also of a signal's handler, while the server was waited for
-                self._doubt = self.tables.doubt
+                self._pending_commit = self.tables.pending_commit
                 raise
 
-    def _settle(self) -> None:
+    def _resolve_commit(self) -> None:
         """Find out what became of a commit during which the server was lost."""
-        if self._doubt is not None and self._doubt.went_through():
+        if self._pending_commit is not None and self._pending_commit.went_through():
             self._after_commit(None)
-        self._doubt = None
+        self._pending_commit = None
 
     def _release_listeners(self) -> builtins.list[str]:
         """Have all mirrors unlocked; return what to warn of."""
@@ -420,7 +420,7 @@ class Store(StoreStaging):
         """Begin afresh: the batch and the sequence's block stay the parent's."""
         self._pid = os.getpid()
         self.lock = threading.RLock()
-        self._doubt = None
+        self._pending_commit = None
         staged, self.batch = self.batch, Batch()
         for number in staged.records:
             obj = self.loader.living(number)

@@ -310,7 +310,7 @@ class Environment:
         """Return the number of the last committed transaction."""
         return (self._bare or self.opened()).info()["last_txnid"]
 
-    def relax(self) -> None:
+    def release_memory(self) -> None:
         """Take what has been read out of this process's resident set; see memory.py."""
         if self._file is not None:
             unmap_pages(self._file[1])

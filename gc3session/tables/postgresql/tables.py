@@ -101,7 +101,7 @@ class PostgresqlTables(Tables):
             transactions can't be put in an order.
     """
 
-    side_by_side = True
+    concurrent_writers = True
 
     def __init__(self, url: str, *, read_only: bool = False, patience: float = DEFAULT_PATIENCE) -> None:
         address = address_of(url)
@@ -292,7 +292,7 @@ class PostgresqlTables(Tables):
     def _transact(self, unit: Callable[[PostgresqlWriter], T], committed: Callable[[T], None]) -> T:
         """Do what `write` does."""
         patience = Patience(self.patience)
-        self.doubt = None
+        self.pending_commit = None
         while True:
             former: bytes | None = None
             asked = False
@@ -347,19 +347,19 @@ class PostgresqlTables(Tables):
     def _went_through(self, token: bytes, error: BaseException) -> bool:
         """Return whether the transaction of a token, whose connection was lost, was committed."""
         try:
-            return self._settle(token)
+            return self._resolve(token)
         except BaseException as failure:
-            self.doubt = CommitUnknown(
+            self.pending_commit = CommitUnknown(
                 f"{self.url}: the server was lost while it committed ({' '.join(str(error).split())}), and can't be"
                 " asked what became of it: what was to be written is kept; the next call finds out whether it was,"
                 " so call again (flush) once the server is up",
-                lambda: self._settle(token),
+                lambda: self._resolve(token),
             )
             if isinstance(failure, Error):
-                raise self.doubt from failure
+                raise self.pending_commit from failure
             raise
 
-    def _settle(self, token: bytes) -> bool:
+    def _resolve(self, token: bytes) -> bool:
         """Return whether the transaction of a token went through; prevent it from now on if it did not."""
         patience = Patience(self.patience)
         while True:

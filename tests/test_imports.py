@@ -42,8 +42,6 @@ EXPECTED = {
     ("index.index_writer", "store.store"),
     ("index.index_writer", "index.index"),
     ("store.loader", "store.store"),
-    ("store.early_sending", "store.store"),
-    ("tables.postgresql.copying", "tables.postgresql.tables"),
     ("snapshots.backup", "session.session"),
     ("snapshots.snapshot", "session.base"),
     ("session.information", "session.session"),

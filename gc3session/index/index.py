@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise
 from operator import itemgetter
 from typing import TYPE_CHECKING
@@ -304,14 +304,11 @@ class Index:
                 assert session is not None
                 ledger.leave(Holding(session, order), number, self.store.committed_state(writer, number))
 
-    def write_joined(self, ledger: Ledger, writer: Writer, sent: Mapping[int, bytes]) -> None:
-        """Write what the batch adds but for those Ns of it that were *sent*.
-
-        Raise ConflictError if an added record is gone.
-        """
-        if len(self.joined) == len(sent):
+    def write_joined(self, ledger: Ledger, writer: Writer) -> None:
+        """Write what the batch adds.  Raise ConflictError if an added record is gone."""
+        if not self.joined:
             return
-        joining = self._joining(writer, sent)
+        joining = self._joining(writer)
         last = self.last(writer)
         if joining.orders and joining.orders[0] <= last:
             # Another process has added meanwhile: these come after it.
@@ -320,20 +317,14 @@ class Index:
         if joining.orders:
             ledger.join(self.identity, joining)
 
-    def joining_new(self, numbers: list[int]) -> Joining:
-        """Return the entries of records that the batch adds to the store and to the session."""
-        batch = self.store.batch
-        schemas = [schema_number(batch.records[number]) for number in numbers]
-        return Joining(numbers, numbers, schemas, [batch.states[number] for number in numbers])
-
-    def _joining(self, writer: Writer, sent: Mapping[int, bytes]) -> Joining:
-        """Return the entries that the batch adds, but for some; ConflictError if the record of one is gone."""
+    def _joining(self, writer: Writer) -> Joining:
+        """Return the entries that the batch adds; raise ConflictError if the record of one is gone."""
         store = self.store
         orders = self._sorted_orders()
-        if sent:
-            orders = [order for order in orders if order not in sent]
         if not self.late:
-            return self.joining_new(orders)
+            batch = store.batch
+            schemas = [schema_number(batch.records[number]) for number in orders]
+            return Joining(orders, orders, schemas, [batch.states[number] for number in orders])
         # Another process may have added the same.
         orders = [n for n in orders if self.joined[n] == n or self.committed_order(writer, self.joined[n]) is None]
         numbers = [self.joined[order] for order in orders]

@@ -25,8 +25,7 @@ if TYPE_CHECKING:
     from ..query.event_log import LogEntry
     from ..query.progress import Progress
 
-_SENT = 250  # that it sends at a time to a store that begins before all are there
-_SOME = 100  # tasks that add_many takes from its argument at a time
+_TAKEN = 100  # tasks that add_many takes from its argument at a time
 
 
 class SessionBase:
@@ -102,15 +101,11 @@ class SessionBase:
     def _add_many(self, tasks: Iterable[Persistable], flush: bool, ids: IDs) -> None:
         store, index = self.store, self._index
         source = iter(tasks)
-        # With a generator, which may take its time, no transaction is begun before it has ended.
-        ahead = flush and isinstance(tasks, Sequence) and store.tables.side_by_side
-        unsent: list[int] = []
-        records = store.batch.records
         with store.lock:
             store.sequence.foresee(len(tasks) if isinstance(tasks, Sequence) else 0)
         try:
             # The lock is held for some at a time, as a generator is the user's code.
-            while some := list(itertools.islice(source, _SOME)):
+            while some := list(itertools.islice(source, _TAKEN)):
                 with store.lock:
                     self._ensure_writable()
                     done = 0
@@ -123,25 +118,9 @@ class SessionBase:
                                 self._add(some[done])
                             done += 1
                     ids.extend(some)
-                    if ahead and store.batch.journal is None:
-                        unsent += [task._number for task in some]
-                        if records is not store.batch.records:  # those until then have been written
-                            records = store.batch.records
-                            unsent = [number for number in unsent if number in records]
-                        if len(unsent) >= _SENT:
-                            store.send_ahead(index, unsent)
-                            unsent = []
-                        store.go_on_ahead()
-            with store.lock:
-                if unsent and store.batch.journal is None and store.sends_ahead:
-                    store.send_ahead(index, unsent)
         finally:
-            try:
-                if flush and store.batch.journal is None:
-                    store.flush()
-            finally:
-                if ahead:
-                    store.drop_ahead()
+            if flush and store.batch.journal is None:
+                store.flush()
 
     # -- taking away
 

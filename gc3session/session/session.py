@@ -99,7 +99,7 @@ class Session(SessionBase):
         try:
             super().__init__(store, identity, owns_store=owned)
             self._mirror = Mirror(
-                directory.mirror, directory.url_file, store.schemas, shared=store.tables.side_by_side
+                directory.mirror, directory.url_file, store.schemas, shared=store.tables.concurrent_writers
             )
             self._index.listener = self._mirror
             self._tend_mirror()

@@ -48,7 +48,7 @@ class StoreReading:
     indexes: list[Index]
     lock: threading.RLock
     _identity: bytes | None
-    _doubt: CommitUnknown | None
+    _pending_commit: CommitUnknown | None
     """A commit of which it is not known yet whether it went through; the batch is what it was to write."""
     _closed: bool
 
@@ -80,8 +80,8 @@ class StoreReading:
         )
 
     @abstractmethod
-    def _settle(self) -> None:
-        """Find out what became of a commit in doubt.  Raise StoreUnreachable if that can't be known yet."""
+    def _resolve_commit(self) -> None:
+        """Find out what became of the pending commit.  Raise StoreUnreachable if that can't be known yet."""
 
     # -- reading
 
@@ -89,8 +89,8 @@ class StoreReading:
         """Return the newest committed state, for `with`.  Raise UnknownFormat if it isn't ours."""
         if self._closed:
             raise ClosedError(f"the store {self.url} is closed; open it again")
-        if self._doubt is not None:
-            self._settle()
+        if self._pending_commit is not None:
+            self._resolve_commit()
         if self._identity is None and self.tables.exists():
             with self.tables.read() as reader:
                 self._check_format(reader)

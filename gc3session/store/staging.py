@@ -69,7 +69,7 @@ class StoreStaging(StoreReading):
                 if flush and outermost:
                     self.commit()
             except BaseException:
-                if self._doubt is None:  # else it may be on disk: it is kept until that is known
+                if self._pending_commit is None:  # else it may be on disk: it is kept until that is known
                     try:
                         batch.undo(mark)
                     finally:
@@ -84,8 +84,8 @@ class StoreStaging(StoreReading):
         """Raise ReadOnlyError or ClosedError if the store can't be written."""
         if self._closed:
             raise ClosedError(f"the store {self.url} is closed; open it again")
-        if self._doubt is not None:
-            self._settle()
+        if self._pending_commit is not None:
+            self._resolve_commit()
         if self.tables.read_only:
             raise ReadOnlyError(f"{self.url} was opened read-only; open it without read_only=True to change it")
 

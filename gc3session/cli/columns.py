@@ -12,7 +12,7 @@ import click
 from .. import InvalidArgument
 from ..query.field_path import MISSING, FieldPath, last_event
 from ..store.record_view import StoredTask
-from .console import escaped, state_colour, time_of
+from .console import escaped, in_zone, state_colour, time_of
 from .table import Cell, Column
 
 NONE: Final = Cell("-", "dim")
@@ -41,8 +41,7 @@ class ListColumn:
         if value is MISSING or value is None:
             return ""
         if isinstance(value, datetime):
-            time = value if value.tzinfo is None else _local(value)
-            return time.isoformat()
+            return ((value.tzinfo and in_zone(value)) or value).isoformat()
         return _text(value)
 
 
@@ -102,10 +101,3 @@ def _last_event(task: StoredTask) -> Cell:
     except (TypeError, ValueError, LookupError):
         return Cell(text)
     return Cell(text if last == task.fields.get("state") else f"{text} {_name(last).text}")
-
-
-def _local(time: datetime) -> datetime:
-    try:
-        return time.astimezone()
-    except (ValueError, OverflowError, OSError):  # at the ends of the calendar
-        return time

@@ -51,6 +51,14 @@ def quantity(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
+def in_zone(time: datetime, zone: tzinfo | None = None) -> datetime | None:
+    """Return an aware time in local time, or in *zone*; None if that is beyond the ends of the calendar."""
+    try:
+        return time.astimezone(zone)
+    except (ValueError, OverflowError, OSError):
+        return None
+
+
 def time_of(seconds: Any, zone: tzinfo | None = None) -> datetime | None:
     """Return the time of *seconds* since 1970, naive and local without a *zone*; None for any other value."""
     try:
@@ -151,7 +159,6 @@ STATE_COLOURS: Final = {
     "TERMINATED": "green",
     "UNKNOWN": "red",
 }
-FAILED_COLOUR: Final = "red"
 
 
 def state_colour(state: Any, returncode: Any) -> str | None:
@@ -160,5 +167,5 @@ def state_colour(state: Any, returncode: Any) -> str | None:
     Both may be any value: a record may hold what no `Task` has.
     """
     if isinstance(returncode, int) and returncode != 0:
-        return FAILED_COLOUR
+        return "red"
     return STATE_COLOURS.get(state) if isinstance(state, str) else None

@@ -15,7 +15,7 @@ from typing import Any, Final
 from .. import Opaque, Persistable, Task, TaskCollection, Unreadable
 from ..records.unbuilt import ForeignMember, ForeignObject, Reference, built
 from ..tasks import Generic, field_names
-from .console import Style, escaped, state_colour, time_of
+from .console import Style, escaped, in_zone, state_colour, time_of
 
 _INDENT: Final = "  "
 _LINE_LENGTH: Final = 72  # characters of the longest value that stands on one line
@@ -84,9 +84,8 @@ def _event(event: Any, style: Style) -> str:
 
 def time_text(time: datetime) -> str:
     """Return an aware time as local time and UTC (once, if they are the same)."""
-    try:
-        local, utc = time.astimezone(), time.astimezone(UTC)
-    except (ValueError, OverflowError, OSError):  # at the ends of the calendar
+    local, utc = in_zone(time), in_zone(time, UTC)
+    if local is None or utc is None:
         return str(time)
     texts = [f"{t.replace(tzinfo=None).isoformat(' ', 'milliseconds')} {t.tzname()}" for t in (local, utc)]
     return texts[1] if texts[0] == texts[1] else f"{texts[0]} ({texts[1]})"

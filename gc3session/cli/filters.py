@@ -39,6 +39,8 @@ _OPTIONS = (
     click.option("--before", metavar="TIME", help="Tasks whose last event was before that time."),
 )
 
+_NAMES = ("state", "name", "id", "kind", "where", "since", "before")
+
 CONDITIONS_HELP = """A condition is FIELD OPERATOR VALUE. A task must meet all conditions. The operators are = != < <= > >=,
 ~ and !~ (a regular expression is found, or is not), 'in' and 'not in' (values with commas between them),
 'has' and 'lacks' (an item of a list or set, a key of a dict, a part of a text). FIELD is the name of a field,
@@ -77,29 +79,13 @@ def filter_options(command: Callable[..., int]) -> Callable[..., int]:
     """Give a command the options; it is called with `chosen`, and not with them or its `conditions`."""
 
     @functools.wraps(command)
-    def called(
-        *args: Any,
-        state: tuple[str, ...],
-        name: Any,
-        id: Any,  # noqa: A002 (the option's name)
-        kind: Any,
-        where: tuple[str, ...],
-        since: Any,
-        before: Any,
-        conditions: tuple[str, ...] = (),
-        **others: Any,
-    ) -> int:
-        arguments = {
-            "state": [one for several in state for one in several.split(",")] or None,
-            "name": name,
-            "id": id,
-            "kind": kind or None,
-            "where": where + conditions,
-            "since": since,
-            "before": before,
-        }
+    def called(*args: Any, conditions: tuple[str, ...] = (), **options: Any) -> int:
+        arguments = {name: options.pop(name) for name in _NAMES}
+        arguments["state"] = [state for several in arguments["state"] for state in several.split(",")] or None
+        arguments["kind"] = arguments["kind"] or None
+        arguments["where"] += conditions
         parsed_filters(**arguments)
-        return command(*args, chosen=TaskFilter(arguments), **others)
+        return command(*args, chosen=TaskFilter(arguments), **options)
 
     for option in reversed(_OPTIONS):
         called = option(called)

@@ -7,7 +7,7 @@ import select
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any, Final
 
 from .console import Failure
@@ -43,9 +43,7 @@ class Interrupts:
                 self._former[number] = signal.signal(number, self._note)
         return self
 
-    def __exit__(
-        self, cls: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         for number, handler in self._former.items():
             signal.signal(number, handler)
         signal.set_wakeup_fd(self._former_wakeup)

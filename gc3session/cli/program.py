@@ -97,7 +97,7 @@ class _Program(click.Group):
     is_flag=True,
     is_eager=True,
     expose_value=False,
-    callback=lambda ctx, _, wanted: _print_version(ctx) if wanted else None,
+    callback=lambda ctx, _, wanted: _print_and_exit(ctx, _version()) if wanted else None,
     help="Show the version and exit.",
 )
 @click.option(
@@ -117,18 +117,21 @@ def gc3session(ctx: click.Context) -> int:
     return 0
 
 
-def _print_version(ctx: click.Context) -> None:
+def _version() -> str:
     from importlib.metadata import PackageNotFoundError, version
 
     try:
-        click.echo(f"gc3session {version('gc3session')}")
+        return f"gc3session {version('gc3session')}"
     except PackageNotFoundError:
-        click.echo("gc3session (run from its source; it is not installed)")
-    ctx.exit()
+        return "gc3session (run from its source; it is not installed)"
 
 
 def _print_completion(ctx: click.Context, shell: str) -> None:
-    click.echo(script(gc3session, shell))
+    _print_and_exit(ctx, script(gc3session, shell))
+
+
+def _print_and_exit(ctx: click.Context, text: str) -> None:
+    click.echo(text)
     ctx.exit()
 
 

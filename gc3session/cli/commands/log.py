@@ -6,14 +6,14 @@ import csv
 import json
 import sys
 from collections.abc import Callable
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, Final
 
 import click
 
 from ... import LoadError, LogEntry
 from ...query.event_log import log as events_of
-from ..console import complain, escaped, open_session, state_colour, style_on, wait_while_read
+from ..console import complain, escaped, in_zone, open_session, state_colour, style_on, wait_while_read
 from ..filters import parsed_filters
 
 _TIME_WIDTH: Final = len("2026-11-25 12:00:00.000")
@@ -113,14 +113,10 @@ def _text(utc: bool) -> Callable[[LogEntry], None]:
 
 
 def _shown(time: datetime | None, utc: bool) -> str:
-    if time is None:
+    known = time and in_zone(time, UTC if utc else None)
+    if known is None:
         return _UNKNOWN_TIME.ljust(_TIME_WIDTH + utc)
-    if not utc:
-        try:
-            return time.astimezone().replace(tzinfo=None).isoformat(" ", "milliseconds")
-        except (ValueError, OverflowError, OSError):  # at the ends of the calendar
-            return _UNKNOWN_TIME.ljust(_TIME_WIDTH)
-    return time.replace(tzinfo=None).isoformat(" ", "milliseconds") + "Z"
+    return known.replace(tzinfo=None).isoformat(" ", "milliseconds") + "Z" * utc
 
 
 def _fields(entry: LogEntry) -> dict[str, Any]:

@@ -9,7 +9,6 @@ import termios
 import time
 import tty
 from datetime import datetime, timedelta
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -123,9 +122,7 @@ class _Keyboard:
             termios.tcsetattr(self._fd, termios.TCSADRAIN, modes)
         return self
 
-    def __exit__(
-        self, cls: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._fd is not None and self._modes is not None:
             try:
                 termios.tcsetattr(self._fd, termios.TCSADRAIN, self._modes)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import Any, Final
 
 import attrs
 import click
 
-from .. import Session
+from .. import Session, UnreadableTask
 from ..records.ids import IDs, parse_id
-from ..store.record_view import UnreadableTask
 from .completion import complete_ids
 from .console import complain, complain_of_each, open_session, quantity, say
 from .filters import TaskFilter, filter_options
@@ -116,9 +115,8 @@ def _in_steps(action: BulkAction, session: Session, ids: Sequence[str], interrup
     """Do *action* to tasks until a signal comes; return how many had their turn, and how many were there then."""
     finished = done = 0
     with ProgressBar(wanted=len(ids) > STEP_TASKS) as bar:
-        for step in _steps(ids):
-            if interrupts.caught is not None:
-                break
+        source = iter(ids)
+        while interrupts.caught is None and (step := list(islice(source, STEP_TASKS))):
             with session.transaction():
                 there = [id_ for id_ in step if id_ in session]
                 for id_ in there:
@@ -128,9 +126,3 @@ def _in_steps(action: BulkAction, session: Session, ids: Sequence[str], interrup
             done += len(there)
             bar.update(finished, len(ids))
     return finished, done
-
-
-def _steps(ids: Sequence[str]) -> Iterator[list[str]]:
-    source = iter(ids)
-    while step := list(islice(source, STEP_TASKS)):
-        yield step

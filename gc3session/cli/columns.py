@@ -9,9 +9,8 @@ from typing import Any, Final
 import attrs
 import click
 
-from .. import InvalidArgument
+from .. import InvalidArgument, StoredTask
 from ..query.field_path import MISSING, FieldPath, last_event
-from ..store.record_view import StoredTask
 from .console import escaped, in_zone, state_colour, time_of
 from .table import Cell, Column
 
@@ -41,7 +40,8 @@ class ListColumn:
         if value is MISSING or value is None:
             return ""
         if isinstance(value, datetime):
-            return ((value.tzinfo and in_zone(value)) or value).isoformat()
+            local = None if value.tzinfo is None else in_zone(value)
+            return (local or value).isoformat()
         return _text(value)
 
 

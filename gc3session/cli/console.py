@@ -1,4 +1,4 @@
-"""What every command uses: sessions, messages and what is wrong, colours."""
+"""What every command uses: opening a session, texts, messages on stdout and stderr, colours."""
 
 from __future__ import annotations
 
@@ -7,12 +7,10 @@ import select
 import sys
 from collections.abc import Callable, Sequence
 from datetime import datetime, tzinfo
-from typing import IO, Any, Final, TypeVar
+from typing import IO, Any, Final
 
 from .. import InvalidArgument, Session
 from ..text import escaped as escaped
-
-T = TypeVar("T")
 
 _COMPLAINT_LENGTH: Final = 2000  # characters of a message at most; of a longer one the middle is left out
 _COMPLAINT_END: Final = 400  # characters of the end of such a message
@@ -43,7 +41,7 @@ def open_session(path: str, *, read_only: bool, create: bool = True) -> Session:
         raise Failure(os_error_text(error, path), 2) from error
 
 
-# -- messages -----------------------------------------------------------------
+# -- texts --------------------------------------------------------------------
 
 
 def quantity(number: int, noun: str) -> str:
@@ -73,6 +71,9 @@ def os_error_text(error: OSError, file: str = "") -> str:
     return f"{where}: {error.strerror or error}" if where else str(error)
 
 
+# -- messages -----------------------------------------------------------------
+
+
 def say(message: str) -> None:
     """Write one line on stdout, before whatever stderr gets afterwards."""
     sys.stdout.write(f"{escaped(message)}\n")
@@ -91,7 +92,7 @@ def complain(message: str) -> None:
         pass
 
 
-def complain_of_each(found: Sequence[T], message: Callable[[T], str], more: str) -> None:
+def complain_of_each(found: Sequence[Any], message: Callable[[Any], str], more: str) -> None:
     """Complain of each of *found*; of many only of the first, and say how many more there are.
 
     *more* ends that last line, 'and 7 more ...'.

@@ -9,8 +9,8 @@ from typing import Any
 import attrs
 import click
 
-from .. import InvalidArgument, Session
-from ..query.selection import Filters, Selected, filters
+from .. import InvalidArgument, Selected, Session
+from ..query.selection import Filters, filters
 from .completion import complete_states
 
 _OPTIONS = (
@@ -21,9 +21,11 @@ _OPTIONS = (
         shell_complete=complete_states,
         help="Tasks in this state, or in one of these; no other tasks are read.",
     ),
-    click.option("--name", metavar="REGEX", help="Tasks whose name this regular expression is found in."),
-    click.option("--id", metavar="REGEX", help="Tasks whose ID this regular expression is found in."),
-    click.option("--class", "kind", metavar="NAME", multiple=True, help="Tasks of the class of this name or tag."),
+    click.option("--name", metavar="REGEX", help="Tasks whose name contains a match of REGEX."),
+    click.option("--id", metavar="REGEX", help="Tasks whose ID contains a match of REGEX."),
+    click.option(
+        "--class", "kind", metavar="NAME", multiple=True, help="Tasks of the class with this name or tag."
+    ),
     click.option(
         "--where",
         metavar="CONDITION",

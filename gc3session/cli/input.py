@@ -185,9 +185,7 @@ yes_option = click.option("-y", "--yes", is_flag=True, help="Do it without askin
 
 def ensure_may_ask(command: str, yes: bool, *, stdin_has_ids: bool = False) -> None:
     """Raise Failure with status 2 if *yes* is False and nobody can answer on standard input."""
-    if yes:
-        return
-    if stdin_has_ids or sys.stdin is None or not sys.stdin.isatty():
+    if not yes and (stdin_has_ids or sys.stdin is None or not sys.stdin.isatty()):
         why = "gives the IDs" if stdin_has_ids else "is no terminal"
         raise Failure(f"{command} asks before it begins, but standard input {why}: add --yes to do it unasked", 2)
 

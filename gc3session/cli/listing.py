@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import click
 
-from .. import Session
+from .. import Selected, Session, StoredTask, UnreadableTask
 from ..query.field_path import FieldPath
-from ..query.selection import Selected
-from ..store.record_view import StoredTask, StoredTasks, UnreadableTask
+from ..store.record_view import StoredTasks
 from .columns import DEFAULT, NONE, ListColumn, list_columns
 from .console import complain, escaped, open_session, quantity, state_colour, time_of
 from .filters import TaskFilter
@@ -42,9 +41,7 @@ _OPTIONS = (
         type=click.Choice(FORMATS),
         help="A table, CSV, the line of each task in a dump (jsonl), or an array of these lines (json).",
     ),
-    click.option(
-        "--ids", is_flag=True, help="Print only the IDs, one a line, as '-' of other commands reads them."
-    ),
+    click.option("--ids", is_flag=True, help="Print only the IDs, one a line, for the '-' of another command."),
 )
 
 

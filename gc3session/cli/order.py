@@ -10,10 +10,11 @@ from typing import Any, Final
 
 import attrs
 
+from .. import StoredTask, UnreadableTask
 from ..query.conditions import comparable
 from ..query.field_path import MISSING, FieldPath
 from ..query.selection import Filters
-from ..store.record_view import StoredTask, StoredTasks, UnreadableTask
+from ..store.record_view import StoredTasks
 from ..system.external_sort import Sortable, in_order
 from ..system.number_set import Numbers
 

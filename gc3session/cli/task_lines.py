@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from .. import Session
+from .. import Session, StoredTask, UnreadableTask
 from ..index.entries import state_at
-from ..store.record_view import StoredTask, UnreadableTask
 from ..transfer.record_lines import RecordLines
 
 

@@ -31,8 +31,8 @@ The exit status is 0 if all is right, 1 if there are findings, 2 if SESSION can'
 @click.option(
     "--references",
     is_flag=True,
-    help="Report references to records that the store doesn't have, too. They are only counted otherwise, as"
-    " 'remove' leaves them where it removes what others refer to.",
+    help="Also report references to records that the store doesn't have. Otherwise they are only counted,"
+    " because 'remove' leaves them where it removes what others refer to.",
 )
 def check(session: str, references: bool) -> int:
     """Print the findings, and return the exit status."""

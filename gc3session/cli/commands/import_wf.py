@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
-from ... import InvalidArgument
+from ... import InvalidArgument, Workflow
 from ..console import Failure, complain, open_session, os_error_text, quantity, say
 from ..input import parse_json
 from ..interrupts import Interrupts
-
-if TYPE_CHECKING:
-    from ...workflow import Workflow
 
 _HELP = """Record workflow executions in SESSION, from FILEs in WfFormat 1.5 JSON.
 
@@ -60,8 +56,6 @@ def import_wf(session: str, files: tuple[str, ...]) -> int:
 
 def _workflow(file: str) -> Workflow:
     """Return the workflow that a file describes.  Raise Failure, naming the file, if it can't be read."""
-    from ...workflow import Workflow  # here, so that `--help` doesn't wait for it
-
     try:
         data = Path(file).read_bytes()
     except OSError as error:

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ... import Information
-from ...session.information import EventFigures
+from ... import EventFigures, Information
 from ..console import escaped, open_session, quantity, state_colour, style_on, time_of
 from ..fields_text import labelled, time_text
 from ..progress_bar import interruptible
@@ -21,11 +20,11 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 _BAR_WIDTH = 40  # of the longest bar
-_CHART_WIDTH = 40  # of what stands before the bar
+_LABEL_WIDTH = 40  # of what stands before the bar
 _NONE = "-"
 _NO_STATE = "(no state)"
 
-_HELP = """Show what is known about SESSION: its tasks by state, its times, its store and the space that this takes.
+_HELP = """Show what is known about SESSION: its tasks by state, its times, its store, and the space that the store takes.
 
 This takes the same time however many tasks there are, as they are counted already. Only the records say
 which events were the first and the last of all, and how many records each schema has: '--scan' reads them.
@@ -132,7 +131,7 @@ def _write_states(known: Information, console: Console | None) -> None:
     chart = Table.grid(padding=(0, 2, 0, 0))
     for state, count, part in states:
         colour = state_colour(state, None) or "white"
-        bar = Bar(1.0, 0, part, width=max(4, min(_BAR_WIDTH, console.width - _CHART_WIDTH)), color=colour)
+        bar = Bar(1.0, 0, part, width=max(4, min(_BAR_WIDTH, console.width - _LABEL_WIDTH)), color=colour)
         chart.add_row("  ", Text(state, colour), Text(f"{count:,}", justify="right"), f"{part:6.1%}", bar)
     console.print(chart)
 

@@ -9,8 +9,8 @@ from ..listing import ListForm, listing_options, write_listing
 
 _HELP = f"""List the tasks of SESSION: ID, name, state, and when the state last changed (local time).
 
-The tasks come in the order in which they were added. Of several options that choose tasks, a task must meet
-all.
+The tasks come in the order in which they were added. If several options choose tasks, a task must meet all
+of them.
 
 \b
     $ gc3session list runs --state RUNNING --limit 20

@@ -41,7 +41,7 @@ The exit status is 1 if some tasks can't be read.
 @click.option(
     "-s", "--state", "states", metavar="STATE", multiple=True, help="Only events with this state; may be repeated."
 )
-@click.option("--name", metavar="REGEX", help="Only tasks whose name this regular expression is found in.")
+@click.option("--name", metavar="REGEX", help="Only tasks whose name contains a match of REGEX.")
 @click.option("--since", metavar="TIME", help="Only events at that time or later, such as 2026-11-25T12:00.")
 @click.option("--before", metavar="TIME", help="Only events before that time.")
 @click.option("-n", "--last", metavar="COUNT", type=click.IntRange(0), help="Only the last COUNT events.")
@@ -98,7 +98,7 @@ def log(
 
 
 def _text(utc: bool) -> Callable[[LogEntry], None]:
-    """Return what writes an entry as text in columns, which grow with their content."""
+    """Return the function that writes an entry as text in columns, which grow with their content."""
     style = style_on(sys.stdout)
     widths = [_LEAST_ID_WIDTH, _LEAST_STATE_WIDTH]
 

@@ -19,7 +19,7 @@ from ..progress_bar import ProgressBar
 # the line ('1e9,'); in the batch an object takes some 420 bytes beside its record.
 _BATCH_BYTES: Final = 48 << 20
 _OBJECT_BYTES: Final = 512
-_BYTES_PER_BYTE: Final = 2.25  # of a line
+_RECORD_GROWTH: Final = 2.25  # bytes of a record for a byte of its line
 
 _RATE_TASKS: Final = 10_000  # from so many on, their rate is reported
 _UPDATE_LINES: Final = 256  # between two updates of the progress bar
@@ -71,7 +71,7 @@ def record(session: str, file: str, batch: int, on_error: str) -> int:
                 recording.commit()
                 recording.close()
         except (Error, OSError) as error:
-            what = os_error_text(error, name) if isinstance(error, OSError) else str(error)
+            what = str(error) if isinstance(error, Error) else os_error_text(error, name)
             lost = recording.close()
             left = f"; {quantity(lost, 'task')} of the last batch could not be" if lost else ""
             raise Failure(
@@ -135,7 +135,7 @@ class _Recording:
 
     def add(self, task: Task, size: int) -> None:
         """Add a task from a line of *size* bytes.  Raise InvalidArgument if it can't be stored."""
-        cost = _OBJECT_BYTES + _BYTES_PER_BYTE * size
+        cost = _OBJECT_BYTES + _RECORD_GROWTH * size
         if self._bytes + cost > _BATCH_BYTES:
             self.commit()
         self._session.add(task, flush=False)
@@ -187,7 +187,7 @@ _JSON_TYPES: Final = {
 def task_from_line(line: bytes) -> Task | None:
     """Return the task that a line describes, or None if it is blank.
 
-    Raise ValueError if it is broken, saying what is wrong.
+    Raise ValueError, which says what is wrong, if it is broken.
     """
     if not line.strip():
         return None

@@ -22,7 +22,7 @@ from ..table import terminal
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
-_FAILURES: Final = 10  # at most, behind a line
+_FAILURES_WRITTEN: Final = 10  # at most, below the line of a look
 _RESIZE_SECONDS: Final = 0.2  # after which a new size of the terminal is noticed
 _DISABLED: Final = b"\0"  # no key: _POSIX_VDISABLE of Linux
 
@@ -45,7 +45,7 @@ writes a line. Tasks inside collections don't count. The session is only read.
     show_default=True,
     help="The time between two looks.",
 )
-@click.option("--once", is_flag=True, help="Look once.")
+@click.option("--once", is_flag=True, help="Look once, and end.")
 def watch(session: str, interval: float, once: bool) -> int:
     """Show the session's progress, and return the exit status."""
     console = None if once or os.environ.get("TERM", "") in ("", "dumb", "unknown") else terminal()
@@ -179,7 +179,7 @@ def _write_line(progress: Progress, written: set[str]) -> None:
     states = ", ".join(f"{progress.counts[state]:,} {escaped(state)}" for state in _sorted_states(progress.counts))
     parts = [f"{quantity(progress.total, 'task')}{': ' if states else ''}{states}", *_pace(progress)]
     sys.stdout.write(f"{_clock(progress.time)}  {'; '.join(parts)}\n")
-    lines = [_failure_line(failure) for failure in progress.failures[:_FAILURES]]
+    lines = [_failure_line(failure) for failure in progress.failures[:_FAILURES_WRITTEN]]
     for line in reversed(lines):
         if line not in written:
             sys.stdout.write(f"  failed: {line}\n")

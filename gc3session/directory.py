@@ -23,6 +23,7 @@ from .errors import DamagedSession, InvalidArgument, NotASession, OpenError, Rea
 from .system.filesystem import NO_ROOM, make_directory, opened_regular, sync_directory, touch, write_durably
 from .tables.urls import StoreURL
 
+_LONGEST_COMMAND = 1 << 24  # bytes of `created` that are read; Linux runs no longer command line
 _STORE_URL = re.compile(r"([a-z0-9+]+:([^#\s][^#\n]*))#([0-9a-f]{32})\n?")
 
 
@@ -234,6 +235,31 @@ class SessionDirectory:
             return os.lstat(self._timestamp_file(which)).st_mtime
         except OSError:
             return None
+
+    def timestamp_ns(self, which: str) -> int | None:
+        """Return the time ('start' or 'end') in ns since 1970, or None."""
+        try:
+            return os.lstat(self._timestamp_file(which)).st_mtime_ns
+        except OSError:
+            return None
+
+    def command(self) -> str | None:
+        """Return the command line in `created` (bytes that aren't UTF-8 as surrogates), or None."""
+        try:
+            with opened_regular(self._timestamp_file("start")) as file:
+                return file.read(_LONGEST_COMMAND).decode("utf-8", "surrogateescape")
+        except OSError:
+            return None
+
+    def restore(self, command: str, times: dict[str, int]) -> None:
+        """Write `created` with that *command*, and set the *times* ('start', 'end'), in ns since 1970.
+
+        Raise OverflowError for a time that the system doesn't have.
+        """
+        write_durably(self._timestamp_file("start"), command.encode("utf-8", "surrogateescape"))
+        for which, time in times.items():
+            touch(self._timestamp_file(which), time)
+        sync_directory(self.path)
 
     def set_timestamp(self, which: str, time: float) -> None:
         """Set the time ('start' or 'end'), in seconds since 1970; the file is made if it is missing."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..index.entries import state_at
 from ..session.session import Session
 from ..store.record_view import StoredTask, UnreadableTask
-from ..transfer.record_lines import RecordLines
+from ..transfer.dump import RecordLines
 
 
 class TaskLines:

@@ -10,7 +10,6 @@ session was made::
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import re
 import secrets
@@ -19,8 +18,8 @@ import stat
 from typing import ClassVar
 from urllib.parse import quote
 
-from .errors import DamagedSession, InvalidArgument, NotASession, OpenError, ReadOnlyError, StoreFull, WriteError
-from .system.filesystem import NO_ROOM, make_directory, opened_regular, sync_directory, touch, write_durably
+from .errors import DamagedSession, InvalidArgument, NotASession, OpenError, WriteError
+from .system.filesystem import make_directory, opened_regular, sync_directory, touch, write_durably, write_error
 from .tables.urls import StoreURL
 
 _LONGEST_COMMAND = 1 << 24  # bytes of `created` that are read; Linux runs no longer command line
@@ -109,12 +108,8 @@ class SessionDirectory:
                 except FileExistsError:
                     continue  # another process is making the session, too: whoever was first holds
         except OSError as error:
-            message = f"no session can be made at {self.path}: {error.strerror}"
-            if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-                raise ReadOnlyError(f"{message}; choose a directory that you may write to") from error
-            if error.errno in NO_ROOM:
-                raise StoreFull(f"{message}; make room") from error
-            raise OpenError(message) from error
+            message = f"no session can be made at {self.path}"
+            raise write_error(error, message, "choose a directory that you may write to", OpenError) from error
 
     def own_store_url(self) -> StoreURL:
         """Return the URL of a store inside the directory.  Raise DamagedSession if something else is there."""
@@ -275,10 +270,8 @@ class SessionDirectory:
         except (OverflowError, ValueError) as error:
             raise InvalidArgument(f"the time of {path} can't be set to {time!r}: {error}") from error
         except OSError as error:
-            message = f"the time of {path} can't be set to {time!r}: {error.strerror}"
-            if error.errno in NO_ROOM:
-                raise StoreFull(f"{message}; make room") from error
-            raise WriteError(message) from error
+            message = f"the time of {path} can't be set to {time!r}"
+            raise write_error(error, message, "ask the session's owner") from error
 
     # -- the end
 

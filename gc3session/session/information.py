@@ -23,8 +23,6 @@ from ..index.mirror import Mirror
 from ..snapshots.snapshot import snapshot
 from ..tables.interface import MEMBERS, RECORDS, SCHEMAS, SESSIONS, Figure, OnProgress, Reader
 
-_PROGRESS_RECORDS = 512  # records between two calls of `progress`
-
 
 @attrs.frozen
 class SchemaFigures:
@@ -232,18 +230,15 @@ class _Scan:
         self.first: EventFigures | None = None
         self.last: EventFigures | None = None
         counts: Counter[int] = Counter()
-        with snapshot(index) as (state, records):
+        with snapshot(index, progress) as (state, records):
             for record in records:
                 self.records += 1
-                if self.records % _PROGRESS_RECORDS == 0:
-                    progress(self.records, state.count)
                 schema = state.schemas.get(record.schema)
                 if record.state is not None or not isinstance(schema, Schema):
                     self.unreadable += 1
                     continue
                 counts[record.schema] += 1
                 self._note(schema, record.number, values_of(record.number, record.data)[2])
-            progress(self.records, state.count)
             self.schemas = [_schema(number, schema, counts[number]) for number, schema in state.schemas.items()]
 
     def _note(self, schema: Schema, number: int, values: list[Any]) -> None:

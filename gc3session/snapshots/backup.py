@@ -60,7 +60,6 @@ def backup_session(
     if os.path.lexists(target.path):
         _require_empty(target.path)
     try:
-        os.makedirs(os.path.dirname(target.path), exist_ok=True)
         with made_whole(target.path) as temporary:
             return _fill(index, directory, SessionDirectory(temporary), progress)
     except OSError as error:
@@ -129,8 +128,8 @@ def _complete(index: Index, store: Store, target: SessionDirectory, progress: On
         if store.tables.exists():
             store.write(_write_mirror(index.identity), numbers=False)
         elif index.store.tables.exists():
-            with snapshot(index) as (state, records):
-                _Copying(copy, state, progress).run(records)
+            with snapshot(index, progress) as (state, records):
+                _Copying(copy, state).run(records)
                 missing = state.missing
         with store.reading() as reader:
             tasks = copy.count(reader)
@@ -174,18 +173,14 @@ def _write_mirror(identity: bytes) -> Callable[[Ledger, Writer], None]:
 class _Copying:
     """The copying of a snapshot into a new session."""
 
-    def __init__(self, target: Index, state: Snapshot, progress: OnProgress) -> None:
+    def __init__(self, target: Index, state: Snapshot) -> None:
         self._target = target
         self._state = state
-        self._progress = progress
 
     def run(self, records: Iterator[PlacedRecord]) -> None:
         self._target.store.write(self._begin, numbers=False)
-        done = 0
         while some := list(islice(records, _RECORDS_AT_ONCE)):
             write_records(self._target, some, self._state_of)
-            done += len(some)
-            self._progress(done, self._state.count)
 
     def _begin(self, ledger: Ledger, writer: Writer) -> None:
         writer.put(META, [(NEXT_KEY, RECORD_KEY.pack(self._state.next))])

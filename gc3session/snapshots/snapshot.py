@@ -30,7 +30,19 @@ from ..records.values import references
 from ..system.number_set import Numbers
 from ..system.signals import signal_safe
 from ..system.temporary import keeping
-from ..tables.interface import LATE_MEMBERS, MEMBERS, META, RECORDS, SCHEMAS, SESSIONS, Item, Reader
+from ..tables.interface import (
+    LATE_MEMBERS,
+    MEMBERS,
+    META,
+    RECORDS,
+    SCHEMAS,
+    SESSIONS,
+    Item,
+    OnProgress,
+    Reader,
+    no_progress,
+    with_progress,
+)
 from .placed_record import PlacedRecord
 
 _CHUNK = 512  # records or entries read in one call
@@ -197,10 +209,13 @@ class Snapshot:
 
 
 @signal_safe
-def snapshot(index: Index, *, at_once: bool = False) -> Iterator[tuple[Snapshot, Iterator[PlacedRecord]]]:
+def snapshot(
+    index: Index, progress: OnProgress = no_progress, *, at_once: bool = False
+) -> Iterator[tuple[Snapshot, Iterator[PlacedRecord]]]:
     """Give the newest committed state of a session, and its records sorted by their positions.
 
-    If the store can be written, or with *at_once*, the transaction ends before the first record is given.
+    *progress* is called with how many of them have been given.  If the store can be written, or with
+    *at_once*, the transaction ends before the first one is given.
     """
     transaction: Generator[Reader, None, None] | None = _transaction(index)
 
@@ -214,7 +229,8 @@ def snapshot(index: Index, *, at_once: bool = False) -> Iterator[tuple[Snapshot,
         assert transaction is not None
         reader = next(transaction)
         state = Snapshot(reader, index.identity)
-        yield state, _records(state, reader, end, at_once=at_once or not index.store.read_only)
+        records = _records(state, reader, end, at_once=at_once or not index.store.read_only)
+        yield state, with_progress(records, state.count, progress)
     except BaseException as error:
         end(error)  # the tables may raise an exception of ours instead of their own
         raise

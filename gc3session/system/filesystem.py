@@ -11,7 +11,7 @@ import threading
 from pathlib import Path
 from typing import IO
 
-from ..errors import ReadOnlyError, StoreFull, WriteError
+from ..errors import Error, ReadOnlyError, StoreFull, WriteError
 from ..text import size_text
 
 NETWORK_FILESYSTEMS = frozenset(
@@ -29,10 +29,14 @@ NO_RIGHT = (errno.EACCES, errno.EPERM, errno.EROFS)
 _MOUNTINFO = "/proc/self/mountinfo"
 
 
-def write_error(error: OSError, message: str, remedy: str) -> WriteError | ReadOnlyError:
-    """Return our exception for one of the system's: *message* says what can't be done.
+def write_error(error: OSError, message: str, remedy: str, otherwise: type[Error] = WriteError) -> Error:
+    """Return our exception for one of the system's while something is written.
 
-    *remedy* is what to do where the right to do it is missing.
+    Args:
+        error: the system's exception.
+        message: what can't be done.
+        remedy: what to do if the right to do it is missing.
+        otherwise: the exception where neither room nor a right is missing.
     """
     where = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
     message = f"{message}: {where}{error.strerror}"
@@ -40,7 +44,7 @@ def write_error(error: OSError, message: str, remedy: str) -> WriteError | ReadO
         return StoreFull(f"{message}; make room")
     if error.errno in NO_RIGHT:
         return ReadOnlyError(f"{message}; {remedy}")
-    return WriteError(message)
+    return otherwise(message)
 
 
 def filesystem_of(path: str, mountinfo: str = _MOUNTINFO) -> str | None:

@@ -38,7 +38,7 @@ from ..records.json_values import FieldsEncoder, NotJSON
 from ..session.base import SessionBase
 from ..snapshots.placed_record import PlacedRecord
 from ..snapshots.snapshot import Snapshot, snapshot
-from ..tables.interface import OnProgress
+from ..tables.interface import OnProgress, no_progress
 from .dump_files import written
 
 DUMP_VERSION: Final = 1
@@ -80,13 +80,11 @@ def dump_session(
     """
     if not session.store.read_only:
         session.flush()
-    with written(file) as out, snapshot(session._index) as (state, records):
+    with written(file) as out, snapshot(session._index, progress or no_progress) as (state, records):
         lines = DumpLines(state, records, session._directory)
         source = iter(lines)
         while some := list(islice(source, _LINES_AT_ONCE)):
             out.write("".join(some).encode("ascii"))
-            if progress is not None:
-                progress(lines.records, state.count)
     return Dumped(lines.records, lines.members, lines.unreadable, state.missing)
 
 

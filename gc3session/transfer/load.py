@@ -21,7 +21,7 @@ from ..session.base import SessionBase
 from ..session.session import Session
 from ..snapshots.placed_record import PlacedRecord, write_records
 from ..system.temporary import made_whole
-from ..tables.interface import META, RECORDS, SCHEMAS, OnProgress, Writer
+from ..tables.interface import META, RECORDS, SCHEMAS, OnProgress, Writer, no_progress, with_progress
 from .dump_files import opened_lines
 from .dump_reader import DumpReader, DumpRecord, number_in
 
@@ -29,7 +29,6 @@ _BATCH_BYTES: Final = 16 << 20
 _RECORD_BYTES: Final = 400  # memory that a record takes beside its bytes, with its entry
 _IDS_IN_MESSAGE: Final = 3
 _IDS_IN_EXCEPTION: Final = 1000
-_PROGRESS_RECORDS: Final = 512  # records between two calls of `progress`
 _key = RECORD_KEY.pack
 
 
@@ -99,7 +98,6 @@ def _load_into(session: SessionBase, lines: IO[bytes], on_clash: str, progress: 
 
 def _load_new(directory: SessionDirectory, lines: IO[bytes], progress: OnProgress | None) -> Loaded:
     """Make a session from a dump, under another name until it is complete."""
-    os.makedirs(os.path.dirname(directory.path), exist_ok=True)
     with made_whole(directory.path) as temporary:
         session = Session(temporary)
         try:
@@ -138,7 +136,7 @@ class Loading:
         self._directory = directory
         self._store = index.store
         self._on_clash = on_clash
-        self._progress = progress
+        self._progress = progress or no_progress
         self._own = own
         self._reserve = reserve
         self._decoder = FieldsDecoder()
@@ -173,17 +171,13 @@ class Loading:
         dump = self._dump
         dump.read_head()
         new = self._begin()  # before any record is decoded, because its references may be renumbered
-        for record in dump.read_records():
+        for record in with_progress(dump.read_records(), dump.count, self._progress):
             self._take(record)
             if self._bytes >= _BATCH_BYTES:
                 self._write()
-            if self._progress is not None and dump.records % _PROGRESS_RECORDS == 0:
-                self._progress(dump.records, dump.count)
         self._write()
         if new:
             self._set_times()
-        if self._progress is not None:
-            self._progress(dump.records, dump.count)
 
     def _begin(self) -> bool:
         """Take the numbers of the dump and store its schemas; return whether the store was new."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .. import Session, StoredTask, UnreadableTask
 from ..index.entries import state_at
-from ..transfer.record_lines import RecordLines
+from ..transfer.dump import RecordLines
 
 
 class TaskLines:

@@ -22,6 +22,7 @@ from ..tables.interface import Compacted, OnProgress, Reader, no_progress
 from ..tasks import Persistable, TaskCollection
 
 if TYPE_CHECKING:
+    from ..directory import SessionDirectory
     from ..query.event_log import LogEntry
     from ..query.progress import Progress
 
@@ -32,6 +33,7 @@ class SessionBase:
     """What a session does with its index and its store, wherever it keeps its metadata."""
 
     name: str
+    _directory: SessionDirectory | None = None
 
     def __init__(self, store: Store, identity: bytes, *, owns_store: bool) -> None:
         self.store = store

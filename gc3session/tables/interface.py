@@ -57,6 +57,16 @@ def no_progress(done: int, total: int) -> None:
     """The `OnProgress` of a caller that doesn't want to know."""
 
 
+def with_progress(items: Iterable[T], total: int, progress: OnProgress) -> Iterator[T]:
+    """Give *items*, which are *total* in all; call *progress* after each 512 of them, and at the end."""
+    done = 0
+    for done, item in enumerate(items, 1):
+        yield item
+        if done % 512 == 0:
+            progress(done, total)
+    progress(done, total)
+
+
 class Compacted(NamedTuple):
     """The size of a store's file before and after it was compacted.
 

@@ -10,7 +10,6 @@ session was made::
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import re
 import secrets
@@ -19,10 +18,11 @@ import stat
 from typing import ClassVar
 from urllib.parse import quote
 
-from .errors import DamagedSession, InvalidArgument, NotASession, OpenError, ReadOnlyError, StoreFull, WriteError
-from .system.filesystem import NO_ROOM, make_directory, opened_regular, sync_directory, touch, write_durably
+from .errors import DamagedSession, InvalidArgument, NotASession, OpenError, WriteError
+from .system.filesystem import make_directory, opened_regular, sync_directory, touch, write_durably, write_error
 from .tables.urls import StoreURL
 
+_LONGEST_COMMAND = 1 << 24  # bytes of `created` that are read; Linux runs no longer command line
 _STORE_URL = re.compile(r"([a-z0-9+]+:([^#\s][^#\n]*))#([0-9a-f]{32})\n?")
 
 
@@ -108,12 +108,8 @@ class SessionDirectory:
                 except FileExistsError:
                     continue  # another process is making the session, too: whoever was first holds
         except OSError as error:
-            message = f"no session can be made at {self.path}: {error.strerror}"
-            if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-                raise ReadOnlyError(f"{message}; choose a directory that you may write to") from error
-            if error.errno in NO_ROOM:
-                raise StoreFull(f"{message}; make room") from error
-            raise OpenError(message) from error
+            message = f"no session can be made at {self.path}"
+            raise write_error(error, message, "choose a directory that you may write to", OpenError) from error
 
     def own_store_url(self) -> StoreURL:
         """Return the URL of a store inside the directory.  Raise DamagedSession if something else is there."""
@@ -235,6 +231,31 @@ class SessionDirectory:
         except OSError:
             return None
 
+    def timestamp_ns(self, which: str) -> int | None:
+        """Return the time ('start' or 'end') in ns since 1970, or None."""
+        try:
+            return os.lstat(self._timestamp_file(which)).st_mtime_ns
+        except OSError:
+            return None
+
+    def command(self) -> str | None:
+        """Return the command line in `created` (bytes that aren't UTF-8 as surrogates), or None."""
+        try:
+            with opened_regular(self._timestamp_file("start")) as file:
+                return file.read(_LONGEST_COMMAND).decode("utf-8", "surrogateescape")
+        except OSError:
+            return None
+
+    def restore(self, command: str, times: dict[str, int]) -> None:
+        """Write `created` with that *command*, and set the *times* ('start', 'end'), in ns since 1970.
+
+        Raise OverflowError for a time that the system doesn't have.
+        """
+        write_durably(self._timestamp_file("start"), command.encode("utf-8", "surrogateescape"))
+        for which, time in times.items():
+            touch(self._timestamp_file(which), time)
+        sync_directory(self.path)
+
     def set_timestamp(self, which: str, time: float) -> None:
         """Set the time ('start' or 'end'), in seconds since 1970; the file is made if it is missing."""
         if isinstance(time, bool) or not isinstance(time, (int, float)):
@@ -249,10 +270,8 @@ class SessionDirectory:
         except (OverflowError, ValueError) as error:
             raise InvalidArgument(f"the time of {path} can't be set to {time!r}: {error}") from error
         except OSError as error:
-            message = f"the time of {path} can't be set to {time!r}: {error.strerror}"
-            if error.errno in NO_ROOM:
-                raise StoreFull(f"{message}; make room") from error
-            raise WriteError(message) from error
+            message = f"the time of {path} can't be set to {time!r}"
+            raise write_error(error, message, "ask the session's owner") from error
 
     # -- the end
 

@@ -162,13 +162,13 @@ def known_class(tag: str) -> type[Persistable] | None:
     """Return the persistable class of that *tag* that this program has defined, or None."""
     cls = _classes.get(tag)
     if cls is None:  # its own `__init_subclass__` may have kept it from being noted
-        for cls in _subclasses(Persistable):
-            _classes[class_tag(cls)] = cls
+        for found in _subclasses(Persistable):
+            _classes[class_tag(found)] = found
         cls = _classes.get(tag)
     return cls
 
 
-def _subclasses(cls: type) -> Iterator[type]:
+def _subclasses(cls: type[Any]) -> Iterator[type[Any]]:
     for child in cls.__subclasses__():
         if not child.__dict__.get("__gc3session_twin__"):
             yield child
@@ -216,7 +216,7 @@ class _Stamped:
     __slots__ = ("__weakref__", "_stamp")
 
 
-get_stamp: Callable[[Any], Stamp | Origin] = _Stamped._stamp.__get__  # type: ignore[attr-defined]
+get_stamp: Callable[[Any], Stamp] = _Stamped._stamp.__get__  # type: ignore[attr-defined]
 set_stamp: Callable[[Any, Stamp | Origin], None] = _Stamped._stamp.__set__  # type: ignore[attr-defined]
 _delete_stamp: Callable[[Any], None] = _Stamped._stamp.__delete__  # type: ignore[attr-defined]
 
@@ -426,10 +426,11 @@ class Task(Persistable):
         return [Event(datetime.fromtimestamp(seconds, UTC), state) for seconds, state in self.history]
 
 
-STATE_SLOT: Final[Any] = Task.__dict__["state"]
+STATE_SLOT: Final[Any] = vars(Task)["state"]
 """The descriptor of the slot in which a task's state stands; setting it notes nothing."""
 
-Task.state = _noting(STATE_SLOT)  # type: ignore[assignment]
+STATE: Final = _noting(STATE_SLOT)
+type.__setattr__(Task, "state", STATE)
 
 
 @attrs.define(eq=False, repr=False, kw_only=True)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import secrets
 import shutil
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from urllib.parse import quote
 
@@ -25,6 +26,11 @@ SERVERS = "GC3SESSION_TEST_SERVERS"
 
 
 KINDS = ["lmdb", "postgresql"]
+
+SECONDS, SECONDS_LONG = 600, 7200
+"""After which a test hangs: so many that one on a busy machine never takes them."""
+
+STDERR = pytest.StashKey[int]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -46,6 +52,8 @@ def pytest_configure(config: pytest.Config) -> None:
     cache = getattr(config, "cache", None)
     if cache is not None:  # not `.hypothesis` in whatever directory the tests are started from
         hypothesis.configuration.set_hypothesis_home_dir(cache.mkdir("hypothesis"))
+    with config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
+        config.stash[STDERR] = os.dup(2)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
@@ -54,6 +62,21 @@ def pytest_unconfigure(config: pytest.Config) -> None:
         Server(Path(directory, "shared")).stop()
         shutil.rmtree(directory)
         del os.environ[SERVERS]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Show where all threads are if a test hangs, and end its process.
+
+    An exception raised in the test would not end it: a wait in C goes on, and Hypothesis takes the exception for
+    a failure that it looks for a shorter example of.
+    """
+    limit = SECONDS_LONG if item.config.getoption("--long") else SECONDS
+    faulthandler.dump_traceback_later(limit, exit=True, file=item.config.stash[STDERR])
+    try:
+        return (yield)
+    finally:
+        faulthandler.cancel_dump_traceback_later()
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

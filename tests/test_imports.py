@@ -42,15 +42,6 @@ EXPECTED = {
     ("index.index_writer", "store.store"),
     ("index.index_writer", "index.index"),
     ("store.loader", "store.store"),
-    ("store.record_view", "store.store"),
-    ("store.early_sending", "store.store"),
-    ("tables.postgresql.copying", "tables.postgresql.tables"),
-    ("query.event_log", "session.base"),
-    ("query.histories", "session.base"),
-    ("query.progress", "session.base"),
-    ("snapshots.backup", "session.session"),
-    ("snapshots.snapshot", "session.base"),
-    ("session.information", "session.session"),
 }
 """Imports that go up or close a circle, until the core has been redesigned."""
 

@@ -261,7 +261,7 @@ def test_command_writes_plain_text_into_a_pipe(tmp_path: Path) -> None:
     assert "\x1b" not in ran.out
     assert re.search(r"^    NEW +3 +75\.0%$", ran.out, re.MULTILINE)
     assert re.search(r"^    a\\x1b\[31mb +1 +25\.0%$", ran.out, re.MULTILINE)
-    assert "as the index says" in ran.out
+    assert "up to date" in ran.out
     scanned = run("info", "--scan", path).out
     assert re.search(r"^  scanned +4 records$", scanned, re.MULTILINE)
     assert "5 fields, 4 records" in scanned

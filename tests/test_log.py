@@ -270,7 +270,7 @@ def test_what_a_writer_did_between_two_looks_at_few_of_many_is_given_later(
     session: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All tasks are looked at rarely here: what is open or new is given at once, the others at the end."""
-    monkeypatch.setattr("gc3session.query.event_log._RARELY", 1e9)
+    monkeypatch.setattr("gc3session.query.event_log._WHOLE_SPACING", 1e9)
     ended, begun = task("ended", (0, DONE)), task("begun", (0, "RUNNING"))
     session.add_many([ended, begun])
     with Session(session.path, read_only=True) as source:

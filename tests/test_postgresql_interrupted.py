@@ -18,13 +18,9 @@ import psycopg
 import pytest
 from consistency import check
 
-import gc3session.tables.postgresql.copying
 from gc3session import ClosedError, Session, Task, make_store
-from gc3session.store.early_sending import Sending
 from gc3session.tables.postgresql.address import address_of
 from gc3session.tables.postgresql.connections import Connections
-from gc3session.tables.postgresql.copying import AheadWriter, PostgresqlAhead
-from gc3session.tables.postgresql.tables import PostgresqlTables
 from gc3session.tables.postgresql.transaction import PostgresqlWriter
 
 
@@ -54,8 +50,7 @@ def have_ids(session: Session, tasks: list[Task]) -> None:
     check(session.path)
 
 
-def test_connections_end_at_any_instant(session: Session, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gc3session.tables.postgresql.copying, "TURN", 300)
+def test_connections_end_at_any_instant(session: Session, url: str) -> None:
     options = address_of(url).options
     statement = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = %s"
     ended, done = 0, threading.Event()
@@ -153,14 +148,12 @@ def test_signals_come_at_any_instant_and_leave_no_transaction_open(
         assert connection.execute(statement, (options["application_name"],)).fetchall() == []
 
 
-@pytest.mark.parametrize(
-    "where", [(Sending, "is_part"), (PostgresqlAhead, "write"), (PostgresqlTables, "end_ahead")]
-)
+@pytest.mark.parametrize("where", [(PostgresqlWriter, "put_values"), (PostgresqlWriter, "send")])
 @pytest.mark.parametrize("number", [100, 3000])
 def test_what_a_signal_has_left_open_is_ended_before_the_next_write(
     url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: tuple[type, str], number: int
 ) -> None:
-    """What it has sent are the rows that the next write has, too, which would wait for its end."""
+    """Its rows are the ones that the next write has, too, which would wait for its end."""
 
     def interrupted(*_: object) -> None:
         monkeypatch.undo()
@@ -219,13 +212,13 @@ def test_a_child_that_is_forked_in_the_middle_leaves_the_parents_transaction_alo
     session: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its connection's descriptor is that of another file by then."""
-    put_values = AheadWriter.put_values
+    put_values = PostgresqlWriter.put_values
     children: list[int] = []
     parent = os.getpid()
 
-    def put_and_fork(self: AheadWriter, *args: Any) -> None:
+    def put_and_fork(self: PostgresqlWriter, *args: Any) -> None:
         put_values(self, *args)
-        if not children and self.turns.idle:
+        if not children:
             descriptor = self.connection.pgconn.socket
             children.append(os.fork())
             if os.getpid() != parent:
@@ -236,7 +229,7 @@ def test_a_child_that_is_forked_in_the_middle_leaves_the_parents_transaction_alo
                 raise Interrupted
 
     sockets: list[socket.socket] = []
-    monkeypatch.setattr(AheadWriter, "put_values", put_and_fork)
+    monkeypatch.setattr(PostgresqlWriter, "put_values", put_and_fork)
     tasks = [Task() for _ in range(600)]
     try:
         session.add_many(tasks)

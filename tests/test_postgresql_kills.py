@@ -231,8 +231,8 @@ def test_doubt_about_numbers_is_none_about_the_batch(
         if args:
             return write(unit, *args)
         server.kill()
-        session.store.tables.doubt = CommitUnknown("lost", lambda: True)
-        raise session.store.tables.doubt
+        session.store.tables.pending_commit = CommitUnknown("lost", lambda: True)
+        raise session.store.tables.pending_commit
 
     with monkeypatch.context() as patch:
         patch.setattr(session.store.tables, "write", lost)
@@ -268,12 +268,12 @@ def test_transaction_that_is_prevented_can_never_commit(server: Server, tmp_path
         old.execute("BEGIN ISOLATION LEVEL SERIALIZABLE")
         schema = sql.Identifier("gc3session", "commits")
         insert = sql.SQL("INSERT INTO {} (token, through) VALUES (%s, true)").format(schema)
-        assert tables._settle(token) is False  # type: ignore[attr-defined]
+        assert tables._resolve(token) is False  # type: ignore[attr-defined]
         with pytest.raises(psycopg.errors.UniqueViolation):
             old.execute(insert, (token,))
-        assert tables._settle(token) is False  # type: ignore[attr-defined]
+        assert tables._resolve(token) is False  # type: ignore[attr-defined]
         old.execute("ROLLBACK")
         other = secrets.token_bytes(16)
         old.execute(insert, (other,))
-        assert tables._settle(other) is True  # type: ignore[attr-defined]
+        assert tables._resolve(other) is True  # type: ignore[attr-defined]
     store.close()

@@ -38,7 +38,7 @@ def failed(name: str, seconds: float, code: int | None = 1, state: str = DONE) -
 def test_counts_and_the_latest_failures(session: Session) -> None:
     session.add_many([Task(state="RUNNING"), Task(state=DONE, returncode=0), Task(state=DONE)])
     session.add_many([failed("a", 1), failed("b", 3, -9), failed("c", 2, None, "UNKNOWN")])
-    progress = Watch(session).look()
+    progress = Watch(session._index).look()
     assert (progress.counts, progress.total) == ({"RUNNING": 1, DONE: 4, "UNKNOWN": 1}, 6)
     assert (progress.rate, progress.left, progress.is_done) == (None, None, False)
     assert progress.failures[0] == FailedTask(datetime.fromtimestamp(MOMENT + 3, UTC), "Task.5", "b", DONE, -9)
@@ -48,7 +48,7 @@ def test_counts_and_the_latest_failures(session: Session) -> None:
 def test_failures_come_and_go(session: Session) -> None:
     task = Task(jobname="x", state="RUNNING")
     session.add(task)
-    watching = Watch(session)
+    watching = Watch(session._index)
     assert watching.look().failures == []
     task.returncode, task.state = 2, DONE
     session.save_all()
@@ -61,9 +61,9 @@ def test_failures_come_and_go(session: Session) -> None:
 def test_every_failure_is_found_though_only_so_many_are_read_at_a_look(
     session: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gc3session.query.progress._READ", 600)
+    monkeypatch.setattr("gc3session.query.progress._RECORDS_A_LOOK", 600)
     session.add_many(failed(str(n), n, code=int(n % 500 == 7)) for n in range(3000))
-    watching = Watch(session)
+    watching = Watch(session._index)
     seen: set[str | None] = set()
     for _ in range(7):
         seen |= {failure.name for failure in watching.look().failures}
@@ -76,8 +76,8 @@ def test_what_fails_under_way_or_is_new_is_found_at_once(
     session.add_many(Task(state=DONE, returncode=0) for _ in range(3000))
     running = [Task(jobname=f"r{n}", state="RUNNING") for n in range(20)]
     session.add_many(running)
-    monkeypatch.setattr("gc3session.query.progress._READ", 600)
-    watching = Watch(session)
+    monkeypatch.setattr("gc3session.query.progress._RECORDS_A_LOOK", 600)
+    watching = Watch(session._index)
     watching.look()
     running[3].returncode, running[3].state = 1, DONE
     session.save_all()
@@ -90,7 +90,7 @@ def test_rate_and_time_left(session: Session, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("gc3session.query.progress.clock.monotonic", lambda: now)
     tasks = [Task(state="RUNNING") for _ in range(100)]
     session.add_many(tasks)
-    watching = Watch(session)
+    watching = Watch(session._index)
     assert watching.look().rate is None
     for n in range(40):
         now += 3
@@ -125,17 +125,17 @@ def test_a_look_costs_the_same_in_a_session_of_any_size(session: Session) -> Non
     script = """
         import sys
         from gc3session import Session
-        from gc3session.query.histories import Histories
+        from gc3session.query.histories import TaskHistories
         from gc3session.query.progress import Watch
         read = 0
-        whole = Histories._records
+        whole = TaskHistories._records
         def counted(self, numbers):
             global read
             read += len(numbers)
             return whole(self, numbers)
-        Histories._records = counted
+        TaskHistories._records = counted
         with Session(sys.argv[1], read_only=True) as session:
-            watching = Watch(session)
+            watching = Watch(session._index)
             for _ in range(3):
                 watching.look()
         print(read)

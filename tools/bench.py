@@ -1,600 +1,415 @@
-"""Measure the table 'Speed' of the design: each row as a ratio to the raw limit in the same run.
+"""Measure how fast gc3session is, beside other ways of keeping the same tasks (bench_targets.py has each).
 
-The raw limit is py-lmdb and msgpack called by hand for the same 11-field tasks: two tables, no
-checks (see bench_stores.py).  sqlite3 with a JSON row a task, and a pickle file a task, are
-measured beside it.  All take turns of a few thousand tasks, in changing order, so that what else
-the machine does falls on all of them; of several repetitions the median ratio counts.  Tasks to be
-recorded are built outside of the measured time.  Garbage collection is left on.
+All take turns of a few thousand tasks, in one order and the other, so that whatever else the machine does slows all of
+them alike.  Of several runs the median ratio counts.  The tasks that are recorded are built outside of the measured
+time.  Python's garbage collection stays on, as in a user's program.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import multiprocessing
 import os
 import platform
 import random
-import select
-import shutil
 import sqlite3
 import subprocess
 import sys
 import tempfile
 import time
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from importlib.metadata import version
-from itertools import count
+from itertools import count, islice
 from pathlib import Path
 from statistics import median
 from typing import Any, Final, NamedTuple
 
 import attrs
-from bench_stores import AnyJob, Contender, Job, Ours, OursMany, Pickles, Raw, RawJob, Sqlite, build
+from bench_targets import BATCH, ON_LMDB, ON_POSTGRESQL, Gc3session, Job, PlainJob, RawLimit, Target, build
 
 from gc3session import Session
-from gc3session.system.filesystem import filesystem_of
 
-CHUNK: Final = 5_000  # tasks a turn
+CHUNK: Final = 5_000  # tasks that are recorded, built or iterated over in a turn
 SMALL: Final = 1_000  # tasks in the small stores
-LOADS: Final = 20_000
-PATIENCE: Final = 4.0  # seconds after which work that takes long isn't done more than three times
-MIB: Final = 1 << 20
-BATCH_BYTES: Final = 64 * MIB
+LOADS: Final = 1_000  # tasks that are loaded in a turn
+LOADING_TURNS: Final = 20
+RUNS: Final = 3  # of each row whose turns add up
+OPERATIONS: Final = 100  # that write, each by itself
+SCANS: Final = 20  # operations that may read a whole store
+BATCH_MIB: Final = 64  # memory that gc3session uses, before it writes, for what was recorded
 
-OTHERS: Final[tuple[type[Contender], ...]] = (Sqlite, Pickles)
-CONTENDERS: Final[tuple[type[Contender], ...]] = (Ours, Raw, *OTHERS)
-FILLED: Final[tuple[type[Contender], ...]] = (OursMany, Raw, *OTHERS)
+NOTES_ON_LMDB: Final = (
+    "Ratios are to the raw limit; in rows with 'against', to the same work in the small store.  Transactions of"
+    f" {BATCH:,} tasks.  Pickle files: {ON_LMDB[-1].most:,} at most, scaled to the number of tasks, and only the durable"
+    " rows flush them to disk.  The raw limit has no index of states: it counts them by reading all records."
+)
+NOTES_ON_POSTGRESQL: Final = f"Ratios are to the column that has 1.00 x.  Transactions of {BATCH:,} tasks."
 
 
-@attrs.define
+class Turn(NamedTuple):
+    """What a turn took: microseconds (or bytes, or MiB), and for how many tasks."""
+
+    amount: float
+    tasks: float = 1
+
+
+Work = Callable[["Stores", type[Target], int], Iterator[Turn]]
+"""Measures a target with a number of tasks, turn by turn; between the turns it may do what does not count."""
+
+
+@attrs.frozen
 class Row:
-    """One row of the table.
+    """A row of the tables.
 
     Attributes:
-        key: its name on the command line.
-        work: what is done.
-        allowed: the greatest ratio (or MiB) that the design allows; None if it says nothing.
-        unit: of the absolute figures.
-        ratio: contender -> ratio.
-        absolute: contender -> figures, two where large and small stores are compared.
+        title: what is done.
+        at_most: the ratio, or the MiB, that is aimed at.
+        work: what does it.
+        tasks: how many tasks there are.
+        targets: what is measured.
+        baseline: the target that all are compared with; None compares each with itself in a store of SMALL tasks.
+        single: whether each turn is an operation that is compared by itself; else the turns of a run are added up.
+        unit: of the amounts; those in MiB are shown instead of a ratio.
     """
 
-    key: str
-    work: str
-    allowed: float | None
-    unit: str = "us a task"
-    ratio: dict[str, float] = attrs.Factory(dict)
-    absolute: dict[str, list[float]] = attrs.Factory(dict)
-
-
-class Times(NamedTuple):
-    """How long a number of tasks took."""
-
-    seconds: float
+    title: str
+    at_most: float | None
+    work: Work
     tasks: int
+    targets: Sequence[type[Target]] = ON_LMDB
+    baseline: type[Target] | None = RawLimit
+    single: bool = False
+    unit: str = "us a task"
 
-    def __add__(self, other: object) -> Times:
-        if not isinstance(other, Times):
-            return NotImplemented
-        return Times(self.seconds + other.seconds, self.tasks + other.tasks)
 
-    @property
-    def each(self) -> float:
-        """Microseconds a task."""
-        return self.seconds / self.tasks * 1e6
+class Stores(ExitStack):
+    """Makes the stores that are measured, in a directory or on the server at *url*; deletes them in the end.
+
+    Attributes:
+        chunk: how many tasks are recorded, built or iterated over in a turn.
+    """
+
+    def __init__(self, directory: str, url: str, chunk: int) -> None:
+        super().__init__()
+        self.directory = directory
+        self.url = url
+        self.chunk = chunk
+        self._numbers = count(1)
+        self._filled: dict[tuple[type[Target], int], Target] = {}
+
+    def new_path(self) -> str:
+        """Return a path that is not in use."""
+        return os.path.join(self.directory, f"store-{next(self._numbers)}")
+
+    @contextmanager
+    def new(self, target: type[Target]) -> Iterator[Target]:
+        """Give an empty store, and delete it afterwards."""
+        store = target(self.new_path(), self.url)
+        try:
+            yield store
+        finally:
+            store.close()
+            store.delete()
+
+    def filled(self, target: type[Target], tasks: int) -> Target:
+        """Return the store with so many tasks, which several rows share."""
+        if (target, tasks) not in self._filled:
+            store = self._filled[target, tasks] = self.enter_context(self.new(target))
+            deque(recording(self, store, tasks, many=True), 0)
+        return self._filled[target, tasks]
+
+    def turns(self, target: type[Target] | Target, tasks: int) -> Iterator[tuple[int, int]]:
+        """Give the first task and the number of tasks of each turn."""
+        tasks = min(tasks, target.most)
+        return ((first, min(self.chunk, tasks - first)) for first in range(0, tasks, self.chunk))
 
 
 def timed(function: Callable[..., object], *args: Any) -> float:
-    """Return how many seconds a call takes."""
+    """Return how many microseconds a call takes."""
     start = time.perf_counter()
     function(*args)
-    return time.perf_counter() - start
+    return (time.perf_counter() - start) * 1e6
 
 
-def in_turn(things: Sequence[Any], turn: int) -> Sequence[Any]:
-    """Return the things, the other way round in every second turn."""
-    return things[::-1] if turn % 2 else things
+def recording(stores: Stores, store: Target, tasks: int, *, many: bool) -> Iterator[Turn]:
+    """Record tasks.  What the death of a Job takes beyond that of a plain object counts, too."""
+    for first, number in stores.turns(store, tasks):
+        recorded = store.prepare(build(store.job, number, first))
+        took = timed(store.record_many if many else store.record, recorded)
+        if isinstance(recorded[0], Job):
+            took += timed(recorded.clear) - timed(build(PlainJob, number, first).clear)
+        if (first + number) % BATCH == 0 or first + number == min(tasks, store.most):
+            took += timed(store.commit)
+        yield Turn(took, number)
 
 
-def all_in_turns(steps: dict[str, Iterator[Times]]) -> dict[str, Times]:
-    """Run the steps of all contenders in turns until each has come to its end; return the sums."""
-    sums = dict.fromkeys(steps, Times(0.0, 0))
-    left, turn = list(steps), 0
-    while left:
-        for name in list(in_turn(left, turn)):
-            took = next(steps[name], None)
-            if took is None:
-                left.remove(name)
-            else:
-                sums[name] += took
-        turn += 1
-    return sums
+def record(stores: Stores, target: type[Target], tasks: int, *, many: bool) -> Iterator[Turn]:
+    """Record tasks in an empty store."""
+    with stores.new(target) as store:
+        yield from recording(stores, store, tasks, many=many)
 
 
-class Bench:
-    """The measurements, and the stores that they share.
-
-    Attributes:
-        batch: tasks in a transaction: as many as gc3session takes of its own accord.
-    """
-
-    def __init__(self, directory: str, args: argparse.Namespace) -> None:
-        self.directory = directory
-        self.tasks: int = args.tasks
-        self.memory_tasks: int = args.memory_tasks
-        self.repeat: int = args.repeat
-        self.operations: int = args.operations
-        self.most_pickles: int = args.pickles
-        self._made = 0
-        self._filled: dict[int, dict[str, Contender]] = {}
-        self._disk: dict[str, float] = {}
-        self._memory_session = ""
-        self.batch = self._tasks_in_a_batch()
-
-    # -- stores
-
-    def fresh(self) -> str:
-        """Return a path that is not in use."""
-        self._made += 1
-        return os.path.join(self.directory, f"store-{self._made}")
-
-    def _tasks_in_a_batch(self) -> int:
-        path = self.fresh()
-        tasks = 0
-        with Session(path) as session:
-            session.add(Job())
-            data = os.path.join(path, "jobs", "data.mdb")
-            before = os.stat(data).st_size
-            while os.stat(data).st_size < before + MIB and tasks < 1_000_000:
-                for task in build(Job, 1000, tasks):
-                    session.add(task, flush=False)
-                tasks += 1000
-        shutil.rmtree(path)
-        return tasks
-
-    def share(self, name: str, tasks: int) -> int:
-        """Return how many of some tasks a contender gets: files take too long."""
-        return min(tasks, self.most_pickles) if name == Pickles.name else tasks
-
-    def chunks(self, name: str, tasks: int) -> Iterator[tuple[int, int]]:
-        """Give first and number of the tasks of each turn."""
-        share = self.share(name, tasks)
-        for first in range(0, share, CHUNK):
-            yield first, min(CHUNK, share - first)
-
-    def filled(self, tasks: int) -> dict[str, Contender]:
-        """Return stores of all kinds with that many tasks."""
-        if tasks not in self._filled:
-            stores = self._filled[tasks] = {}
-            for kind in FILLED:
-                store = stores[kind.name] = kind(self.fresh(), self.batch)
-                for first, number in self.chunks(kind.name, tasks):
-                    store.record(build(kind.job, number, first))
-                store.finish()
-                store.close()
-                if tasks == self.tasks:
-                    blocks = (file.stat().st_blocks for file in Path(store.directory).rglob("*"))
-                    self._disk[kind.name] = 512 * sum(blocks) / self.share(kind.name, tasks)
-                store.open()
-        return self._filled[tasks]
-
-    def close(self) -> None:
-        """Close the shared stores."""
-        for stores in self._filled.values():
-            for store in stores.values():
-                store.close()
-
-    # -- ways of comparing
-
-    def repeated(self, row: Row, once: Callable[[], dict[str, Times]]) -> None:
-        """Fill a row in with the medians of several runs."""
-        runs = [once() for _ in range(self.repeat)]
-        for name in runs[0]:
-            row.ratio[name] = median(run[name].each / run[Raw.name].each for run in runs)
-            row.absolute[name] = [median(run[name].each for run in runs)]
-
-    def growth(
-        self,
-        row: Row,
-        work: Callable[[Contender, Any], object],
-        prepare: Callable[[Contender, int], Any] = lambda store, turn: None,
-        *,
-        linear: bool = False,
-    ) -> None:
-        """Fill a row in: how much longer *work* takes in the large stores than in the small ones.
-
-        Args:
-            row: the row.
-            work: takes the store and what *prepare* returned.
-            prepare: what is done before, and not measured.
-            linear: *work* looks at each file of pickles; what it takes is scaled to all tasks.
-        """
-        large, small = self.filled(self.tasks), self.filled(SMALL)
-        for kind in CONTENDERS:
-            both: tuple[list[float], list[float]] = ([], [])
-            begun = time.monotonic()
-            for turn in range(self.operations):
-                if turn >= 3 and time.monotonic() - begun > PATIENCE:
-                    break
-                for store, times in in_turn(((large[kind.name], both[0]), (small[kind.name], both[1])), turn):
-                    prepared = prepare(store, turn)
-                    times.append(timed(work, store, prepared))
-            scale = self.tasks / self.share(kind.name, self.tasks) if linear else 1.0
-            row.ratio[kind.name] = scale * median(a / b for a, b in zip(*both, strict=True))
-            row.absolute[kind.name] = [scale * median(both[0]) * 1e6, median(both[1]) * 1e6]
-        row.unit = f"us at {self.tasks:,} / {SMALL:,}"
-
-    # -- the rows
-
-    def record(self, row: Row, ours: type[Contender]) -> None:
-        """Record all tasks.  What the death of an object takes beyond that of a plain one counts, too."""
-
-        def steps(store: Contender, deaths: list[float]) -> Iterator[Times]:
-            for first, number in self.chunks(store.name, self.tasks):
-                tasks = build(store.job, number, first)
-                recorded = timed(store.record, tasks)
-                deaths.append(timed(tasks.clear))
-                yield Times(recorded, number)
-            yield Times(timed(store.finish), 0)
-
-        def once() -> dict[str, Times]:
-            kinds: tuple[type[Contender], ...] = (ours, Raw, *OTHERS)
-            stores = [kind(self.fresh(), self.batch) for kind in kinds]
-            deaths: dict[str, list[float]] = {store.name: [] for store in stores}
-            sums = all_in_turns({store.name: steps(store, deaths[store.name]) for store in stores})
-            sums[Ours.name] += Times(max(0.0, sum(deaths[Ours.name]) - sum(deaths[Raw.name])), 0)
-            for store in stores:
-                store.close()
-                shutil.rmtree(store.directory)
-            return sums
-
-        self.repeated(row, once)
-
-    def build(self, row: Row) -> None:
-        """Build the objects, which no other row counts."""
-
-        def steps(job: type[AnyJob]) -> Iterator[Times]:
-            for first, number in self.chunks(Raw.name, min(self.tasks, 100_000)):
-                yield Times(timed(build, job, number, first), number)
-
-        self.repeated(row, lambda: all_in_turns({Ours.name: steps(Job), Raw.name: steps(RawJob)}))
-
-    def add(self, row: Row) -> None:
-        """Record one task."""
-        stores = [kind(self.fresh(), self.batch) for kind in CONTENDERS]
-        times: dict[str, list[float]] = {store.name: [] for store in stores}
-        for turn in range(self.operations):
-            for store in in_turn(stores, turn):
-                (task,) = build(store.job, 1, turn)
-                times[store.name].append(timed(store.add, task))
-        for name, own in times.items():
-            row.ratio[name] = median(a / b for a, b in zip(own, times[Raw.name], strict=True))
-            row.absolute[name] = [median(own) * 1e6]
-        for store in stores:
-            store.close()
-
-    def iterate(self, row: Row) -> None:
-        """Read all tasks in order."""
-        stores = self.filled(self.tasks)
-
-        def steps(store: Contender) -> Iterator[Times]:
-            scan = store.scan()
-            for _, number in self.chunks(store.name, self.tasks):
-                yield Times(timed(store.advance, scan, number), number)
-
-        self.repeated(row, lambda: all_in_turns({name: steps(store) for name, store in stores.items()}))
-
-    def load(self, row: Row) -> None:
-        """Read tasks one by one."""
-        stores = self.filled(self.tasks)
-        keys = {name: random.Random(1).choices(store.keys(), k=LOADS) for name, store in stores.items()}
-
-        def steps(name: str) -> Iterator[Times]:
-            for first in range(0, LOADS, 1000):
-                yield Times(timed(stores[name].load, keys[name][first : first + 1000]), 1000)
-
-        self.repeated(row, lambda: all_in_turns({name: steps(name) for name in stores}))
-
-    def change(self, row: Row) -> None:
-        """Read each task, change it and save it."""
-        stores = self.filled(self.tasks)
-        run = count()
-
-        def once() -> dict[str, Times]:
-            turn = next(run)
-            return {
-                name: Times(timed(stores[name].change_all, f"STATE{turn}"), self.share(name, self.tasks))
-                for name in in_turn(list(stores), turn)
-            }
-
-        self.repeated(row, once)
-
-    def disk(self, row: Row) -> None:
-        """Look at the files right after recording with the default batch."""
-        self.filled(self.tasks)
-        row.absolute = {name: [size] for name, size in self._disk.items()}
-        row.ratio = {name: size / self._disk[Raw.name] for name, size in self._disk.items()}
-
-    def open(self, row: Row) -> None:
-        """Open, count, close."""
-        stores = [store for size in (self.tasks, SMALL) for store in self.filled(size).values()]
-        for store in stores:
-            store.close()
-        self.growth(row, lambda store, _: store.count_anew(), linear=True)
-        for store in stores:
-            store.open()
-
-    def add_remove(self, row: Row) -> None:
-        """Add a task, and remove one at random."""
-        keys: dict[str, list[Any]] = {}
-
-        def prepare(store: Contender, turn: int) -> AnyJob:
-            if store.directory not in keys:
-                keys[store.directory] = store.keys()
-                random.Random(2).shuffle(keys[store.directory])
-            return build(store.job, 1, self.tasks + turn)[0]
-
-        def work(store: Contender, task: AnyJob) -> None:
-            store.add(task)
-            store.remove(keys[store.directory].pop())
-
-        self.growth(row, work, prepare)
-
-    def stats(self, row: Row) -> None:
-        """Count the tasks in each state."""
-        self.growth(row, lambda store, _: store.stats(), linear=True)
-
-    def memory(self, row: Row, action: str) -> None:
-        """Record or iterate in a process of its own, and watch its memory."""
-        if not self._memory_session:
-            self._memory_session = self.fresh()
-            if action != "record":
-                self._peak("record")
-        peak = self._peak(action) / MIB
-        row.ratio[Ours.name] = peak - (BATCH_BYTES / MIB if action == "record" else 0)
-        row.absolute[Ours.name] = [peak]
-
-    def _peak(self, action: str) -> int:
-        """Return by how many bytes the memory grew.
-
-        That is anonymous memory: pages of the data file that are mapped belong to the system's
-        cache, which takes them back when it likes.
-        """
-        command = [sys.executable, __file__, "--child", action, self._memory_session, str(self.memory_tasks)]
-        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
-            assert child.stdin is not None
-            assert child.stdout is not None
-            if child.stdout.readline() != b"ready\n":
-                raise SystemExit("bench.py: the process whose memory is measured has failed")
-            before = peak = anonymous_memory(child.pid)
-            child.stdin.write(b"go\n")
-            child.stdin.flush()
-            while not select.select([child.stdout], [], [], 0.01)[0]:
-                peak = max(peak, anonymous_memory(child.pid))
-            if child.stdout.readline() != b"done\n":
-                raise SystemExit("bench.py: the process whose memory is measured has failed")
-        return peak - before
+def build_only(stores: Stores, target: type[Target], tasks: int) -> Iterator[Turn]:
+    """Build tasks, which no other row counts."""
+    for first, number in stores.turns(target, min(tasks, BATCH)):
+        yield Turn(timed(build, target.job, number, first), number)
 
 
-def anonymous_memory(pid: int) -> int:
-    """Return how many bytes of a process's memory are in no file."""
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("RssAnon:"):
-            return int(line.split()[1]) * 1024
-    return 0
+def add(stores: Stores, target: type[Target], _: int) -> Iterator[Turn]:
+    """Record one task at a time."""
+    with stores.new(target) as store:
+        for n in range(OPERATIONS):
+            yield Turn(timed(store.add, *build(target.job, 1, n)))
 
 
-def child(action: str, path: str, tasks: int) -> None:
-    """Do the work whose memory `Bench.memory` measures."""
-    with Session(path) as session:
-        if action == "record":
-            session.add(build(Job, 1)[0])
-        for _ in zip(range(1000), session, strict=False):
-            pass
-        print("ready", flush=True)
-        sys.stdin.readline()
-        if action == "record":
-            for i in range(1, tasks):
-                session.add(build(Job, 1, i)[0], flush=False)
-            session.flush()
+def iterate(stores: Stores, target: type[Target], tasks: int) -> Iterator[Turn]:
+    """Read all tasks in order."""
+    jobs = stores.filled(target, tasks).iterate()
+    for _, number in stores.turns(target, tasks):
+        yield Turn(timed(deque, islice(jobs, number), 0), number)
+
+
+def load(stores: Stores, target: type[Target], tasks: int) -> Iterator[Turn]:
+    """Read tasks one by one."""
+    store = stores.filled(target, tasks)
+    keys, choose = list(store.keys()), random.Random(1).choices
+    for _ in range(LOADING_TURNS):
+        yield Turn(timed(store.load, choose(keys, k=LOADS)), LOADS)
+
+
+def change(stores: Stores, target: type[Target], tasks: int) -> Iterator[Turn]:
+    """Read each task, change it and save it."""
+    store = stores.filled(target, tasks)
+    yield Turn(timed(store.change_all, f"STATE{time.monotonic_ns()}"), min(tasks, target.most))
+
+
+def disk_usage(stores: Stores, target: type[Target], tasks: int) -> Iterator[Turn]:
+    """Look at the files."""
+    store = stores.filled(target, tasks)
+    store.close()
+    blocks = sum(file.stat().st_blocks for file in Path(store.directory).rglob("*"))  # of 512 bytes
+    yield Turn(blocks * 512, min(tasks, target.most))
+    store.open()
+
+
+def open_and_count(stores: Stores, target: type[Target], tasks: int) -> Iterator[Turn]:
+    """Open, count, close."""
+    store = stores.filled(target, tasks)
+
+    def work() -> None:
+        store.open()
+        store.count()
+        store.close()
+
+    store.close()
+    for _ in range(SCANS):
+        yield Turn(timed(work), min(tasks, target.most) / tasks)  # of a part of the tasks: scaled up
+    store.open()
+
+
+def add_and_remove(stores: Stores, target: type[Target], tasks: int) -> Iterator[Turn]:
+    """Add a task, and remove one at random."""
+    store = stores.filled(target, tasks)
+
+    def work(job: Any, key: Any) -> None:
+        store.add(job)
+        store.remove(key)
+
+    for n, key in enumerate(random.Random(2).sample(list(store.keys()), OPERATIONS)):
+        yield Turn(timed(work, *build(target.job, 1, n), key))
+
+
+def stats(stores: Stores, target: type[Target], tasks: int) -> Iterator[Turn]:
+    """Count the tasks in each state."""
+    store = stores.filled(target, tasks)
+    for _ in range(SCANS):
+        yield Turn(timed(store.stats), min(tasks, target.most) / tasks)  # of a part of the tasks: scaled up
+
+
+def memory(stores: Stores, target: type[Target], tasks: int, *, is_recording: bool) -> Iterator[Turn]:
+    """Record or iterate in a process of its own, and watch its memory."""
+    path = stores.new_path() if is_recording else stores.filled(target, tasks).directory
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        yield Turn(pool.submit(growth_of_memory, path, tasks, is_recording).result())
+
+
+def growth_of_memory(path: str, tasks: int, is_recording: bool) -> float:
+    """Record or iterate, and return by how many MiB at most the memory grew meanwhile, without the batch."""
+    with Session(path) as session, ThreadPoolExecutor(1) as thread:
+        deque(
+            islice(session, SMALL), 0
+        )  # so that what the first tasks need, whatever their number, is not counted
+        before = peak = anonymous_memory()
+        if is_recording:
+            work = thread.submit(session.add_many, (build(Job, 1, n)[0] for n in range(1, tasks)))
         else:
-            seen = sum(1 for _ in session)
-            if seen != tasks:
-                raise SystemExit(f"bench.py: there are {tasks:,} tasks, but iterating gave {seen:,}")
-    print("done", flush=True)
+            work = thread.submit(deque, session, 0)
+        while not work.done():
+            peak = max(peak, anonymous_memory())
+            time.sleep(0.01)
+        work.result()  # raises what was raised
+        return peak - before - (BATCH_MIB if is_recording else 0)
 
 
-def rows(bench: Bench) -> list[tuple[Row, Callable[[Row], None]]]:
-    """Return all rows, and what fills each in."""
-    tasks = f"{bench.tasks:,} tasks"
-    against = f"{bench.tasks:,} tasks against {SMALL:,}"
-    memory = f"peak memory, {{}} {bench.memory_tasks:,} tasks"
+def anonymous_memory() -> float:
+    """Return how many MiB of this process are in no file: mapped pages of the data file are the system's cache."""
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(status["RssAnon"].split()[0]) / 1024
+
+
+def in_turns(works: dict[Any, Iterator[Turn]], run: int) -> dict[Any, list[Turn]]:
+    """Let all work turn by turn, in one order and the other, until each has come to its end."""
+    turns: dict[Any, list[Turn]] = {key: [] for key in works}
+    going = list(works)
+    while going:
+        run += 1
+        for key in going[:: 1 if run % 2 else -1]:
+            turn = next(works[key], None)
+            if turn is None:
+                going.remove(key)
+            else:
+                turns[key].append(turn)
+    return turns
+
+
+def measure(row: Row, stores: Stores) -> tuple[dict[type[Target], float], dict[type[Target], list[float]]]:
+    """Return the ratio of each target, and its amounts: for all tasks, and for SMALL ones if these are compared."""
+    sizes = [row.tasks] if row.baseline else [row.tasks, SMALL]
+    together = [row.targets] if row.baseline else [[target] for target in row.targets]
+    each: dict[tuple[type[Target], int], list[float]] = defaultdict(list)
+    for targets in together:
+        for run in range(1 if row.single else RUNS):
+            works = {(target, size): row.work(stores, target, size) for target in targets for size in sizes}
+            for key, turns in in_turns(works, run).items():
+                for turn in turns if row.single else [Turn(*map(sum, zip(*turns, strict=True)))]:
+                    each[key].append(turn.amount / turn.tasks)
+    ratios = {}
+    for target in row.targets:
+        other = (row.baseline, row.tasks) if row.baseline else (target, SMALL)
+        ratios[target] = median(a / b for a, b in zip(each[target, row.tasks], each[other], strict=True))
+    return ratios, {target: [median(each[target, size]) for size in sizes] for target in row.targets}
+
+
+def rows_on_lmdb(tasks: int, memory_tasks: int) -> list[Row]:
+    """Return the rows that need no server."""
+    sizes, unit = f"{tasks:,} tasks against {SMALL:,}", f"us at {tasks:,} / {SMALL:,}"
+    growth = partial(Row, tasks=tasks, baseline=None, single=True, unit=unit)
+    peak = partial(Row, tasks=memory_tasks, targets=[Gc3session], baseline=Gc3session, single=True, unit="MiB")
+    recording, iterating = partial(memory, is_recording=True), partial(memory, is_recording=False)
     return [
-        (Row("record", f"record {tasks}, `add(flush=False)`", 2.0), lambda row: bench.record(row, Ours)),
-        (Row("record-many", f"record {tasks}, `add_many`", 1.6), lambda row: bench.record(row, OursMany)),
-        (Row("add", "one durable `add`", 1.15), bench.add),
-        (Row("iterate", f"iterate {tasks} as objects", 1.8), bench.iterate),
-        (Row("load", "load at random", 2.5), bench.load),
-        (Row("disk", "bytes on disk a task", 1.3, "bytes"), bench.disk),
-        (Row("open", f"open + `len`, {against}", 1.5), bench.open),
-        (Row("add-remove", f"durable `add` and `remove`, {against}", 1.5), bench.add_remove),
-        (Row("stats", f"`stats()`, {against}", 2.0), bench.stats),
-        (Row("change", f"change the state of {tasks}, `save_all`", 2.5), bench.change),
-        (Row("build", "build a task (in no other row)", None), bench.build),
-        (
-            Row("memory-record", memory.format("recording") + ", above the batch", 100, "MiB with the batch"),
-            lambda row: bench.memory(row, "record"),
-        ),
-        (
-            Row("memory-iterate", memory.format("iterating"), 100, "MiB"),
-            lambda row: bench.memory(row, "iterate"),
-        ),
+        Row(f"record {tasks:,} tasks, `add(flush=False)`", 2.0, partial(record, many=False), tasks),
+        Row(f"record {tasks:,} tasks, `add_many`", 1.6, partial(record, many=True), tasks),
+        Row("one durable `add`", 1.15, add, tasks, single=True),
+        Row(f"iterate {tasks:,} tasks as objects", 1.8, iterate, tasks),
+        Row("load at random", 2.5, load, tasks),
+        Row("bytes on disk a task", 1.3, disk_usage, tasks, unit="bytes"),
+        growth(f"open + `len`, {sizes}", 1.5, open_and_count),
+        growth(f"durable `add` and `remove`, {sizes}", 1.5, add_and_remove),
+        growth(f"`stats()`, {sizes}", 2.0, stats),
+        Row(f"change the state of {tasks:,} tasks, `save_all`", 2.5, change, tasks),
+        Row("build a task (in no other row)", None, build_only, tasks, [Gc3session, RawLimit]),
+        peak(f"peak memory, recording {memory_tasks:,} tasks, above the batch", 100, recording),
+        peak(f"peak memory, iterating {memory_tasks:,} tasks", 100, iterating),
     ]
 
 
-# -- output -------------------------------------------------------------------
+def rows_on_postgresql(tasks: int) -> list[Row]:
+    """Return the rows that need a server."""
+    on_server, copy, _, on_lmdb = ON_POSTGRESQL
+    row = partial(Row, at_most=None, tasks=tasks, targets=[on_server, on_lmdb], baseline=on_lmdb)
+    many = partial(record, many=True)
+    return [
+        Row(f"record {tasks:,} tasks, `add_many`", 1.5, many, tasks, ON_POSTGRESQL, copy),
+        row("one durable `add`", work=add, single=True),
+        row(f"iterate {tasks:,} tasks as objects", work=iterate),
+        row("load at random", work=load),
+        row("`stats()`", work=stats, single=True),
+    ]
 
 
 def markdown(titles: Sequence[str], body: Sequence[Sequence[str]]) -> str:
     """Return a table that reads well as it is, and in Markdown."""
-    widths = [max(len(line[i]) for line in (titles, *body)) for i in range(len(titles))]
-    lines = [titles, [("-" if i == 0 else "-:").rjust(width, "-") for i, width in enumerate(widths)], *body]
-    return "\n".join(
-        f"| {line[0]:<{widths[0]}} | "
-        + " | ".join(f"{cell:>{width}}" for cell, width in zip(line[1:], widths[1:], strict=True))
-        + " |"
-        for line in lines
+    widths = [max(map(len, column)) for column in zip(titles, *body, strict=True)]
+    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+    return "".join(
+        f"| {first:<{widths[0]}} | {' | '.join(map(str.rjust, others, widths[1:]))} |\n"
+        for first, *others in (titles, rule, *body)
     )
 
 
-def figure(value: float) -> str:
+def text_of(value: float) -> str:
     """Return a number with some three digits."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
 
-def ratio_line(row: Row) -> list[str]:
-    """Return the row's line in the first table."""
-    times = "MiB" if row.key.startswith("memory") else "x"
-    cells = [f"{figure(row.ratio[name.name])} {times}" if name.name in row.ratio else "" for name in CONTENDERS]
-    allowed = "" if row.allowed is None else f"{row.allowed:g} {times}"
-    return [row.work, cells[0], allowed, *cells[1:]]
-
-
-def absolute_line(row: Row) -> list[str]:
-    """Return the row's line in the second table."""
-    cells = [" / ".join(map(figure, row.absolute.get(kind.name, ()))) for kind in CONTENDERS]
-    return [row.work, row.unit, *cells]
-
-
-def report(done: Sequence[Row], bench: Bench, machine: dict[str, str]) -> str:
-    """Return both tables, and what they were measured on."""
-    names = [kind.name for kind in CONTENDERS]
-    ratios = markdown(
-        ["ratio", names[0], "at most", *names[1:]],
-        [ratio_line(row) for row in done],
+def machine(filesystem: str, load_before: float) -> str:
+    """Return what the figures were measured on."""
+    cpuinfo = Path("/proc/cpuinfo").read_text().splitlines()
+    model = next((line.split(": ")[1] for line in cpuinfo if line.startswith("model name")), platform.machine())
+    libraries = ", ".join(f"{name} {version(name)}" for name in ("lmdb", "msgpack", "attrs"))
+    return (
+        f"- processor: {model}, {len(os.sched_getaffinity(0))} CPUs; load average before: {load_before:.2f}\n"
+        f"- system: {platform.system()} {platform.release()}, filesystem {filesystem}\n"
+        f"- Python: {platform.python_version()}\n"
+        f"- libraries: {libraries}, SQLite {sqlite3.sqlite_version}"
     )
-    absolutes = markdown(["absolute", "unit", *names], [absolute_line(row) for row in done])
-    notes = (
-        "Ratios are to the raw limit; in rows with 'against', to the same work in the small store."
-        f"  Transactions of {bench.batch:,} tasks.  Pickle files: {bench.most_pickles:,} at most, scaled"
-        " to the number of tasks, and only the durable rows flush them to disk.  The raw limit has no"
-        " index of states: it counts them by reading all records."
-    )
-    about = "\n".join(f"- {name}: {value}" for name, value in machine.items())
-    return f"{ratios}\n\n{absolutes}\n\n{notes}\n\n{about}"
-
-
-def compared(directory: str, args: argparse.Namespace, load: float) -> str:
-    """Return the table of a store on a server, beside psycopg by hand and LMDB (bench_postgresql.py)."""
-    from bench_postgresql import CONTENDERS as NAMES
-    from bench_postgresql import compare
-
-    batch = Bench(directory, args).batch
-    figures = compare(args.store, directory, args.tasks, batch, args.repeat, args.operations)
-    lines = []
-    for work, row in figures.items():
-        copied = row.get("COPY")
-        ratio = "" if copied is None else f"{figure(row[NAMES[0]] / copied)} x"
-        lines.append([work, *(figure(row[name]) if name in row else "" for name in NAMES), ratio])
-    titles = ["us a task", *NAMES, "against COPY"]
-    facts = "\n".join(f"- {name}: {told}" for name, told in machine_facts(directory, load).items())
-    return f"{markdown(titles, lines)}\n\nTransactions of {batch:,} tasks; at most 1.5 x is the aim.\n\n{facts}"
-
-
-def machine_facts(directory: str, load: float) -> dict[str, str]:
-    """Return what the figures were measured on; *load* is the load average before."""
-    model = next(
-        (
-            line.partition(":")[2].strip()
-            for line in Path("/proc/cpuinfo").read_text().splitlines()
-            if line.startswith("model name")
-        ),
-        platform.machine(),
-    )
-    libraries = ("gc3session", "lmdb", "psycopg", "msgpack", "attrs")
-    return {
-        "processor": f"{model}, {len(os.sched_getaffinity(0))} CPUs; load average before: {load:.2f}",
-        "system": f"{platform.system()} {platform.release()}, filesystem {filesystem_of(directory)}",
-        "Python": platform.python_version(),
-        "libraries": ", ".join(f"{name} {library_version(name)}" for name in libraries)
-        + f", SQLite {sqlite3.sqlite_version}",
-    }
-
-
-def library_version(name: str) -> str:
-    """Return the version of an installed package, or 'not installed' (a checkout on the path)."""
-    try:
-        return version(name)
-    except ImportError:
-        return "not installed"
 
 
 def parse_arguments() -> argparse.Namespace:
     """Return the command line's arguments."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = argparse.ArgumentParser(description=__doc__)
     size = parser.add_mutually_exclusive_group()
-    size.add_argument("--quick", action="store_true", help="30,000 tasks; takes less than a minute")
+    size.add_argument("--quick", action="store_true", help="30,000 tasks; takes about a minute")
     size.add_argument("--full", action="store_true", help="measure memory with 10,000,000 tasks")
     parser.add_argument("--tasks", type=int, metavar="N", help="(default: 1,000,000, some ten minutes)")
-    parser.add_argument("--store", metavar="URL", help="compare the store on this PostgreSQL server instead")
-    parser.add_argument("--only", action="append", metavar="ROW", help="one row; may be repeated")
-    parser.add_argument("--json", metavar="FILE", help="write the figures there, too")
-    parser.add_argument("--dir", default=".", help="where to write; on a disk (default: here)")
-    parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--store", metavar="URL", help="measure this PostgreSQL server; URL without 'schema='")
+    parser.add_argument("--only", default="", metavar="TEXT", help="the rows whose first cell has this text")
     args = parser.parse_args()
-    if args.tasks is None:
-        args.tasks = 30_000 if args.quick else 1_000_000
+    args.tasks = args.tasks or (30_000 if args.quick else 1_000_000)
+    args.memory_tasks = 10_000_000 if args.full else max(args.tasks, 200_000)
+    args.filesystem = subprocess.check_output(["df", "--output=fstype", "."], text=True).split()[1]
     if args.tasks < 2 * SMALL:
         parser.error(f"--tasks must be at least {2 * SMALL:,}")
-    args.memory_tasks = 10_000_000 if args.full else 4 * args.tasks if args.quick else args.tasks
-    args.pickles = min(args.tasks, 3_000 if args.quick else 20_000)
-    args.operations = 60 if args.quick else 300
-    args.repeat = 3
+    if args.filesystem in ("tmpfs", "ramfs"):
+        parser.error("this directory is in memory, where durability costs nothing; call it in one on a disk")
     return args
 
 
-def main() -> int:
+def main() -> None:
     """Measure, and print the tables."""
     args = parse_arguments()
-    if args.child:
-        action, path, tasks = args.child
-        child(action, path, int(tasks))
-        return 0
-    if filesystem_of(args.dir) in ("tmpfs", "ramfs"):
-        print(f"bench.py: {args.dir} is in memory, where durability costs nothing: give --dir", file=sys.stderr)
-        return 2
-    directory = tempfile.mkdtemp(prefix="bench-", dir=args.dir)
-    load = os.getloadavg()[0]
-    try:
-        if args.store is not None:
-            print(compared(directory, args, load))
-            return 0
-        bench = Bench(directory, args)
-        every = rows(bench)
-        known = [row.key for row, _ in every]
-        if unknown := set(args.only or ()) - set(known):
-            print(f"bench.py: no row {', '.join(unknown)}; there are {', '.join(known)}", file=sys.stderr)
-            return 2
-        done: list[Row] = []
-        for row, fill in every:
-            if not args.only or row.key in args.only:
-                start = time.monotonic()
-                fill(row)
-                done.append(row)
-                took = time.monotonic() - start
-                print(f"{row.key}: {figure(row.ratio[Ours.name])} ({took:.1f} s)", file=sys.stderr, flush=True)
-        bench.close()
-        machine = machine_facts(directory, load)
-        print(report(done, bench, machine))
-        if args.json:
-            figures = {"machine": machine, "rows": [attrs.asdict(row) for row in done]}
-            Path(args.json).write_text(json.dumps(figures, indent=2) + "\n")
-    finally:
-        shutil.rmtree(directory)
-    return 0
+    load_before = os.getloadavg()[0]
+    targets: Sequence[type[Target]] = ON_POSTGRESQL if args.store else ON_LMDB
+    rows = rows_on_postgresql(args.tasks) if args.store else rows_on_lmdb(args.tasks, args.memory_tasks)
+    ratio_lines, amount_lines = [], []
+    # On a server, tasks are recorded in one turn: what is sent ahead must not be sent while others are measured.
+    chunk = BATCH if args.store else CHUNK
+    with (
+        tempfile.TemporaryDirectory(prefix="bench-", dir=".") as directory,
+        Stores(directory, args.store or "", chunk) as stores,
+    ):
+        for row in rows:
+            if args.only not in row.title:
+                continue
+            ratios, amounts = measure(row, stores)
+            shown, unit = ratios, "x"
+            if row.unit == "MiB":
+                shown, unit = {target: amount for target, (amount,) in amounts.items()}, "MiB"
+            first, *others = (f"{text_of(shown[target])} {unit}" if target in shown else "" for target in targets)
+            ratio_lines.append([row.title, first, f"{row.at_most:g} {unit}" if row.at_most else "", *others])
+            cells = (" / ".join(map(text_of, amounts.get(target, ()))) for target in targets)
+            amount_lines.append([row.title, row.unit, *cells])
+            print(f"{row.title}: {first}", file=sys.stderr, flush=True)
+    first, *others = (target.name for target in targets)
+    print(markdown(["ratio", first, "at most", *others], ratio_lines))
+    print(markdown(["absolute", "unit", first, *others], amount_lines))
+    print(NOTES_ON_POSTGRESQL if args.store else NOTES_ON_LMDB, end="\n\n")
+    print(machine(args.filesystem, load_before))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -1,8 +1,10 @@
 #!/usr/bin/env python3
 """Look into a session on a machine where gc3session is not installed.
 
-One file, which needs only lmdb and msgpack; it is written from FORMAT.md, and never writes to the session.
-What it shows is one state; until it ends, each commit makes the data file grow, unless it reads a --copy.
+This file needs only lmdb and msgpack.  It was written from FORMAT.md, shares no code with gc3session, and never writes
+to the session.  It shows the session as it was when it began.  Until it ends, each commit of another program makes
+the data file grow, since LMDB keeps what may still be read; with --copy it makes a copy first, and reads that.
+
     inspect_session.py SESSION              how many tasks are in which state
     inspect_session.py SESSION list         a line for each task: ID, state, name
     inspect_session.py SESSION show ID...   some records, whole
@@ -33,54 +35,60 @@ import msgpack
 
 
 class Ext:
-    """A msgpack extension; each is equal to itself alone, so that all keys of a map differ."""
+    """A msgpack extension: a type that msgpack lacks.  It equals only itself, so that no two keys of a map are equal."""
 
     def __init__(self, code: int, data: bytes) -> None:
         self.code, self.data = code, data
 
 
-SETS, TABLES = {"members", "states"}, "records schemas meta sessions late late_members members states".split()
-SCHEMA, TIMES, LATE, MAX_NESTED = ("tag", "name", "kind", "fields"), ("created", "finished"), 1 << 31, 200
-MEMBER, SURROGATE = Struct(">QIQ"), re.compile("[\ud800-\udfff]").search
-URL = re.compile(r"lmdb:([^#]+)#([0-9a-f]{32})\n?").fullmatch
-NO_VALUE = (ValueError, TypeError, RecursionError, LookupError, msgpack.UnpackException)
+TABLES = "records schemas meta sessions late late_members members states".split()
+SETS = {"members", "states"}  # the tables where a key has a set of values
+SCHEMA_PARTS = ("tag", "name", "kind", "fields")
+TIME_FILES = ("created", "finished")  # their times of change are those of the session's start and end
+MEMBER = Struct(">QIQ")  # a value of `members`: order, schema number, line of the mirror
+LATE = 1 << 31  # bit of the schema number: the order of this member is not its N
+MAX_DEPTH = 200  # of arrays and objects inside one another in JSON
+DAMAGED = (ValueError, TypeError, RecursionError, LookupError, msgpack.UnpackException)  # what decoding may raise
 TYPES = "tuple set frozenset int complex datetime date time timedelta decimal fraction uuid path enum attrs ref"
+# the code of an Ext -> the key that JSON has for it
 TAGS = dict(enumerate(map("${}".format, f"{TYPES} numpy_scalar numpy_array".split()), 1))
 NOT_FINITE = {"7ff0000000000000": "inf", "fff0000000000000": "-inf", "7ff8000000000000": "nan"}
+match_url = re.compile(r"lmdb:([^#]+)#([0-9a-f]{32})\n?").fullmatch
+find_surrogate = re.compile("[\ud800-\udfff]").search
 number_of, key_of = partial(int.from_bytes, byteorder="big"), Struct(">Q").pack
 unpack = partial(msgpack.unpackb, strict_map_key=False, unicode_errors="surrogatepass", ext_hook=Ext)
 
 
 def unframed(number: int, data: bytes) -> Any:
-    """Return what stands in a frame; raise NO_VALUE if it is damaged."""
+    """Return the content of a frame, whose checksum starts with *number*; raise one of DAMAGED if it is damaged."""
     if crc32(data[4:], number & 0xFFFFFFFF) != number_of(data[:4]):
         raise ValueError("its checksum is wrong")
     return unpack(data[4:])
 
 
-def written_schema(data: bytes) -> int:
-    """Return the number of the schema in a record, damaged or not; 0 if there is none."""
+def schema_number_in(data: bytes) -> int:
+    """Return the schema number that a record begins with, even if the record is damaged; 0 if it has none."""
     found = re.match(rb"....\x93(?:([\0-\x7f])|\xcc(.)|\xcd(..)|\xce(....))", data, re.DOTALL)
     return number_of(found[found.lastindex or 0]) if found else 0
 
 
 def as_json(value: Any, depth: int = 0) -> Any:
-    """Return what JSON has for a value in *depth* arrays and objects; raise NO_VALUE if nothing."""
+    """Return a value as JSON, where it is inside *depth* arrays and objects; raise one of DAMAGED if that can't be."""
     if value is None or type(value) in (bool, int):
         return value
     if type(value) is str:
-        return value if not SURROGATE(value) else {"$str": value.encode("utf-8", "surrogatepass")}
+        return value if not find_surrogate(value) else {"$str": value.encode("utf-8", "surrogatepass")}
     if type(value) is float:
         return value if value - value == 0 else {"$float": NOT_FINITE.get(bits := pack(">d", value).hex(), bits)}
-    if depth >= MAX_NESTED:
+    if depth >= MAX_DEPTH:
         raise ValueError("it is nested too deep")
     if type(value) is bytes:
         return {"$bytes": value}
     if type(value) is list:
         return [as_json(item, depth + 1) for item in value]
     if type(value) is dict:
-        tag = len(value) == 1 and str(next(iter(value))).startswith("$")
-        if not tag and all(type(key) is str and not SURROGATE(key) for key in value):
+        looks_tagged = len(value) == 1 and str(next(iter(value))).startswith("$")
+        if not looks_tagged and all(type(key) is str and not find_surrogate(key) for key in value):
             return {key: as_json(item, depth + 1) for key, item in value.items()}
         return {"$dict": [[as_json(part, depth + 3) for part in pair] for pair in value.items()]}
     code, data = (-1, value.to_bytes()) if type(value) is msgpack.Timestamp else (value.code, value.data)
@@ -89,26 +97,26 @@ def as_json(value: Any, depth: int = 0) -> Any:
         return {TAGS[code]: str(number) if code == 4 else data.hex() if code == 12 else number_of(data)}
     try:
         inner = unpack(data if code in TAGS and code not in (4, 12, 16) else b"")
-    except NO_VALUE:
+    except DAMAGED:
         return {"$ext": [code, data]}
     return {TAGS[code]: as_json(inner, depth + 1)}
 
 
 class Session:
-    """The session in the directory *path*, in a read transaction of the store."""
+    """The session in the directory *path*, as one read transaction of its store sees it."""
 
     def __init__(self, path: Path, env: lmdb.Environment, identity: bytes, *, new: bool = False) -> None:
         self.path, self.identity = path, identity
         self.tables = {name: env.open_db(name.encode(), create=new, dupsort=name in SETS) for name in TABLES}
         self.txn: Any = env.begin()
         if not new and self.get("meta", b"format") != b"\1":
-            sys.exit(f"{path}: the store has format {self.get('meta', b'format')!r}; only 1 is known here")
+            sys.exit(f"{path}: the store has format {self.get('meta', b'format')!r}; this program reads format 1")
         self.key = unframed(0, row)[0].to_bytes(4, "big") if (row := self.get("sessions", identity)) else b"none"
         self.schemas: dict[int, dict[str, Any]] = {}
         for key, data in self.items("schemas"):
             self.schemas[number_of(key)] = {"bytes": data}
-            with suppress(*NO_VALUE):
-                self.schemas[number_of(key)] = dict(zip(SCHEMA, unframed(number_of(key), data), strict=True))
+            with suppress(*DAMAGED):
+                self.schemas[number_of(key)] = dict(zip(SCHEMA_PARTS, unframed(number_of(key), data), strict=True))
 
     def get(self, table: str, key: bytes) -> bytes | None:
         return self.txn.get(key, db=self.tables[table])  # type: ignore[no-any-return]
@@ -116,91 +124,105 @@ class Session:
     def items(self, table: str) -> Iterator[tuple[bytes, bytes]]:
         return iter(self.txn.cursor(self.tables[table]))
 
-    def members(self) -> Iterator[tuple[int, int, int]]:  # order, N and schema number of each entry
+    def members(self) -> Iterator[tuple[int, int, int]]:
+        """Give order, N and schema number of each member of the session."""
         cursor = self.txn.cursor(self.tables["members"])
         for order, schema, _ in map(MEMBER.unpack, cursor.iternext_dup()) if cursor.set_key(self.key) else ():
             late = self.get("late", key_of(order)) if schema & LATE else None
             yield order, order if late is None else number_of(late), schema & ~LATE
 
-    def states(self) -> Iterator[tuple[str, int, Any]]:  # each, how many tasks are in it, a cursor at its key
+    def states(self) -> Iterator[tuple[str, int, Any]]:
+        """Give each state, how many tasks are in it, and a cursor at its key."""
         cursor = self.txn.cursor(self.tables["states"])
         for key in [key for key in cursor.iternext_nodup() if key[:4] == self.key]:
             cursor.set_key(key)
             yield key[4:].decode("utf-8", "surrogatepass" if len(key) < 404 else "replace"), cursor.count(), cursor
 
-    def record(self, number: int, entry: int = -1) -> tuple[dict[str, Any], dict[str, Any], bool]:
-        """Return how the line of a record begins and ends, and whether the record can be read."""
+    def record(self, number: int, indexed_schema: int = -1) -> tuple[dict[str, Any], dict[str, Any], bool]:
+        """Return how the dump's line for a record begins and ends, and whether the record can be read.
+
+        If it can't be read, the index may still know its schema: *indexed_schema* is that of a member, else -1.
+        """
         data = self.get("records", key_of(number)) or b""
         try:
-            written, revision, values = unframed(number, data)
-            head = {"id": f"{self.schemas[written]['name']}.{number}"}
-        except NO_VALUE:
-            schema = self.schemas.get(written_schema(data) if entry < 0 else entry, {})
+            schema_number, revision, values = unframed(number, data)
+            head = {"id": f"{self.schemas[schema_number]['name']}.{number}"}
+        except DAMAGED:
+            schema = self.schemas.get(schema_number_in(data) if indexed_schema < 0 else indexed_schema, {})
             return {"id": f"{schema.get('name', 'Unreadable')}.{number}"}, {"record": data}, False
         try:
-            told = zip(self.schemas[written]["fields"], map(as_json, values), strict=True)
-            return head | {"schema": written, "revision": revision}, {"fields": dict(told)}, True
-        except NO_VALUE:
+            fields = dict(zip(self.schemas[schema_number]["fields"], map(as_json, values), strict=True))
+            return head | {"schema": schema_number, "revision": revision}, {"fields": fields}, True
+        except DAMAGED:
             return head, {"record": data}, True
 
     def reached(self, end: int) -> tuple[bytearray, set[int]]:
-        """Return for each N below *end* 1 if the dump of a shared store has it, or 0; and the schemas that it has."""
-        reached, schemas = bytearray(end), {entry for _, _, entry in self.members()}
+        """Find what belongs to this session, in a store that it shares with others.
+
+        Returns:
+            For each N below *end* 1 if a member is that record or refers to it, else 0; and the schemas of these.
+        """
+        reached, schemas = bytearray(end), {schema for _, _, schema in self.members()}
         for _, member, _ in self.members():
-            pending: list[Any] = [Ext(16, key_of(member))]  # values whose references are to be followed
+            pending: list[Any] = [Ext(16, key_of(member))]  # values whose references have not been followed yet
             while pending:
                 value = pending.pop()
                 code, number = (value.code, number_of(value.data)) if isinstance(value, Ext) else (0, 0)
-                with suppress(*NO_VALUE):
+                with suppress(*DAMAGED):
                     if isinstance(value, (list, dict)):
                         pending += [*value, *value.values()] if isinstance(value, dict) else value
                     elif code in (1, 2, 3, 15):
                         pending.append(unpack(value.data))
                     elif code == 16 and len(value.data) == 8 and not reached[number]:
                         reached[number] = (data := self.get("records", value.data) or b"") != b""
-                        schemas.add(written_schema(data))
+                        schemas.add(schema_number_in(data))
                         pending.append(unframed(number, data))
         return reached, schemas
 
     def dump(self) -> Iterator[dict[str, Any]]:
+        """Give the lines of `gc3session dump`."""
         end = number_of(self.get("meta", b"next N") or b"\1")
-        dumped, schemas = bytearray(end), set(self.schemas)  # 1 for each N whose record the dump has
+        dumped, schemas = bytearray(end), set(self.schemas)  # at N: 1 if its record belongs in the dump, else 0
         for key, _ in self.items("records"):
             dumped[number_of(key)] = 1
         if any(identity != self.identity for identity, _ in self.items("sessions")):
             dumped, schemas = self.reached(end)
         count, first, members = dumped.count(1), dumped.find(1), 0
-        late = sum(key[8:] == self.key for key, _ in self.items("late_members"))
-        times = {file.name: file.stat().st_mtime_ns for file in self.path.iterdir() if file.name in TIMES}
+        late_members = sum(key[8:] == self.key for key, _ in self.items("late_members"))
+        times = {file.name: file.stat().st_mtime_ns for file in self.path.iterdir() if file.name in TIME_FILES}
         text = (self.path / "created").read_bytes() if "created" in times else None
         yield {
-            "dump": 1, "first": end if first < 0 else first, "next": end, "records": count, "late": late,
+            "dump": 1, "first": end if first < 0 else first, "next": end, "records": count, "late": late_members,
             "created": times.get("created"), "command": text and text.decode("utf-8", "surrogateescape"), "finished": times.get("finished"),
         }  # fmt: skip
         yield from ({"schema": number} | schema for number, schema in self.schemas.items() if number in schemas)
-        # Each record at its N unless it is late, and each entry at its order, where it comes after its own record.
-        own = (n for n in compress(range(end), dumped) if not self.get("late_members", key_of(n) + self.key))
-        places = merge(((n, n, -1) for n in own), self.members())
-        for order, (*_, (_, number, entry)) in groupby(places, lambda place: place[0]):
+        # A member's line stands at its order, that of another record at its N.  Where both are at one place they are
+        # the same record, and the member, which comes second, gives the line.
+        records = (n for n in compress(range(end), dumped) if not self.get("late_members", key_of(n) + self.key))
+        places = merge(((n, n, -1) for n in records), self.members())
+        for order, (*_, (_, number, schema)) in groupby(places, lambda place: place[0]):
             if dumped[number]:
-                head, body, readable = self.record(number, entry)
-                head["order"] = None if entry < 0 else order
+                head, body, readable = self.record(number, schema)
+                head["order"] = None if schema < 0 else order
                 if not readable:
                     states = (name for name, _, at in self.states() if at.set_key_dup(at.key(), key_of(order)))
                     head["state"] = next(states, "")
-                members += entry >= 0
+                members += schema >= 0
                 yield head | body
         yield {"end": {"records": count, "members": members}}
 
     def stats(self) -> Iterator[str]:
+        """Give a line for each state."""
         return (f"{count:9,}  {ascii(state)[1:-1] or '(not a task)'}" for state, count, _ in self.states())
 
     def list(self) -> Iterator[str]:
-        for head, body, _ in (self.record(number, entry) for _, number, entry in self.members()):
+        """Give a line for each member: ID, state and name."""
+        for head, body, _ in (self.record(number, schema) for _, number, schema in self.members()):
             fields = body.get("fields", {"state": "(unreadable)"})
             yield "\t".join([head["id"], *(ascii(fields.get(name, "-"))[1:-1] for name in ("state", "jobname"))])
 
     def show(self, *ids: str) -> Iterator[dict[str, Any]]:
+        """Give the records with these IDs; exit at one that is not there."""
         for id_ in ids:
             head, body, _ = self.record(int("0" + re.sub("[^0-9]|.*[.]", "", id_)[:18]))
             found = head["id"] == id_ and body.get("record") != b""
@@ -208,9 +230,9 @@ class Session:
 
 
 def opened(path: Path, scratch: str, *, copied: bool) -> Session:
-    """Return the session in a directory; exit if there is none."""
+    """Return the session in a directory, read from a copy in *scratch* if *copied*; exit if it can't be read."""
     try:
-        url = URL(line := (path / "store.url").read_text()) or sys.exit(
+        url = match_url(line := (path / "store.url").read_text()) or sys.exit(
             f"{line!r} is not the URL of an LMDB store"
         )
         store, identity = path / unquote(url[1].removeprefix("//")), bytes.fromhex(url[2])
@@ -219,19 +241,19 @@ def opened(path: Path, scratch: str, *, copied: bool) -> Session:
             return Session(path, lmdb.open(scratch, max_dbs=16), identity, new=True)
         if data.is_symlink() or not data.is_file() or not data.stat().st_size:
             sys.exit(f"{data} is missing, empty, or not a file; restore it from a backup")
-        with suppress(PermissionError):  # held until the end: meanwhile the data file isn't replaced
+        with suppress(PermissionError):  # until this program ends, so that no `compact` replaces the data file
             fcntl.flock(os.open(store, os.O_RDONLY), fcntl.LOCK_SH)
         read: Any = partial(lmdb.open, map_size=max(1 << 30, 2 * data.stat().st_size), readonly=True, max_dbs=16)
         env = read(str(store), lock=lock.is_file() and not lock.is_symlink() and os.access(lock, os.W_OK))
         if copied:
             env.copy(scratch)
         return Session(path, read(scratch, lock=False) if copied else env, identity)
-    except (OSError, lmdb.Error, *NO_VALUE) as error:
+    except (OSError, lmdb.Error, *DAMAGED) as error:
         sys.exit(f"the session {path} can't be read: {error}")
 
 
 def main() -> None:
-    """Do what the command line says."""
+    """Print what the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("session", type=Path)
     parser.add_argument("command", nargs="?", choices=["stats", "list", "show", "dump"], default="stats")

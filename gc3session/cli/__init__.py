@@ -1,8 +1,13 @@
-"""The command `gc3session`: a module for each of its commands.
+"""The command `gc3session`.
 
-program.py has the group of commands, and what becomes of errors.  The commands share console.py
-(opening a session, text that is safe to show, error lines), table.py, fields_text.py (values as
-text), json_input.py, line_input.py and interrupts.py.
+guard.py runs the command line in a child process, program.py finds the command and turns its errors
+into a line and an exit status, and `commands/` has a file for each command.  All commands open
+sessions, write messages and choose colours through console.py; interrupts.py says when Ctrl-C may
+end one, and progress_bar.py shows how far it has come.  input.py reads what a user gives: lines,
+IDs, JSON and answers.  filters.py has the options that choose tasks, and completion.py what a shell
+offers for them; bulk.py does the same to many tasks.  `list` and `select` are in listing.py, with
+order.py, columns.py and table.py for the order, the content and the drawing of what they list.
+fields_text.py shows an object's fields as text, task_lines.py a task as a line of a dump.
 """
 
 from __future__ import annotations

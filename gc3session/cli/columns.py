@@ -1,4 +1,4 @@
-"""The columns of a list: what every task has, and any field of it."""
+"""The columns of a list: what every task has, and any of its fields."""
 
 from __future__ import annotations
 
@@ -9,16 +9,15 @@ from typing import Any, Final
 import attrs
 import click
 
-from ..errors import InvalidArgument
+from .. import InvalidArgument, StoredTask
 from ..query.field_path import MISSING, FieldPath, last_event
-from ..store.record_view import StoredTask
-from .console import escaped, state_colour, time_of
+from .console import escaped, in_zone, state_colour, time_of
 from .table import Cell, Column
 
 NONE: Final = Cell("-", "dim")
 DEFAULT: Final = "ID,NAME,STATE,LAST EVENT"
 
-_LEAST: Final = {"ID": Column("", 12, 4), "NAME": Column("", 16, 8), "STATE": Column("", 10)}
+_COLUMNS: Final = {"ID": Column("", 12, 4), "NAME": Column("", 16, 8), "STATE": Column("", 10)}
 
 
 @attrs.frozen
@@ -26,9 +25,9 @@ class ListColumn:
     """A column of a list.
 
     Attributes:
-        path: what it shows.
-        column: its place in a table.
-        cell: what it has of a task there.
+        path: leads to what it shows.
+        column: the column of a table.
+        cell: returns its cell for a task.
     """
 
     path: FieldPath
@@ -36,18 +35,18 @@ class ListColumn:
     cell: Callable[[StoredTask], Cell]
 
     def text(self, task: StoredTask) -> str:
-        """Return what the column has of a task in CSV, '' for nothing; times are in ISO 8601."""
+        """Return what CSV has of a task in this column, '' for nothing; times are in ISO 8601."""
         value = self.path.of(task)
         if value is MISSING or value is None:
             return ""
         if isinstance(value, datetime):
-            time = value if value.tzinfo is None else _local(value)
-            return time.isoformat()
+            local = None if value.tzinfo is None else in_zone(value)
+            return (local or value).isoformat()
         return _text(value)
 
 
 def list_columns(text: str) -> list[ListColumn]:
-    """Return the columns of a text that has them between commas.  Raise UsageError if it isn't one."""
+    """Return the columns that a text names, with commas between them.  Raise UsageError if one is no field."""
     try:
         paths = [FieldPath.parse(part) for part in text.split(",")]
     except InvalidArgument as error:
@@ -56,18 +55,18 @@ def list_columns(text: str) -> list[ListColumn]:
 
 
 def _column(path: FieldPath) -> ListColumn:
-    least = _LEAST.get(path.text, Column("", 8))
-    column = Column(escaped(path.text), max(least.least, len(path.text)), least.spare)
+    usual = _COLUMNS.get(path.text, Column("", 8))
+    column = Column(escaped(path.text), max(usual.least, len(path.text)), usual.spare)
     if path.parts == (("STATE", False),):
         return ListColumn(path, column, _state)
     if path.parts == (("NAME", False),):
         return ListColumn(path, column, lambda task: _name(task.fields.get("jobname")))
     if path.parts == (("LAST EVENT", False),):
         return ListColumn(path, Column(path.text, 19), _last_event)
-    return ListColumn(path, column, lambda task: _shown(path.of(task)))
+    return ListColumn(path, column, lambda task: _value(path.of(task)))
 
 
-def _shown(value: Any) -> Cell:
+def _value(value: Any) -> Cell:
     return Cell(_text(value) or "-") if value is not MISSING and value is not None else NONE
 
 
@@ -80,7 +79,7 @@ def _text(value: Any) -> str:
 
 
 def _name(value: Any, style: str = "") -> Cell:
-    """Return the cell of what should be a text; another value is told by its type."""
+    """Return the cell of what should be a text; of another value only its type is shown."""
     if isinstance(value, str):
         return Cell(escaped(value), style) if value else NONE
     return NONE if value is None else Cell(f"({type(value).__name__})", "dim")
@@ -92,7 +91,7 @@ def _state(task: StoredTask) -> Cell:
 
 
 def _last_event(task: StoredTask) -> Cell:
-    """Return when the last event was, and what, if that is not the state."""
+    """Return when the last event was, and which it was unless it is the task's state."""
     time = time_of(last_event(task))
     if time is None:
         return NONE
@@ -102,10 +101,3 @@ def _last_event(task: StoredTask) -> Cell:
     except (TypeError, ValueError, LookupError):
         return Cell(text)
     return Cell(text if last == task.fields.get("state") else f"{text} {_name(last).text}")
-
-
-def _local(time: datetime) -> datetime:
-    try:
-        return time.astimezone()
-    except (ValueError, OverflowError, OSError):  # at the ends of the calendar
-        return time

@@ -8,9 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from ..errors import Error
-from ..session.session import Session
-from ..tasks import State
+from .. import Error, Session, State
 from .console import Failure, open_session
 
 if TYPE_CHECKING:
@@ -18,10 +16,10 @@ if TYPE_CHECKING:
 
 SHELLS: Final = ("bash", "zsh", "fish")
 
-_SILENT: Final = (Error, Failure, OSError)  # a shell that completes has no place for messages
+_SILENT: Final = (Error, Failure, OSError)  # a shell has no place for their messages while it completes
 _VARIABLE: Final = "_GC3SESSION_COMPLETE"
-_OFFERED: Final = 50  # IDs
-_LOOKED_AT: Final = 5000  # IDs of a session, in search of those that fit
+_IDS_OFFERED: Final = 50
+_IDS_READ: Final = 5000  # in search of those that fit
 
 
 class SessionDirectory(click.types.StringParamType):
@@ -36,7 +34,7 @@ class SessionDirectory(click.types.StringParamType):
 
 
 def complete_states(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
-    """Return the states of the session's tasks, or all usual ones, that continue what is typed."""
+    """Return the states of the session's tasks, or else all usual ones, that begin with what is typed."""
     before, comma, begun = incomplete.rpartition(",")
     states = list(State.ALL)
     with suppress(*_SILENT), _session(ctx) as session:
@@ -45,26 +43,24 @@ def complete_states(ctx: click.Context, param: click.Parameter, incomplete: str)
 
 
 def complete_ids(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
-    """Return the first IDs of the session that continue what is typed."""
+    """Return the first IDs of the session that begin with what is typed."""
     with suppress(*_SILENT), _session(ctx) as session:
-        given = set(ctx.params.get("ids") or ())
-        ids = (
-            id_ for id_ in islice(session.ids(), _LOOKED_AT) if id_.startswith(incomplete) and id_.isprintable()
-        )
-        return list(islice((id_ for id_ in ids if id_ not in given), _OFFERED))
+        typed = set(ctx.params.get("ids") or ())
+        ids = (id_ for id_ in islice(session.ids(), _IDS_READ) if id_.startswith(incomplete) and id_ not in typed)
+        return list(islice(filter(str.isprintable, ids), _IDS_OFFERED))
     return []
 
 
 def _session(ctx: click.Context) -> Session:
-    # The line may end with an option that lacks its value: then click has taken no argument yet.
+    # If the line ends with an option that lacks its value, click has taken no argument yet.
     path = ctx.params.get("session") or next(iter(ctx.args), "")
     return open_session(path, read_only=True)
 
 
 def script(program: click.Command, shell: str) -> str:
-    """Return what a shell must read to complete the command line of *program*."""
+    """Return the script with which a shell completes the command line of *program*."""
     from click.shell_completion import get_completion_class
 
-    found = get_completion_class(shell)
-    assert found is not None
-    return found(program, {}, "gc3session", _VARIABLE).source()
+    completion = get_completion_class(shell)
+    assert completion is not None
+    return completion(program, {}, "gc3session", _VARIABLE).source()

@@ -1,19 +1,20 @@
-"""What the commands share: opening a session, text that is safe to show, error lines, colours."""
+"""What every command uses: opening a session, texts, messages on stdout and stderr, colours."""
 
 from __future__ import annotations
 
 import os
 import select
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime, tzinfo
 from typing import IO, Any, Final
 
-from ..errors import InvalidArgument
-from ..session.session import Session
+from .. import InvalidArgument, Session
 from ..text import escaped as escaped
 
-_LONGEST_COMPLAINT: Final = 2000  # characters
+_COMPLAINT_LENGTH: Final = 2000  # characters of a message at most; of a longer one the middle is left out
+_COMPLAINT_END: Final = 400  # characters of the end of such a message
+_COMPLAINTS: Final = 20  # messages of one kind that are written; of more only the number
 
 
 class Failure(Exception):
@@ -28,19 +29,19 @@ class Failure(Exception):
 
 
 def open_session(path: str, *, read_only: bool, create: bool = True) -> Session:
-    """Return the session at *path*; unless it is only read, or with *create* False, one is made if there is none.
+    """Return the session at *path*, which is made if it doesn't exist, *create* is True and *read_only* False.
 
     Raise OpenError, or Failure with status 2, if it can't be opened.
     """
     try:
         return Session(path, create=create and not read_only, read_only=read_only)
-    except InvalidArgument as error:  # what is wrong is the path, or the URL of the store
+    except InvalidArgument as error:  # the path is wrong, or the URL of the store
         raise Failure(str(error), 2) from error
     except OSError as error:
-        raise Failure(f"{error.filename or path}: {error.strerror or error}", 2) from error
+        raise Failure(os_error_text(error, path), 2) from error
 
 
-# -- text ---------------------------------------------------------------------
+# -- texts --------------------------------------------------------------------
 
 
 def quantity(number: int, noun: str) -> str:
@@ -48,33 +49,79 @@ def quantity(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
+def in_zone(time: datetime, zone: tzinfo | None = None) -> datetime | None:
+    """Return an aware time in local time, or in *zone*; None if that is beyond the ends of the calendar."""
+    try:
+        return time.astimezone(zone)
+    except (ValueError, OverflowError, OSError):
+        return None
+
+
 def time_of(seconds: Any, zone: tzinfo | None = None) -> datetime | None:
-    """Return the time of *seconds* since 1970, naive and local if no zone is told; None if they are none."""
+    """Return the time of *seconds* since 1970, naive and local without a *zone*; None for any other value."""
     try:
         return datetime.fromtimestamp(seconds, zone)
     except (TypeError, ValueError, OverflowError, OSError):
         return None
 
 
+def os_error_text(error: OSError, file: str = "") -> str:
+    """Return the message of an error of the system, with the file that it names or else *file*."""
+    where = error.filename or file
+    return f"{where}: {error.strerror or error}" if where else str(error)
+
+
+# -- messages -----------------------------------------------------------------
+
+
+def say(message: str) -> None:
+    """Write one line on stdout, before whatever stderr gets afterwards."""
+    sys.stdout.write(f"{escaped(message)}\n")
+    sys.stdout.flush()
+
+
 def complain(message: str) -> None:
-    """Write one line on stderr, beginning with the program's name; one of endless length is cut."""
+    """Write one line on stderr, beginning with the program's name."""
     text = escaped(message)
-    if len(text) > _LONGEST_COMPLAINT:
-        text = f"{text[: _LONGEST_COMPLAINT - 400]} ... {text[-400:]}"
+    if len(text) > _COMPLAINT_LENGTH:
+        text = f"{text[: _COMPLAINT_LENGTH - _COMPLAINT_END]} ... {text[-_COMPLAINT_END:]}"
     try:
         sys.stderr.write(f"gc3session: {text}\n")
         sys.stderr.flush()
-    except OSError:  # nobody can be told; the exit status still tells
+    except OSError:  # the message can't be shown; the exit status still says that something is wrong
         pass
 
 
+def complain_of_each(found: Sequence[Any], message: Callable[[Any], str], more: str) -> None:
+    """Complain of each of *found*; of many only of the first, and say how many more there are.
+
+    *more* ends that last line, 'and 7 more ...'.
+    """
+    for one in found[:_COMPLAINTS]:
+        complain(message(one))
+    if len(found) > _COMPLAINTS:
+        complain(f"and {len(found) - _COMPLAINTS:,} more {more}")
+
+
+def complain_of_missing(numbers: Sequence[int]) -> None:
+    """Complain of records that a copy lacks because the store has lost them."""
+    complain_of_each(
+        numbers,
+        lambda n: f"the session's index has an entry for record {n}, which is not in the store; it is left out",
+        "missing",
+    )
+
+
 def wait_while_read(seconds: float) -> None:
-    """Show what has been written on stdout, and wait.  Raise BrokenPipeError as soon as nobody reads it."""
+    """Flush stdout and wait.  Raise BrokenPipeError as soon as nobody reads it any more."""
     sys.stdout.flush()
-    gone = select.poll()
-    gone.register(sys.stdout.fileno(), 0)  # errors are always told
-    if gone.poll(seconds * 1000):
+    reader = select.poll()
+    reader.register(sys.stdout.fileno(), 0)  # no event but errors, which are always reported
+    if reader.poll(seconds * 1000):
         raise BrokenPipeError
+
+
+# -- colours ------------------------------------------------------------------
 
 
 def colours(stream: IO[str]) -> bool:
@@ -94,7 +141,7 @@ _STYLES: Final[dict[str, dict[str, Any]]] = {
 
 
 def style_on(stream: IO[str]) -> Style:
-    """Return what styles a text that is to be written on *stream*."""
+    """Return the function that styles text for *stream*."""
     return _coloured if colours(stream) else lambda text, _: text
 
 
@@ -113,14 +160,13 @@ STATE_COLOURS: Final = {
     "TERMINATED": "green",
     "UNKNOWN": "red",
 }
-FAILED_COLOUR: Final = "red"
 
 
 def state_colour(state: Any, returncode: Any) -> str | None:
-    """Return the colour of a task's state; a task that ended with a return code but 0 has failed.
+    """Return the colour of a task's state; a task that ended with a return code other than 0 has failed.
 
-    Each may be any value: a record may hold what no `Task` has.
+    Both may be any value: a record may hold what no `Task` has.
     """
     if isinstance(returncode, int) and returncode != 0:
-        return FAILED_COLOUR
+        return "red"
     return STATE_COLOURS.get(state) if isinstance(state, str) else None

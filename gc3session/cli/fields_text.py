@@ -1,7 +1,7 @@
 """The fields of an object as lines of text: nested values indented, times local and UTC.
 
-What is short stands on one line, as Python would write it; the rest is a line for each item.
-Text of records is never written raw: characters that could control a terminal are escaped.
+A short value stands on one line, as Python would write it; a longer one has a line for each item.
+Characters of records that could control a terminal are always escaped.
 """
 
 from __future__ import annotations
@@ -12,15 +12,16 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from ..records.unbuilt import ForeignMember, ForeignObject, Reference, built
-from ..records.values import Opaque
-from ..tasks import Generic, Persistable, Task, TaskCollection, Unreadable, field_names
-from .console import Style, escaped, state_colour, time_of
+from .. import Opaque, Persistable, Task, TaskCollection, Unreadable
+from ..records.codec import extras_of
+from ..records.unbuilt import Reference, UnknownMember, UnknownObject, built
+from ..tasks import Placeholder, field_names
+from .console import Style, escaped, in_zone, state_colour, time_of
 
 _INDENT: Final = "  "
-_SHORT: Final = 72  # characters of a value that stands on one line
-_COUNTED: Final = 10  # items of a field; if there are more, it is said how many
-_MOST_BYTES: Final = 256  # of a bytes value that are shown
+_LINE_LENGTH: Final = 72  # characters of the longest value that stands on one line
+_UNCOUNTED_ITEMS: Final = 10  # of a field with more items, their number is shown
+_BYTES_SHOWN: Final = 256  # of a longer bytes value, the rest is left out
 _BRACKETS: Final[dict[type, str]] = {list: "[]", tuple: "()", set: "{}", frozenset: "{}", dict: "{}"}
 
 
@@ -37,19 +38,19 @@ def object_lines(obj: Persistable, style: Style) -> Iterator[str]:
         if len(lines) == 1:
             yield labelled(names[name], widest, lines[0], style)
         else:
-            count = f"{len(value):,} items" if type(value) in _BRACKETS and len(value) > _COUNTED else ""
+            count = f"{len(value):,} items" if type(value) in _BRACKETS and len(value) > _UNCOUNTED_ITEMS else ""
             yield labelled(names[name], widest, style(count, "faint"), style).rstrip()
             yield from (_INDENT * 2 + line for line in lines)
 
 
 def labelled(name: str, widest: int, text: str, style: Style) -> str:
-    """Return the line of a name and what belongs to it; *widest* is the length of the longest name."""
+    """Return the line of a name and the text that belongs to it; the longest name has *widest* characters."""
     return f"{_INDENT}{style(name, 'label')}{' ' * (widest - len(name) + 2)}{text}"
 
 
 def _fields(obj: Persistable) -> dict[str, Any]:
-    """Return the fields of an object's record, also of those that its class lacks; tasks last."""
-    if isinstance(obj, Generic):
+    """Return the fields of an object's record, with those that its class lacks; `tasks` comes last."""
+    if isinstance(obj, Placeholder):
         fields = obj.fields
     else:
         fields = {name: getattr(obj, name) for name in field_names(type(obj))} | extras_of(obj)[1]
@@ -84,16 +85,15 @@ def _event(event: Any, style: Style) -> str:
 
 def time_text(time: datetime) -> str:
     """Return an aware time as local time and UTC (once, if they are the same)."""
-    try:
-        local, utc = time.astimezone(), time.astimezone(UTC)
-    except (ValueError, OverflowError, OSError):  # at the ends of the calendar
+    local, utc = in_zone(time), in_zone(time, UTC)
+    if local is None or utc is None:
         return str(time)
-    told = [f"{t.replace(tzinfo=None).isoformat(' ', 'milliseconds')} {t.tzname()}" for t in (local, utc)]
-    return told[1] if told[0] == told[1] else f"{told[0]} ({told[1]})"
+    texts = [f"{t.replace(tzinfo=None).isoformat(' ', 'milliseconds')} {t.tzname()}" for t in (local, utc)]
+    return texts[1] if texts[0] == texts[1] else f"{texts[0]} ({texts[1]})"
 
 
 def _plain(text: str) -> bool:
-    """Return whether *text* can stand without quotes and still can't be taken for another value."""
+    """Return whether *text* is not mistaken for another value when it stands without quotes."""
     if not text or text != text.strip() or "\n" in text or text[0] in "[](){}<>'\"":
         return False
     if text in ("None", "True", "False"):
@@ -108,11 +108,11 @@ def _plain(text: str) -> bool:
 
 
 _Part = tuple[str, str, Any]
-"""What the first line begins with, what the others begin with, and a value."""
+"""The beginning of the first line, that of the others, and a value."""
 
 
 def _lines(value: Any) -> Iterator[str]:
-    """Give the lines that show any value; of any depth, as a record may be."""
+    """Give the lines that show any value; without recursion, as a record may be nested to any depth."""
     above: list[Iterator[str | _Part]] = [iter([("", "", value)])]
     while above:
         part = next(above[-1], None)
@@ -139,7 +139,7 @@ def _parts(first: str, others: str, value: Any) -> Iterator[str | _Part]:
             if short is None:
                 yield others + _INDENT, others + _INDENT, item
             first = others
-    elif cls is ForeignObject:
+    elif cls is UnknownObject:
         yield f"{first}<{escaped(value.tag)}>"
         yield others + _INDENT, others + _INDENT, value.fields
     elif cls in _BRACKETS:
@@ -164,18 +164,18 @@ def _key(key: Any) -> str:
 
 def one_line(value: Any) -> str:
     """Return a value as one line of text."""
-    return "".join(_pieces(value)).replace("\n", " ")  # that of an array has lines
+    return "".join(_pieces(value)).replace("\n", " ")  # NumPy writes an array in lines
 
 
 def _short(value: Any) -> str | None:
-    """Return a value on one line, or None if it is too long for one."""
+    """Return the text of a value, or None if it is too long for one line."""
     text = ""
     value = built(value)
     if type(value) is str and "\n" in value.strip():
         return None
     for piece in _pieces(value):
         text += piece
-        if len(text) > _SHORT and type(value) in (*_BRACKETS, ForeignObject, str):
+        if len(text) > _LINE_LENGTH and type(value) in (*_BRACKETS, UnknownObject, str):
             return None
     return text if "\n" not in text else None
 
@@ -184,7 +184,7 @@ def _pieces(value: Any) -> Iterator[str]:
     """Give the parts of a value on one line."""
     value = built(value)
     cls = type(value)
-    if cls is ForeignObject:
+    if cls is UnknownObject:
         yield f"<{escaped(value.tag)}>"
         value, cls = value.fields, dict
     if cls not in _BRACKETS:
@@ -206,25 +206,25 @@ def _pieces(value: Any) -> Iterator[str]:
 
 
 def _atom(value: Any) -> str:
-    """Return the text of a value that is no container."""
+    """Return the text of a value that isn't a container."""
     if type(value) is int:
         try:
             return str(value)
         except ValueError:  # Python writes no more than some 4,300 digits
             return hex(value)
-    if type(value) is bytes and len(value) > _MOST_BYTES:
-        return f"{value[:_MOST_BYTES]!r} and so on: {len(value):,} bytes"
+    if type(value) is bytes and len(value) > _BYTES_SHOWN:
+        return f"{value[:_BYTES_SHOWN]!r} and so on: {len(value):,} bytes"
     if type(value) is datetime:
         return time_text(value) if value.tzinfo is not None else f"{value} (no time zone)"
     if isinstance(value, Unreadable):
         return f"<{escaped(value.persistent_id or '')} unreadable: {escaped(value.reason)}>"
     if isinstance(value, Persistable):
-        told = [value.persistent_id, getattr(value, "jobname", None), getattr(value, "state", None)]
-        return f"<{' '.join(escaped(part) for part in told if part and isinstance(part, str))}>"
+        parts = [value.persistent_id, getattr(value, "jobname", None), getattr(value, "state", None)]
+        return f"<{' '.join(escaped(part) for part in parts if part and isinstance(part, str))}>"
     if type(value) is Reference:
         return f"<record {value.number}>"
-    if type(value) is ForeignMember:
-        return f"<{escaped(value.tag)}.{escaped(str(value.told))}>"
+    if type(value) is UnknownMember:
+        return f"<{escaped(value.tag)}.{escaped(str(value.value))}>"
     if type(value) is Opaque:
         return f"<{len(value.data):,} bytes of extension {value.code}: {escaped(value.why)}>"
     numpy = sys.modules.get("numpy")
@@ -233,5 +233,5 @@ def _atom(value: Any) -> str:
         return "\n".join([f"{escaped(str(value.dtype))} array, {shape}", *map(escaped, str(value).split("\n"))])
     try:
         return escaped(repr(value))
-    except ValueError:  # too many digits, in a Fraction
+    except ValueError:  # a Fraction of too many digits
         return f"<{type(value).__name__} of too many digits to show>"

@@ -9,9 +9,8 @@ from typing import Any
 import attrs
 import click
 
-from ..errors import InvalidArgument
-from ..query.selection import Selected, filters
-from ..session.session import Session
+from .. import InvalidArgument, Selected, Session
+from ..query.selection import Filters, filters
 from .completion import complete_states
 
 _OPTIONS = (
@@ -20,80 +19,75 @@ _OPTIONS = (
         metavar="STATE,...",
         multiple=True,
         shell_complete=complete_states,
-        help="Tasks in this state, or in one of several; only these are read.",
+        help="Tasks in this state, or in one of these; no other tasks are read.",
     ),
-    click.option("--name", metavar="REGEX", help="Tasks in whose name this regular expression is found."),
-    click.option("--id", metavar="REGEX", help="Tasks in whose ID this regular expression is found."),
-    click.option("--class", "kind", metavar="NAME", multiple=True, help="Tasks of this class (its name or tag)."),
+    click.option("--name", metavar="REGEX", help="Tasks whose name contains a match of REGEX."),
+    click.option("--id", metavar="REGEX", help="Tasks whose ID contains a match of REGEX."),
+    click.option(
+        "--class", "kind", metavar="NAME", multiple=True, help="Tasks of the class with this name or tag."
+    ),
     click.option(
         "--where",
         metavar="CONDITION",
         multiple=True,
-        help="Tasks that fulfil a condition, such as 'extra.runtimeInSeconds > 30'.",
+        help="Tasks that meet a condition, such as 'extra.cores > 8'.",
     ),
     click.option(
         "--since",
         metavar="TIME",
-        help="Tasks whose last event was then or later: 2026-11-24, '2026-11-24 18:30', yesterday, 2h, '3 days ago'.",
+        help="Tasks whose last event was at that time or later: 2026-11-24, '2026-11-24 18:30', yesterday,"
+        " 2h, '3 days ago'.",
     ),
-    click.option("--before", metavar="TIME", help="Tasks whose last event was before that."),
+    click.option("--before", metavar="TIME", help="Tasks whose last event was before that time."),
 )
 
-CONDITIONS_HELP = """A condition is FIELD OPERATOR VALUE; a task must fulfil all.  The operators are = != < <= > >=,
-~ and !~ (a regular expression is found, or not), 'in' and 'not in' (values between commas), 'has' and
-'lacks' (an item of a list or set, a key of a dict, a part of a text).  FIELD may lead inside:
-extra.node, history.-1.1, tasks.0.jobname; ID, CLASS, NAME, STATE and LAST EVENT stand for those.
-VALUE is read as what the field holds: a number, true, false, null, a time, a text; in quotes a text.
-What can't be compared with it, or isn't there, doesn't fit.
+_NAMES = ("state", "name", "id", "kind", "where", "since", "before")
+
+CONDITIONS_HELP = """A condition is FIELD OPERATOR VALUE. A task must meet all conditions. The operators are = != < <= > >=,
+~ and !~ (a regular expression is found, or is not), 'in' and 'not in' (values with commas between them),
+'has' and 'lacks' (an item of a list or set, a key of a dict, a part of a text). FIELD is the name of a field,
+or leads into one: extra.node, history.-1.1, tasks.0.jobname. ID, CLASS, NAME, STATE and LAST EVENT mean the
+columns of these titles. VALUE is read as the type that the field holds: a number, true, false, null, a time, a
+text; in quotes it is a text. A task that lacks the field, or holds something there that can't be
+compared with VALUE, doesn't meet the condition.
 """
 
 
 @attrs.frozen
-class Asked:
+class TaskFilter:
     """What the options ask for, as the arguments of `Session.select`."""
 
     arguments: dict[str, Any]
 
     @property
-    def anything(self) -> bool:
-        """Whether anything is asked for."""
+    def is_given(self) -> bool:
+        """Whether there was any of the options."""
         return any(value not in (None, ()) for value in self.arguments.values())
 
-    def of(self, session: Session) -> Selected:
+    def select(self, session: Session) -> Selected:
         """Return the tasks that fit."""
         return session.select(**self.arguments)
 
 
-def _asked(states: tuple[str, ...], conditions: tuple[str, ...], **arguments: Any) -> Asked:
-    """Return what the options ask for.  Raise UsageError if they can't be understood."""
-    arguments["state"] = [state for several in states for state in several.split(",")] or None
-    arguments["kind"] = arguments["kind"] or None
-    arguments["where"] += conditions
+def parsed_filters(**arguments: Any) -> Filters:
+    """Return what the arguments of `Session.select` ask for.  Raise UsageError if they can't be understood."""
     try:
-        filters(**arguments)
+        return filters(**arguments)
     except InvalidArgument as error:
         raise click.UsageError(f"{error}.") from error
-    return Asked(arguments)
 
 
 def filter_options(command: Callable[..., int]) -> Callable[..., int]:
-    """Give a command the options; it is called with `asked`, and not with them or its `conditions`."""
+    """Give a command the options; it is called with `chosen`, and not with them or its `conditions`."""
 
     @functools.wraps(command)
-    def called(
-        *args: Any,
-        state: Any,
-        name: Any,
-        id: Any,  # noqa: A002 (the option's name)
-        kind: Any,
-        where: Any,
-        since: Any,
-        before: Any,
-        conditions: tuple[str, ...] = (),
-        **others: Any,
-    ) -> int:
-        asked = _asked(state, conditions, name=name, id=id, kind=kind, where=where, since=since, before=before)
-        return command(*args, asked=asked, **others)
+    def called(*args: Any, conditions: tuple[str, ...] = (), **options: Any) -> int:
+        arguments = {name: options.pop(name) for name in _NAMES}
+        arguments["state"] = [state for several in arguments["state"] for state in several.split(",")] or None
+        arguments["kind"] = arguments["kind"] or None
+        arguments["where"] += conditions
+        parsed_filters(**arguments)
+        return command(*args, chosen=TaskFilter(arguments), **options)
 
     for option in reversed(_OPTIONS):
         called = option(called)

@@ -1,8 +1,8 @@
-"""A command in a process of its own: LMDB may end it, on a data file that is damaged.
+"""A command in a process of its own, because a damaged data file can make LMDB end the process.
 
-LMDB maps the data file into memory.  On one that is damaged inside, or cut by somebody while it is
-open, the process gets SIGBUS or SIGSEGV, or LMDB aborts; no check before the opening finds all of
-that in constant time.  So the command runs in a child, and its parent tells what has happened.
+LMDB maps the data file into memory.  If the file is damaged inside, or somebody cuts it while it is
+open, the process gets SIGBUS or SIGSEGV, or LMDB aborts; no check before the opening finds all such
+damage in constant time.  So the command runs in a child, and its parent reports what has happened.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ _DIE_WITH_PARENT: Final = 1  # PR_SET_PDEATHSIG of prctl(2)
 
 
 def guarded(function: Callable[[], int]) -> int:
-    """Return the exit status of *function*, in a child process, which is to end as the command would.
+    """Call *function* in a child process, and return its exit status there.
 
-    The parent doesn't return from here: it ends with the child's status, or with 2 if LMDB has ended that.
+    The parent doesn't return: it ends as the child does, or with status 2 if LMDB has ended the child.
     """
     watched = _FORWARDED | {signal.SIGCHLD}
     former = signal.pthread_sigmask(signal.SIG_BLOCK, watched)
@@ -35,10 +35,10 @@ def guarded(function: Callable[[], int]) -> int:
         signal.pthread_sigmask(signal.SIG_SETMASK, former)
         return function()
     while True:
-        told = signal.sigwaitinfo(watched)
-        if told.si_signo != signal.SIGCHLD:
-            if told.si_code <= 0:  # by kill(2); what a terminal sends the child gets, too
-                os.kill(child, told.si_signo)
+        received = signal.sigwaitinfo(watched)
+        if received.si_signo != signal.SIGCHLD:
+            if received.si_code <= 0:  # sent by kill(2); a signal of the terminal reaches the child, too
+                os.kill(child, received.si_signo)
             continue
         ended, status = os.waitpid(child, os.WNOHANG)
         if ended:
@@ -47,7 +47,8 @@ def guarded(function: Callable[[], int]) -> int:
     if -code in _CRASHES:
         sys.stderr.write(
             f"gc3session: LMDB has ended the command ({signal.Signals(-code).name}): the store's data file is"
-            " damaged, or was cut while it was open. 'gc3session check' tells, 'gc3session repair' mends\n"
+            " damaged, or was cut while it was open. 'gc3session check' shows what is wrong, 'gc3session"
+            " repair' repairs it\n"
         )
         sys.stderr.flush()
         os._exit(2)

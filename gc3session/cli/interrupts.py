@@ -1,4 +1,4 @@
-"""Ctrl-C that doesn't tear a transaction: signals are noted, and acted upon between two steps."""
+"""Ctrl-C that doesn't tear a transaction: a signal is noted, and obeyed between two steps."""
 
 from __future__ import annotations
 
@@ -7,14 +7,16 @@ import select
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any, Final
 
-_SIGNALS: Final = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+from .console import Failure
+
+_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Interrupts:
-    """Within `with`, a signal that asks to end sets `caught`, and raises only in `waiting()`.
+    """Within `with`, a signal that asks the command to end sets `caught`, and raises only in `waiting()`.
 
     Attributes:
         caught: the number of the first such signal, or None.
@@ -24,21 +26,24 @@ class Interrupts:
         self.caught: int | None = None
         self._waiting = False
         self._former: dict[int, Any] = {}
-        self._pipe = (-1, -1)  # whose end each signal writes a byte to
+        self._pipe = (-1, -1)  # each signal writes a byte into it
         self._former_wakeup = -1
+
+    @property
+    def status(self) -> int:
+        """The exit status of a command that the signal has ended."""
+        return 128 + (self.caught or signal.SIGINT)
 
     def __enter__(self) -> Interrupts:
         self._pipe = os.pipe()
         os.set_blocking(self._pipe[1], False)
         self._former_wakeup = signal.set_wakeup_fd(self._pipe[1], warn_on_full_buffer=False)
         for number in _SIGNALS:
-            if signal.getsignal(number) is not signal.SIG_IGN:  # nohup, or a job in the background
+            if signal.getsignal(number) is not signal.SIG_IGN:  # nohup and jobs in the background ignore it
                 self._former[number] = signal.signal(number, self._note)
         return self
 
-    def __exit__(
-        self, cls: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         for number, handler in self._former.items():
             signal.signal(number, handler)
         signal.set_wakeup_fd(self._former_wakeup)
@@ -52,7 +57,7 @@ class Interrupts:
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Let a signal, also one caught before, raise KeyboardInterrupt: nothing is at stake here."""
+        """Let a signal raise KeyboardInterrupt, also one that came before: nothing can be torn here."""
         self._waiting = True
         try:
             if self.caught is not None:
@@ -61,10 +66,19 @@ class Interrupts:
         finally:
             self._waiting = False
 
-    def ready(self, fd: int, seconds: float | None = None) -> bool:
-        """Return whether there is something to read from *fd*, for which it is waited so long, or for ever.
+    @contextmanager
+    def ending(self, message: str) -> Iterator[None]:
+        """Let a signal end the command with *message*: as `waiting`, but a Failure is raised."""
+        try:
+            with self.waiting():
+                yield
+        except KeyboardInterrupt:
+            raise Failure(message, self.status) from None
 
-        Raise KeyboardInterrupt for a signal, also one that comes just before the waiting begins.
+    def ready(self, fd: int, seconds: float | None = None) -> bool:
+        """Wait until there is something to read from *fd*, at most *seconds*; return whether there is.
+
+        Raise KeyboardInterrupt for a signal, also for one that comes just before the waiting begins.
         """
-        with self.waiting():  # the signal itself writes to the pipe: so it can't be slept through
+        with self.waiting():  # the signal itself writes to the pipe, so select can't miss it
             return fd in select.select([fd, self._pipe[0]], [], [], seconds)[0]

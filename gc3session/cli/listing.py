@@ -1,16 +1,9 @@
-"""What `list` and `select` do: choose tasks, put them in order, and write them in some form."""
+"""What `list` and `select` do: they choose tasks, put them in order, and write them in some form."""
 
 from __future__ import annotations
 
+import functools
 import os
-from typing import TYPE_CHECKING
-
-from ..session.session import Session
-from .console import escaped, quantity, state_colour, time_of
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
 import sys
 from collections.abc import Callable, Iterator
 from itertools import islice
@@ -19,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import click
 
+from .. import Selected, Session, StoredTask, UnreadableTask
 from ..query.field_path import FieldPath
-from ..query.selection import Selected
-from ..store.record_view import StoredTask, StoredTasks, UnreadableTask
+from ..store.record_view import StoredTasks
 from .columns import DEFAULT, NONE, ListColumn, list_columns
-from .console import complain, open_session
-from .filters import Asked
+from .console import complain, escaped, open_session, quantity, state_colour, time_of
+from .filters import TaskFilter
+from .order import ListedTask, in_tree, sorted_by
 from .table import Cell, Row, terminal, write_table
-from .tree import Place
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -34,29 +27,27 @@ if TYPE_CHECKING:
 FORMATS = ("table", "csv", "json", "jsonl")
 
 _OPTIONS = (
-    click.option(
-        "-r", "--recursive", is_flag=True, help="Look at the tasks inside collections, too, and show the tree."
-    ),
-    click.option("--sort", metavar="FIELD", help="In the order of a field; '-FIELD' from the greatest."),
-    click.option("--limit", metavar="N", type=click.IntRange(min=0), help="At most so many tasks."),
+    click.option("-r", "--recursive", is_flag=True, help="Include tasks inside collections, and show the tree."),
+    click.option("--sort", metavar="FIELD", help="Sort by a field; by '-FIELD' the greatest comes first."),
+    click.option("--limit", metavar="N", type=click.IntRange(min=0), help="Show at most N tasks."),
     click.option(
         "--columns",
         metavar="FIELD,...",
-        help="What to show: ID, NAME, STATE, LAST EVENT (these unless told), CLASS, and fields, such as extra.node.",
+        help="What to show: ID, NAME, STATE, LAST EVENT (the default), CLASS, and fields such as extra.node.",
     ),
     click.option(
         "--format",
         "form",
         type=click.Choice(FORMATS),
-        help="table; csv; jsonl: the line of each task in a dump; json: an array of these.",
+        help="A table, CSV, the line of each task in a dump (jsonl), or an array of these lines (json).",
     ),
-    click.option("--ids", is_flag=True, help="The IDs alone, a line each, for another command's '-'."),
+    click.option("--ids", is_flag=True, help="Print only the IDs, one a line, for the '-' of another command."),
 )
 
 
 @attrs.frozen
-class Wanted:
-    """The order and the form that are asked for.
+class ListForm:
+    """The order and the form that a list is to have.
 
     Attributes:
         path, descending: what to sort by; None for the order of adding.
@@ -75,9 +66,10 @@ class Wanted:
 
 
 def listing_options(default: str) -> Callable[[Callable[..., int]], Callable[..., int]]:
-    """Return what gives a command the options; it is called with `wanted`; *default* is its form."""
+    """Return what gives a command the options; it is called with `layout`; *default* is its form."""
 
     def decorate(command: Callable[..., int]) -> Callable[..., int]:
+        @functools.wraps(command)
         def called(
             *args: Any, recursive: bool, sort: str, limit: int, columns: str, form: str, ids: bool, **others: Any
         ) -> int:
@@ -85,14 +77,14 @@ def listing_options(default: str) -> Callable[[Callable[..., int]], Callable[...
                 raise click.UsageError("--ids and --format exclude each other.")
             chosen = "ids" if ids else form or ("table" if columns is not None else default)
             if columns is not None and chosen not in ("table", "csv"):
-                raise click.UsageError("--columns is for table and csv; the other forms have nothing to choose.")
+                raise click.UsageError("--columns is for table and csv; the other forms have no columns.")
             if recursive and sort is not None:
                 raise click.UsageError("-r and --sort exclude each other: a tree has its own order.")
             descending = sort is not None and sort.startswith("-")
             path = None if sort is None else list_columns(sort[descending:])
             if path is not None and len(path) != 1:
                 raise click.UsageError("--sort takes one field.")
-            wanted = Wanted(
+            layout = ListForm(
                 path[0].path if path else None,
                 descending,
                 limit,
@@ -100,9 +92,8 @@ def listing_options(default: str) -> Callable[[Callable[..., int]], Callable[...
                 chosen,
                 recursive,
             )
-            return command(*args, wanted=wanted, **others)
+            return command(*args, layout=layout, **others)
 
-        called.__doc__ = command.__doc__
         for option in reversed(_OPTIONS):
             called = option(called)
         return called
@@ -110,18 +101,18 @@ def listing_options(default: str) -> Callable[[Callable[..., int]], Callable[...
     return decorate
 
 
-def write_listing(path: str, asked: Asked, wanted: Wanted) -> int:
-    """Write the tasks that fit of the session at *path*, and return the exit status."""
+def write_listing(path: str, chosen: TaskFilter, layout: ListForm) -> int:
+    """Write the tasks of the session at *path* that fit, and return the exit status."""
     with open_session(path, read_only=True) as session:
-        listing = _Listing(session, asked.of(session), wanted)
-        if wanted.form == "ids":
+        listing = _Listing(session, chosen.select(session), layout)
+        if layout.form == "ids":
             listing.write_ids()
-        elif wanted.form == "table":
+        elif layout.form == "table":
             listing.write_table()
-        elif wanted.form == "csv":
+        elif layout.form == "csv":
             listing.write_csv()
         else:
-            listing.write_json(wanted.form == "json")
+            listing.write_json(layout.form == "json")
     return 1 if listing.unreadable else 0
 
 
@@ -132,102 +123,90 @@ class _Listing:
         unreadable: how many could not be read, so far.
     """
 
-    def __init__(self, session: Session, selected: Selected, wanted: Wanted) -> None:
+    def __init__(self, session: Session, selected: Selected, layout: ListForm) -> None:
         self._session = session
         self._selected = selected
-        self._wanted = wanted
+        self._layout = layout
         self._tasks = StoredTasks(session.store)
         self.unreadable = 0
 
     # -- choosing
 
-    def _places(self, *, flat: bool) -> Iterator[Place]:
-        """Give the tasks that fit; of those in a tree also those above, unless *flat*.
+    def _listed(self, *, flat: bool) -> Iterator[ListedTask]:
+        """Give the tasks that fit; with the collections that lead to them, unless *flat*.
 
-        One that can't be read is complained of, and given only if nothing in it was asked for.
+        Complain of each that can't be read, and give it only if no field decides which tasks fit.
         """
-        wanted = self._wanted
-        left = wanted.limit
+        left = self._layout.limit
         if left == 0:
             return
-        for place in self._found(flat=flat):
-            if isinstance(place.task, UnreadableTask):
+        for listed in self._found(flat=flat):
+            task = listed.task
+            if isinstance(task, UnreadableTask):
                 self.unreadable += 1
-                complain(
-                    f"{place.task.persistent_id} is unreadable: {place.task.error.__cause__ or place.task.error}"
-                )
+                complain(f"{task.persistent_id} is unreadable: {task.error.__cause__ or task.error}")
                 if self._selected.filters.need_records:
                     continue
-            yield place
-            if left is not None and place.fits:
+            yield listed
+            if left is not None and listed.fits:
                 left -= 1
                 if left == 0:
                     return
 
-    def _found(self, *, flat: bool) -> Iterator[Place]:
-        wanted = self._wanted
-        if wanted.recursive:
-            from .tree import in_tree
-
+    def _found(self, *, flat: bool) -> Iterator[ListedTask]:
+        layout = self._layout
+        if layout.recursive:
             roots = self._session.select().stored()
             return in_tree(roots, self._tasks, self._selected.filters, flat=flat)
         found = self._selected.stored()
-        if wanted.path is not None:
-            from .sorting import sorted_by
-
-            found = sorted_by(wanted.path, found, self._tasks, descending=wanted.descending, limit=wanted.limit)
-        return map(Place, found)
+        if layout.path is not None:
+            found = sorted_by(layout.path, found, self._tasks, descending=layout.descending, limit=layout.limit)
+        return map(ListedTask, found)
 
     # -- writing
 
     def write_ids(self) -> None:
         """Write the IDs; no record is read for those that the index has."""
-        wanted = self._wanted
-        write = sys.stdout.write
-        if not (wanted.recursive or wanted.path or self._selected.filters.need_records):
-            for id_ in islice(self._selected.ids(), wanted.limit):
-                write(f"{escaped(id_)}\n")
-            return
-        for place in self._places(flat=True):
-            write(f"{escaped(place.task.persistent_id)}\n")
+        layout = self._layout
+        ids: Iterator[str] = islice(self._selected.ids(), layout.limit)
+        if layout.recursive or layout.path or self._selected.filters.need_records:
+            ids = (listed.task.persistent_id for listed in self._listed(flat=True))
+        for id_ in ids:
+            sys.stdout.write(f"{escaped(id_)}\n")
 
     def write_table(self) -> None:
-        """Write a table, on a terminal with what the session is above it."""
+        """Write a table, on a terminal below the figures of the session."""
         console = terminal()
         if console is not None:
-            self._write_heading(console)
-        columns = self._wanted.columns
-        titles = [column.column._replace(title=column.path.text) for column in columns]
-        write_table(titles, map(self._row, self._places(flat=False)), console)
+            _write_heading(self._session, console)
+        titles = [column.column._replace(title=column.path.text) for column in self._layout.columns]
+        write_table(titles, map(self._row, self._listed(flat=False)), console)
 
-    def _row(self, place: Place) -> Row:
+    def _row(self, listed: ListedTask) -> Row:
         """Return the cells of a task."""
-        task, indent = place.task, "  " * place.depth
+        task, indent = listed.task, "  " * listed.depth
         if isinstance(task, UnreadableTask):
-            told = {"ID": Cell(indent + escaped(task.persistent_id)), "NAME": Cell("(unreadable)", "red")}
-            return [told.get(column.path.text, NONE) for column in self._wanted.columns]
-        row = [column.cell(task) for column in self._wanted.columns]
-        if not place.fits:
-            row = [cell._replace(style="dim") for cell in row]
-        return [
-            cell._replace(text=indent + cell.text) if column.path.text == "ID" else cell
-            for cell, column in zip(row, self._wanted.columns, strict=True)
-        ]
-
-    def _write_heading(self, console: Console) -> None:
-        from .listing import write_heading
-
-        write_heading(self._session, console)
+            known = {"ID": Cell(indent + escaped(task.persistent_id)), "NAME": Cell("(unreadable)", "red")}
+            return [known.get(column.path.text, NONE) for column in self._layout.columns]
+        row = []
+        for column in self._layout.columns:
+            cell = column.cell(task)
+            if not listed.fits:
+                cell = cell._replace(style="dim")
+            if column.path.text == "ID":
+                cell = cell._replace(text=indent + cell.text)
+            row.append(cell)
+        return row
 
     def write_csv(self) -> None:
         """Write CSV: a line with the titles, then one for each task."""
         import csv
 
-        columns = self._wanted.columns
+        columns = self._layout.columns
         write = csv.writer(sys.stdout, lineterminator="\n").writerow
         write([escaped(column.path.text) for column in columns])
-        for place in self._places(flat=True):
-            task = place.task
+        for listed in self._listed(flat=True):
+            task = listed.task
             if isinstance(task, StoredTask):
                 write([column.text(task) for column in columns])
             else:
@@ -240,24 +219,23 @@ class _Listing:
         lines = TaskLines(self._session)
         write = sys.stdout.write
         before = "[\n" if array else ""
-        for place in self._places(flat=True):
+        for listed in self._listed(flat=True):
             write(before)
-            line = lines.of(place.task)
+            line = lines.of(listed.task)
             write(line.removesuffix("\n") if array else line)
             before = ",\n" if array else ""
         if array:
             write("[]\n" if before == "[\n" else "\n]\n")
 
 
-def write_heading(session: Session, console: Console) -> None:
-    """Write what the session is and how many tasks are in which state."""
+def _write_heading(session: Session, console: Console) -> None:
+    """Write the session's name, path and times, and how many tasks are in which state."""
     from rich.text import Text
 
-    counts = session.stats()
     heading = Text(escaped(session.name), "bold")
     heading.append(f"  {quantity(len(session), 'task')}", "not bold")
     separator = ": "
-    for state, count in sorted(counts.items(), key=lambda item: -item[1]):
+    for state, count in sorted(session.stats().items(), key=lambda item: -item[1]):
         heading.append(separator, "not bold")
         heading.append(f"{count:,} {escaped(state)}", f"not bold {state_colour(state, None) or ''}")
         separator = ", "

@@ -1,4 +1,4 @@
-"""The group of commands, and what becomes of the errors that they raise."""
+"""The program with its commands, and the exit status of every error that they raise."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from typing import Any, Final, TextIO
 
 import click
 
-from ..errors import Error, OpenError
+from .. import Error, OpenError
 from .completion import SHELLS, SessionDirectory, script
-from .console import Failure, complain
+from .console import Failure, complain, os_error_text
 
-_BROKEN_PIPE = 128 + 13  # what a shell reports of a program that SIGPIPE ended
+_INTERRUPTED: Final = 128 + signal.SIGINT
+_BROKEN_PIPE: Final = 128 + signal.SIGPIPE  # what a shell reports for a program that SIGPIPE has ended
 
 _COMMANDS: Final = {
     "record": "record",
@@ -39,7 +40,7 @@ _COMMANDS: Final = {
     "destroy": "destroy",
     "migrate": "migrate",
 }
-"""The module of each command, whose function has its name, in the order in which they are needed."""
+"""The module of each command, and of the function in it, in the order in which `--help` lists them."""
 
 
 class _Program(click.Group):
@@ -47,7 +48,7 @@ class _Program(click.Group):
         return list(_COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        # Imported when it is needed: a command starts without what the others use.
+        # Each command is imported when it is needed, so that it starts without what the others use.
         name = _COMMANDS.get(cmd_name)
         if name is None:
             return None
@@ -69,18 +70,17 @@ class _Program(click.Group):
         return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
-        # Here, as click gives a broken pipe and an interruption other meanings.
+        # These two are caught here because click would give them another meaning.
         try:
             result = super().invoke(ctx)
             sys.stdout.flush()
         except BrokenPipeError:
-            # Nobody reads any more, as in `gc3session list ... | head`; what is left in the
-            # buffer must not meet the closed pipe again when Python ends.
+            # Nobody reads any more, as in `gc3session list ... | head`.  When Python ends it writes
+            # what is left in the buffer, which must not meet the closed pipe again.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return _BROKEN_PIPE
         except KeyboardInterrupt:
-            complain("interrupted")
-            return 128 + signal.SIGINT
+            raise Failure("interrupted", _INTERRUPTED) from None
         return result
 
 
@@ -90,14 +90,14 @@ class _Program(click.Group):
     invoke_without_command=True,
     subcommand_metavar="COMMAND [ARGS]...",
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    epilog="'gc3session COMMAND --help' tells more of a command.",
+    epilog="'gc3session COMMAND --help' explains a command.",
 )
 @click.option(
     "--version",
     is_flag=True,
     is_eager=True,
     expose_value=False,
-    callback=lambda ctx, _, wanted: _print_version(ctx) if wanted else None,
+    callback=lambda ctx, _, wanted: _print_and_exit(ctx, _version()) if wanted else None,
     help="Show the version and exit.",
 )
 @click.option(
@@ -106,29 +106,32 @@ class _Program(click.Group):
     is_eager=True,
     expose_value=False,
     callback=lambda ctx, _, shell: _print_completion(ctx, shell) if shell else None,
-    help="Print what makes a shell complete commands, sessions, states and IDs at the Tab key.",
+    help="Print the script with which a shell completes commands, sessions, states and IDs.",
 )
 @click.pass_context
 def gc3session(ctx: click.Context) -> int:
-    """Record tasks in a session, a directory that keeps them, and look at them."""
+    """Record tasks in a session, which is a directory that keeps them, and look at them."""
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help(), err=True)
         return 2
     return 0
 
 
-def _print_version(ctx: click.Context) -> None:
+def _version() -> str:
     from importlib.metadata import PackageNotFoundError, version
 
     try:
-        click.echo(f"gc3session {version('gc3session')}")
+        return f"gc3session {version('gc3session')}"
     except PackageNotFoundError:
-        click.echo("gc3session (run from its source; it is not installed)")
-    ctx.exit()
+        return "gc3session (run from its source; it is not installed)"
 
 
 def _print_completion(ctx: click.Context, shell: str) -> None:
-    click.echo(script(gc3session, shell))
+    _print_and_exit(ctx, script(gc3session, shell))
+
+
+def _print_and_exit(ctx: click.Context, text: str) -> None:
+    click.echo(text)
     ctx.exit()
 
 
@@ -142,25 +145,23 @@ def run(arguments: list[str]) -> int:
         sys.stdout.flush()
     except click.UsageError as error:
         path = error.ctx.command_path if error.ctx else "gc3session"
-        complain(f"{error.format_message()} See '{path} --help'.")
-        return 2
-    except Failure as failure:
-        complain(str(failure))
-        return failure.status
-    except Error as error:
-        complain(str(error))
-        return 2 if isinstance(error, OpenError) else 1
+        failure = Failure(f"{error.format_message()} See '{path} --help'.", 2)
     except (click.Abort, KeyboardInterrupt):
-        complain("interrupted")
-        return 128 + signal.SIGINT
+        failure = Failure("interrupted", _INTERRUPTED)
+    except Failure as error:
+        failure = error
+    except Error as error:
+        failure = Failure(str(error), 2 if isinstance(error, OpenError) else 1)
     except OSError as error:
-        complain(f"{error.filename}: {error.strerror}" if error.filename else str(error))
-        return 1
-    return status or 0
+        failure = Failure(os_error_text(error))
+    else:
+        return status or 0
+    complain(str(failure))
+    return failure.status
 
 
 def _tolerant(stream: TextIO | None) -> TextIO:
-    """Return a stream on which no text fails for its characters, and none if it is closed."""
+    """Return the stream, which writes any character from now on; if it is closed, one that drops all text."""
     if stream is None:
         return open(os.devnull, "w")
     if isinstance(stream, TextIOWrapper):

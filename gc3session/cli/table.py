@@ -1,8 +1,8 @@
 """A table that is written while its rows come in, so that a million rows take no memory.
 
-The first rows are measured, and their widths hold for the rest.  On a terminal it is drawn by
-rich; what is too wide for its column is folded, so that nothing is hidden on a narrow one.
-Into a pipe or a file it goes as text in aligned columns, and nothing is folded.
+The first rows are measured, and their widths hold for the rest.  On a terminal rich draws it, and
+folds what is too wide for its column, so that a narrow terminal hides nothing.  In a pipe or a file
+it is text in aligned columns, and nothing is folded.
 """
 
 from __future__ import annotations
@@ -18,12 +18,13 @@ from .console import colours
 if TYPE_CHECKING:
     from rich.console import Console
 
-_MEASURED: Final = 500  # rows
+_MEASURED_ROWS: Final = 500
 _GAP: Final = 2  # blanks between columns
+_WIDEST: Final = 60  # to which a column grows; a wider cell is rare, and stands out or is folded
 
 
 class Cell(NamedTuple):
-    """The text of a cell, which must have been escaped, and its style on a terminal."""
+    """The text of a cell, which must be escaped, and its style on a terminal."""
 
     text: str
     style: str = ""
@@ -34,16 +35,14 @@ class Column(NamedTuple):
 
     Attributes:
         title: its heading.
-        least: to which it may shrink on a narrow terminal.
-        spare: by how much later rows may be wider than the measured ones.
+        least: the width to which it may shrink on a narrow terminal.
+        spare: by how much the rows that aren't measured may be wider than those that are.
     """
 
     title: str
     least: int
     spare: int = 0
 
-
-_MOST: Final = 60  # to which a column grows; the rare wider cell stands out, or is folded
 
 Row = Sequence[Cell]
 """A cell for each column."""
@@ -52,12 +51,12 @@ Row = Sequence[Cell]
 def write_table(columns: Sequence[Column], rows: Iterable[Row], console: Console | None) -> None:
     """Write the rows on *console*, or if it is None as plain text on stdout."""
     rows = iter(rows)
-    measured = list(islice(rows, _MEASURED))
-    more = len(measured) == _MEASURED
+    measured = list(islice(rows, _MEASURED_ROWS))
+    more = len(measured) == _MEASURED_ROWS
     widths = []
     for i, column in enumerate(columns):
         widest = max((width(row[i].text) for row in measured), default=0)
-        widths.append(max(len(column.title), min(widest, _MOST) + column.spare * more))
+        widths.append(max(len(column.title), min(widest, _WIDEST) + column.spare * more))
     if console is None:
         _write_plain(columns, widths, chain(measured, rows))
     else:
@@ -65,7 +64,7 @@ def write_table(columns: Sequence[Column], rows: Iterable[Row], console: Console
 
 
 def terminal() -> Console | None:
-    """Return a console if stdout is a terminal."""
+    """Return a console for stdout if it is a terminal."""
     if not sys.stdout.isatty():
         return None
     from rich.console import Console
@@ -105,13 +104,13 @@ def _fitted(widths: list[int], least: list[int], available: int) -> list[int] | 
 def _stacked(columns: Sequence[Column], widths: list[int], available: int) -> tuple[list[range], list[int]]:
     """Return which columns stand below one another, and how wide each of these groups is.
 
-    Where all have no room side by side, a row takes two lines, the second half of the columns
-    below the first one; and so on.
+    If a row is too wide for one line it takes two, with the second half of the columns below the
+    first one; or three, and so on.
     """
     count = len(columns)
     for lines in range(1, count + 1):
-        beside = -(-count // lines)
-        groups = [range(first, count, beside) for first in range(beside)]
+        groups_per_line = -(-count // lines)
+        groups = [range(first, count, groups_per_line) for first in range(groups_per_line)]
         wide = [max(widths[i] for i in group) for group in groups]
         least = [max(columns[i].least for i in group) for group in groups]
         fitted = _fitted(wide, least if lines < 2 else [min(8, full) for full in wide], available)
@@ -131,11 +130,11 @@ def _write_rich(columns: Sequence[Column], widths: list[int], rows: Iterator[Row
 
     titles = [Cell(column.title, "bold") for column in columns]
     groups, fitted = _stacked(columns, widths, console.width)
-    block, heading = list(islice(rows, _MEASURED)), True
+    block, heading = list(islice(rows, _MEASURED_ROWS)), True
     while block or heading:
         table = Table(
             box=box.SIMPLE_HEAD,
-            padding=(0, 1, 0, 0),  # and a blank that the box has between columns: _GAP
+            padding=(0, 1, 0, 0),  # with the blank that the box has between columns: _GAP
             show_edge=False,
             pad_edge=False,
             show_header=heading,
@@ -145,4 +144,4 @@ def _write_rich(columns: Sequence[Column], widths: list[int], rows: Iterator[Row
         for row in block:
             table.add_row(*(text(*(row[i] for i in group)) for group in groups))
         console.print(table)
-        block, heading = list(islice(rows, _MEASURED)), False
+        block, heading = list(islice(rows, _MEASURED_ROWS)), False

@@ -1,11 +1,10 @@
-"""The line of JSON that a dump has of a task."""
+"""The line of JSON that a dump has for a task."""
 
 from __future__ import annotations
 
+from .. import Session, StoredTask, UnreadableTask
 from ..index.entries import state_at
-from ..session.session import Session
-from ..store.record_view import StoredTask, UnreadableTask
-from ..transfer.record_lines import RecordLines
+from ..transfer.dump import RecordLines
 
 
 class TaskLines:
@@ -18,7 +17,7 @@ class TaskLines:
     def of(self, task: StoredTask | UnreadableTask) -> str:
         """Return the line of a task, with its line feed.
 
-        That of a task inside a collection has its order in the session, too, if it is in it.
+        It has the task's order in the session, null if the task isn't in it, wherever it was found.
         """
         index, order = self._session._index, task.order
         if order and isinstance(task, StoredTask):

@@ -7,6 +7,8 @@ checksum of a record (frame.py), with the schema's number for N, in front of the
 
 from __future__ import annotations
 
+from typing import Any
+
 import attrs
 import msgpack
 
@@ -49,3 +51,20 @@ class Schema:
             return cls(number, tag, name, kind, tuple(map(str, fields)))
         except (ValueError, TypeError, msgpack.UnpackException, CorruptRecord) as error:
             raise CorruptRecord(f"schema {number} is damaged: {error}") from error
+
+    def state(self, values: list[Any]) -> str:
+        """Return the state in the values of a record, '' if its kind has none."""
+        return "" if self.kind == PERSISTABLE else str(values[self.fields.index("state")])
+
+
+def schema_or_bytes(number: int, data: bytes) -> Schema | bytes:
+    """Return the schema of that *number*, or *data* as they are if it is damaged."""
+    try:
+        return Schema.from_bytes(number, data)
+    except CorruptRecord:
+        return data
+
+
+def stored_schema(number: int, schema: Schema | bytes) -> tuple[bytes, bytes]:
+    """Return a schema, or the bytes of a damaged one, as an item of the table `schemas`."""
+    return number.to_bytes(4, "big"), schema.to_bytes() if isinstance(schema, Schema) else schema

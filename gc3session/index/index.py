@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise
 from operator import itemgetter
 from typing import TYPE_CHECKING
 
-from ..errors import ConflictError
+from ..errors import ClosedError, ConflictError
 from ..format.frame import RECORD_KEY, schema_number
 from ..tables.interface import LATE_MEMBERS, MEMBERS, STATES, Reader, Writer
 from .entries import (
@@ -39,6 +39,7 @@ class Index:
     """One session's entries: those that are committed, and over them those of the batch.
 
     Attributes:
+        store: where the records are.
         identity: 16 bytes that name the session in its store.
         listener: who is told of each commit; None if nobody.
         joined: order -> N, entries that the batch adds.
@@ -49,7 +50,7 @@ class Index:
     def __init__(self, store: Store, identity: bytes) -> None:
         self.identity = identity
         self.listener: Listener | None = None
-        self._store = store
+        self.store = store
         self._number: int | None = None
         self.reset()
 
@@ -63,6 +64,11 @@ class Index:
         self._seen = (-1, -1)  # version of the batch and committed state for which the next two are valid
         self._shown: list[int] | None = None  # of joined, sorted, without what is committed meanwhile
         self._changed: dict[str, list[Entry]] = {}  # state -> entries in it because of the batch
+
+    def ensure_open(self) -> None:
+        """Raise ClosedError if the session has been closed by this program."""
+        if self not in self.store.indexes:
+            raise ClosedError("the session is closed; open it again")
 
     # -- reading; each takes the state that it is to be read from
 
@@ -150,7 +156,7 @@ class Index:
         if first == last:
             return committed
         staged = [
-            (order, self.joined[order], self._store.schema_number_of(reader, self.joined[order]))
+            (order, self.joined[order], self.store.schema_number_of(reader, self.joined[order]))
             for order in orders[first:last]
         ]
         return sorted(committed + staged)[:size]
@@ -167,8 +173,8 @@ class Index:
         return self._shown
 
     def _sorted_orders(self) -> list[int]:
-        if self._version != self._store.batch.version:
-            self._version, self._orders = self._store.batch.version, []
+        if self._version != self.store.batch.version:
+            self._version, self._orders = self.store.batch.version, []
         if len(self._orders) != len(self.joined):
             orders = list(self.joined)
             if any(a > b for a, b in pairwise(orders)):
@@ -178,7 +184,7 @@ class Index:
 
     def _notice_changes(self, reader: Reader) -> None:
         """Forget what was worked out from the batch and what is committed if one of them has changed since."""
-        seen = self._store.batch.version, reader.serial
+        seen = self.store.batch.version, reader.serial
         if self._seen != seen:
             self._seen, self._shown, self._changed = seen, None, {}
 
@@ -205,11 +211,11 @@ class Index:
         order = RECORD_KEY.unpack(value)[0]
         schema, _ = member(reader, session, order) or (0, 0)
         entry = entry_at(reader, order, schema)
-        return self._store.committed_state(reader, entry[1]) or name.decode("utf-8", "replace")
+        return self.store.committed_state(reader, entry[1]) or name.decode("utf-8", "replace")
 
     def _moves(self, reader: Reader) -> Iterator[tuple[str | None, str | None]]:
         """Give the state before and after for each entry that the batch changes."""
-        store = self._store
+        store = self.store
         changed = [*self.late, *self.left.values(), *store.batch.updates()]
         self.expect_orders(reader, changed)
         store.expect_records(reader, changed)
@@ -242,7 +248,7 @@ class Index:
             expect_members(reader, session, orders)
             found = [(order, member(reader, session, order)) for order in orders if order not in self.left]
             entries = entries_at(reader, [(order, entry[0]) for order, entry in found if entry is not None])
-            entries = [entry for entry in entries if entry[1] not in self._store.batch.records]
+            entries = [entry for entry in entries if entry[1] not in self.store.batch.records]
             last = len(changed)
             if full:
                 last = bisect_right(changed, orders[-1], key=itemgetter(0))
@@ -253,7 +259,7 @@ class Index:
 
     def _changed_to(self, reader: Reader, state: str) -> Iterator[Entry]:
         """Give the entries that are in a state because of the batch."""
-        store = self._store
+        store = self.store
         updates = store.batch.updates()
         self.expect_orders(reader, updates)
         for order in self._shown_orders(reader):
@@ -291,43 +297,34 @@ class Index:
     def write_left(self, ledger: Ledger, writer: Writer) -> None:
         """Note in the ledger what the batch takes away."""
         self.expect_orders(writer, [*self.left.values(), *self.late])
-        self._store.expect_records(writer, [*self.left.values(), *self.late])
+        self.store.expect_records(writer, [*self.left.values(), *self.late])
         for order, number in self.left.items():
             if self.committed_order(writer, number) == order:
                 session = self.session(writer)
                 assert session is not None
-                ledger.leave(Holding(session, order), number, self._store.committed_state(writer, number))
+                ledger.leave(Holding(session, order), number, self.store.committed_state(writer, number))
 
-    def write_joined(self, ledger: Ledger, writer: Writer, sent: Mapping[int, bytes]) -> None:
-        """Write what the batch adds but for those Ns of it that were *sent*.
-
-        Raise ConflictError if an added record is gone.
-        """
-        if len(self.joined) == len(sent):
+    def write_joined(self, ledger: Ledger, writer: Writer) -> None:
+        """Write what the batch adds.  Raise ConflictError if an added record is gone."""
+        if not self.joined:
             return
-        joining = self._joining(writer, sent)
+        joining = self._joining(writer)
         last = self.last(writer)
         if joining.orders and joining.orders[0] <= last:
             # Another process has added meanwhile: these come after it.
-            first = self._store.sequence.fresh(writer, len(joining.orders), last)
+            first = self.store.sequence.fresh(writer, len(joining.orders), last)
             joining = joining._replace(orders=list(range(first, first + len(joining.orders))))
         if joining.orders:
             ledger.join(self.identity, joining)
 
-    def joining_new(self, numbers: list[int]) -> Joining:
-        """Return the entries of records that the batch adds to the store and to the session."""
-        batch = self._store.batch
-        schemas = [schema_number(batch.records[number]) for number in numbers]
-        return Joining(numbers, numbers, schemas, [batch.states[number] for number in numbers])
-
-    def _joining(self, writer: Writer, sent: Mapping[int, bytes]) -> Joining:
-        """Return the entries that the batch adds, but for some; ConflictError if the record of one is gone."""
-        store = self._store
+    def _joining(self, writer: Writer) -> Joining:
+        """Return the entries that the batch adds; raise ConflictError if the record of one is gone."""
+        store = self.store
         orders = self._sorted_orders()
-        if sent:
-            orders = [order for order in orders if order not in sent]
         if not self.late:
-            return self.joining_new(orders)
+            batch = store.batch
+            schemas = [schema_number(batch.records[number]) for number in orders]
+            return Joining(orders, orders, schemas, [batch.states[number] for number in orders])
         # Another process may have added the same.
         orders = [n for n in orders if self.joined[n] == n or self.committed_order(writer, self.joined[n]) is None]
         numbers = [self.joined[order] for order in orders]

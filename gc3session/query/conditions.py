@@ -1,8 +1,8 @@
 """Conditions on the fields of tasks: `returncode != 0`, `extra.runtimeInSeconds > 30`.
 
-A condition that is written as text compares like with like: its value is read as what the
-field holds, so that `17` is a number where there is a number and a text where there is a text.
-Whatever can't be compared, or isn't there, doesn't fit; it is never an error.
+The value in the text of a condition is read as what the field holds: `17` is a number if the field
+holds a number, and a text if it holds a text.  A field that is missing, or whose value can't be compared,
+doesn't fit; it is never an error.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from uuid import UUID
 import attrs
 
 from ..errors import InvalidArgument
-from ..records.unbuilt import ForeignMember, built
+from ..records.unbuilt import UnknownMember, built
 from ..records.values import Opaque
 from ..store.record_view import StoredReference
 from ..tasks import Persistable
@@ -59,22 +59,25 @@ def _sign(sign: str) -> str:
 
 @attrs.frozen
 class Condition:
-    """A condition on a field of a task.
+    """A condition on a field of a task, as `Session.select(where=...)` takes it.
 
     Attributes:
-        path: what is compared; a str is parsed.
+        path: the path of the field, such as 'extra.node'; a str is parsed.
         operator: one of
 
             - `=` (or `==`), `!=`, `<`, `<=`, `>`, `>=`;
-            - `~`, `!~`: the text there has a match of a regular expression, or none;
-            - `in`, `not in`: it is one of several values, or none of them;
-            - `has`, `lacks`: a list, tuple or set there has the value as an item, a dict as a
-              key, a text as a part; or not.
-        value: what it is compared with, of `in` and `not in` several.
+            - `~`, `!~`: a regular expression is found in the text there, or isn't;
+            - `in`, `not in`: what is there equals one of several values, or none of them;
+            - `has`, `lacks`: the value is an item of the list, tuple or set there, a key of the
+              dict, or a part of the text; or it isn't.
+        value: what it is compared with; for `in` and `not in` a list, tuple or set of values.
 
-    A number fits numbers only, a text texts only, and so on; only with None anything may be
-    compared by `=` and `!=`.  An enum member is compared as its name, a path, a UUID and a
-    reference (by its ID) as text.
+    Numbers are compared with numbers, texts with texts, and so on; only None is compared with
+    anything, by `=` and `!=`.  An enum member is compared as its name, and a path, a UUID and the ID
+    of a reference as text.
+
+    Raise InvalidArgument for an unknown operator, a path that can't be parsed, or a value that
+    doesn't go with the operator.
 
     >>> from gc3session import Task
     >>> task = Task(returncode=3, extra={'node': 'n042', 'seconds': 31.5})
@@ -111,17 +114,17 @@ class Condition:
         return lambda found: _compared(compare, found, one)
 
     def fits(self, task: Root) -> bool:
-        """Return whether a task fulfils the condition."""
+        """Return whether a task, or a `StoredTask`, fulfils the condition."""
         found = self.path.of(task)
         if found is MISSING:
             return False
         try:
             return self._test(found)
         except (TypeError, ValueError, ArithmeticError, RecursionError):
-            return False  # such as a naive time and an aware one, a signalling NaN, an array
+            return False  # what can't be compared: a naive time with an aware one, a signalling NaN, an array
 
     def states(self) -> frozenset[str] | None:
-        """Return the states outside of which no task can fit; None if it may in any."""
+        """Return the states that a task must be in to fit; None if a task in any state may fit."""
         if self.path.parts not in ((("state", False),), (("STATE", False),)) or self.operator not in ("=", "in"):
             return None
         several = self.value if self.operator == "in" else [self.value]
@@ -131,9 +134,9 @@ class Condition:
     def parse(cls, text: str) -> Condition:
         """Return the condition of a text `FIELD OPERATOR VALUE`.  Raise InvalidArgument if it isn't one.
 
-        The value is read as what the field holds: a number, true or false, null, a time (see
-        `moments.moment`), a time span such as 90s, a text; in quotes it is a text only.  The
-        values of `in` stand between commas.
+        The value is read as what the field holds: a number, true or false, null, a time such as
+        '2026-11-24 18:30' or '2 hours ago', a time span such as 90s, or a text; in quotes it is
+        always a text.  The values of `in` are separated by commas.
         """
         match = _CONDITION.fullmatch(text)
         if match is None:
@@ -151,7 +154,7 @@ class Condition:
 
 
 class Literal(str):
-    """A value in the text of a condition, which is read as what the field holds."""
+    """A value as written in the text of a condition; it is read as what the field holds."""
 
     __slots__ = ()
 
@@ -188,7 +191,7 @@ _NUMBER: Final = "number"
 
 
 def comparable(value: Any) -> tuple[_Kind, Any]:
-    """Return of what kind a value is, and what is compared of it."""
+    """Return the kind of a value, and the value to compare in its stead."""
     cls = type(value)
     if cls is Opaque:
         value = built(value)
@@ -200,8 +203,8 @@ def comparable(value: Any) -> tuple[_Kind, Any]:
         return "text", value.persistent_id
     if isinstance(value, (PurePath, UUID)):
         return "text", str(value)
-    if cls is ForeignMember:
-        return ("text" if type(value.told) is str else _NUMBER), value.told
+    if cls is UnknownMember:
+        return ("text" if type(value.value) is str else _NUMBER), value.value
     if isinstance(value, enum.Flag):
         return _NUMBER, value.value
     if isinstance(value, enum.Enum):
@@ -234,13 +237,13 @@ _KINDS: Final[dict[type, _Kind]] = {
 
 
 class _Exactly:
-    """A value of Python's."""
+    """A value that is compared as it is."""
 
     def __init__(self, value: Any) -> None:
         self.kind, self.value = comparable(value)
 
     def like(self, kind: _Kind, found: Any) -> Any:
-        """Return the value to compare *found* with, or MISSING if they are unlike."""
+        """Return the value to compare *found* with, or MISSING if they are of different kinds."""
         if kind == "null" or self.kind == "null":
             return self.value
         if kind != self.kind or (kind == "other" and type(found) is not type(self.value)):
@@ -249,24 +252,24 @@ class _Exactly:
 
 
 class _AsRead:
-    """A value in a text, which is read as what it is compared with."""
+    """A text that is read as a value of the kind that it is compared with."""
 
     def __init__(self, text: str) -> None:
         self._text = text
         self._now = datetime.now(UTC)
-        self._read: dict[Any, Any] = {}
+        self._values: dict[Any, Any] = {}
 
     def like(self, kind: _Kind, found: Any) -> Any:
-        """Return the value to compare *found* with, or MISSING if the text can't be read so."""
+        """Return the value to compare *found* with, or MISSING if the text isn't one of that kind."""
         if self._text == "null" and kind != "text":
             return None
         key = kind, type(found) if kind == _NUMBER else kind == "datetime" and found.tzinfo is None
-        if key not in self._read:
+        if key not in self._values:
             try:
-                self._read[key] = self._as(kind, found)
+                self._values[key] = self._as(kind, found)
             except (ValueError, ArithmeticError, OSError):
-                self._read[key] = MISSING
-        return self._read[key]
+                self._values[key] = MISSING
+        return self._values[key]
 
     def _as(self, kind: _Kind, found: Any) -> Any:
         text = self._text
@@ -295,7 +298,7 @@ _READERS: Final[dict[_Kind, Callable[[str], Any]]] = {
 
 
 def _number(text: str, cls: type) -> Any:
-    """Return the number of a text, for comparing with one of that class."""
+    """Return the number in a text, to be compared with a number of class *cls*."""
     if cls is Decimal or cls is Fraction:
         return cls(text)
     try:
@@ -320,7 +323,7 @@ def _compared(compare: Callable[[Any, Any], Any], found: Any, value: _Exactly | 
 
 
 def _equal(found: Any, value: _Exactly | _AsRead) -> bool | None:
-    """Return whether two values are equal; None if they are unlike."""
+    """Return whether two values are equal; None if they are of different kinds."""
     kind, found = comparable(found)
     other = value.like(kind, found)
     if other is MISSING:
@@ -329,8 +332,8 @@ def _equal(found: Any, value: _Exactly | _AsRead) -> bool | None:
 
 
 def _among(found: Any, several: list[_Exactly | _AsRead], *, negative: bool) -> bool:
-    told = [_equal(found, value) for value in several]
-    return any(told) != negative if any(one is not None for one in told) else False
+    equal = [same for value in several if (same := _equal(found, value)) is not None]
+    return bool(equal) and any(equal) != negative
 
 
 def _matches(found: Any, pattern: re.Pattern[str], *, negative: bool) -> bool:

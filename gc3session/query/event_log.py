@@ -1,6 +1,6 @@
-"""What has happened in a session: the events of all its tasks, in the order of time.
+"""The event log of a session: the events of all its tasks, in the order of time.
 
-An *event* is an entry of a task's history: since when it has been in which state.
+An *event* is an entry of a task's history: the time at which the task came into a state, and the state.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import time as clock
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
-from itertools import islice
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgpack
@@ -20,32 +20,32 @@ from ..records.values import TUPLE
 from ..system.external_sort import Sortable, in_order
 from ..system.number_set import Numbers
 from ..tasks import State
-from .histories import Histories, History
+from .histories import History, TaskHistories
 from .selection import Filters
 
 if TYPE_CHECKING:
-    from ..session.base import SessionBase
+    from ..index.index import Index
 
 UNKNOWN_TIME: Final = float("-inf")
 """The time of an event that has none; it comes before all others."""
 
 _FIRST: Final = datetime.min.replace(tzinfo=UTC).timestamp()
 _LAST: Final = datetime(9999, 12, 31, tzinfo=UTC).timestamp()
-_PAGE: Final = 1 << 12  # counts
-_GREAT: Final = 255  # stands for all counts that a byte can't hold
-_FEW: Final = 10_000  # last events that are kept in memory while all are read
-_SHARE: Final = 4  # looking takes at most one part in so many of the time
-_RARELY: Final = 20  # looking at all tasks: at most one part in so many
+_COUNTS_A_PAGE: Final = 1 << 12
+_LARGE: Final = 255  # stands in a byte for this count and all greater ones
+_MOST_IN_MEMORY: Final = 10_000  # last events that are kept in memory while all are read
+_LOOK_SPACING: Final = 4  # from one look to the next it takes at least so many times as long as the look took
+_WHOLE_SPACING: Final = 20  # the same from one look at all tasks to the next
 
 
 class LogEntry(NamedTuple):
-    """One event of one task.
+    """One event of one task, as `Session.log` gives it.
 
     Attributes:
-        time: since when the task has been in the state (UTC); None if that isn't known.
+        time: when the task came into the state (UTC); None if that isn't known.
         id: the task's ID.
         name: its jobname; None if it has none.
-        state: the state; None if the history has something else.
+        state: the state; None if the history has something else in its place.
     """
 
     time: datetime | None
@@ -55,35 +55,39 @@ class LogEntry(NamedTuple):
 
 
 def log(
-    session: SessionBase,
+    index: Index,
     wanted: Filters,
     last: int | None = None,
     interval: float | None = None,
+    alive: Callable[[], bool] = lambda: True,
     wait: Callable[[float], None] = clock.sleep,
 ) -> Iterator[LogEntry]:
     """Give the events of a session's tasks; see `SessionBase.log`.
 
     Args:
-        session: whose tasks.
+        index: of the session.
         wanted: states, a name, and times; nothing else of it is looked at.
-        last: how many events, the last ones; None for all.
+        last: how many events to give at first, the last ones; None for all.
         interval: seconds between two looks at the session; None to look once.
+        alive: returns whether the session is still where it was opened.
         wait: called with the seconds to wait until the next look.
+
+    Raise InvalidArgument if *last* or *interval* is out of range.
     """
     if last is not None and (type(last) is not int or last < 0):
         raise InvalidArgument(f"last must be how many events, not {last!r}")
     if interval is None:
-        return _Log(session, wanted, last)
+        return _Log(index, wanted, last)
     if not interval > 0:
         raise InvalidArgument(f"interval must be seconds between two looks, more than 0, not {interval!r}")
-    return _Following(session, wanted, last, interval, wait)
+    return _Following(index, wanted, last, interval, alive, wait)
 
 
 def _wanted(wanted: Filters, history: History, passed: int | None) -> Iterator[tuple[float, str | None]]:
-    """Give time and state of the wanted ones of a task's events.
+    """Give the times and states of those events of a task that are wanted.
 
-    *passed* is how many of them have been given, None if the task hasn't been seen; only then does
-    one without a history have an event, of unknown time: that it is in its state.
+    *passed* is how many of its events have been given; None if the task wasn't seen before.  A task
+    without a history has one event when it is first seen: its state, at an unknown time.
     """
     if wanted.name is not None and not wanted.name.search(history.name or ""):
         return
@@ -100,7 +104,7 @@ def _wanted(wanted: Filters, history: History, passed: int | None) -> Iterator[t
 
 
 def event_parts(event: Any) -> tuple[float, str | None]:
-    """Return the seconds and the state of an entry of a history, whatever it is."""
+    """Return the time, in seconds since 1970, and the state of an entry of a history, whatever it is."""
     if type(event) is msgpack.ExtType and event.code == TUPLE:
         event = msgpack.unpackb(event.data, strict_map_key=False, unicode_errors="surrogatepass")
     if type(event) is not list or len(event) != 2:
@@ -111,10 +115,10 @@ def event_parts(event: Any) -> tuple[float, str | None]:
 
 
 class _Log(Iterator[LogEntry]):
-    """The events of all tasks as they are now; what can't be read is raised first."""
+    """The events of all tasks as they are now, after a LoadError for each task that can't be read."""
 
-    def __init__(self, session: SessionBase, wanted: Filters, last: int | None) -> None:
-        self._session = session
+    def __init__(self, index: Index, wanted: Filters, last: int | None) -> None:
+        self._index = index
         self._wanted = wanted
         self._last = last
         self._entries: Iterator[Sortable] | None = None
@@ -129,13 +133,14 @@ class _Log(Iterator[LogEntry]):
         return LogEntry(datetime.fromtimestamp(seconds, UTC) if seconds > UNKNOWN_TIME else None, id_, name, state)
 
     def _first_look(self) -> Iterator[Sortable]:
-        histories = Histories(self._session)
+        self._index.ensure_open()
+        histories = TaskHistories(self._index)
         entries = _latest(self._events(histories.members(0)), self._last)
         self._failures.extend(histories.unreadable)
         return entries
 
     def _events(self, histories: Iterable[History]) -> Iterator[Sortable]:
-        """Give what is to be sorted: of equal times, those of the task that was added first come first."""
+        """Give what is sorted of each event; events at the same time are sorted by a running number."""
         number = 0
         for history in histories:
             for seconds, state in _wanted(self._wanted, history, self._passed(history)):
@@ -143,15 +148,15 @@ class _Log(Iterator[LogEntry]):
                 number += 1
 
     def _passed(self, history: History) -> int | None:
-        """Return how many events of a task have been given; None if it hasn't been seen."""
+        """Return how many events of a task have been given; None if it wasn't seen before."""
         return None
 
 
 def _latest(events: Iterator[Sortable], last: int | None) -> Iterator[Sortable]:
-    """Return events in order, only the *last* of them unless that is None."""
+    """Return events in order: the *last* ones, or all if that is None."""
     if last is None:
         return in_order(events)
-    if last <= _FEW:
+    if last <= _MOST_IN_MEMORY:
         return reversed(heapq.nlargest(last, events))
     count = 0
 
@@ -166,31 +171,34 @@ def _latest(events: Iterator[Sortable], last: int | None) -> Iterator[Sortable]:
 
 
 class _Following(_Log):
-    """The events of all tasks, and then those that come; it ends when the session is gone.
+    """The events of all tasks, and then those that are added; it ends when the session is gone.
 
     Each look reads the tasks that are new and those that were not TERMINATED when they were last
-    read, and now and then all tasks: one that had TERMINATED may go on.  How many events of each
-    task have been given is kept in a byte for each, so none is given twice, and none left out.
+    read.  A task that had TERMINATED may go on, too, so now and then all tasks are read.  A byte a
+    task holds how many of its events have been given, so none is given twice and none is left out.
     """
 
     def __init__(
         self,
-        session: SessionBase,
+        index: Index,
         wanted: Filters,
         last: int | None,
         interval: float,
+        alive: Callable[[], bool],
         wait: Callable[[float], None],
     ) -> None:
-        super().__init__(session, wanted, last)
+        super().__init__(index, wanted, last)
         self._interval = interval
+        self._alive = alive
         self._wait = wait
-        self._given = _Counts()
-        self._open = Numbers()  # those that were not TERMINATED when they were last read
+        self._given = _Counts()  # for each task that was seen: how many of its events were given, plus 1
+        self._active = Numbers()  # the tasks that were not TERMINATED when they were last read
         self._order = 0  # the greatest that has been read
-        self._told = Numbers()  # the unreadable ones that have been told of
-        self._state: tuple[int, int] | None = None  # of the store, at the last look
-        self._whole: tuple[int, int] | None = None  # of the store, when all tasks were looked at
-        self._whole_at = self._whole_took = self._took = 0.0
+        self._reported = Numbers()  # the unreadable tasks for which an exception was raised
+        self._version: tuple[int, int] | None = None  # of the session, at the last look
+        self._whole_version: tuple[int, int] | None = None  # of the session, at the last look at all tasks
+        self._whole_begin = 0.0  # when that began
+        self._whole_duration = self._duration = 0.0  # of it, and of the last look, in seconds
         self._ended = False
 
     def __next__(self) -> LogEntry:
@@ -207,86 +215,86 @@ class _Following(_Log):
                 raise
 
     def _first_look(self) -> Iterator[Sortable]:
-        return self._look(self._state_now(), whole=True, last=self._last)
+        return self._look(self._newest_version(), whole=True, last=self._last)
 
     def _next_look(self) -> Iterator[Sortable]:
         """Wait until something has changed, or until the session is gone, and look."""
         while True:
-            self._wait(max(self._interval, (_SHARE - 1) * self._took))
-            if not self._session._is_there():
+            self._wait(max(self._interval, (_LOOK_SPACING - 1) * self._duration))
+            if not self._alive():
                 self._ended = True
-                try:  # what was written before it went, from the files that are still open
-                    return self._look(self._state_now(), whole=True)
+                try:  # to read what was written before the session went, from the files that are still open
+                    return self._look(self._newest_version(), whole=True)
                 except Error:  # this program has closed them
                     return iter(())
-            state = self._state_now()
-            if state != self._whole and clock.monotonic() - self._whole_at > (_RARELY - 1) * self._whole_took:
-                return self._look(state, whole=True)
-            if state != self._state:
-                return self._look(state, whole=False)
+            version = self._newest_version()
+            since_whole = clock.monotonic() - self._whole_begin
+            if version != self._whole_version and since_whole > (_WHOLE_SPACING - 1) * self._whole_duration:
+                return self._look(version, whole=True)
+            if version != self._version:
+                return self._look(version, whole=False)
 
-    def _state_now(self) -> tuple[int, int]:
-        """Return what is different after each change of the session."""
-        session, store = self._session, self._session.store
-        session._ensure_open()
+    def _newest_version(self) -> tuple[int, int]:
+        """Return what is different after each change of the session, in the store or in the batch."""
+        self._index.ensure_open()
+        store = self._index.store
         with store.lock, store.reading() as reader:
             return reader.serial, store.batch.version
 
-    def _look(self, state: tuple[int, int], *, whole: bool, last: int | None = None) -> Iterator[Sortable]:
-        """Return the events that have not been given yet, in order; *state* is that of the store before."""
+    def _look(self, version: tuple[int, int], *, whole: bool, last: int | None = None) -> Iterator[Sortable]:
+        """Return the events that have not been given yet, in order.
+
+        *version* is that of the session before the look, so what changes meanwhile is seen at the next one.
+        """
         begin = clock.monotonic()
-        self._state = state
-        before, self._open = self._open, Numbers()
+        self._version = version
+        before, self._active = self._active, Numbers()
         if whole:
-            self._whole, self._whole_at = state, begin
-            histories = Histories(self._session)
+            self._whole_version, self._whole_begin = version, begin
+            histories = TaskHistories(self._index)
             found = histories.members(0)
         else:
-            histories = Histories(self._session, lambda n: n not in before and self._given.get(n) > 0)
-            found = self._changing(histories, before)
+            histories = TaskHistories(self._index, lambda n: n not in before and self._given.get(n) > 0)
+            found = chain(histories.of(chain.from_iterable(before.chunks(512))), histories.members(self._order))
         entries = _latest(self._events(found), last)
         self._order = histories.last
-        self._took = clock.monotonic() - begin
+        self._duration = clock.monotonic() - begin
         if whole:
-            self._whole_took = self._took
+            self._whole_duration = self._duration
         for failure in histories.unreadable:
-            number = self._session.store.number_of(failure.id)
-            if number not in self._told:
-                self._told.add(number)
+            number = self._index.store.number_of(failure.id)
+            if number not in self._reported:
+                self._reported.add(number)
                 self._failures.append(failure)
         return entries
-
-    def _changing(self, histories: Histories, numbers: Numbers) -> Iterator[History]:
-        yield from histories.of(numbers.chunks(512))
-        yield from histories.members(self._order)
 
     def _passed(self, history: History) -> int | None:
         number = history.number
         passed = self._given.get(number) - 1
         self._given.set(number, len(history.events) + 1)
         if history.state != State.TERMINATED:
-            self._open.add(number)
+            self._active.add(number)
         return None if passed < 0 else passed
 
 
 class _Counts:
-    """A count for each N, which takes a byte near those that have one; 0 for all others."""
+    """A count for each N, 0 until it is set; it takes a byte for each number near one whose count is set."""
 
     def __init__(self) -> None:
         self._pages: dict[int, bytearray] = {}
-        self._great: dict[int, int] = {}
+        self._large: dict[int, int] = {}
 
     def get(self, number: int) -> int:
         """Return the count of N."""
-        page = self._pages.get(number // _PAGE)
-        count = 0 if page is None else page[number % _PAGE]
-        return count if count < _GREAT else self._great[number]
+        page = self._pages.get(number // _COUNTS_A_PAGE)
+        count = 0 if page is None else page[number % _COUNTS_A_PAGE]
+        return count if count < _LARGE else self._large[number]
 
     def set(self, number: int, count: int) -> None:
         """Set the count of N."""
-        page = self._pages.get(number // _PAGE)
+        page = self._pages.get(number // _COUNTS_A_PAGE)
         if page is None:
-            page = self._pages[number // _PAGE] = bytearray(_PAGE)
-        page[number % _PAGE] = min(count, _GREAT)
-        if count >= _GREAT:
-            self._great[number] = count
+            page = self._pages[number // _COUNTS_A_PAGE] = bytearray(_COUNTS_A_PAGE)
+        page[number % _COUNTS_A_PAGE] = min(count, _LARGE)
+        if count >= _LARGE:
+            self._large[number] = count

@@ -1,4 +1,4 @@
-"""Paths to what is inside a task: `extra.runtimeInSeconds`, `history.-1.1`, `LAST EVENT`."""
+"""Paths to values inside a task: `extra.runtimeInSeconds`, `history.-1.1`, `LAST EVENT`."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import attrs
 
 from ..errors import InvalidArgument, LoadError
 from ..records.codec import extras_of
-from ..records.unbuilt import ForeignObject, built
+from ..records.unbuilt import UnknownObject, built
 from ..records.values import Opaque
 from ..store.record_view import StoredReference, StoredTask
 from ..tasks import Persistable, class_tag, field_names
 
 MISSING: Final = object()
-"""What a path leads to that leads to nothing."""
+"""What a path leads to if the task has no such field."""
 
 _PART: Final = r""""[^"]*"|'[^']*'|[^\s.,=<>!~'"]+"""
 PATTERN: Final = rf"LAST EVENT|(?:{_PART})(?:\.(?:{_PART}))*"
@@ -29,17 +29,17 @@ Root = Persistable | StoredTask
 
 @attrs.frozen
 class FieldPath:
-    """A path from a task to something in it.
+    """A path from a task to a value inside it.
 
-    The parts of its text stand between dots: first the name of a field, then keys of dicts,
-    fields of objects, numbers of items in lists and tuples (from 0; from the end, -1 is the
-    last).  A part may be quoted, as `extra."a.b"`.  ID, CLASS, NAME, STATE and LAST EVENT, in
-    capitals, are the task's ID and class, its `jobname` and `state`, and the time of its last
-    event.
+    Its parts are separated by dots.  The first one is the name of a field; each other one is a key
+    of a dict, a field of an object, or the number of an item of a list or tuple (0 is the first one,
+    -1 the last).  A part may be quoted, as in `extra."a.b"`.  ID, CLASS, NAME, STATE and LAST EVENT,
+    in capitals, are the task's ID, the tag of its class, its `jobname`, its `state`, and the time of
+    its last event.
 
     Attributes:
-        text: as it was written.
-        parts: each with whether it was quoted.
+        text: the path as it was written.
+        parts: each part, and whether it was quoted.
     """
 
     text: str = attrs.field(eq=False)
@@ -60,7 +60,7 @@ class FieldPath:
         return cls(text, tuple((p[1:-1], True) if p[0] in "'\"" else (p, False) for p in parts))
 
     def of(self, task: Root) -> Any:
-        """Return what the path leads to from a task, or MISSING."""
+        """Return the value that the path leads to from a task, or MISSING."""
         (first, quoted), *rest = self.parts
         if not quoted and first in _SPECIAL:
             return _SPECIAL[first](task) if not rest else MISSING
@@ -73,7 +73,7 @@ class FieldPath:
 
 
 def _field(task: Any, name: str) -> Any:
-    """Return the field of that name of an object that has fields, or MISSING."""
+    """Return the value of a field of a task or an attrs object, or MISSING."""
     if type(task) is StoredTask:
         return task.fields.get(name, MISSING)
     if name in field_names(type(task)):
@@ -82,7 +82,7 @@ def _field(task: Any, name: str) -> Any:
 
 
 def _inside(value: Any, part: str, quoted: bool) -> Any:
-    """Return what a part of a path leads to from a value, or MISSING."""
+    """Return the value inside *value* that one part of a path leads to, or MISSING."""
     if type(value) is Opaque:
         value = built(value)
     cls = type(value)
@@ -93,7 +93,7 @@ def _inside(value: Any, part: str, quoted: bool) -> Any:
     if cls is list or cls is tuple:
         number = None if quoted else _number(part)
         return value[number] if number is not None and -len(value) <= number < len(value) else MISSING
-    if cls is ForeignObject:
+    if cls is UnknownObject:
         return value.fields.get(part, MISSING)
     if cls is StoredReference:
         try:
@@ -123,7 +123,7 @@ def last_event(task: Root) -> float | None:
 
 
 def tag_of(task: Root) -> str:
-    """Return the tag of the class of a task's record."""
+    """Return the tag of the class in a task's record, or of its class if it was never stored."""
     if isinstance(task, StoredTask):
         return task.schema.tag
     schema = extras_of(task)[0]

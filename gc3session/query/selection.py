@@ -1,83 +1,52 @@
-"""The tasks of a session, as iterators and as a mapping; nothing is read before it is asked for."""
+"""The tasks of a session that fit what is asked for, as an iterator that reads some at a time."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from itertools import chain
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import attrs
 
 from ..errors import CorruptRecord, InvalidArgument, LoadError
 from ..format.frame import schema_number_or_0
 from ..format.schema import Schema
-from ..index.entries import Entry
-from ..index.index import CHUNK, Index
+from ..index.pages import Pages
 from ..store.record_view import StoredTask, StoredTasks, UnreadableTask
-from ..store.store import Store
-from ..tables.interface import Reader
 from ..tasks import Persistable, class_tag, stamp_of
 from .conditions import Condition
 from .field_path import last_event
 from .times import aware
 
 if TYPE_CHECKING:
-    pass
-
-
-class Tasks(Iterator[Any]):
-    """The tasks of an index, read some at a time."""
-
-    def __init__(self, store: Store, index: Index) -> None:
-        self._store = store
-        self._index = index
-        self._after = 0
-        self._ready: list[Persistable | LoadError] = []
-
-    def __next__(self) -> Any:
-        while True:
-            while self._ready:
-                task = self._ready.pop()
-                if isinstance(task, LoadError):
-                    raise task
-                if stamp_of(task) is not None:  # it may have been removed meanwhile
-                    return task
-            self._read()
-
-    def _read(self) -> None:
-        store = self._store
-        while not self._ready:
-            with store.lock:
-                with store.reading() as reader:
-                    entries = self._index.chunk(reader, self._after)
-                    records = store.records(reader, entries)
-                if not entries:
-                    raise StopIteration
-                self._ready = store.objects(entries, records)
-            self._ready.reverse()
-            self._after = entries[-1][0]
-
-
-# -- selecting ----------------------------------------------------------------
+    from ..index.entries import Entry
+    from ..index.index import Index
+    from ..tables.interface import Reader
 
 Names = str | Collection[str]
 Kinds = str | type[Persistable] | Collection[str | type[Persistable]]
 Time = datetime | timedelta | str
 Where = str | Condition | Iterable[str | Condition]
 
+Page = TypeVar("Page")
+
+_FIRST_PAGE: Final = 16  # entries: a few tasks of a selection are often enough
+
 
 @attrs.frozen
 class Filters:
-    """What is asked of tasks; all of it must hold.
+    """What is asked of tasks; a task fits if all of it holds.
 
     Attributes:
-        states: one of which they must be in; None for any.
-        name, id: regular expressions that are searched for in the jobname and the ID.
-        kinds: tags or names of classes, one of which must be theirs.
-        where: conditions on their fields.
-        since, before: seconds since 1970 between which their last event must be.
-        fields: values that the fields of those names must have.
+        states: the task is in one of these; None for any.
+        name, id: regular expressions that are found in its jobname and its ID; None for any.
+        kinds: one of these is the tag or the name of its class; None for any.
+        where: conditions that it fulfils.
+        since, before: its last event was at or after the one and before the other, in seconds since
+            1970; None for any time.
+        fields: its fields of these names have these values.
     """
 
     states: frozenset[str] | None
@@ -91,28 +60,27 @@ class Filters:
 
     @property
     def need_records(self) -> bool:
-        """Whether the index doesn't tell alone which tasks fit."""
+        """Whether records must be read to know which tasks fit; the index knows only IDs and states."""
         return self.kinds is not None or self.need_fields
 
     @property
     def need_fields(self) -> bool:
-        """Whether the fields of a task tell whether it fits, beside its class."""
-        return bool(
-            self.name is not None or self.where or self.since is not None or self.before is not None or self.fields
-        )
+        """Whether the values of a record must be read, not only its class."""
+        asked = (self.name, self.since, self.before)
+        return bool(self.where or self.fields) or any(one is not None for one in asked)
 
     @property
     def read_states(self) -> frozenset[str] | None:
-        """The states in the index that have all tasks that can fit; None for all."""
-        told = [states for condition in self.where if (states := condition.states()) is not None]
-        if not told:
+        """The states in which the index has all tasks that can fit; None for all states."""
+        by_condition = [states for condition in self.where if (states := condition.states()) is not None]
+        if not by_condition:
             return self.states
-        wanted = frozenset.intersection(*told)
         # A persistable that is no task may have a field `state`; in the index its state is ''.
-        return wanted | {""} if self.states is None else self.states & (wanted | {""})
+        wanted = frozenset.intersection(*by_condition) | {""}
+        return wanted if self.states is None else self.states & wanted
 
     def fit_schema(self, schema: Schema) -> bool:
-        """Return whether a schema is of one of the classes."""
+        """Return whether a schema is that of one of the wanted classes."""
         if self.kinds is None:
             return True
         qualified = schema.tag.partition(":")[2]
@@ -120,7 +88,7 @@ class Filters:
         return not self.kinds.isdisjoint(names)
 
     def fit_fields(self, task: Persistable | StoredTask) -> bool:
-        """Return whether the fields of a task fit."""
+        """Return whether what the fields of a task hold fits."""
         if self.name is not None:
             jobname = _field(task, "jobname")
             if not isinstance(jobname, str) or not self.name.search(jobname):
@@ -136,7 +104,7 @@ class Filters:
         return all(_same(_field(task, field), value) for field, value in self.fields.items())
 
     def fit(self, task: StoredTask) -> bool:
-        """Return whether a task fits, as far as its record tells."""
+        """Return whether a task fits by its ID, state, class and fields, as they are in its record."""
         if self.id is not None and not self.id.search(task.persistent_id):
             return False
         if self.states is not None and _field(task, "state") not in self.states:
@@ -154,7 +122,7 @@ def _field(task: Persistable | StoredTask, name: str) -> Any:
 def _same(a: Any, b: Any) -> bool:
     try:
         return a is b or bool(a == b)
-    except (TypeError, ValueError, MemoryError):  # such as of arrays, whose `==` is no yes or no
+    except (TypeError, ValueError, MemoryError):  # such as for arrays, which `==` compares item by item
         return False
 
 
@@ -168,7 +136,7 @@ def filters(
     before: Time | None = None,
     fields: dict[str, Any] | None = None,
 ) -> Filters:
-    """Return what is asked for by the arguments of `select`.  Raise InvalidArgument for a wrong one."""
+    """Return the filters that the arguments of `Session.select` mean.  Raise InvalidArgument for a wrong one."""
     states = None if state is None else frozenset([state] if isinstance(state, str) else state)
     if states is not None and not all(isinstance(one, str) for one in states):
         raise InvalidArgument(f"state must be a str or several, such as 'RUNNING', not {state!r}")
@@ -203,123 +171,96 @@ def _kinds(kind: Kinds) -> frozenset[str]:
     return frozenset(one if isinstance(one, str) else class_tag(one) for one in several)
 
 
-# Of a selection a few are often enough, so it begins with few.
-_FIRST = 16
-
-
-def _next_size(size: int) -> int:
-    return min(2 * size, CHUNK)
-
-
-def _id_of(task: StoredTask | UnreadableTask) -> str:
-    if isinstance(task, UnreadableTask):
-        raise task.error
-    return task.persistent_id
-
-
 class Selected(Iterator[Any]):
-    """The tasks that fit what is asked for, in the order of adding; see `SessionBase.select`.
+    """The tasks that fit what `Session.select` was asked for, in the order of adding.
 
-    A task whose record can't be read raises LoadError; the iterator goes on after it.
+    It is an iterator of the tasks as objects, each read when its turn comes; `ids` and `stored` give
+    their IDs, or what their records have, instead.  A task whose record can't be read raises
+    LoadError, and the iterator goes on after it.  All of them raise ClosedError once the store has
+    been closed.
 
     Attributes:
-        filters: what is asked for.
+        filters (Filters): what was asked for.
     """
 
-    def __init__(self, store: Store, index: Index, filters: Filters) -> None:
-        self._store = store
-        self._index = index
+    def __init__(self, index: Index, filters: Filters, first_page: int = _FIRST_PAGE) -> None:
         self.filters = filters
-        self._states = filters.read_states
-        self._tasks = StoredTasks(store)
-        self._after = 0
-        self._size = _FIRST
-        self._ready: list[Persistable | LoadError] = []
+        self._index = index
+        self._store = index.store
+        self._first_page = first_page
+        self._tasks = StoredTasks(index.store)
+        self._pages = self._paged(self._with_records)
+        self._fits = filters.fit_fields if filters.need_fields else None
+        self._ready: list[Persistable | LoadError] = []  # the last one is the next one
+        self._given: list[Persistable] = []  # of the page, which the caller may change
+
+    def _paged(self, read: Callable[[Reader, list[Entry]], Page]) -> Pages[Page]:
+        return Pages(self._index, read, states=self.filters.read_states, size=self._first_page)
 
     def __next__(self) -> Any:
+        ready, fits = self._ready, self._fits
         while True:
-            while self._ready:
-                task = self._ready.pop()
+            while ready:
+                task = ready.pop()
                 if isinstance(task, LoadError):
                     raise task
-                if stamp_of(task) is not None and self.filters.fit_fields(task):  # it may have been removed
+                # It may have been removed since it was read.
+                if stamp_of(task) is not None and (fits is None or fits(task)):
                     return task
-            if not self._read():
-                raise StopIteration
+            after = self._pages.after
+            with self._store.lock:  # no record changes between its reading and the making of the object
+                self._store.let_go(self._given)
+                try:
+                    ready, self._given = self._store.objects(*next(self._pages))
+                except BaseException:
+                    self._pages.after = after  # the next call reads this page again
+                    raise
+            ready.reverse()
+            self._ready = ready
 
-    def _read(self) -> bool:
-        """Read the next ones; return whether there were any."""
-        store = self._store
-        with store.lock:
-            with store.reading() as reader:
-                chunk = self._chunk(reader, self._after, self._size)
-                if not chunk:
-                    return False
-                entries, records = self._with_records(reader, chunk)
-            self._ready = store.objects(entries, records)
-        self._ready.reverse()
-        self._after, self._size = chunk[-1][0], _next_size(self._size)
-        return True
+    def __del__(self) -> None:
+        given = getattr(self, "_given", None)
+        if given:  # the caller has left the loop, and may have changed the last ones
+            self._store.remember(given)
 
     def ids(self) -> Iterator[str]:
-        """Give the IDs of the tasks instead, from the first one.
+        """Give the IDs of the tasks that fit, from the first one.
 
-        Records are read only if the fields or the class tell which tasks fit; one that can't be
+        Records are read only if the fields or the class decide which tasks fit; one that can't be
         read raises LoadError then, and the iterator goes on after it.
         """
-        return map(_id_of, self.stored()) if self.filters.need_records else self._ids_in_index()
-
-    def _ids_in_index(self) -> Iterator[str]:
-        after, size = 0, _FIRST
-        while True:
-            with self._store.lock, self._store.reading() as reader:
-                chunk = self._chunk(reader, after, size)
-                if not chunk:
-                    return
-                found = self._ids(reader, self._of_ids(reader, chunk))
-            yield from found
-            after, size = chunk[-1][0], _next_size(size)
+        if self.filters.need_records:
+            return map(_id_of, self.stored())
+        return chain.from_iterable(self._paged(self._page_of_ids))
 
     def stored(self) -> Iterator[StoredTask | UnreadableTask]:
-        """Give the tasks as their records have them, from the first one; no objects are made.
+        """Give the tasks that fit as their records have them, from the first one; no objects are made.
 
-        An UnreadableTask stands in the place of one whose record can't be read: it may fit.
+        An UnreadableTask stands for a task whose record can't be read: it may fit.
         """
-        store = self._store
-        after, size = 0, _FIRST
-        while True:
-            with store.lock, store.reading() as reader:
-                chunk = self._chunk(reader, after, size)
-                if not chunk:
-                    return
-                entries, records = self._with_records(reader, chunk)
+        fits = self._fits
+        for entries, records in self._paged(self._with_records):
             for task in self._tasks.of(entries, records):
-                if isinstance(task, UnreadableTask) or self.filters.fit_fields(task):
+                if fits is None or isinstance(task, UnreadableTask) or fits(task):
                     yield task
-            after, size = chunk[-1][0], _next_size(size)
 
-    def _chunk(self, reader: Reader, after: int, size: int) -> list[Entry]:
-        """Return the next entries in the wanted states; none means that there are no more."""
-        if self._states is None:
-            return self._index.chunk(reader, after, size)
-        # Each gives its next ones, so the first ones of all are among these.
-        found = [self._index.chunk_in_state(reader, state, after, size) for state in self._states]
-        return found[0] if len(found) == 1 else sorted(entry for some in found for entry in some)[:size]
+    def _page_of_ids(self, reader: Reader, entries: list[Entry]) -> list[str]:
+        return self._ids(reader, self._of_ids(reader, entries))
 
-    def _with_records(self, reader: Reader, chunk: list[Entry]) -> tuple[list[Entry], list[bytes | None]]:
+    def _with_records(self, reader: Reader, entries: list[Entry]) -> tuple[list[Entry], list[bytes | None]]:
         """Return those entries that fit by ID and class, with their records."""
-        entries = self._of_ids(reader, chunk)
+        entries = self._of_ids(reader, entries)
         records = self._tasks.records(reader, entries)
         if self.filters.kinds is None:
             return entries, records
         kept = [pair for pair in zip(entries, records, strict=True) if pair[1] and self._of_kinds(reader, pair[1])]
         return [entry for entry, _ in kept], [record for _, record in kept]
 
-    def _of_ids(self, reader: Reader, chunk: list[Entry]) -> list[Entry]:
+    def _of_ids(self, reader: Reader, entries: list[Entry]) -> list[Entry]:
         pattern = self.filters.id
         if pattern is None:
-            return chunk
-        ids = zip(chunk, self._ids(reader, chunk), strict=True)
+            return entries
+        ids = zip(entries, self._ids(reader, entries), strict=True)
         return [entry for entry, id_ in ids if pattern.search(id_)]
 
     def _ids(self, reader: Reader, entries: list[Entry]) -> list[str]:
@@ -330,4 +271,10 @@ class Selected(Iterator[Any]):
         try:
             return self.filters.fit_schema(self._store.schemas.get(schema_number_or_0(record), reader))
         except CorruptRecord:
-            return True  # it can't be told; the reading of it tells why
+            return True  # its class isn't known; decoding the record raises what is wrong with it
+
+
+def _id_of(task: StoredTask | UnreadableTask) -> str:
+    if isinstance(task, UnreadableTask):
+        raise task.error
+    return task.persistent_id

@@ -20,7 +20,7 @@ _PART: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([a-z]+)\s*")
 
 
 def duration(text: str) -> timedelta:
-    """Return the time span of a text such as '90s', '1h30m' or '2 days'.  Raise InvalidArgument if it is none."""
+    """Return the time span that a text such as '90s', '1h30m' or '2 days' means.  Raise InvalidArgument for another."""
     rest = text.strip().lower()
     seconds, place = 0.0, 0
     while place < len(rest):
@@ -34,16 +34,16 @@ def duration(text: str) -> timedelta:
     try:
         return timedelta(seconds=seconds)
     except OverflowError as error:
-        raise InvalidArgument(f"{text!r} is longer than any time that is known") from error
+        raise InvalidArgument(f"{text!r} is too long for a time span") from error
 
 
 def moment(text: str, now: datetime | None = None) -> datetime:
-    """Return the time that a text means, naive (local time) if it is a date and time without a zone.
+    """Return the time that a text means: naive, which is local time, for a date without a zone, today and yesterday.
 
     Args:
-        text: a date, or date and time, in ISO 8601; 'now', 'today' or 'yesterday' (when the day
-            began); or a time span with or without 'ago'.
-        now: from which the latter count; the present if it is None.
+        text: a date, or a date and time, in ISO 8601; 'now'; 'today' or 'yesterday', which mean the
+            beginning of the day; or a time span before now, with or without 'ago'.
+        now: the time that counts as now; the present if it is None.
 
     Raise InvalidArgument if it is none of these.
     """
@@ -68,7 +68,10 @@ def moment(text: str, now: datetime | None = None) -> datetime:
 
 
 def aware(time: datetime | timedelta | str, now: datetime | None = None) -> datetime:
-    """Return a time with its zone: a naive one is local time, a time span is so long ago."""
+    """Return a time in UTC: a naive datetime is local time, a timedelta or time span is that long ago.
+
+    Raise InvalidArgument if it isn't a time, or is too near to the end of the calendar.
+    """
     if isinstance(time, timedelta):
         time = (now or datetime.now(UTC)) - time
     elif not isinstance(time, datetime):
@@ -80,4 +83,4 @@ def aware(time: datetime | timedelta | str, now: datetime | None = None) -> date
     try:
         return time.astimezone(UTC)
     except (ValueError, OverflowError, OSError) as error:  # at the ends of the calendar
-        raise InvalidArgument(f"{time} can't be told in UTC: it is at the end of the calendar") from error
+        raise InvalidArgument(f"{time} has no time in UTC: it is at the end of the calendar") from error

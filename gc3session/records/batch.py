@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import MutableMapping
 from typing import Any
 
-from ..tasks import Persistable, Stamp, restamp
+from ..tasks import Origin, Persistable, Stamp, restamp
 
 REMOVED = b""
 """In place of a record: it is to be removed."""
@@ -24,14 +24,13 @@ class Batch:
             have no base.
         bytes: of memory that all this takes, about.
         version: another one after each change, of what is staged in indexes, too.
-        edits: another one after each change that does more than add new records.
         journal: what undoes the changes since the outermost unit began: mapping, key, value
             before; or None, object, its stamp before.  None outside of units.
     """
 
     def __init__(self) -> None:
         self.journal: list[tuple[Any, Any, Any]] | None = None
-        self.version = self.edits = 0
+        self.version = 0
         self.clear()
 
     def clear(self) -> None:
@@ -40,13 +39,9 @@ class Batch:
         self.states: dict[int, str] = {}
         self.bases: dict[int, tuple[int, str]] = {}
         self.bytes = 0
-        self._edited()
+        self.version += 1
         if self.journal is not None:
             self.journal.clear()
-
-    def _edited(self) -> None:
-        self.version += 1
-        self.edits += 1
 
     def stage(self, number: int, record: bytes, state: str, base: tuple[int, str] | None) -> None:
         """Put a record into the batch."""
@@ -74,7 +69,7 @@ class Batch:
 
     def set_item(self, mapping: MutableMapping[Any, Any], key: Any, value: Any) -> None:
         """Set an item of any mapping, or delete it (None), so that it can be undone."""
-        self._edited()
+        self.version += 1
         if self.journal is not None:
             self.journal.append((mapping, key, mapping.get(key)))
         if value is None:
@@ -82,7 +77,7 @@ class Batch:
         else:
             mapping[key] = value
 
-    def restamp(self, obj: Persistable, stamp: Stamp | None) -> None:
+    def restamp(self, obj: Persistable, stamp: Stamp | Origin | None) -> None:
         """Set what a store knows of an object, so that it can be undone."""
         if self.journal is not None:
             self.journal.append((None, obj, getattr(obj, "_stamp", None)))
@@ -92,7 +87,7 @@ class Batch:
         """Undo all changes since the journal had *mark* entries."""
         journal = self.journal
         assert journal is not None
-        self._edited()
+        self.version += 1
         while len(journal) > mark:
             mapping, key, before = journal[-1]
             if mapping is None:

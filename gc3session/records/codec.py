@@ -70,10 +70,11 @@ class Layout:
     def checked_values(self, obj: Persistable) -> list[Any]:
         """Return the values of an object.  Raise UnstorableValue if it lacks one, or has more than its fields."""
         for name in self._beside:
-            extra = (
+            found = (
                 vars(obj).keys() - {*self.fields} if name == "__dict__" else {name} if hasattr(obj, name) else ()
             )
-            extra = [one for one in extra if not hasattr(getattr(self.cls, one, None), "__set_name__")]
+            # A cached property stands there, too: it can be computed again.
+            extra = [one for one in found if not hasattr(getattr(self.cls, one, None), "__set_name__")]
             if extra:
                 raise UnstorableValue(
                     f"{self.cls.__qualname__}.{min(extra)} is not a field and would be lost: declare it in the class,"
@@ -171,11 +172,10 @@ def fill(obj: Persistable, schema: Schema, values: list[Any], revision: int) -> 
                 setattr(obj, name, fields[name])
     finally:
         obj.__class__ = cls
-    set_default = layout.twin.__setattr__
     for name in missing:
-        set_default(obj, name, _default(cls, name, obj))
+        object.__setattr__(obj, name, _default(cls, name, obj))
     state = obj.state if isinstance(obj, Task) else ""
-    set_stamp(obj, stamp._replace(revision=revision, state=state, schema=schema, leftover=leftover))  # type: ignore[call-arg]
+    set_stamp(obj, stamp._replace(revision=revision, state=state, schema=schema, leftover=leftover))
 
 
 def take_over(obj: Persistable, other: Persistable) -> None:

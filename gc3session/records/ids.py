@@ -1,4 +1,4 @@
-"""The IDs of many objects."""
+"""IDs, `ClassName.N`: many of them in little memory, and what they consist of."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from ..tasks import get_stamp
 
 
 class IDs(Sequence[str]):
-    """The IDs of many objects; those that follow one another take no memory each."""
+    """A sequence of IDs; however many consecutive ones take no more memory than one of them."""
 
     def __init__(self) -> None:
-        self._runs: list[tuple[str, int, int]] = []  # name, first N, end
+        self._runs: list[tuple[str, int, int]] = []  # name, first N, N after the last
         self._length = 0
 
     def append(self, name: str, first: int, end: int) -> None:
-        """Add the IDs of the records from N *first* to before *end*."""
+        """Add the IDs of that *name* from N *first* to the one before *end*."""
         if self._runs and self._runs[-1][0] == name and self._runs[-1][2] == first:
             self._runs[-1] = (name, self._runs[-1][1], end)
         else:
@@ -26,7 +26,7 @@ class IDs(Sequence[str]):
         self._length += end - first
 
     def extend(self, objs: Sequence[Any]) -> None:
-        """Add the IDs of objects that have one."""
+        """Add the IDs of objects that have been stored."""
         if objs:
             first, last = objs[0], objs[-1]
             same = all(type(obj) is type(first) for obj in objs)
@@ -67,14 +67,14 @@ class IDs(Sequence[str]):
 
 
 def all_ids(ids: Iterable[str]) -> list[str]:
-    """Return some IDs as a list.  Raise InvalidArgument for a lone str, which is a sequence, too."""
+    """Return some IDs as a list.  Raise InvalidArgument for a lone ID: as a str it is iterable, too."""
     if isinstance(ids, str):
         raise InvalidArgument(f"a collection of IDs is needed, not the str {ids!r}; write [{ids!r}]")
     return list(ids)
 
 
 def parse_id(id_: object) -> tuple[str, int] | None:
-    """Return the class name and N of an ID, or None if it can't be one."""
+    """Return the class name and the N of an ID, or None if *id_* isn't one."""
     if not isinstance(id_, str):
         return None
     name, dot, digits = id_.rpartition(".")

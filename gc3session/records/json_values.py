@@ -1,19 +1,19 @@
-"""Values of records as JSON, and back, without loss and without their classes.
+"""The values in records as JSON, and back, without loss and without their classes.
 
-None, bool, int of 64 bits, finite floats, str, list and dict with str keys are JSON's own.
-Whatever else is an object with one key, which begins with `$`::
+None, a bool, an int of 64 bits, a finite float, a str, a list and a dict with str keys are written
+as JSON has them.  Any other value is an object with one key, which begins with `$`::
 
-    {"$float": "nan"}            also "inf", "-inf"; of another nan its 8 bytes in hexadecimal
-    {"$str": base64}             of the UTF-8 of a str that has lone surrogates
+    {"$float": "nan"}            also "inf" and "-inf"; the 8 bytes of any other nan in hexadecimal
+    {"$str": base64}             a str that has lone surrogates: its UTF-8
     {"$bytes": base64}
-    {"$dict": [[key, value], ...]}   a dict with other keys than str, or that looks like one of these
-    {"$ref": N}                  a reference
-    {"$int": "123..."}           an int of more than 64 bits, in decimal digits
+    {"$dict": [[key, value], ...]}   a dict whose keys aren't all str, or that looks like one of these
+    {"$ref": N}                  a reference to record N
+    {"$int": "123..."}           an int of more than 64 bits: its decimal digits
     {"$uuid": "1f0c..."}         32 hexadecimal digits
-    {"$tuple": [item, ...]}      and so on, see TAGS: what the extension's data are in msgpack
-    {"$ext": [code, base64]}     an extension that is none of these, or not what its code says
+    {"$tuple": [item, ...]}      an extension whose data are msgpack: these data; the other keys are in TAGS
+    {"$ext": [code, base64]}     any other extension, and one whose data aren't what its code says
 
-There is one way to write each value, so that equal records give equal text.
+Each value is written in one way only, so equal records give equal text.
 """
 
 from __future__ import annotations
@@ -70,17 +70,17 @@ TAGS: Final = {
 """The keys for the extensions whose data are msgpack."""
 
 MAX_NESTED: Final = 200
-"""How deep the arrays and objects of a value's JSON may be nested: other JSON parsers take no more."""
+"""How deep arrays and objects may be nested in the JSON of a value: other parsers of JSON take no more."""
 
 _CODES: Final = {tag: code for code, tag in TAGS.items()}
 _NAN: Final = struct.pack(">d", math.nan)
 _TIMESTAMP: Final = -1  # msgpack's own extension
 _UNREADABLE: Final = (ValueError, TypeError, msgpack.UnpackException)
-_NOT_SHORT: Final = (*_UNREADABLE, LookupError, RecursionError)
+_NOT_QUICK: Final = (*_UNREADABLE, LookupError, RecursionError)
 
 
 class Extension:
-    """An extension that is equal to itself alone: as keys of a dict, two nan tuples stay two."""
+    """An extension, which is equal only to itself: so two nan tuples stay two keys of a dict."""
 
     __slots__ = ("code", "data")
 
@@ -93,14 +93,14 @@ _unpack_strictly: Any = functools.partial(msgpack.unpackb, strict_map_key=True, 
 
 
 class NotJSON(Exception):
-    """A value has no JSON here: it is nested too deep, or its bytes are not a value."""
+    """A value can't be written as JSON: it is nested too deep, or its bytes aren't those of a value."""
 
 
 # -- msgpack -> JSON ----------------------------------------------------------
 
 
 def unpack(data: bytes) -> Any:
-    """Return the value of msgpack bytes, extensions left as they are.  Raise NotJSON if it is none."""
+    """Return the value of msgpack bytes, with an `Extension` for each extension.  Raise NotJSON if they have none."""
     try:
         return msgpack.unpackb(data, strict_map_key=False, unicode_errors="surrogatepass", ext_hook=Extension)
     except (*_UNREADABLE, RecursionError) as error:
@@ -108,9 +108,9 @@ def unpack(data: bytes) -> Any:
 
 
 def shown(value: Any, depth: int = 0) -> Any:
-    """Return what `json` writes for a value of `unpack`, which stands in *depth* arrays and objects.
+    """Return a value of `unpack` in the form in which `json` can write it.  Raise NotJSON if it is nested too deep.
 
-    Raise NotJSON if it is nested too deep.
+    *depth* is how many arrays and objects it is inside of.
     """
     cls = type(value)
     if cls is str:
@@ -144,7 +144,7 @@ def _is_object(value: dict[Any, Any]) -> bool:
 def _shown_extension(value: Extension, depth: int) -> Any:
     code, data = value.code, value.data
     if code < 0:
-        raise NotJSON("it has an extension that msgpack keeps for itself")
+        raise NotJSON("it has an extension that is reserved by msgpack")
     short = _short_extension(code, data)
     if short is not None:
         return short
@@ -159,7 +159,7 @@ def _shown_extension(value: Extension, depth: int) -> Any:
 
 
 def _short_extension(code: int, data: bytes) -> Any:
-    """Return what is shown of an extension whose data aren't msgpack; None for the others."""
+    """Return the form of an extension whose data aren't msgpack; None for all others."""
     if code == REFERENCE and len(data) == 8:
         return {"$ref": RECORD_KEY.unpack(data)[0]}
     if code == UUID_ and len(data) == 16:
@@ -175,7 +175,7 @@ def _int_bytes(number: int) -> bytes:
     return number.to_bytes(number.bit_length() // 8 + 1, "big", signed=True)
 
 
-_DIGITS: Final = 4000  # Python turns no longer ones into an int, or back, unless it is told to
+_DIGITS: Final = 4000  # Python converts no more of them to an int, or back, unless that is set otherwise
 
 
 def _decimal(number: int) -> str:
@@ -196,7 +196,7 @@ def _digits(number: int, count: int) -> str:
 
 
 def _number(digits: str) -> int:
-    """Return the int of decimal digits of any number."""
+    """Return the int that decimal digits mean, however many they are."""
     if len(digits) <= _DIGITS:
         return int(digits)
     if digits[0] == "-":
@@ -231,7 +231,7 @@ def _base64(data: bytes) -> str:
 
 
 def _encoder(encoder: json.JSONEncoder) -> Callable[[Any], str]:
-    """Return what `encoder.encode` does, without making the same C encoder anew for each value."""
+    """Return a function that does what `encoder.encode` does, but makes its C encoder only once."""
     make: Any = getattr(json.encoder, "c_make_encoder", None)
     if make is None:
         return encoder.encode
@@ -243,7 +243,7 @@ def _encoder(encoder: json.JSONEncoder) -> Callable[[Any], str]:
 
 
 class FieldsEncoder:
-    """Writes the fields of records as JSON: the short way for almost all, `shown` for the rest."""
+    """Writes the fields of records as JSON: almost all in a quick way, the others by `shown`."""
 
     def __init__(self) -> None:
         self._tags = 0
@@ -251,19 +251,20 @@ class FieldsEncoder:
         self._encode = _encoder(json.JSONEncoder(default=self._tagged, **options))
 
     def encode(self, names: tuple[str, ...], body: bytes) -> tuple[int, str]:
-        """Return the revision in the body of a record, and its fields, of these names, as a JSON object.
+        """Return the revision in the body of a record, and its fields as a JSON object with these names.
 
-        Raise NotJSON if a value is nested too deep or the body isn't that of such a record.
+        Raise NotJSON if a value is nested too deep, or if the body isn't that of a record with these fields.
         """
         self._tags = 0
         try:
             _, revision, values = _unpack_strictly(body)
             text = self._encode(dict(zip(names, values, strict=True)))
-        except _NOT_SHORT:
-            pass  # such as a float that isn't finite, a key that is no str, lone surrogates
+        except _NOT_QUICK:
+            pass  # for example a float that isn't finite, a key that isn't a str, lone surrogates
         else:
-            # No text but a tag has `"$` in it.  What has few brackets isn't deep; nor is what has few
-            # bytes, as each array or object that is written here takes one of them.
+            # If `"$` is in the text more often than tags were written, some str begins with `$`: it may be
+            # a key that looks like a tag.  JSON with few brackets isn't nested too deep, nor is that of
+            # few bytes: each array or object comes from one of them at least.
             flat = len(body) <= MAX_NESTED or text.count("[") + text.count("{") <= MAX_NESTED
             if flat and type(revision) is int and text.count('"$') == self._tags:
                 return revision, text
@@ -283,7 +284,7 @@ class FieldsEncoder:
             raise NotJSON("it is nested too deep") from error
 
     def _tagged(self, value: Any) -> Any:
-        """Return what stands for a value that json doesn't know; called by json."""
+        """Return the form of a value that json doesn't know; called by json."""
         self._tags += 1
         if type(value) is bytes:
             return {"$bytes": _base64(value)}
@@ -299,25 +300,25 @@ class FieldsEncoder:
 # -- JSON -> msgpack ----------------------------------------------------------
 
 
-def _shift(number: int) -> int:
+def _unchanged(number: int) -> int:
     return number
 
 
 class FieldsDecoder:
-    """Reads lines of JSON whose values are those of `shown`.
+    """Reads lines of JSON whose values are in the form of `shown`.
 
     Attributes:
-        moved: gives the N to write for the N of a reference.
+        moved: called with the N of each reference; returns the N that stands in its place.
     """
 
     def __init__(self) -> None:
-        self.moved: Callable[[int], int] = _shift
+        self.moved: Callable[[int], int] = _unchanged
         self._decode = json.JSONDecoder(object_pairs_hook=self._object).decode
         self._packer = _packer()
         self._with_surrogates = _packer("surrogatepass")
 
     def decode(self, line: str) -> Any:
-        """Return the value of a line, ready for `pack`.  Raise ValueError if it can't be read."""
+        """Return the value of a line, as `pack` takes it.  Raise ValueError if it can't be read."""
         try:
             return self._decode(line)
         except RecursionError:
@@ -333,11 +334,12 @@ class FieldsDecoder:
             except UnicodeEncodeError:
                 return self._with_surrogates.pack(value)  # type: ignore[no-any-return]
         except (TypeError, OverflowError, RecursionError) as error:
-            self._packer, self._with_surrogates = _packer(), _packer("surrogatepass")  # whatever the failure left
+            # A packer that failed may still hold a part of the value.
+            self._packer, self._with_surrogates = _packer(), _packer("surrogatepass")
             raise ValueError(f"a value in it is not as a dump has it: {error}") from error
 
     def _object(self, pairs: list[tuple[str, Any]]) -> Any:
-        """Return the dict, or the value of a tag; called by json."""
+        """Return the dict or, for a tag, the value of a JSON object; called by json."""
         if len(pairs) == 1:
             tag, value = pairs[0]
             if tag[:1] == "$":
@@ -359,7 +361,7 @@ class FieldsDecoder:
             return _from_base64(value).decode("utf-8", "surrogatepass")
         if tag == "$float":
             special = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}.get(value)
-            # Of nan a new one each time: as keys of a dict, two of them stay two.
+            # Each nan is an object of its own, so that two of them stay two keys of a dict.
             bits = bytes.fromhex(value) if special is None else struct.pack(">d", special)
             return struct.unpack(">d", bits)[0]
         if tag == "$dict":
@@ -384,7 +386,7 @@ def _packer(unicode_errors: str | None = None) -> msgpack.Packer:
 
 
 def _extension(value: Any) -> msgpack.ExtType:
-    """Return what msgpack packs for a value that it doesn't know; called by it."""
+    """Return the extension of a value that msgpack doesn't know; called by msgpack."""
     if type(value) is not Extension:
         raise TypeError(f"there is no msgpack for {value!r}")
     return msgpack.ExtType(value.code, value.data)

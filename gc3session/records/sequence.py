@@ -61,7 +61,7 @@ class NumberSequence:
 
     def low(self) -> bool:
         """Return whether a transaction that is made anyway should take a block along."""
-        if self._tables.side_by_side:  # others would wait for the end of that, or it for theirs
+        if self._tables.concurrent_writers:  # others would wait for the end of that, or it for theirs
             return False
         return not self._spare and length_hint(self.numbers) < self._size // 4
 
@@ -95,7 +95,7 @@ class NumberSequence:
 
         Where transactions run side by side raise NumbersNeeded if they are to be taken before it.
         """
-        if not self._tables.side_by_side:
+        if not self._tables.concurrent_writers:
             return self.take(writer, count)
         first = self._stock.start
         if len(self._stock) < count or first <= after:

@@ -17,9 +17,10 @@ from typing import Any, Final
 
 import attrs
 
-from ..tasks import STATE_SLOT, Persistable, Stamp, Task, checked_state, field_names, first_event
+from ..tasks import STATE, STATE_SLOT, Persistable, Stamp, Task, checked_state, field_names, first_event
 
 _assign = object.__setattr__
+_set = type.__setattr__  # past a metaclass that has its own
 
 _twins: dict[type, type] = {}
 
@@ -45,7 +46,7 @@ def twin_of(cls: type[Persistable]) -> type[Any]:
             "__setattr__": _assign,
             "__new__": staticmethod(lambda _, *args, **kwargs: cls(*args, **kwargs)),
         }
-        if issubclass(cls, Task) and cls.state is Task.state:  # type: ignore[comparison-overlap]
+        if _has_own_state(cls):
             namespace["state"] = STATE_SLOT
         # Past the metaclass of the class, which might keep a list of its classes.
         twin = _twins[cls] = type.__new__(type(cls), cls.__name__, (_Guard, cls), namespace)
@@ -53,22 +54,27 @@ def twin_of(cls: type[Persistable]) -> type[Any]:
     return twin
 
 
+def _has_own_state(cls: type[Persistable]) -> bool:
+    """Return whether the state of the objects of *cls* is in the slot of Task, under its property."""
+    return issubclass(cls, Task) and getattr(cls, "state", None) is STATE
+
+
 # -- noting of assignments ----------------------------------------------------
 
 
 def _track(cls: type[Any]) -> None:
     """Have the assignments to objects of *cls* noted by their stores."""
-    setter = cls.__setattr__
+    setter: Any = cls.__setattr__
     if "__gc3session_tracked__" in cls.__dict__ and cls.__dict__.get("__setattr__") is not None:
         return  # it has come from another process with its __setattr__ wrapped
     if setter is _assign or setter is note_assignment:
         initialise = _fast_init(cls)
-        cls.__setattr__ = note_declared if _takes_any(cls) else note_assignment
+        _set(cls, "__setattr__", note_declared if _takes_any(cls) else note_assignment)
         if initialise is not None:
-            cls.__init__ = initialise
+            _set(cls, "__init__", initialise)
     elif setter is not note_declared:
-        cls.__setattr__ = _noting(setter)
-    cls.__gc3session_tracked__ = True
+        _set(cls, "__setattr__", _noting(setter))
+    _set(cls, "__gc3session_tracked__", True)
 
 
 def _takes_any(cls: type) -> bool:
@@ -141,6 +147,10 @@ def enter_twin(obj: Any) -> type[Any] | None:
     return cls
 
 
+def _is_factory(default: Any) -> bool:
+    return isinstance(default, attrs.Factory)  # type: ignore[arg-type]
+
+
 _FACTORIES: Final = (dict, list, set, first_event)
 
 
@@ -154,8 +164,8 @@ def _fast_init(cls: type[Any]) -> Callable[..., None] | None:
         or hasattr(cls, "__attrs_pre_init__")
         or hasattr(cls, "__attrs_post_init__")
         or any(field.validator or field.converter or field.on_setattr or not field.init for field in fields)
-        or any(isinstance(f.default, attrs.Factory) and f.default.factory not in _FACTORIES for f in fields)
-        or (issubclass(cls, Task) and cls.state is not Task.state)
+        or any(_is_factory(f.default) and f.default.factory not in _FACTORIES for f in fields)
+        or (issubclass(cls, Task) and not _has_own_state(cls))
     ):
         return None
     names: dict[str, Any] = {"enter": enter_twin, "assign": _assign, "NOTHING": attrs.NOTHING, "now": clock.time}
@@ -170,7 +180,7 @@ def _fast_init(cls: type[Any]) -> Callable[..., None] | None:
         if field.default is not attrs.NOTHING:
             names[f"default_{field.name}"] = field.default
             default = f"=default_{field.name}"
-        if isinstance(field.default, attrs.Factory):
+        if _is_factory(field.default):
             default = "=NOTHING"
             names[f"make_{field.name}"] = field.default.factory
             made = f"[[now(), {state}]]" if field.default.factory is first_event else f"make_{field.name}()"

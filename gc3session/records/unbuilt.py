@@ -1,7 +1,7 @@
-"""What can be told of values whose class the program doesn't have.
+"""What is readable of values whose class the program hasn't defined.
 
-An attrs object by value and an enum member are written with their class's tag and names, so
-that their fields are readable without it; of a NumPy value NumPy itself is enough.
+A record holds the tag of the class and the names of the fields with an attrs object, and the name
+with an enum member, so these are readable without the class.  A NumPy value needs NumPy alone.
 """
 
 from __future__ import annotations
@@ -16,29 +16,39 @@ from .values import ATTRS, ENUM, NUMPY_ARRAY, NUMPY_SCALAR, Decoder, Opaque
 
 
 class Reference(NamedTuple):
-    """A reference to the record of that N."""
+    """A reference to record N."""
 
     number: int
 
 
-class ForeignObject(NamedTuple):
-    """An attrs object whose class the program doesn't have."""
+class UnknownObject(NamedTuple):
+    """An attrs object whose class the program hasn't defined.
+
+    Attributes:
+        tag: of the class, 'module:ClassName'.
+        fields: the values by the names of the fields.
+    """
 
     tag: str
     fields: dict[str, Any]
 
 
-class ForeignMember(NamedTuple):
-    """An enum member whose class the program doesn't have: its name, of a Flag its value."""
+class UnknownMember(NamedTuple):
+    """An enum member whose class the program hasn't defined.
+
+    Attributes:
+        tag: of the class, 'module:ClassName'.
+        value: the name of the member (str), or the value of a Flag (int).
+    """
 
     tag: str
-    told: Any
+    value: Any
 
 
 def built(value: Any, resolve: Callable[[int], Any] = Reference) -> Any:
-    """Return what can be told of an opaque value; another value is returned as it is.
+    """Return an opaque value as far as it is readable, and any other value as it is.
 
-    *resolve* gives what stands for the N of a reference in it.
+    *resolve* returns what stands for a reference to N in it.
     """
     if type(value) is not Opaque:
         return value
@@ -49,10 +59,10 @@ def built(value: Any, resolve: Callable[[int], Any] = Reference) -> Any:
 
             return decoder.unpack(msgpack.packb(msgpack.ExtType(value.code, value.data)))
         if value.code == ENUM:
-            return ForeignMember(*decoder.unpack(value.data))
+            return UnknownMember(*decoder.unpack(value.data))
         if value.code == ATTRS:
             tag, names, values = decoder.unpack(value.data)
-            return ForeignObject(tag, dict(zip(names, values, strict=True)))
+            return UnknownObject(tag, dict(zip(names, values, strict=True)))
     except (ImportError, LoadError, ValueError, TypeError):
         pass
     return value

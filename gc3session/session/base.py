@@ -11,28 +11,29 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from ..errors import ClosedError, InvalidArgument, NotFound, NotInSession
-from ..index.index import Index
-from ..query.selection import Kinds, Names, Selected, Tasks, Time, Where, filters
+from ..index.index import CHUNK, Index
+from ..query.selection import Kinds, Names, Selected, Time, Where, filters
 from ..records.ids import IDs, all_ids, parse_id
 from ..store.staging import REMOVED_AT_ONCE
 from ..store.store import Store
 from ..system.gc_pause import no_collection
 from ..system.signals import signal_safe
 from ..tables.interface import Compacted, OnProgress, Reader, no_progress
-from ..tasks import Persistable, TaskCollection, get_stamp, stamp_of
+from ..tasks import Persistable, TaskCollection, stamp_of
 
 if TYPE_CHECKING:
+    from ..directory import SessionDirectory
     from ..query.event_log import LogEntry
     from ..query.progress import Progress
 
-_SENT = 250  # that it sends at a time to a store that begins before all are there
-_SOME = 100  # tasks that add_many takes from its argument at a time
+_TAKEN = 100  # tasks that add_many takes from its argument at a time
 
 
 class SessionBase:
     """What a session does with its index and its store, wherever it keeps its metadata."""
 
     name: str
+    _directory: SessionDirectory | None = None
 
     def __init__(self, store: Store, identity: bytes, *, owns_store: bool) -> None:
         self.store = store
@@ -102,15 +103,11 @@ class SessionBase:
     def _add_many(self, tasks: Iterable[Persistable], flush: bool, ids: IDs) -> None:
         store, index = self.store, self._index
         source = iter(tasks)
-        # With a generator, which may take its time, no transaction is begun before it has ended.
-        ahead = flush and isinstance(tasks, Sequence) and store.tables.side_by_side
-        unsent: list[int] = []
-        records = store.batch.records
         with store.lock:
             store.sequence.foresee(len(tasks) if isinstance(tasks, Sequence) else 0)
         try:
             # The lock is held for some at a time, as a generator is the user's code.
-            while some := list(itertools.islice(source, _SOME)):
+            while some := list(itertools.islice(source, _TAKEN)):
                 with store.lock:
                     self._ensure_writable()
                     done = 0
@@ -123,25 +120,9 @@ class SessionBase:
                                 self._add(some[done])
                             done += 1
                     ids.extend(some)
-                    if ahead and store.batch.journal is None:
-                        unsent += [get_stamp(task).number for task in some]
-                        if records is not store.batch.records:  # those until then have been written
-                            records = store.batch.records
-                            unsent = [number for number in unsent if number in records]
-                        if len(unsent) >= _SENT:
-                            store.send_ahead(index, unsent)
-                            unsent = []
-                        store.go_on_ahead()
-            with store.lock:
-                if unsent and store.batch.journal is None and store.sends_ahead:
-                    store.send_ahead(index, unsent)
         finally:
-            try:
-                if flush and store.batch.journal is None:
-                    store.flush()
-            finally:
-                if ahead:
-                    store.drop_ahead()
+            if flush and store.batch.journal is None:
+                store.flush()
 
     # -- taking away
 
@@ -249,24 +230,15 @@ class SessionBase:
     def __iter__(self) -> Iterator[Any]:
         """Give the tasks in the order of adding.
 
-        A task whose record can't be read raises LoadError; the iterator goes on after it.
+        A task whose record can't be read raises LoadError, and the iterator goes on after it.
         """
         self._ensure_open()
-        return Tasks(self.store, self._index)
+        return Selected(self._index, filters(), CHUNK)
 
     def ids(self) -> Iterator[str]:
         """Give the IDs of the session's tasks in the order of adding; no record is read."""
         self._ensure_open()
-        after = 0
-        while True:
-            with self.store.lock, self.store.reading() as reader:
-                entries = self._index.chunk(reader, after)
-                name = self.store.schemas.name
-                found = [f"{name(schema, reader)}.{number}" for _, number, schema in entries]
-            if not entries:
-                return
-            yield from found
-            after = entries[-1][0]
+        return Selected(self._index, filters(), CHUNK).ids()
 
     def list_ids(self) -> set[str]:
         """Return the set of the IDs of the session's tasks."""
@@ -278,17 +250,19 @@ class SessionBase:
 
     @property
     def tasks(self) -> Mapping[str, Any]:
-        """The tasks by ID, in the order of adding; each is loaded when it is asked for."""
+        """A mapping of the tasks by their IDs, in the order of adding; each task is loaded when it is asked for.
+
+        It shows the session as it is at each moment.  Raise NotInSession, which is a KeyError, for
+        another ID.
+        """
         return TasksByID(self)
 
     def iter_workflow(self) -> Iterator[Any]:
-        """Give the session's tasks and those inside collections, breadth first, each once.
+        """Give the session's tasks and those inside collections, each once.
 
-        First all tasks of the session, then those in their collections, and so on.
+        All tasks of the session come first, then the tasks in their collections, and so on.
         """
-        seen: set[tuple[int, int]] = (
-            set()
-        )  # the N, or the id() of what has none, of collections and what is in them
+        seen: set[tuple[int, int]] = set()  # N of each that is in a collection, or its id() if it has none
         level: deque[TaskCollection] = deque()
 
         def first_time(task: Persistable) -> bool:
@@ -331,30 +305,28 @@ class SessionBase:
         before: Time | None = None,
         **fields: Any,
     ) -> Selected:
-        """Give the tasks that fit all that is asked for, in the order of adding.
+        """Give the tasks that fit all of the arguments, in the order of adding.
 
         Args:
             state: one state or several of them.
             name: a regular expression that is searched for in the `jobname`.
-            id: one that is searched for in the ID.
-            kind: a class, or the name or tag of one, or several of these; not those derived from it.
+            id: a regular expression that is searched for in the ID.
+            kind: a class, or the name or tag of one, or several of these; derived classes don't fit.
             where: a `Condition` or its text, such as `'extra.runtimeInSeconds > 30'`, or several.
-            since: when the last event of a task's history was, or later: a datetime (a naive one is
-                local time), a timedelta (so long ago), or a text such as '2026-11-24 18:30',
+            since: the last event of a task's history was then or later: a datetime (a naive one is
+                local time), a timedelta (that long ago), or a text such as '2026-11-24 18:30',
                 'yesterday' or '2 hours ago'.
-            before: the same, but earlier.
-            fields: values that the fields of those names must have; a task that has no such
-                field doesn't fit.
+            before: the last event was before that, given like *since*.
+            fields: values of the fields of these names; a task without such a field doesn't fit.
 
-        Of some states (also those of the condition `state = RUNNING`) only the tasks in them are
-        read; the states are the stored ones.  The iterator's `ids()` gives the IDs instead, and
-        `stored()` the tasks as their records have them.  A task whose record can't be read
-        raises LoadError, and the iterator goes on after it.  Raise InvalidArgument for what can't
-        be understood.
+        The states are those in the store.  If states are given, also by the condition
+        `state = RUNNING`, only the tasks in these are read.  The iterator's `ids()` gives the IDs
+        instead, and `stored()` the tasks as their records have them.  A task whose record can't be
+        read raises LoadError, and the iterator goes on after it.  Raise InvalidArgument for an
+        argument that can't be understood.
         """
         self._ensure_open()
-        asked = filters(state, name, id, kind, where, since, before, fields)
-        return Selected(self.store, self._index, asked)
+        return Selected(self._index, filters(state, name, id, kind, where, since, before, fields))
 
     def log(
         self,
@@ -369,44 +341,46 @@ class SessionBase:
     ) -> Iterator[LogEntry]:
         """Give the events of all tasks, also of those inside collections, in the order of time.
 
-        Events at the same time come in the order in which the tasks were added.  One whose time
-        isn't known comes first; a task without a history has one such event, of its state.  What
-        is read are the records: fields that were changed and not saved don't count.
+        Events at the same time come in the order in which the tasks were added.  Events whose time
+        isn't known come first; a task without a history has one such event, with its state.  The
+        events are those in the records: what was changed and not saved doesn't count.
 
         Args:
-            state: one state or several of them; other events are left out.
+            state: one state or several of them; only events with these are given.
             name: a regular expression that is searched for in the `jobname`.
-            since: leave out what was before that time, given as in `select`.
-            before: leave out what was not before that.
-            last: give only so many, the last ones.
-            follow: then wait for what comes, and give it.  Each event that is in the history of a
-                task is given once: those of tasks that are new or haven't TERMINATED within the
-                interval, of others when it is their turn (a twentieth of the time is spent on
-                that).  What comes at once is in order; what was late comes late.  It ends when
-                the session is destroyed or moved.
-            interval: seconds between two looks at the session, more where a look takes long.
+            since: only events then or later are given; a time as in `select`.
+            before: only events before that are given.
+            last: how many events are given, the last ones; None for all.
+            follow: afterwards, wait for events that are added, and give them until the session is
+                destroyed or moved.  Each event is given once.  One of a task that is new, or that
+                had not TERMINATED, is seen within the interval; one of another task when all tasks
+                are read again, which takes a twentieth of the time.  Events that are seen together
+                are sorted by time.
+            interval: seconds between two looks at the session; it is longer if a look takes long.
 
-        The memory that it takes doesn't depend on how many there are (but for some bits a task).
-        Raise LoadError for each task that can't be read, before all others; the iterator goes on
-        after it.
+        Memory is taken for some bits a task, and not for the events.  For each task that can't be
+        read the iterator raises LoadError, before the first event, and goes on after it.  Raise
+        InvalidArgument for an argument that can't be understood.
         """
         from ..query.event_log import log  # what few programs use
 
         self._ensure_open()
-        return log(self, filters(state, name, since=since, before=before), last, interval if follow else None)
+        wanted = filters(state, name, since=since, before=before)
+        return log(self._index, wanted, last, interval if follow else None, self._is_there)
 
     def watch(self, interval: float = 2.0) -> Iterator[Progress]:
         """Give how far the session has come, now and every *interval* seconds until all tasks have TERMINATED.
 
-        Counts, rate, time left and the latest failures cost the same however many tasks there are.
-        It ends, too, when the session is destroyed or moved; an empty session is waited for.
+        It also ends when the session is destroyed or moved; it goes on while the session is empty.
+        A look takes the same time however many tasks there are.  Raise InvalidArgument if *interval*
+        isn't positive.
         """
         from ..query.progress import watch  # what few programs use
 
         self._ensure_open()
         if not interval > 0:
             raise InvalidArgument(f"interval must be seconds between two looks, more than 0, not {interval!r}")
-        return watch(self, interval)
+        return watch(self._index, interval, self._is_there)
 
     def _is_there(self) -> bool:
         """Return whether the session is still where it was opened, and the same."""
@@ -525,7 +499,7 @@ class SessionBase:
 
 
 class TasksByID(Mapping[str, Any]):
-    """The tasks of a session by ID; nothing is loaded before it is asked for."""
+    """The tasks of a session by their IDs, in the order of adding; see `SessionBase.tasks`."""
 
     def __init__(self, session: SessionBase) -> None:
         self._session = session

@@ -1,32 +1,27 @@
-"""What there is to know of a session and its store, told in constant time unless it says otherwise.
+"""What there is to know of a session and its store: in constant time, unless the records are scanned.
 
-The index knows how many tasks are in which state, and how many there are; LMDB knows how many
-records, sessions and pages.  When the first and the last of all events were, and how many records
-each schema has, only the records know: that takes a scan.
+The index knows how many tasks there are, and how many are in which state; the store counts its
+records, sessions and pages.  Only the records know when the first and the last event were, and how
+many of them belong to each schema: that takes a scan.
 """
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import attrs
 
 from ..directory import SessionDirectory
 from ..errors import CorruptRecord
 from ..format.frame import FORMAT, RECORD_KEY, values_of
-from ..format.schema import Schema
+from ..format.schema import Schema, schema_or_bytes
 from ..index.entries import MEMBER, SESSION_KEY, Row, entry_at
+from ..index.index import Index
+from ..index.mirror import Mirror
 from ..snapshots.snapshot import snapshot
-from ..system.filesystem import opened_regular
 from ..tables.interface import MEMBERS, RECORDS, SCHEMAS, SESSIONS, Figure, OnProgress, Reader
-
-if TYPE_CHECKING:
-    from .session import Session
-
-_OFTEN = 512  # records between two calls of the progress
 
 
 @attrs.frozen
@@ -35,9 +30,9 @@ class SchemaFigures:
 
     Attributes:
         number: by which records refer to it.
-        name: what the IDs of its objects begin with; 'Unreadable' if it is damaged.
-        tag: the class.
-        fields: how many fields.
+        name: what the IDs of its objects begin with; 'Unreadable' if the schema is damaged.
+        tag: the tag of the class.
+        fields: how many fields it has.
         records: how many records were written with it; None without a scan.
     """
 
@@ -53,9 +48,9 @@ class EventFigures:
     """An event in a task's history.
 
     Attributes:
-        id: of the task.
-        time: in seconds since 1970.
-        state: that the task came into.
+        id: the task's ID.
+        time: when it was, in seconds since 1970.
+        state: the state that the task came into.
     """
 
     id: str
@@ -68,27 +63,28 @@ class Information:
     """What there is to know of a session.
 
     Attributes:
-        name, path, identity: of the session; the identity in hexadecimal digits.
+        name, path: those of the session.
+        identity: that of the session, in hexadecimal digits.
         store: the URL of the store.
         inside: whether the store is inside the session's directory.
         format: the version of the store's format; None before the first write.
-        created, finished: in seconds since 1970; None if that isn't known.
-        command: the command line that made the session, or None.
-        tasks: how many entries the session has.
-        states: how many of them are in which state; persistables that are no tasks have none.
+        created, finished: when it was, in seconds since 1970; None if that isn't known.
+        command: the command line that made the session; None if that isn't known.
+        tasks: how many tasks the session has.
+        states: how many of them are in which state; persistables that aren't tasks have none.
         waiting: how many records are in this program's batch, not on disk yet.
-        first_event, last_event: without a scan those of the task that was added first and of that
-            added last; with it the first and the last of all that were read.
+        first_event, last_event: with a scan the first and the last of all events; without one the
+            first event of the task that was added first, and the last one of the task added last.
         scanned: how many records were read; None without a scan.
         unreadable: how many of those can't be read.
-        last_write: when the store was last written, in seconds since 1970; None if its kind doesn't tell.
-        per_minute: tasks a minute, from when the session was created to when it was finished, or
-            else to the last write, or else to the `last_event`; None if there is no such time.
+        last_write: when the store was last written, in seconds since 1970; None if it doesn't know that.
+        per_minute: tasks a minute from `created` to `finished`, or else to `last_write`, or else to
+            `last_event`; None if these times aren't known.
         records: how many records are in the store.
         other_sessions: how many other sessions the store has.
-        schemas: of the store; with a scan those of the session with how many records they have.
+        schemas: those of the store; with a scan those of the session, with their numbers of records.
         mirror: whether `session_ids.txt` is as the index says; what is in the batch isn't in it.
-        figures: what this kind of store tells of itself.
+        figures: what this kind of store knows of itself.
     """
 
     name: str
@@ -117,37 +113,40 @@ class Information:
 
     def as_dict(self) -> dict[str, Any]:
         """Return all of it as values that JSON has."""
-        told = attrs.asdict(self, filter=lambda attribute, _: attribute.name != "figures")
-        return told | {"figures": {figure.name: figure.values for figure in self.figures}}
+        values = attrs.asdict(self, filter=lambda attribute, _: attribute.name != "figures")
+        return values | {"figures": {figure.name: figure.values for figure in self.figures}}
 
 
-def information_of(session: Session, scan: bool, progress: OnProgress) -> Information:
+def information_of(
+    index: Index, directory: SessionDirectory, mirror: Mirror, scan: bool, progress: OnProgress
+) -> Information:
     """Return what there is to know of a session; with *scan* its records are read."""
-    store, directory = session.store, SessionDirectory(session.path)
-    scanned = _Scan(session, progress) if scan and store.tables.exists() else None
+    store = index.store
+    scanned = _Scan(index, progress) if scan and store.tables.exists() else None
     figures = store.tables.figures()
     with store.lock, store.reading() as reader:
-        row = Row.read(reader, session._index.identity)
-        tasks, states = session._index.count(reader), session._index.counts(reader)
-        first, last = (scanned.first, scanned.last) if scanned else _ends(session, reader, row)
-        rows = reader.entries(SESSIONS)
+        row = Row.read(reader, index.identity)
+        tasks, states = index.count(reader), index.counts(reader)
+        first, last = (scanned.first, scanned.last) if scanned else _ends(index, reader, row)
+        sessions = reader.entries(SESSIONS)
         records = reader.entries(RECORDS)
-        schemas = [] if scanned else _schemas(reader)
-        mirror = session._mirror.intact(row)
-    created, finished = session.created, session.finished
+        schemas = scanned.schemas if scanned else _schemas(reader)
+        intact = mirror.intact(row)
+    created, finished = directory.timestamp("start"), directory.timestamp("end")
+    command = directory.command()
     written = next((figure.values["time"] for figure in figures if figure.name == "last write"), None)
     ends = (finished, written, None if last is None else last.time)
     end = next((time for time in ends if time is not None), None)
     return Information(
-        name=session.name,
-        path=session.path,
-        identity=session._index.identity.hex(),
+        name=directory.name,
+        path=directory.path,
+        identity=index.identity.hex(),
         store=store.url,
         inside=directory.holds(store.url),
         format=FORMAT if store.identity is not None else None,
         created=created,
         finished=finished,
-        command=_command(directory),
+        command=None if command is None else command.strip(),
         tasks=tasks,
         states=states,
         waiting=len(store.batch.records),
@@ -160,35 +159,16 @@ def information_of(session: Session, scan: bool, progress: OnProgress) -> Inform
         if end is not None and created is not None and end > created
         else None,
         records=records,
-        other_sessions=rows - (row is not None),
-        schemas=scanned.schemas if scanned else schemas,
-        mirror=mirror,
+        other_sessions=sessions - (row is not None),
+        schemas=schemas,
+        mirror=intact,
         figures=figures,
     )
 
 
-_LONGEST_COMMAND = 1 << 24  # bytes of `created`; Linux runs no longer command line
-
-
-def _command(directory: SessionDirectory) -> str | None:
-    try:
-        with opened_regular(os.path.join(directory.path, directory.TIMESTAMP_FILES["start"])) as file:
-            data = file.read(_LONGEST_COMMAND)
-    except OSError:
-        return None
-    return data.decode("utf-8", "surrogateescape").strip()
-
-
 def _schemas(reader: Reader) -> list[SchemaFigures]:
-    found = []
-    for key, data in reader.scan(SCHEMAS, b""):
-        number = int.from_bytes(key, "big")
-        try:
-            schema: Schema | bytes = Schema.from_bytes(number, data)
-        except CorruptRecord:
-            schema = data
-        found.append(_schema(number, schema, None))
-    return found
+    found = [(int.from_bytes(key, "big"), data) for key, data in reader.scan(SCHEMAS, b"")]
+    return [_schema(number, schema_or_bytes(number, data), None) for number, data in found]
 
 
 def _schema(number: int, schema: Schema | bytes, records: int | None) -> SchemaFigures:
@@ -200,7 +180,7 @@ def _schema(number: int, schema: Schema | bytes, records: int | None) -> SchemaF
 # -- events
 
 
-def _ends(session: Session, reader: Reader, row: Row | None) -> tuple[EventFigures | None, EventFigures | None]:
+def _ends(index: Index, reader: Reader, row: Row | None) -> tuple[EventFigures | None, EventFigures | None]:
     """Return the first event of the task that was added first, and the last one of that added last."""
     if row is None:
         return None, None
@@ -208,10 +188,11 @@ def _ends(session: Session, reader: Reader, row: Row | None) -> tuple[EventFigur
     first, last = reader.values(MEMBERS, key, MEMBER.pack(0, 0, 0), 1), reader.last_value(MEMBERS, key)
     if not first or last is None:
         return None, None
-    return _event(session, reader, first[0], 0), _event(session, reader, last, -1)
+    return _event(index, reader, first[0], 0), _event(index, reader, last, -1)
 
 
-def _event(session: Session, reader: Reader, value: bytes, place: int) -> EventFigures | None:
+def _event(index: Index, reader: Reader, value: bytes, place: int) -> EventFigures | None:
+    """Return the first (*place* 0) or last (-1) event of the task whose entry has that *value*."""
     order, schema, _ = MEMBER.unpack(value)
     _, number, _ = entry_at(reader, order, schema)
     record = reader.get(RECORDS, RECORD_KEY.pack(number))
@@ -219,14 +200,14 @@ def _event(session: Session, reader: Reader, value: bytes, place: int) -> EventF
         return None
     try:
         schema_number, _, values = values_of(number, record)
-        events = list(_events(session.store.schemas.get(schema_number, reader), number, values))
+        events = list(_events(index.store.schemas.get(schema_number, reader), number, values))
     except CorruptRecord:
         return None
     return events[place] if events else None
 
 
 def _events(schema: Schema, number: int, values: list[Any]) -> Iterator[EventFigures]:
-    """Give the events in the history of a record; what isn't one is passed over."""
+    """Give the events in the history of a record, without what isn't one."""
     history = dict(zip(schema.fields, values, strict=False)).get("history")
     for event in history if isinstance(history, list) else ():
         match event:
@@ -235,31 +216,29 @@ def _events(schema: Schema, number: int, values: list[Any]) -> Iterator[EventFig
 
 
 class _Scan:
-    """What only the records know: those of the session, and what these refer to.
+    """What only the records know: those of the session, and those that they refer to.
 
     Attributes:
-        records, unreadable: how many were read, how many of them can't be.
-        first, last: of all events.
-        schemas: with how many records they have.
+        records: how many there are.
+        unreadable: how many of them can't be read.
+        first, last: the first and the last of all events.
+        schemas: their schemas, with how many records they have.
     """
 
-    def __init__(self, session: Session, progress: OnProgress) -> None:
+    def __init__(self, index: Index, progress: OnProgress) -> None:
         self.records = self.unreadable = 0
         self.first: EventFigures | None = None
         self.last: EventFigures | None = None
         counts: Counter[int] = Counter()
-        with snapshot(session) as (state, kept):
-            for number, _, schema_number, unread, record in kept:
+        with snapshot(index, progress) as (state, records):
+            for record in records:
                 self.records += 1
-                if self.records % _OFTEN == 0:
-                    progress(self.records, state.count)
-                schema = state.schemas.get(schema_number)
-                if unread is not None or not isinstance(schema, Schema):
+                schema = state.schemas.get(record.schema)
+                if record.state is not None or not isinstance(schema, Schema):
                     self.unreadable += 1
                     continue
-                counts[schema_number] += 1
-                self._note(schema, number, values_of(number, record)[2])
-            progress(self.records, state.count)
+                counts[record.schema] += 1
+                self._note(schema, record.number, values_of(record.number, record.data)[2])
             self.schemas = [_schema(number, schema, counts[number]) for number, schema in state.schemas.items()]
 
     def _note(self, schema: Schema, number: int, values: list[Any]) -> None:

@@ -13,7 +13,7 @@ from ..errors import DamagedSession
 from ..index.entries import Row
 from ..store.store import Store
 from ..tables.urls import StoreURL, without_password
-from .relocation import arrive, delete_left
+from .relocation import complete_move, delete_former_store
 
 StoreOpener = Callable[..., Store]
 """`make_store` with the options that the session was given: called with a URL, and `read_only` to insist on that."""
@@ -62,7 +62,7 @@ def open_existing(
             opened.close()
             opened = _follow(directory, identity, note, open_store)
         if not opened.store.read_only and directory.has_other_store(opened.store.url):
-            delete_left(directory)
+            delete_former_store(directory)
     except BaseException:
         opened.close()
         raise
@@ -76,7 +76,7 @@ def _follow(directory: SessionDirectory, former: bytes, note: str, open_store: S
     store = open_store(url)
     try:
         if not store.read_only:
-            arrive(store, directory, former, note)
+            complete_move(store, directory, former, note)
     except BaseException:
         store.close()
         raise

@@ -1,4 +1,4 @@
-"""Sessions that have moved to another store, and whose migration was killed before its end; see transfer/migrate.py."""
+"""The end of a session's move to another store (transfer/migrate.py), also of one that was interrupted."""
 
 from __future__ import annotations
 
@@ -9,20 +9,24 @@ from ..store.store import Store, make_store
 from ..tables.interface import META, SESSIONS
 
 
-def arrive(target: Store, directory: SessionDirectory, identity: bytes, url: str) -> None:
-    """Do what is left once a session has moved: *url* is what `store.url` is to say.
+def complete_move(target: Store, directory: SessionDirectory, identity: bytes, line: str) -> None:
+    """Do what is left after the transaction that has moved a session from one store to another.
 
-    *identity* is the one that it had.  `store.url` comes last: before that whoever opens the session does this.
+    Args:
+        target: the store that it has moved to.
+        directory: where the session is.
+        identity: the one that it had in the old store.
+        line: what `store.url` is to say.  That is written last: until then, each opening does all of this.
     """
     target.write(lambda ledger, writer: writer.delete(META, [coming_key(identity)]), numbers=False)
-    directory.moved(url, write=True)
+    directory.moved(line, write=True)
 
 
-def delete_left(directory: SessionDirectory) -> None:
-    """Delete the store in the session directory, which is not the session's, if a killed migration has left it."""
+def delete_former_store(directory: SessionDirectory) -> None:
+    """Delete a store in the session directory that all of its sessions have left, such as one of an interrupted move."""
     try:
         store = make_store(directory.own_store_url())
-    except OpenError:  # it is something else
+    except OpenError:  # something else is there
         return
     with store:
         with store.reading() as reader:

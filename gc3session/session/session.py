@@ -70,6 +70,7 @@ class Session(SessionBase):
     STORE_URL_FILENAME: ClassVar[str] = SessionDirectory.STORE_URL_FILENAME
     TIMESTAMP_FILES: ClassVar[dict[str, str]] = SessionDirectory.TIMESTAMP_FILES
     DEFAULT_JOBS_DIR: ClassVar[str] = SessionDirectory.DEFAULT_JOBS_DIR
+    _directory: SessionDirectory
 
     def __init__(
         self,
@@ -99,7 +100,7 @@ class Session(SessionBase):
         try:
             super().__init__(store, identity, owns_store=owned)
             self._mirror = Mirror(
-                directory.mirror, directory.url_file, store.schemas, shared=store.tables.side_by_side
+                directory.mirror, directory.url_file, store.schemas, shared=store.tables.concurrent_writers
             )
             self._index.listener = self._mirror
             self._tend_mirror()
@@ -199,7 +200,7 @@ class Session(SessionBase):
         from .information import information_of
 
         self._ensure_open()
-        return information_of(self, scan, progress)
+        return information_of(self._index, self._directory, self._mirror, scan, progress)
 
     def backup(self, dest: str | os.PathLike[str], *, progress: OnProgress = no_progress) -> BackedUp:
         """Make a copy of the session at *dest*, which is a session itself, and return what it holds.
@@ -217,7 +218,9 @@ class Session(SessionBase):
         from ..snapshots.backup import backup_session
 
         self._ensure_open()
-        return backup_session(self, dest, lambda path: Session(path, create=False), progress)
+        if not self.store.read_only:
+            self.flush()
+        return backup_session(self._index, self._directory, dest, progress)
 
     def repair(self, dry_run: bool = False) -> Repaired:
         """Mend what is damaged on disk, and return what was done; with *dry_run* only tell.

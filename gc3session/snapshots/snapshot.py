@@ -1,55 +1,54 @@
 """A session as it was at one moment: its schemas, and its records with their places in the session.
 
-One read transaction is that moment.  As long as nobody commits it costs nothing, however long
-whoever uses the snapshot takes.  But the pages that are freed meanwhile can't be used again:
-beside a busy writer the data file would grow by some 60 KB a commit.  So as soon as somebody has
-committed, what is left is read at once (some 0.5 million records a second) into a temporary
-file without a name, and the transaction ends.  With a store that this program can write that is
-done in the beginning: its other threads wait while the transaction is open.
+A single read transaction gives that moment.  As long as nobody commits, keeping it open costs
+nothing.  But pages that are freed while it is open can't be used again: beside a busy writer the
+data file would grow by some 60 KB a commit.  So as soon as somebody has committed, the rest of
+the records is read at once (some 0.5 million a second) into a temporary file without a name, and
+the transaction ends.  If this program may write to the store, that happens right at the
+beginning, because its other threads have to wait while the transaction is open.
 
-A copy of the whole environment would do, too; but it takes the room of the data file even where
-nobody writes, and that of the other sessions of a shared store.
+A copy of the whole data file would serve as well, but it would take that much room even where
+nobody writes, and include the other sessions of a shared store.
 """
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Generator, Iterator
+from itertools import chain
 from struct import Struct
-from typing import IO, TYPE_CHECKING
+from typing import IO
 from zlib import crc32
 
 from ..errors import CorruptRecord
 from ..format.frame import RECORD_KEY, schema_number_or_0, values_of
-from ..format.schema import Schema
+from ..format.schema import Schema, schema_or_bytes
 from ..index.entries import LATE_BIT, MEMBER, SESSION_KEY, Row, entry_at, state_at
+from ..index.index import Index
 from ..records.sequence import NEXT_KEY
 from ..records.values import references
 from ..system.number_set import Numbers
 from ..system.signals import signal_safe
 from ..system.temporary import keeping
-from ..tables.interface import LATE_MEMBERS, MEMBERS, META, RECORDS, SCHEMAS, SESSIONS, Item, Reader
+from ..tables.interface import (
+    LATE_MEMBERS,
+    MEMBERS,
+    META,
+    RECORDS,
+    SCHEMAS,
+    SESSIONS,
+    Item,
+    OnProgress,
+    ReadBytes,
+    Reader,
+    no_progress,
+    with_progress,
+)
+from .placed_record import PlacedRecord
 
-if TYPE_CHECKING:
-    from ..session.base import SessionBase
-
-_CHUNK = 512
-_HEAD = Struct(">QQIiI")
-_RELAXED = 1 << 24  # bytes of records that are read before memory is let go of
+_CHUNK = 512  # records or entries read in one call
+_HEAD = Struct(">QQIiI")  # N, order, schema number, length of the state (-1: None), length of the record
 _key = RECORD_KEY.pack
-
-
-Kept = tuple[int, int, int, str | None, bytes]
-"""A record and its place in the session.
-
-Its N; its order in the session, 0 if it isn't in it; the number of a schema that has the name
-in its ID; None, or of a record that can't be read the state that the index has for it; its bytes.
-"""
-
-
-def _position(kept: Kept) -> int:
-    """Return where a record stands: where it was added to the session, or first saved."""
-    return kept[1] or kept[0]
 
 
 class Snapshot:
@@ -60,21 +59,20 @@ class Snapshot:
         first: the least N of the records; `next` if there are none.
         schemas: number -> the schema, or its bytes if it is damaged.
         count: how many records there are.
-        late: how many tasks of the session have another order than their N.
-        missing: Ns that are in the index but have no record, of those that have been passed so far.
+        late: how many tasks of the session have an order that is not their N.
+        missing: Ns that are in the index but have no record; complete once all records have been read.
     """
 
-    def __init__(self, session: SessionBase, reader: Reader) -> None:
+    def __init__(self, reader: Reader, identity: bytes) -> None:
         self._reader = reader
-        self._identity = session._index.identity
-        self._row = row = Row.read(reader, self._identity)
+        self._row = row = Row.read(reader, identity)
         self._session = None if row is None else SESSION_KEY.pack(row.number)
         self.missing: list[int] = []
         self.next: int = RECORD_KEY.unpack(reader.get(META, NEXT_KEY) or _key(1))[0]
         schemas = {int.from_bytes(key, "big"): data for key, data in reader.scan(SCHEMAS, b"")}
         self.late = self._count_late()
-        # Of a store that no other session uses it is all, also what was forgotten.
-        if {identity for identity, _ in reader.scan(SESSIONS, b"")} <= {self._identity}:
+        # If no other session uses the store, all of its records belong here, also those that were forgotten.
+        if {key for key, _ in reader.scan(SESSIONS, b"")} <= {identity}:
             self._numbers = None
             self.count = reader.entries(RECORDS)
             first = [RECORD_KEY.unpack(key)[0] for key, _ in reader.scan(RECORDS, b"", 1)]
@@ -84,12 +82,7 @@ class Snapshot:
             first = next(self._numbers.chunks(1), [])
             schemas = {number: data for number, data in schemas.items() if number in used}
         self.first = first[0] if first else self.next
-        self.schemas: dict[int, Schema | bytes] = {}
-        for number, data in sorted(schemas.items()):
-            try:
-                self.schemas[number] = Schema.from_bytes(number, data)
-            except CorruptRecord:
-                self.schemas[number] = data
+        self.schemas = {number: schema_or_bytes(number, data) for number, data in sorted(schemas.items())}
 
     def _count_late(self) -> int:
         after, late = b"", 0
@@ -140,70 +133,65 @@ class Snapshot:
             yield items
             start = items[-1][0] + b"\0"
 
-    def read(self) -> Iterator[Kept]:
-        """Give all records by their positions, from the transaction."""
+    def read(self) -> Iterator[PlacedRecord]:
+        """Give all records, sorted by their positions, from the transaction."""
         members = self._members()
         ahead = next(members, None)
         from_bytes = int.from_bytes
-        # Of the schemas that the short way sees, whose numbers are a byte.
+        # Schema numbers below 0x80 are a single byte of the record; other records take the way of `_placed`.
         readable = {n for n, schema in self.schemas.items() if n < 0x80 and type(schema) is Schema}
-        taken = 0
+        read_bytes = ReadBytes()
         for items in self._records():
-            taken += sum([len(record) for _, record in items])
-            if taken > _RELAXED:
-                self._reader.relax()
-                taken = 0
+            read_bytes.add(self._reader, [record for _, record in items])
             last = RECORD_KEY.unpack(items[-1][0])[0]
             own: dict[bytes, int] = {}
-            late: list[Kept] = []
+            late: list[PlacedRecord] = []
             while ahead is not None and ahead[0] <= last:
                 order, schema = ahead
                 if schema < LATE_BIT:
                     own[_key(order)] = schema
                 else:
-                    late += self._late(order, schema)
+                    late += self._late_record(order, schema)
                 ahead = next(members, None)
             if self.late:
                 elsewhere = self._late_between(items[0][0], items[-1][0])
                 items = [item for item in items if item[0] not in elsewhere]
-            kept: list[Kept] = []
+            placed: list[PlacedRecord] = []
             for key, record in items:
                 number = from_bytes(key)
                 entry = own.pop(key, None)
                 written = record[5] if len(record) > 5 else 0
                 if written in readable and crc32(record[4:], number & 0xFFFFFFFF) == from_bytes(record[:4]):
-                    kept.append((number, 0 if entry is None else number, written, None, record))
+                    placed.append(PlacedRecord(number, 0 if entry is None else number, written, None, record))
                 else:
-                    kept.append(self._kept(number, entry, record))
+                    placed.append(self._placed(number, 0 if entry is None else number, entry, record))
             self.missing += [RECORD_KEY.unpack(key)[0] for key in own]
-            yield from sorted(kept + late, key=_position) if late else kept
+            yield from sorted(placed + late, key=lambda record: record.position) if late else placed
         while ahead is not None:
             order, schema = ahead
             if schema < LATE_BIT:
                 self.missing.append(order)
             else:
-                yield from self._late(order, schema)
+                yield from self._late_record(order, schema)
             ahead = next(members, None)
 
-    def _kept(self, number: int, schema: int | None, record: bytes, order: int | None = None) -> Kept:
+    def _placed(self, number: int, order: int, schema: int | None, record: bytes) -> PlacedRecord:
         """Return a record with its place; *schema* is that of its entry, None if it has none."""
-        if order is None:
-            order = 0 if schema is None else number
         written = schema_number_or_0(record)
         sound = crc32(record[4:], number & 0xFFFFFFFF) == int.from_bytes(record[:4], "big")
         if sound and type(self.schemas.get(written)) is Schema:
-            return number, order, written, None, record
+            return PlacedRecord(number, order, written, None, record)
         state = state_at(self._reader, self._row.number, order) if order and self._row is not None else ""
-        return number, order, written if schema is None else schema, state, record
+        return PlacedRecord(number, order, written if schema is None else schema, state, record)
 
-    def _late(self, order: int, schema: int) -> list[Kept]:
-        """Return the late entry of an order, if it has a record."""
+    def _late_record(self, order: int, schema: int) -> list[PlacedRecord]:
+        """Return the record of the late entry of an order; an empty list if there is none."""
         _, number, name_schema = entry_at(self._reader, order, schema)
         record = self._reader.get(RECORDS, _key(number))
         if record is None:
             self.missing.append(number)
             return []
-        return [self._kept(number, name_schema, record, order)]
+        return [self._placed(number, order, name_schema, record)]
 
     def _late_between(self, first: bytes, last: bytes) -> set[bytes]:
         """Return the keys of the records from *first* to *last* whose orders are not their Ns."""
@@ -218,12 +206,15 @@ class Snapshot:
 
 
 @signal_safe
-def snapshot(session: SessionBase, *, at_once: bool = False) -> Iterator[tuple[Snapshot, Iterator[Kept]]]:
-    """Give the newest state of a session that has been flushed, and its records by their positions.
+def snapshot(
+    index: Index, progress: OnProgress = no_progress, *, at_once: bool = False
+) -> Iterator[tuple[Snapshot, Iterator[PlacedRecord]]]:
+    """Give the newest committed state of a session, and its records sorted by their positions.
 
-    Unless the store is read-only, or with *at_once*, the transaction ends before the first of them is given.
+    *progress* is called with how many of them have been given.  If the store can be written, or with
+    *at_once*, the transaction ends before the first one is given.
     """
-    transaction: Generator[Reader, None, None] | None = _transaction(session)
+    transaction: Generator[Reader, None, None] | None = _transaction(index)
 
     def end(error: BaseException | None = None) -> None:
         if transaction is not None and error is None:
@@ -234,53 +225,51 @@ def snapshot(session: SessionBase, *, at_once: bool = False) -> Iterator[tuple[S
     try:
         assert transaction is not None
         reader = next(transaction)
-        state = Snapshot(session, reader)
-        yield state, _followed(state, reader, end, at_once=at_once or not session.store.read_only)
+        state = Snapshot(reader, index.identity)
+        records = _records(state, reader, end, at_once=at_once or not index.store.read_only)
+        yield state, with_progress(records, state.count, progress)
     except BaseException as error:
-        end(error)  # which raises ours for one of the tables'
+        end(error)  # the tables may raise an exception of ours instead of their own
         raise
     else:
         end()
     finally:
-        transaction = None  # which ends it, whatever a signal's handler has prevented
+        transaction = None  # this ends it, even if a signal's handler has raised before `end` was called
 
 
-def _transaction(session: SessionBase) -> Generator[Reader, None, None]:
-    with session.store.reading() as reader:
+def _transaction(index: Index) -> Generator[Reader, None, None]:
+    with index.store.reading() as reader:
         yield reader
 
 
-def _followed(state: Snapshot, reader: Reader, end: Callable[[], None], *, at_once: bool) -> Iterator[Kept]:
-    """Give the records of a snapshot from its transaction, until somebody commits; see above."""
-    kept = state.read()
+def _records(state: Snapshot, reader: Reader, end: Callable[[], None], *, at_once: bool) -> Iterator[PlacedRecord]:
+    """Give the records of a snapshot: from its transaction until somebody commits, then from a temporary file."""
+    source = state.read()
+    first: list[PlacedRecord] = []
     if not at_once:
-        for n, item in enumerate(kept):
+        for n, record in enumerate(source):
             if n % _CHUNK == 0 and reader.newest() != reader.serial:
+                first = [record]
                 break
-            yield item
+            yield record
         else:
             return
-        first = [item]
-    else:
-        first = []
-    what = "what the session was at the beginning of the dump"
+    what = "the records of the session"
     with keeping(what):
         copy = tempfile.TemporaryFile()  # noqa: SIM115 (`with` comes next)
     with copy as file:
         with keeping(what):
-            for item in first:
-                _write(file, item)
-            for item in kept:
-                _write(file, item)
+            for record in chain(first, source):
+                _write(file, record)
             file.seek(0)
         end()
         while head := file.read(_HEAD.size):
             number, order, schema, state_size, size = _HEAD.unpack(head)
-            told = file.read(state_size).decode("utf-8", "surrogatepass") if state_size >= 0 else None
-            yield number, order, schema, told, file.read(size)
+            text = file.read(state_size).decode("utf-8", "surrogatepass") if state_size >= 0 else None
+            yield PlacedRecord(number, order, schema, text, file.read(size))
 
 
-def _write(file: IO[bytes], item: Kept) -> None:
-    number, order, schema, state, record = item
+def _write(file: IO[bytes], record: PlacedRecord) -> None:
+    number, order, schema, state, data = record
     name = b"" if state is None else state.encode("utf-8", "surrogatepass")
-    file.write(_HEAD.pack(number, order, schema, -1 if state is None else len(name), len(record)) + name + record)
+    file.write(_HEAD.pack(number, order, schema, -1 if state is None else len(name), len(data)) + name + data)

@@ -192,7 +192,7 @@ class Loader:
     def _shell(self, cls: type[Persistable], number: int, schema: Schema) -> Persistable:
         obj: Persistable = object.__new__(layout_of(cls).twin)
         set_stamp(obj, Stamp(self._store(), number, 0, "", schema, 0, None))
-        obj.__class__ = cls  # type: ignore[assignment]
+        obj.__class__ = cls
         return obj
 
     def _resolve(self, number: int) -> Persistable:

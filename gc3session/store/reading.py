@@ -51,7 +51,7 @@ class StoreReading:
     indexes: list[Index]
     lock: threading.RLock
     _identity: bytes | None
-    _doubt: CommitUnknown | None
+    _pending_commit: CommitUnknown | None
     """A commit of which it is not known yet whether it went through; the batch is what it was to write."""
     _closed: bool
 
@@ -83,8 +83,8 @@ class StoreReading:
         )
 
     @abstractmethod
-    def _settle(self) -> None:
-        """Find out what became of a commit in doubt.  Raise StoreUnreachable if that can't be known yet."""
+    def _resolve_commit(self) -> None:
+        """Find out what became of the pending commit.  Raise StoreUnreachable if that can't be known yet."""
 
     # -- reading
 
@@ -92,8 +92,8 @@ class StoreReading:
         """Return the newest committed state, for `with`.  Raise UnknownFormat if it isn't ours."""
         if self._closed:
             raise ClosedError(f"the store {self.url} is closed; open it again")
-        if self._doubt is not None:
-            self._settle()
+        if self._pending_commit is not None:
+            self._resolve_commit()
         if self._identity is None and self.tables.exists():
             with self.tables.read() as reader:
                 self._check_format(reader)
@@ -164,8 +164,10 @@ class StoreReading:
             found = [a if b is None else b or None for a, b in zip(found, staged, strict=True)]
         return found
 
-    def objects(self, entries: list[Entry], records: list[bytes | None]) -> list[Persistable | LoadError]:
-        """Return the objects of some entries, in their order.
+    def objects(
+        self, entries: list[Entry], records: list[bytes | None]
+    ) -> tuple[list[Persistable | LoadError], list[Persistable]]:
+        """Return the objects of some entries, in their order, and all objects that were made with them.
 
         A LoadError stands in the place of one that can't be loaded; one whose record is gone is
         left out.  No transaction may be open: a class's `upgrade_record` is the user's code.
@@ -174,11 +176,27 @@ class StoreReading:
         self.loader.notice_classes()
         quick = self.loader.quick
         let_go = self.changes.records
-        for (_, number, schema), record in zip(entries, records, strict=True):
-            if record is not None:
-                obj = None if let_go and number in let_go else quick(number, record)
-                loaded.append(self._object(number, schema, record) if obj is None else obj)
-        return loaded
+        try:
+            for (_, number, schema), record in zip(entries, records, strict=True):
+                if record is not None:
+                    obj = None if let_go and number in let_go else quick(number, record)
+                    loaded.append(self._object(number, schema, record) if obj is None else obj)
+        finally:
+            built, self.loader.built = self.loader.built, []
+        return loaded, [] if self.read_only else built
+
+    def let_go(self, objs: list[Persistable]) -> None:
+        """Look at objects that a loop has given and goes on from; those that have changed are held."""
+        if objs and not self._closed:
+            self.changes.look_at(objs)
+            objs.clear()
+            self.changes.let_go()
+
+    def remember(self, objs: list[Persistable]) -> None:
+        """Hold objects that were given and may be changed after that, and look at them later."""
+        if not self.read_only and not self._closed:
+            with self.lock:
+                self.changes.remember(objs)
 
     def loaded(self, number: int, record: bytes) -> Persistable:
         """Return the object of a record, or of what it was changed to and not saved; see `Loader.load`."""
@@ -187,7 +205,7 @@ class StoreReading:
             return self.loader.load(number, record)
         obj = self.loader.load(number, changed.record)
         stamp = get_stamp(obj)
-        set_stamp(obj, stamp._replace(revision=changed.revision, state=changed.former_state))  # type: ignore[call-arg]
+        set_stamp(obj, stamp._replace(revision=changed.revision, state=changed.former_state))
         self.changes.note(obj, number)
         return obj
 

@@ -1,12 +1,13 @@
-"""Tasks as their records have them: no class is needed, and what they refer to isn't loaded.
+"""Tasks as their records have them: no class is needed, and the objects that they refer to aren't loaded.
 
-So a task of a million others is read as fast as any, and a walk through a session holds none of them.
+So a collection of a million tasks is read as fast as any other task, and whatever walks through a
+session needs no memory for what it has passed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import attrs
 
@@ -15,26 +16,30 @@ from ..format.frame import schema_number_or_0, unseal
 from ..format.schema import COLLECTION, Schema
 from ..index.index import CHUNK
 from ..records.values import Decoder
+from ..tables.interface import ReadBytes
 from ..text import escaped
 
 if TYPE_CHECKING:
     from ..index.entries import Entry
     from ..tables.interface import Reader
-    from .store import Store
-
-_RELAXED: Final = 16 << 20  # bytes of records that are read before memory is let go of
+    from .reading import StoreReading
 
 
 class StoredTask:
     """A task, or another persistable, as its record has it.
 
+    Values whose class the program hasn't defined are `Opaque`.
+
     Attributes:
-        persistent_id: its ID.
-        number: the N in it.
-        order: its place in the session; 0 if it was found through a reference.
-        schema: the class and the names of the fields.
-        record: its bytes.
-        fields: name -> value; a reference to another is a `StoredReference`.
+        persistent_id (str): its ID.
+        number (int): the number at the end of the ID.
+        order (int): its place in the session: of two tasks the one that was added first has the
+            lower one.  0 if the task was found through a reference.
+        schema: the class and the fields that the record was written with: `schema.tag` is
+            'module:ClassName', `schema.fields` the names of the fields.
+        record (bytes): the record.
+        fields (dict[str, Any]): the values by the names of the fields; a `StoredReference` stands
+            for another persistable.
     """
 
     __slots__ = ("fields", "number", "order", "persistent_id", "record", "schema")
@@ -51,7 +56,7 @@ class StoredTask:
 
     @property
     def parts(self) -> list[StoredReference]:
-        """What a collection consists of; nothing if it isn't one."""
+        """The tasks of a collection; an empty list for any other task."""
         tasks = self.fields.get("tasks") if self.schema.kind == COLLECTION else None
         return [part for part in tasks if type(part) is StoredReference] if isinstance(tasks, list) else []
 
@@ -61,15 +66,15 @@ class StoredTask:
 
 @attrs.frozen
 class UnreadableTask:
-    """What stands in the place of a task whose record can't be read.
+    """A task whose record is damaged or missing, in the place of its `StoredTask`.
 
     Attributes:
-        persistent_id: its ID, as the index has it.
-        number: the N in it.
-        order: its place in the session; 0 if it was found through a reference.
+        persistent_id: its ID; the name in it is 'Unreadable' if that isn't known.
+        number: the number at the end of the ID.
+        order: its place in the session; 0 if the task was found through a reference.
         name_schema: the number of a schema that has the name in its ID; 0 if there is none.
-        record: its bytes; none if it is missing.
-        error: why it can't be read.
+        record: its bytes; empty if it is missing.
+        error: why it can't be read: CorruptRecord, or NotFound if it is missing.
     """
 
     persistent_id: str
@@ -81,10 +86,12 @@ class UnreadableTask:
 
 
 class StoredReference:
-    """What stands in a field for another object; it is read when its fields are asked for.
+    """A reference to another persistable in a field of a `StoredTask`; nothing is read before `read`.
+
+    Two references are equal if they are to the same record.
 
     Attributes:
-        number: the N of its record.
+        number (int): the number at the end of the other's ID.
     """
 
     __slots__ = ("_tasks", "number")
@@ -95,11 +102,14 @@ class StoredReference:
 
     @property
     def persistent_id(self) -> str:
-        """The ID of the object, whose name is 'Unreadable' if that can't be told."""
+        """The ID of the other persistable (str); the name in it is 'Unreadable' if its record doesn't tell."""
         return self._tasks.id_of(self.number)
 
     def read(self) -> StoredTask:
-        """Return the object.  Raise LoadError if its record is missing or can't be read."""
+        """Return the other persistable as its record has it now.
+
+        Raise NotFound if the record is missing, CorruptRecord if it is damaged; both are LoadErrors.
+        """
         return self._tasks.get(self.number)
 
     def __eq__(self, other: object) -> bool:
@@ -113,25 +123,30 @@ class StoredReference:
 
 
 class StoredTasks:
-    """Reads the records of a store."""
+    """Reads the records of a store as `StoredTask`s."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: StoreReading) -> None:
         self._store = store
-        self._decoder = Decoder(self.reference)
-        self._taken = 0
+        self._decoder = Decoder(self._reference)
+        self._read_bytes = ReadBytes()
 
-    def reference(self, number: int) -> StoredReference:
-        """Return what stands for a reference to record N."""
+    def _reference(self, number: int) -> StoredReference:
         return StoredReference(self, number)
 
     def records(self, reader: Reader, entries: list[Entry]) -> list[bytes | None]:
-        """Return the records of some entries, None for each that is gone, and let go of memory now and then."""
-        if self._taken > _RELAXED:
-            reader.relax()
-            self._taken = 0
+        """Return the records of some entries, None for each that is gone."""
         records = self._store.records(reader, entries)
-        self._taken += sum([len(record) for record in records if record is not None])
+        self._read_bytes.add(reader, records)
         return records
+
+    def with_records(self, reader: Reader, entries: list[Entry]) -> tuple[list[Entry], list[bytes | None]]:
+        """Return some entries and their records."""
+        return entries, self.records(reader, entries)
+
+    def records_of(self, numbers: list[int]) -> list[bytes | None]:
+        """Return the newest records of some Ns, None for each that there isn't."""
+        with self._store.lock, self._store.reading() as reader:
+            return self.records(reader, [(0, number, 0) for number in numbers])
 
     def of(self, entries: list[Entry], records: list[bytes | None]) -> list[StoredTask | UnreadableTask]:
         """Return the tasks of some entries, in their order; one whose record is gone is left out."""
@@ -143,22 +158,30 @@ class StoredTasks:
 
     def at(self, entries: list[Entry]) -> list[StoredTask | UnreadableTask]:
         """Return the tasks of some entries as they are now, in their order, without those that are gone."""
-        with self._store.lock, self._store.reading() as reader:
-            records = self.records(reader, entries)
-        return self.of(entries, records)
+        return self.of(entries, self.records_of([number for _, number, _ in entries]))
 
     def parts_of(self, task: StoredTask) -> Iterator[StoredTask | UnreadableTask]:
-        """Give what a collection consists of, in its order, some read at a time."""
+        """Give the tasks of a collection in their order, without having all of them in memory."""
         numbers = [part.number for part in task.parts]
         for first in range(0, len(numbers), CHUNK):
             some = numbers[first : first + CHUNK]
-            with self._store.lock, self._store.reading() as reader:
-                records = self.records(reader, [(0, number, 0) for number in some])
-            for number, record in zip(some, records, strict=True):
-                if record is None:
-                    yield self._gone(number)
-                else:
-                    yield self._read(number, 0, schema_number_or_0(record), record)
+            yield from map(self._found, some, self.records_of(some))
+
+    def get(self, number: int) -> StoredTask:
+        """Return the object of record N.  Raise LoadError if it is missing or can't be read."""
+        [record] = self.records_of([number])
+        found = self._found(number, record)
+        if isinstance(found, UnreadableTask):
+            raise found.error
+        return found
+
+    def _found(self, number: int, record: bytes | None) -> StoredTask | UnreadableTask:
+        """Return the object that a reference to N leads to."""
+        if record is not None:
+            return self._read(number, 0, schema_number_or_0(record), record)
+        id_ = f"Unreadable.{number}"
+        error = NotFound(f"record {number} is referred to, but it is not in {self._store.url}", id_)
+        return UnreadableTask(id_, number, 0, 0, b"", error)
 
     def _read(self, number: int, order: int, name_schema: int, record: bytes) -> StoredTask | UnreadableTask:
         try:
@@ -176,22 +199,8 @@ class StoredTasks:
             return UnreadableTask(id_, number, order, name_schema, record, failure)
         return StoredTask(f"{schema.name}.{number}", number, order, schema, record, fields)
 
-    def _gone(self, number: int) -> UnreadableTask:
-        id_ = f"Unreadable.{number}"
-        error = NotFound(f"record {number} is referred to, but it is not in {self._store.url}", id_)
-        return UnreadableTask(id_, number, 0, 0, b"", error)
-
-    def get(self, number: int) -> StoredTask:
-        """Return the object of record N.  Raise LoadError if it is missing or can't be read."""
-        with self._store.lock, self._store.reading() as reader:
-            record = self._store.record(reader, number)
-        found = self._gone(number) if record is None else self._read(number, 0, schema_number_or_0(record), record)
-        if isinstance(found, UnreadableTask):
-            raise found.error
-        return found
-
     def id_of(self, number: int) -> str:
-        """Return the ID of record N, with the name 'Unreadable' if that can't be told."""
+        """Return the ID of record N; the name in it is 'Unreadable' if the record doesn't tell."""
         with self._store.lock, self._store.reading() as reader:
             return f"{self._store.name_of(reader, number) or 'Unreadable'}.{number}"
 

@@ -76,7 +76,7 @@ class StoreStaging(StoreReading):
                 if flush and outermost:
                     self.commit()
             except BaseException:
-                if self._doubt is None:  # else it may be on disk: it is kept until that is known
+                if self._pending_commit is None:  # else it may be on disk: it is kept until that is known
                     try:
                         batch.undo(mark)
                     finally:
@@ -91,8 +91,8 @@ class StoreStaging(StoreReading):
         """Raise ReadOnlyError or ClosedError if the store can't be written."""
         if self._closed:
             raise ClosedError(f"the store {self.url} is closed; open it again")
-        if self._doubt is not None:
-            self._settle()
+        if self._pending_commit is not None:
+            self._resolve_commit()
         if self.tables.read_only:
             raise ReadOnlyError(f"{self.url} was opened read-only; open it without read_only=True to change it")
 
@@ -188,7 +188,7 @@ class StoreStaging(StoreReading):
         return schema, seal(stamp.number, body), obj.state if isinstance(obj, Task) else ""
 
     def _stage_one(self, obj: Persistable, number: int, *, force: bool) -> None:
-        stamp = get_stamp(obj)
+        stamp: Stamp | Origin = get_stamp(obj)
         original = self._original(obj, stamp, force=force) if type(stamp) is Origin else None
         base = self._committed_base(stamp) if force else self._base(obj, stamp)
         # Before its fields are read: a change by another thread from now on is a new one.
@@ -211,7 +211,7 @@ class StoreStaging(StoreReading):
             checksum = int.from_bytes(record[:4], "big")
         else:
             checksum = self.changes.checksum(obj, layout, schema.number, revision, number)
-        set_stamp(obj, get_stamp(obj)._replace(checksum=checksum))  # type: ignore[call-arg]
+        set_stamp(obj, get_stamp(obj)._replace(checksum=checksum))
 
     def _original(self, copy: Persistable, origin: Origin, *, force: bool) -> Persistable | None:
         """Return the object of the record that *copy* is a copy of, if it is alive; it takes over the copy's values.

@@ -17,7 +17,6 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from functools import partial
 from typing import Any
 from weakref import ref
 
@@ -39,7 +38,6 @@ from ..tables.urls import make_tables
 from ..tasks import Persistable, Stamp, get_stamp, restamp, stamp_of
 from ..text import escaped
 from .changes import Changes
-from .early_sending import Sending
 from .loader import Loader
 from .staging import StoreStaging
 
@@ -77,8 +75,7 @@ class Store(StoreStaging):
         self._journal: list[tuple[Any, Any, Any]] = []  # for stage_new
         self._pending: builtins.list[Persistable] = []
         self._identity: bytes | None = None
-        self._doubt: CommitUnknown | None = None
-        self._sending: Sending | None = None
+        self._pending_commit: CommitUnknown | None = None
         self._closed = False
         self._pid = os.getpid()
         tables.on_create = self._on_create
@@ -126,8 +123,7 @@ class Store(StoreStaging):
                 built, self.loader.built = self.loader.built, []
             if get_stamp(obj).schema.name != name:
                 raise self._not_found(id_)
-            if not self.read_only:
-                self.changes.remember(built)
+            self.remember(built)
             return obj
 
     def _committed(self, number: int) -> bytes | None:
@@ -265,7 +261,6 @@ class Store(StoreStaging):
         """Close the store without writing the batch: it is about to be deleted."""
         with self.lock:
             self._closed = True
-            self.drop_ahead()
             self.batch = Batch()
             self.tables.discard()
 
@@ -302,18 +297,18 @@ class Store(StoreStaging):
         Unless *numbers* is False a block of numbers for new records is taken along when few are left.
         """
 
-        def unit(writer: Writer, sending: Sending | None = None) -> tuple[int, int] | None:
+        def unit(writer: Writer) -> tuple[int, int] | None:
             self._check_not_moved(writer)
-            ledger = Ledger(self, writer) if sending is None else sending.ledger()
-            self._write_batch(ledger, writer, sending)
+            ledger = Ledger(self, writer)
+            self._write_batch(ledger, writer)
             more(ledger, writer)
             ledger.finish(self.indexes)
             return self.sequence.reserve(writer) if numbers and self.sequence.low() else None
 
-        self._settle()
+        self._resolve_commit()
         listeners = {index.identity: index.listener for index in self.indexes if index.listener is not None}
         try:
-            if self.tables.side_by_side:
+            if self.tables.concurrent_writers:
                 for _, listener in sorted(listeners.items()):
                     listener.lock()
             if len(self.batch.records) < _MANY:
@@ -331,58 +326,22 @@ class Store(StoreStaging):
             if complaint:
                 warnings.warn(escaped(complaint), MirrorWarning, stacklevel=2)
 
-    def send_ahead(self, index: Index, numbers: builtins.list[int]) -> None:
-        """Send tasks that have been added last, and are about to be written, if the kind of store likes that."""
-        if self._sending is None:
-            ahead = self.tables.ahead()
-            if ahead is None:
+    def _transact(self, unit: Callable[[Writer], tuple[int, int] | None]) -> None:
+        while True:
+            try:
+                self.tables.write(unit, self._after_commit, self._release_listeners)
                 return
-            self._sending = Sending(self, index, ahead)
-        self._sending.send(index, numbers)
+            except NumbersNeeded as needed:
+                self.sequence.stock(needed.count)
+            except BaseException:  # also of a signal's handler, while the server was waited for
+                self._pending_commit = self.tables.pending_commit
+                raise
 
-    @property
-    def sends_ahead(self) -> bool:
-        """Whether something was sent ahead and may yet be written."""
-        return self._sending is not None
-
-    def go_on_ahead(self) -> None:
-        """Have what was sent ahead go on its way; to be called often."""
-        if self._sending is not None:
-            self._sending.ahead.go_on()
-
-    def drop_ahead(self) -> None:
-        """Give up what `send_ahead` has sent, unless it has been written."""
-        with self.lock:
-            if self._sending is not None:
-                self._sending.give_up()
-                self._sending = None
-
-    def _transact(self, unit: Callable[..., tuple[int, int] | None]) -> None:
-        sending = self._sending
-        write = partial(self.tables.write, unit)
-        try:
-            if sending is not None and sending.is_part():
-                write = partial(sending.ahead.write, partial(unit, sending=sending), unit)
-            elif sending is not None:
-                sending.give_up()
-            while True:
-                try:
-                    write(self._after_commit, self._release_listeners)
-                    return
-                except NumbersNeeded as needed:
-                    self.sequence.stock(needed.count)
-                    write = partial(self.tables.write, unit)
-                except BaseException:  # also of a signal's handler, while the server was waited for
-                    self._doubt = self.tables.doubt
-                    raise
-        finally:
-            self.drop_ahead()
-
-    def _settle(self) -> None:
+    def _resolve_commit(self) -> None:
         """Find out what became of a commit during which the server was lost."""
-        if self._doubt is not None and self._doubt.went_through():
+        if self._pending_commit is not None and self._pending_commit.went_through():
             self._after_commit(None)
-        self._doubt = None
+        self._pending_commit = None
 
     def _release_listeners(self) -> builtins.list[str]:
         """Have all mirrors unlocked; return what to warn of."""
@@ -408,8 +367,7 @@ class Store(StoreStaging):
             if index.listener is not None:
                 index.listener.apply()
 
-    def _write_batch(self, ledger: Ledger, writer: Writer, sending: Sending | None) -> None:
-        sent: dict[int, bytes] = {} if sending is None else sending.sent
+    def _write_batch(self, ledger: Ledger, writer: Writer) -> None:
         records, states = self.batch.records, self.batch.states
         updates = sorted(self.batch.updates())
         if updates:
@@ -425,7 +383,7 @@ class Store(StoreStaging):
         ledger.take_away()
         writer.delete(RECORDS, map(_key, removed))
         for index in self.indexes:
-            index.write_joined(ledger, writer, sent if sending is not None and index is sending.index else {})
+            index.write_joined(ledger, writer)
         moves: dict[tuple[str, str], builtins.list[int]] = {}
         for number in updates:
             before, after = self.batch.bases[number][1], states[number]
@@ -436,9 +394,7 @@ class Store(StoreStaging):
         bases = self.batch.bases
         if updates:
             writer.put(RECORDS, [(_key(number), records[number]) for number in updates])
-        new: builtins.list[int] = []
-        if len(sent) < len(records):
-            new = sorted(number for number in records if number not in bases and number not in sent)
+        new = sorted(number for number in records if number not in bases)
         writer.add(RECORDS, [(_key(number), records[number]) for number in new])
 
     def _check_conflicts(self, writer: Writer, updates: builtins.list[int]) -> None:
@@ -466,7 +422,7 @@ class Store(StoreStaging):
         """Begin afresh: the batch and the sequence's block stay the parent's."""
         self._pid = os.getpid()
         self.lock = threading.RLock()
-        self._doubt = None
+        self._pending_commit = None
         staged, self.batch = self.batch, Batch()
         for number in staged.records:
             obj = self.loader.living(number)
@@ -481,9 +437,6 @@ class Store(StoreStaging):
                 restamp(obj, None)
                 self.loader.live.pop(number)
         self.sequence.reset()
-        if self._sending is not None:
-            self._sending.ahead.forked()
-            self._sending = None
         for index in self.indexes:
             index.reset()
             if index.listener is not None:

@@ -11,7 +11,7 @@ import threading
 from pathlib import Path
 from typing import IO
 
-from ..errors import StoreFull
+from ..errors import Error, ReadOnlyError, StoreFull, WriteError
 from ..text import size_text
 
 NETWORK_FILESYSTEMS = frozenset(
@@ -23,7 +23,28 @@ NETWORK_FILESYSTEMS = frozenset(
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """The system's error numbers for a full disk, a quota and a limit on the size of files."""
 
+NO_RIGHT = (errno.EACCES, errno.EPERM, errno.EROFS)
+"""Those for files that this program may not write."""
+
 _MOUNTINFO = "/proc/self/mountinfo"
+
+
+def write_error(error: OSError, message: str, remedy: str, otherwise: type[Error] = WriteError) -> Error:
+    """Return our exception for one of the system's while something is written.
+
+    Args:
+        error: the system's exception.
+        message: what can't be done.
+        remedy: what to do if the right to do it is missing.
+        otherwise: the exception where neither room nor a right is missing.
+    """
+    where = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
+    message = f"{message}: {where}{error.strerror}"
+    if error.errno in NO_ROOM:
+        return StoreFull(f"{message}; make room")
+    if error.errno in NO_RIGHT:
+        return ReadOnlyError(f"{message}; {remedy}")
+    return otherwise(message)
 
 
 def filesystem_of(path: str, mountinfo: str = _MOUNTINFO) -> str | None:

@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Iterator
 
 from ..errors import WriteError
-from .filesystem import sync_directory
+from .filesystem import make_directory, sync_directory
 
 
 @contextlib.contextmanager
@@ -56,9 +56,11 @@ def delete_tree(directory: str) -> None:
 def made_whole(path: str) -> Iterator[str]:
     """Give the name of a new empty directory that is to be filled; in the end it stands at *path*, on disk.
 
-    Files in it must have been synced by whoever made them.  If the block raises, nothing is left.
-    An empty directory at *path* is replaced; raise OSError (ENOTEMPTY, EEXIST) for anything else there.
+    Files in it must have been synced by whoever made them.  If the block raises, nothing is left but
+    the directories above, which are made if they are missing.  An empty directory at *path* is
+    replaced; raise OSError (ENOTEMPTY, EEXIST) for anything else there.
     """
+    make_directory(os.path.dirname(path))
     delete_leftovers(path)
     temporary = temporary_name(path)
     os.mkdir(temporary)

@@ -1,7 +1,7 @@
-"""Tables of bytes: the interface that a store is written over, and its kinds.
+"""Tables of bytes: the interface that a store is built on, and its kinds.
 
-Whoever writes a kind of store of their own finds here what it must provide (interface.py says
-more); `gc3session.register` makes its URLs known.
+These are the names for writing a new kind of store; interface.py says what it has to provide, and
+`gc3session.register` makes its URLs known.
 """
 
 from .interface import (

@@ -1,4 +1,4 @@
-"""Tables of bytes: what a store is written over, and what a second kind of store must provide.
+"""Tables of bytes: what a store is built on, and what a new kind of store has to provide.
 
 The tables, their keys and values (numbers are big-endian, `order` is the place of a task in
 its session; see index/entries.py)::
@@ -45,24 +45,34 @@ SET_TABLES: Final = (MEMBERS, STATES)
 
 Item = tuple[bytes, bytes]
 
-_CHUNK = 1024
+_CHUNK = 1024  # items that a walk through a table reads at a time
 MALFORMED: Final = (struct.error, UnicodeDecodeError)
-"""What reading keys and values raises that aren't as above; tables make CorruptStore of it at a transaction's end."""
+"""What reading a malformed key or value raises; LMDB's transactions end with CorruptStore instead."""
 
 OnProgress = Callable[[int, int], None]
-"""Called now and then with how much has been done, and how much there is."""
+"""Called now and then with how much has been done, and how much there is in all."""
 
 
 def no_progress(done: int, total: int) -> None:
-    """The `OnProgress` of whoever does not want to know."""
+    """The `OnProgress` of a caller that doesn't want to know."""
+
+
+def with_progress(items: Iterable[T], total: int, progress: OnProgress) -> Iterator[T]:
+    """Give *items*, which are *total* in all; call *progress* after each 512 of them, and at the end."""
+    done = 0
+    for done, item in enumerate(items, 1):
+        yield item
+        if done % 512 == 0:
+            progress(done, total)
+    progress(done, total)
 
 
 class Compacted(NamedTuple):
-    """What compacting has done.
+    """The size of a store's file before and after it was compacted.
 
     Attributes:
-        before: bytes of the store's file before it.
-        after: bytes after it.
+        before: in bytes.
+        after: in bytes.
     """
 
     before: int
@@ -70,12 +80,12 @@ class Compacted(NamedTuple):
 
 
 class Figure(NamedTuple):
-    """What a kind of store tells of itself.
+    """One line of what a store reports about itself.
 
     Attributes:
         name: 'file', 'reader slots' and the like.
-        text: for people.
-        values: for programs: name -> None, bool, int, float, str, or a list of such dicts.
+        text: the line as people read it.
+        values: the same for programs: name -> None, bool, int, float, str, or a list of such dicts.
     """
 
     name: str
@@ -84,21 +94,21 @@ class Figure(NamedTuple):
 
 
 class Salvaged(NamedTuple):
-    """What has been found in a damaged store.
+    """What could be read of a damaged store.
 
     Attributes:
-        told: what has been made of it, or would be.
-        members: whether the table of members could be read whole.
-        replaced: the name of the file that goes aside for a new one, '' if none does.
+        message: what was rebuilt, or would be.
+        members: whether the table of members could be read completely.
+        replaced: the name of the file that is moved away for a new one, '' if none is.
     """
 
-    told: str
+    message: str
     members: bool
     replaced: str
 
 
 class Contents(ABC):
-    """One consistent state of the tables, from end to end; what is damaged is left out."""
+    """One consistent state of the tables, to be read from end to end; damaged parts are left out."""
 
     @abstractmethod
     def get(self, table: str, key: bytes) -> bytes | None:
@@ -106,30 +116,30 @@ class Contents(ABC):
 
     @abstractmethod
     def entries(self, table: str) -> int:
-        """Return how many items the table has, of a set table how many values in all."""
+        """Return how many items the table has; for a set table, how many values all its keys have."""
 
     @abstractmethod
     def walk(self, table: str) -> Iterator[Item]:
-        """Give all items of a table that is no set table, in order."""
+        """Yield all items of a table that is no set table, in order."""
 
     @abstractmethod
     def keys(self, table: str) -> Iterator[bytes]:
-        """Give all keys of a table, in order."""
+        """Yield all keys of a table, in order."""
 
     @abstractmethod
     def walk_values(self, table: str, key: bytes) -> Iterator[bytes]:
-        """Give all values of *key* in a set table, in order."""
+        """Yield all values of *key* in a set table, in order."""
 
 
 class Reader(Contents):
-    """One consistent state of the tables: the newest committed one when it was begun."""
+    """A read transaction: the state of the tables that was the newest committed one when it began."""
 
     serial: int
-    """A number of the committed state: another one once anybody has committed."""
+    """A number that identifies the committed state; it differs after every commit, whoever makes it."""
 
     @abstractmethod
     def newest(self) -> int:
-        """Return the `serial` that a reader would have that is begun now."""
+        """Return the `serial` of a reader that would begin now."""
 
     @abstractmethod
     def get_many(self, table: str, keys: Sequence[bytes]) -> list[Item]:
@@ -160,10 +170,10 @@ class Reader(Contents):
             start = after.to_bytes(len(values[-1]), "big")
 
     def expect(self, table: str, keys: Iterable[bytes]) -> None:
-        """Hear which keys `get` will be asked for one by one: a distant store reads them all at once."""
+        """Hint that `get` follows for each of *keys*; a remote store fetches them in one query."""
 
     def expect_values(self, table: str, key: bytes, starts: Iterable[bytes]) -> None:
-        """Hear which single values of *key* `values` will be asked for: each the first from one of *starts* on."""
+        """Hint that `values(key, start, 1)` follows for each of *starts*; a remote store fetches them in one query."""
 
     @abstractmethod
     def values(self, table: str, key: bytes, start: bytes, limit: int) -> list[bytes]:
@@ -171,7 +181,7 @@ class Reader(Contents):
 
     @abstractmethod
     def first_values(self, table: str, key: bytes, starts: Iterable[bytes]) -> list[bytes | None]:
-        """Return for each of *starts* the first value of *key* that is at least that, or None."""
+        """Return, for each of *starts*, the first value of *key* that isn't less, or None."""
 
     @abstractmethod
     def last_value(self, table: str, key: bytes) -> bytes | None:
@@ -185,8 +195,24 @@ class Reader(Contents):
     def counts(self, table: str, prefix: bytes) -> list[tuple[bytes, int]]:
         """Return each key that begins with *prefix*, and how many values it has."""
 
-    def relax(self) -> None:
-        """Let go of memory that reading has taken; for those who read very much in one transaction."""
+    def release_memory(self) -> None:
+        """Release memory that reading has taken; to be called now and then by what reads very many records."""
+
+
+class ReadBytes:
+    """Counts the bytes of what is read, and has a reader release memory after each 16 MB of them."""
+
+    _LIMIT: Final = 16 << 20
+
+    def __init__(self) -> None:
+        self._count = 0
+
+    def add(self, reader: Reader, records: Iterable[bytes | None]) -> None:
+        """Count what *reader* has just read."""
+        self._count += sum(map(len, filter(None, records)))
+        if self._count > self._LIMIT:
+            reader.release_memory()
+            self._count = 0
 
 
 class NoTables(Reader):
@@ -226,94 +252,58 @@ class NoTables(Reader):
 
 
 class Writer(Reader):
-    """A transaction: what it changes is seen by itself at once, by others after the commit."""
+    """A write transaction: it sees its own changes at once, others see them after the commit."""
 
     @abstractmethod
     def put(self, table: str, items: Sequence[Item]) -> None:
         """Set the values of some keys."""
 
     def add(self, table: str, items: Sequence[Item]) -> None:
-        """Set the values of some keys (sorted) that have none yet."""
+        """Set the values of some keys, which are sorted and have none yet."""
         if items:
             self.put(table, items)
 
     @abstractmethod
     def delete(self, table: str, keys: Iterable[bytes]) -> None:
-        """Delete some keys; those that aren't there are passed over."""
+        """Delete some keys; those that aren't there are ignored."""
 
     @abstractmethod
     def put_values(self, table: str, key: bytes, values: Sequence[bytes]) -> None:
-        """Add values (sorted), which are not there yet, to the set of *key*."""
+        """Add values, which are sorted and not there yet, to the set of *key*."""
 
     @abstractmethod
     def delete_values(self, table: str, key: bytes, values: Iterable[bytes]) -> None:
-        """Take values out of the set of *key*; those that aren't there are passed over."""
-
-
-class Ahead(ABC):
-    """A write that has begun, and parts of which are sent before the rest is known."""
-
-    @abstractmethod
-    def send(self, part: Callable[[Writer], bool]) -> bool:
-        """Do a part of the write, which adds new items only.
-
-        Return False if *part* does or if it fails: then none of what has been sent so far is written.
-        """
-
-    @abstractmethod
-    def go_on(self) -> None:
-        """Send what the way to the server has room for; never waits for it."""
-
-    @abstractmethod
-    def write(
-        self,
-        rest: Callable[[Writer], T],
-        unit: Callable[[Writer], T],
-        committed: Callable[[T], None],
-        aborted: Callable[[], object],
-    ) -> T:
-        """Complete the write with *rest*, and commit; to be called once.
-
-        If that can't be done, do what `Tables.write` does with *unit*, which is all of it.
-        """
-
-    @abstractmethod
-    def drop(self) -> None:
-        """Give up what was sent.  Does nothing after `write`."""
-
-    @abstractmethod
-    def forked(self) -> None:
-        """Called in a forked child, which uses it no more."""
+        """Remove values from the set of *key*; those that aren't there are ignored."""
 
 
 class Tables(ABC):
-    """The tables of one store.  Threads may share it; the transactions are theirs."""
+    """The tables of one store.  Threads may share them; each transaction belongs to one thread."""
 
     url: str
-    """Where it is, as `make_store` takes it."""
+    """Where the store is, as `make_store` takes it."""
 
     read_only: bool
 
-    side_by_side: ClassVar[bool] = False
-    """Whether writers don't wait for each other: their transactions may have to run again.
+    concurrent_writers: ClassVar[bool] = False
+    """Whether several write transactions run at once, so that one may have to run again because of another.
 
-    Then no lock may be waited for inside a transaction: who holds it may wait for a row that this
-    one has changed, and nobody would see that they wait for each other.
+    If they do, a transaction must not wait for a lock of the program: whoever holds the lock may be
+    waiting for a row that this transaction has changed, and the server couldn't see that deadlock.
     """
 
     on_create: Callable[[Writer], None] | None = None
-    """Called with the first transaction of tables that are being made."""
+    """Called with the first transaction after the tables were created."""
 
-    doubt: CommitUnknown | None = None
-    """Set when `write` has raised, if it is not known whether its transaction was committed."""
+    pending_commit: CommitUnknown | None = None
+    """Set when `write` raises without knowing whether its transaction was committed."""
 
     @abstractmethod
     def exists(self) -> bool:
-        """Return whether the tables have been made; the first `write` makes them."""
+        """Return whether the tables were created; the first `write` creates them."""
 
     @abstractmethod
     def read(self) -> AbstractContextManager[Reader]:
-        """Return the newest committed state.  No user code may run while it is open."""
+        """Return the newest committed state, for `with`.  No user code may run while it is open."""
 
     def contents(
         self,
@@ -323,26 +313,26 @@ class Tables(ABC):
         *,
         alone: Writer | None = None,
     ) -> AbstractContextManager[Contents]:
-        """Return the newest committed state for a check or a repair; what is damaged is left out.
+        """Return the newest committed state for a check or a repair; damaged parts are left out.
 
         Args:
             problem: called with each fault in the structure below the tables.
-            progress: called with how far the search for those has come, and of what.
-            held: called once the state is held, before the search.
-            alone: that of the unit of `write` which asks, and has done nothing yet: nobody else can commit meanwhile.
+            progress: called with how far the search for such faults has come, and how far it goes.
+            held: called once the state is fixed, before the search.
+            alone: the writer of a transaction that has done nothing yet; nobody else can commit until it ends.
 
-        Here there is nothing below the tables that could be looked at.
+        This default searches nothing: it knows of no structure below the tables.
         """
         return _held(self.read(), held)
 
     def copies(self) -> Iterator[Item]:
-        """Give items of the table `schemas`, also old ones, that stand anywhere in the store; here none."""
+        """Yield items of the table `schemas`, including old ones, found anywhere in the store; by default none."""
         return iter(())
 
     def alone(self) -> AbstractContextManager[None]:
-        """Return what keeps others from the store's files: within `with`, nobody has them open.
+        """Return a context manager that keeps other processes from opening the store's files.
 
-        Raise StoreInUse if somebody has; here there are no files.
+        Raise StoreInUse if one has them open.  By default there are no files.
         """
         return nullcontext()
 
@@ -354,16 +344,16 @@ class Tables(ABC):
         *,
         dry_run: bool,
     ) -> Salvaged | None:
-        """Make the store anew from what can be read of it, where its structure is damaged.
+        """Rebuild the store, whose structure is damaged, from what can be read of it.
 
         Args:
-            keep: called with the path of a file that is about to be replaced; it makes sure that it stays.
+            keep: called with the path of a file before it is replaced, to keep a copy of it.
             listed: the Ns that the session is known to have.
-            finish: called with the new tables before they take the place of the old ones: what it
-                does to them is there with them or not at all.
-            dry_run: only tell what is there.
+            finish: called with the new tables before they replace the old ones; its changes
+                arrive together with the new tables, or not at all.
+            dry_run: change nothing, only report what is there.
 
-        Return None if that can't be done, as here: such a store has no structure that could be read.
+        Return None if a store of this kind can't be rebuilt, as by default.
         Raise StoreInUse if another process has the store open.
         """
         return None
@@ -382,36 +372,33 @@ class Tables(ABC):
     ) -> T:
         """Run *unit* in a transaction, commit, and return its result.
 
-        The unit runs again from the start if the first attempt found no room, or came between
-        other transactions, so what it does outside the transaction must bear that.  If it raises, nothing is written.
-        Before it runs again *aborted* is called, which gives back every lock that the unit took:
-        who has the right to write meanwhile may wait for that one.  (Where writers work side by side
-        the locks were taken before, and are kept.)
-        After the commit *committed* is called with the result, before any fork, and even if the
-        handler of a signal raises just then: it must bear being called once more from the start.
-        """
+        If the unit raises, nothing is written.  It runs again from the start if there was no room,
+        or if another transaction came in between, so its effects outside the transaction must allow
+        for that.  Before it runs again *aborted* is called to release every lock that the unit took,
+        because the process that may write meanwhile may be waiting for one of them.  (With
+        `concurrent_writers` the locks were taken before, and are kept.)
 
-    def ahead(self) -> Ahead | None:
-        """Begin a write of very many new items; None where it is of no use to send them early."""
-        return None
+        After the commit *committed* is called with the result, before any fork, and even if a
+        signal's handler raises just then: calling it a second time must do no harm.
+        """
 
     @abstractmethod
     def after_write(self) -> None:
-        """Do what is left to do after a write, once nobody waits for it."""
+        """Do what remains after a write, once nobody is waiting for it."""
 
     def figures(self) -> list[Figure]:
-        """Return what this kind of store tells of itself: its size, its settings; in constant time."""
+        """Return what the store reports about itself, such as size and settings, in constant time."""
         return []
 
     def copy_to(self, path: str, progress: OnProgress = no_progress) -> None:
-        """Write the newest committed state to a new directory *path*, durably: tables of the same kind.
+        """Write the newest committed state durably to a new directory *path*, as tables of the same kind.
 
         Raise InvalidArgument if the tables aren't kept in a directory.
         """
         raise InvalidArgument(f"{self.url}: a store of this kind can't be copied file by file")
 
     def compact(self, progress: OnProgress = no_progress) -> Compacted:
-        """Give the room of what was deleted back to the system.
+        """Give the space of what was deleted back to the system.
 
         Raise InvalidArgument if a store of this kind does that by itself.
         """
@@ -419,15 +406,15 @@ class Tables(ABC):
 
     @abstractmethod
     def suspend(self) -> None:
-        """Close the files once no transaction is open; the next one opens them again."""
+        """Close files and connections once no transaction is open; the next transaction opens them again."""
 
     @abstractmethod
     def close(self) -> None:
-        """Give the tables back.  Closing twice does nothing."""
+        """Release the tables.  Closing twice does nothing."""
 
     @abstractmethod
     def discard(self) -> None:
-        """Close the tables for all that use them in this process: they are about to be deleted."""
+        """Close the tables for everybody in this process: they are about to be deleted."""
 
 
 @signal_safe

@@ -18,8 +18,8 @@ _constructors: dict[str, Callable[..., Tables]] = {}
 def register(scheme: str, constructor: Callable[..., Tables]) -> None:
     """Have `make_store` use *constructor* for URLs that begin with *scheme* and a colon.
 
-    It is called with the URL, and `read_only` and the store's own options as keyword arguments;
-    it returns the tables (tables.Tables).
+    The constructor is called with the URL and, as keyword arguments, `read_only` and the store's
+    own options; it returns the tables (`tables.Tables`).
     """
     if not isinstance(scheme, str) or not scheme.replace("+", "").isalnum():
         raise InvalidArgument(f"the scheme of a URL must be letters and digits, not {scheme!r}")
@@ -31,7 +31,7 @@ _PASSWORD_OPTION = re.compile(r"([?&])(?:ssl)?password=[^&#\s]*(&?)")
 
 
 def without_password(text: str) -> str:
-    """Return *text* with the passwords of the URLs in it taken out: for files and messages."""
+    """Return *text* without the passwords of the URLs in it, for files and messages."""
     text = _USER_PASSWORD.sub(r"\1@", text)
     return _PASSWORD_OPTION.sub(lambda match: match[1] if match[2] else "", text)
 
@@ -82,7 +82,7 @@ class StoreURL(str):
 
 
 def make_tables(url: str | os.PathLike[str], *, read_only: bool = False, **options: Any) -> Tables:
-    """Return the tables of the store at *url*, of which nothing has been read; see `make_store`."""
+    """Return the tables of the store at *url*, without reading anything yet; see `make_store`."""
     text = StoreURL(url)
     scheme = text.scheme
     constructor = _constructors.get(scheme)

@@ -1,25 +1,24 @@
 """What differs between two sessions or dumps: tasks added, removed, and changed in which fields.
 
-Both are read as the lines of a dump, side by side.  The lines are sorted by position, which but
-for tasks that were added late is the order of the Ns: so a line waits in memory only until the
-other side has passed it, or, while late tasks may still come there, to the end of those.
+Both are read as the lines of a dump, side by side.  The lines are sorted by position; except for
+tasks that were added late, that is the order of the Ns.  So a line waits in memory only until the
+other side has passed its N, or until the last late task if the other side has any.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import IO, Any, Final, NamedTuple
 
-from ..errors import InvalidArgument
 from ..records.ids import parse_id
 from ..session.base import SessionBase
 from ..session.session import Session
 from ..snapshots.snapshot import snapshot
 from .dump import DumpLines
-from .dump_files import broken_compression, opened_lines
+from .dump_files import DumpText, opened_lines
 
 Side = SessionBase | str | os.PathLike[str] | IO[bytes]
 """A session, the path of one or of a dump, or a binary file with a dump."""
@@ -33,11 +32,11 @@ class Difference(NamedTuple):
     """A task that differs.
 
     Attributes:
-        kind: 'added' (only the second has it), 'removed' (only the first) or 'changed'.
-        id: its ID.
-        fields: of a changed one the fields that differ, in the order of the record; `<class>`
-            for its class, `<place in the session>` if it is in one session only or in another
-            order, `<bytes>` if one of the records can't be read.
+        kind: 'added' (only the second side has it), 'removed' (only the first) or 'changed'.
+        id: the task's ID.
+        fields: for 'changed' the fields that differ, in the order of the record.  `<class>` is
+            its class, `<place in the session>` its order there, or whether it is there at all, and
+            `<bytes>` stands for all if one of the records can't be read.
     """
 
     kind: str
@@ -46,14 +45,14 @@ class Difference(NamedTuple):
 
 
 def diff(first: Side, second: Side) -> Iterator[Difference]:
-    """Give what differs from one session, or dump, to another.
+    """Give what differs from one session or dump to another.
 
     Tasks inside collections count, too, and whatever else a dump has.  How often a record was
-    saved is no difference.  Raise InvalidArgument for a file that is no whole dump, OpenError
-    for a directory that is no session.
+    saved is no difference.  Raise InvalidArgument for a file that isn't a whole dump, OpenError
+    for a directory that isn't a session.
     """
     with ExitStack() as stack:
-        yield from _compared(_Lines(first, stack), _Lines(second, stack))
+        yield from _compared(_Lines(_text(first, stack)), _Lines(_text(second, stack)))
 
 
 class _Line(NamedTuple):
@@ -66,24 +65,27 @@ class _Lines:
     """The records of one side, one after another.
 
     Attributes:
-        waiting: ID -> line, of those that the other side has not had yet.
-        passed: all lines with an N up to this have been given; but for late ones.
+        waiting: ID -> line; the other side has not had these yet.
+        passed: all lines with an N up to this have been given, except those of late tasks.
     """
 
-    def __init__(self, side: Side, stack: ExitStack) -> None:
-        self._name = str(getattr(side, "name", side))
+    def __init__(self, text: DumpText) -> None:
+        self._text = text
         self._tags: dict[int, str] = {}
         self._late = 0
         self.waiting: dict[str, _Line] = {}
         self.passed = 0
-        self._lines = self._records(_texts(side, stack))
+        self._lines = self._records()
 
     def next(self) -> _Line | None:
         """Return the next record, or None after the last."""
-        return next(self._lines, None)
+        try:
+            return next(self._lines, None)
+        except ValueError as error:
+            raise self._text.broken(error) from error
 
     def gone(self, until: int, *, late: bool) -> list[_Line]:
-        """Return, sorted, the lines that wait in vain: the other side has passed *until*."""
+        """Return the waiting lines with an N up to *until*, sorted: the other side has passed that without them."""
         if late or not self.waiting or next(iter(self.waiting.values())).number > until:
             return []
         found = sorted(
@@ -95,94 +97,82 @@ class _Lines:
 
     @property
     def late(self) -> bool:
-        """Whether tasks may come whose N has been passed."""
+        """Whether tasks may follow whose N has been passed."""
         return self._late > 0
 
     def fields(self, line: _Line) -> dict[str, Any]:
-        """Return what counts of a record, by the names that `Difference.fields` has."""
-        told = json.loads(line.text)
-        found: dict[str, Any] = {_PLACE: told["order"]}
-        if "record" in told:
-            return found | {_BYTES: told["record"]}
-        found[_CLASS] = self._tags.get(told["schema"], "")
-        return found | {name: json.dumps(value) for name, value in told["fields"].items()}
+        """Return what is compared of a record, by the names that `Difference.fields` has."""
+        record = json.loads(line.text)
+        found: dict[str, Any] = {_PLACE: record["order"]}
+        if "record" in record:
+            return found | {_BYTES: record["record"]}
+        found[_CLASS] = self._tags.get(record["schema"], "")
+        return found | {name: json.dumps(value) for name, value in record["fields"].items()}
 
-    def _records(self, texts: Iterable[str]) -> Iterator[_Line]:
+    def _records(self) -> Iterator[_Line]:
         end = False
-        for number, text in enumerate(texts, 1):
+        for number, text in enumerate(self._text, 1):
             if text.startswith('{"id":'):
-                yield self._record(text, number)
+                yield self._record(text)
                 continue
-            line = self._decoded(text, number)
+            line = _decoded(text)
             if number == 1:
                 if "dump" not in line:
-                    raise self._broken("this is not a dump", number)
+                    raise ValueError("this is not a dump")
                 self._late = line["late"] if type(line.get("late")) is int else 0
             elif "schema" in line:
                 self._tags[line["schema"]] = line.get("tag", "")
             end = "end" in line
         if not end:
-            raise self._broken("this is not a dump, or it is cut", None)
+            raise ValueError("this is not a dump, or it is cut")
         self.passed, self._late = 1 << 64, 0
 
-    def _record(self, text: str, number: int) -> _Line:
+    def _record(self, text: str) -> _Line:
         id_ = text[7 : text.find('","', 7)]
         if "\\" in id_:
-            id_ = str(self._decoded(text, number)["id"])
+            id_ = str(_decoded(text)["id"])
         parsed = parse_id(id_)
         if parsed is None:
-            raise self._broken("it has no ID", number)
-        if parsed[1] < self.passed or (self._late and self._is_late(text, parsed[1])):
+            raise ValueError("it has no ID")
+        if parsed[1] < self.passed or (self._late and _is_late(text, parsed[1])):
             self._late -= 1
         else:
             self.passed = parsed[1]
         return _Line(id_, parsed[1], text)
 
-    @staticmethod
-    def _is_late(text: str, number: int) -> bool:
-        order = json.loads(text).get("order")
-        return order is not None and order != number
 
-    def _decoded(self, text: str, number: int) -> dict[str, Any]:
-        try:
-            line = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise self._broken(f"this is not a line of a dump ({error})", number) from error
-        if type(line) is not dict:
-            raise self._broken("this is not a line of a dump", number)
-        return line
-
-    def _broken(self, what: str, number: int | None) -> InvalidArgument:
-        return InvalidArgument(f"{self._name}{'' if number is None else f', line {number}'}: {what}")
+def _is_late(text: str, number: int) -> bool:
+    order = json.loads(text).get("order")
+    return order is not None and order != number
 
 
-def _texts(side: Side, stack: ExitStack) -> Iterator[str]:
-    """Give the lines of a dump, or of a session as if it were dumped."""
+def _decoded(text: str) -> dict[str, Any]:
+    try:
+        line = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"this is not a line of a dump ({error})") from error
+    if type(line) is not dict:
+        raise ValueError("this is not a line of a dump")
+    return line
+
+
+def _text(side: Side, stack: ExitStack) -> DumpText:
+    """Return the lines of a dump, or those that a session would have if it were dumped."""
     if isinstance(side, (str, os.PathLike)) and not os.path.isfile(side):
         side = stack.enter_context(Session(side, create=False, read_only=True))
-    if isinstance(side, SessionBase):
-        if not side.store.read_only:
-            side.flush()
-        state, kept = stack.enter_context(
-            snapshot(side, at_once=True)
-        )  # the user's code runs between two differences
-        yield from DumpLines(side, state, kept)
-        return
-    name = str(getattr(side, "name", side))
-    file = stack.enter_context(opened_lines(side))
-    try:
-        for line in file:
-            yield line.decode("ascii")
-    except UnicodeDecodeError as error:
-        raise InvalidArgument(f"{name}: this is not a dump") from error
-    except broken_compression() as error:
-        raise InvalidArgument(f"{name}: it is cut or damaged ({error})") from error
+    if not isinstance(side, SessionBase):
+        return DumpText(stack.enter_context(opened_lines(side)))
+    if not side.store.read_only:
+        side.flush()
+    # At once: the caller's code runs between two differences, and may write to the session.
+    state, records = stack.enter_context(snapshot(side._index, at_once=True))
+    return DumpText(DumpLines(state, records, side._directory).encoded(), name=side.name)
 
 
 def _compared(first: _Lines, second: _Lines) -> Iterator[Difference]:
     ends: set[str] = set()
     while len(ends) < 2:
-        # The side that is behind goes on, so that both are at the same N.
+        # The side that is behind is read on, so that both stay near the same N.
         behind = first if "second" in ends or (first.passed <= second.passed and "first" not in ends) else second
         ahead = second if behind is first else first
         line = behind.next()

@@ -7,56 +7,54 @@ A dump is ASCII text, one JSON object a line, without blanks::
     {"id":"Task.1","schema":S,"revision":1,"order":1,"fields":{...}} of each record
     {"end":{"records":R,"members":M}}
 
-- F is the least N of the records, X the store's next N, R how many records there are, M how
-  many of them are in the session, L how many of those have another order than their N.  Times
+- F is the least N of the records, X the store's next N, R the number of records, M how many of
+  them the session holds, and L how many of those have an order that is not their N.  The times T
   are those of the files `created` and `finished` in ns since 1970, or null; C is the text of
-  `created`, its bytes that are not UTF-8 as surrogates (U+DC80 to U+DCFF), or null.
-- A record's `order` is its place in the session, null if it isn't in it.  The lines are sorted
-  by order, those of records without one by N among them: no order is also another record's N.
-- The values in `fields` are told in json_values.py.
+  `created`, or null, with bytes that are not UTF-8 as surrogates (U+DC80 to U+DCFF).
+- A record's `order` is its place in the session, null if the session doesn't hold it.  The lines
+  are sorted by order, and records without one stand among them by their N: no order is also the N
+  of another record.
+- json_values.py describes the values in `fields`.
 - A record that can't be read, or whose values are nested too deep for JSON, has
   `"record":base64` of its bytes instead of schema, revision and fields.  If it can't be read,
   `state` is what the index has for it.  A damaged schema is `{"schema":S,"bytes":base64}`.
 
-A store that no other session uses is dumped whole, with what was forgotten or never added; of
-a shared one, the session's records and all that these refer to.
+If no other session uses the store, all of its records are dumped, also those that were forgotten
+or never added; else the session's records and all that they refer to.
 """
 
 from __future__ import annotations
 
+import json
 import os
 from base64 import b64encode
 from collections.abc import Iterator
 from itertools import islice
-from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Final, NamedTuple
+from typing import IO, Any, Final, NamedTuple
 
 from ..directory import SessionDirectory
 from ..format.schema import Schema
-from ..snapshots.snapshot import Kept, Snapshot, snapshot
-from ..system.filesystem import opened_regular
-from ..tables.interface import OnProgress
+from ..records.json_values import FieldsEncoder, NotJSON
+from ..session.base import SessionBase
+from ..snapshots.placed_record import PlacedRecord
+from ..snapshots.snapshot import Snapshot, snapshot
+from ..tables.interface import OnProgress, no_progress
 from .dump_files import written
-from .record_lines import RecordLines, json_line
-
-if TYPE_CHECKING:
-    from ..session.base import SessionBase
 
 DUMP_VERSION: Final = 1
 """The version of the format of dumps."""
 
-_LONGEST_COMMAND: Final = 1 << 24  # bytes of `created`; Linux runs no longer command line
-_LINES: Final = 256  # written at once
+_LINES_AT_ONCE: Final = 256  # lines that are written by one call
 
 
 class Dumped(NamedTuple):
     """What a dump holds.
 
     Attributes:
-        records: how many records.
-        members: how many of them are in the session.
-        unreadable: IDs of those that can't be read; the dump has their bytes.
-        missing: Ns that are in the session's index but have no record; the dump lacks them.
+        records: how many records there are.
+        members: how many of them the session holds.
+        unreadable: the IDs of those that can't be read; the dump has their bytes.
+        missing: Ns that are in the session's index but have no record, and so are not in the dump.
     """
 
     records: int
@@ -71,96 +69,115 @@ def dump_session(
     """Write all of a session to a file, from which `load_dump` makes it again exactly.
 
     Args:
-        session: its unsaved batch is written first.
-        file: a path, which names a whole dump or none at any moment and is compressed if it ends
-            with `.gz` or `.zst` (by the package zstandard); or a binary file.
+        session: the session; its batch is written first.
+        file: a path, or a binary file that is open.  At a path there is a whole dump or none at any
+            moment; it is compressed if it ends with `.gz` or `.zst` (by the package zstandard).
         progress: called with the number of records written, and of all.
 
     The dump is one state of the session, whoever writes to it meanwhile; the classes are not
-    needed.  Other threads of the program wait for it if the session is read-only, and otherwise
-    for as long as it takes to read the records.
+    needed.  Other threads of the program wait while the records are read, and if the session is
+    read-only until the dump is complete.
     """
     if not session.store.read_only:
         session.flush()
-    with written(file) as out, snapshot(session) as (state, kept):
-        lines = DumpLines(session, state, kept)
+    with written(file) as out, snapshot(session._index, progress or no_progress) as (state, records):
+        lines = DumpLines(state, records, session._directory)
         source = iter(lines)
-        while some := list(islice(source, _LINES)):
+        while some := list(islice(source, _LINES_AT_ONCE)):
             out.write("".join(some).encode("ascii"))
-            if progress is not None:
-                progress(lines.records, state.count)
     return Dumped(lines.records, lines.members, lines.unreadable, state.missing)
 
 
 class DumpLines:
     """The lines of a dump.
 
+    Args:
+        state, records: a snapshot.
+        directory: where the session is; None if it has no directory.
+
     Attributes:
         records, members, unreadable: of the lines that have been given, as in `Dumped`.
     """
 
-    def __init__(self, session: SessionBase, state: Snapshot, kept: Iterator[Kept]) -> None:
-        self._path: str | None = getattr(session, "path", None)
+    def __init__(
+        self, state: Snapshot, records: Iterator[PlacedRecord], directory: SessionDirectory | None
+    ) -> None:
         self._state = state
-        self._kept = kept
+        self._records = records
+        self._directory = directory
         self._lines = RecordLines()
         self.records = self.members = 0
         self.unreadable: list[str] = []
 
     def __iter__(self) -> Iterator[str]:
-        yield json_line(self._header())
+        yield _json_line(self._header())
         for number, schema in self._state.schemas.items():
-            yield json_line(_schema(number, schema))
+            yield _json_line(_schema(number, schema))
         line_of, schemas = self._lines.of, self._state.schemas
-        for number, order, schema_number, state, record in self._kept:
+        for number, order, schema_number, state, record in self._records:
             self.records += 1
             self.members += order > 0
-            written = schemas.get(schema_number)
-            if state is None and isinstance(written, Schema):
-                yield line_of(written, number, order, record)
+            known = schemas.get(schema_number)
+            if state is None and isinstance(known, Schema):
+                yield line_of(known, number, order, record)
             else:
-                id_ = f"{written.name if isinstance(written, Schema) else 'Unreadable'}.{number}"
+                id_ = f"{known.name if isinstance(known, Schema) else 'Unreadable'}.{number}"
                 self.unreadable.append(id_)
                 yield self._lines.raw(id_, order, state, record)
-        yield json_line({"end": {"records": self.records, "members": self.members}})
+        yield _json_line({"end": {"records": self.records, "members": self.members}})
+
+    def encoded(self) -> Iterator[bytes]:
+        """Give the lines as they are in a file."""
+        return (line.encode("ascii") for line in self)
 
     def _header(self) -> dict[str, Any]:
-        state = self._state
-        told: dict[str, Any] = {"dump": DUMP_VERSION, "first": state.first, "next": state.next}
-        told |= {"records": state.count, "late": state.late}
-        created, finished = (None, None) if self._path is None else timestamp_files(self._path)
-        return told | {
-            "created": _time(created),
-            "command": None if _time(created) is None else _text(created),
-            "finished": _time(finished),
+        state, directory = self._state, self._directory
+        return {
+            "dump": DUMP_VERSION,
+            "first": state.first,
+            "next": state.next,
+            "records": state.count,
+            "late": state.late,
+            "created": directory and directory.timestamp_ns("start"),
+            "command": directory and directory.command(),
+            "finished": directory and directory.timestamp_ns("end"),
         }
-
-
-def timestamp_files(path: str) -> tuple[Path, Path]:
-    """Return the files `created` and `finished` of a session directory."""
-    names = SessionDirectory.TIMESTAMP_FILES
-    return Path(path, names["start"]), Path(path, names["end"])
-
-
-def _time(file: Path | None) -> int | None:
-    try:
-        return None if file is None else file.lstat().st_mtime_ns
-    except OSError:
-        return None
-
-
-def _text(file: Path | None) -> str | None:
-    try:
-        if file is None:
-            return None
-        with opened_regular(file) as opened:
-            return opened.read(_LONGEST_COMMAND).decode("utf-8", "surrogateescape")
-    except OSError:
-        return None
 
 
 def _schema(number: int, schema: Schema | bytes) -> dict[str, Any]:
     if isinstance(schema, bytes):
         return {"schema": number, "bytes": b64encode(schema).decode()}
-    told: dict[str, Any] = {"schema": number, "tag": schema.tag, "name": schema.name, "kind": schema.kind}
-    return told | {"fields": list(schema.fields)}
+    parts = {"tag": schema.tag, "name": schema.name, "kind": schema.kind, "fields": list(schema.fields)}
+    return {"schema": number, **parts}
+
+
+class RecordLines:
+    """Writes records as lines of a dump."""
+
+    def __init__(self) -> None:
+        self._encoder = FieldsEncoder()
+        self._starts: dict[int, tuple[str, str]] = {}  # schema number -> what stands before and after the N
+
+    def of(self, schema: Schema, number: int, order: int, record: bytes) -> str:
+        """Return the line of a sound record, with its order in the session (0 if that doesn't hold it)."""
+        start = self._starts.get(schema.number)
+        if start is None:
+            start = f'{{"id":{json.dumps(schema.name)[:-1]}.', f'","schema":{schema.number},"revision":'
+            self._starts[schema.number] = start
+        try:
+            revision, text = self._encoder.encode(schema.fields, record[4:])
+        except NotJSON:
+            return self.raw(f"{schema.name}.{number}", order, None, record)
+        return f'{start[0]}{number}{start[1]}{revision},"order":{order or "null"},"fields":{text}}}\n'
+
+    def raw(self, id_: str, order: int, state: str | None, record: bytes) -> str:
+        """Return the line with the bytes of a record; *state* is None if the record can be read."""
+        line: dict[str, Any] = {"id": id_, "order": order or None}
+        if state is not None:
+            line["state"] = state
+        return _json_line({**line, "record": b64encode(record).decode()})
+
+
+def _json_line(value: dict[str, Any]) -> str:
+    """Return an object as a line of a dump."""
+    return json.dumps(value, separators=(",", ":")) + "\n"

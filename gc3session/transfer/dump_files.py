@@ -1,11 +1,12 @@
-"""The files of dumps, compressed as their names end: `.gz`, or `.zst` by the package zstandard."""
+"""The files of dumps: compressed if their names end with `.gz`, or `.zst` (by the package zstandard)."""
 
 from __future__ import annotations
 
 import gzip
 import io
 import os
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import IO, Any, Final, cast
 
@@ -18,12 +19,12 @@ _BUFFER: Final = 1 << 20
 
 @contextmanager
 def written(file: str | os.PathLike[str] | IO[bytes]) -> Iterator[IO[bytes]]:
-    """Give a binary file to write to; one that was named by its path is there whole at the end, or not at all."""
+    """Give a binary file to write to.  At a path it is there whole at the end, or not at all."""
     if not isinstance(file, (str, os.PathLike)):
         yield file
         return
     path = os.path.abspath(os.fspath(file))
-    if os.path.lexists(path) and not os.path.isfile(path):  # such as /dev/stdout, or a FIFO
+    if os.path.lexists(path) and not os.path.isfile(path):  # /dev/stdout or a FIFO, for example
         with open(path, "wb") as special, _compressing(path, special) as out:
             yield out
         return
@@ -46,7 +47,7 @@ def written(file: str | os.PathLike[str] | IO[bytes]) -> Iterator[IO[bytes]]:
 @contextmanager
 def _compressing(path: str, plain: IO[bytes]) -> Iterator[IO[bytes]]:
     if path.endswith(".gz"):
-        # Without name and time in it: equal dumps are equal files.
+        # The file says neither its name nor its time, so that equal dumps are equal files.
         with gzip.GzipFile("", "wb", _GZIP_LEVEL, plain, mtime=0) as out:
             yield cast(IO[bytes], out)
     elif path.endswith(".zst"):
@@ -94,10 +95,40 @@ def _zstandard(path: str) -> Any:
     return zstandard
 
 
-def broken_compression() -> tuple[type[BaseException], ...]:
-    """Return what reading a compressed file raises if it is cut or damaged."""
-    import zlib
+class DumpText(Iterable[str]):
+    """The lines of a dump as text.
 
+    Args:
+        lines: a binary file, or its lines.
+        name: that of the dump in messages; it is that of the file unless it is given.
+    """
+
+    def __init__(self, lines: Iterable[bytes], name: str | None = None) -> None:
+        file_name = getattr(lines, "name", None)
+        self._name = name or (file_name if isinstance(file_name, str) else "the dump")
+        self._lines = lines
+        self._number = 0
+
+    def __iter__(self) -> Iterator[str]:
+        """Give the lines.  Raise ValueError if one is damaged."""
+        try:
+            for line in self._lines:
+                self._number += 1
+                if not line.endswith(b"\n"):
+                    raise ValueError("the dump is cut: this line has no end")
+                if not line.isascii():
+                    raise ValueError("it has other characters than ASCII")
+                yield line.decode("ascii")
+        except _broken_compression() as error:
+            raise ValueError(f"it is cut or damaged ({error})") from error
+
+    def broken(self, what: object) -> InvalidArgument:
+        """Return the exception for a fault of the line that was read last."""
+        return InvalidArgument(f"{self._name}, line {self._number}: {what}")
+
+
+def _broken_compression() -> tuple[type[BaseException], ...]:
+    """Return what reading a compressed file raises if it is cut or damaged."""
     errors: list[type[BaseException]] = [EOFError, gzip.BadGzipFile, zlib.error]
     try:
         import zstandard

@@ -322,7 +322,9 @@ class _Repair:
         directory = self._directory
         url, identity = directory.store_url()
         store = make_store(url, **self._options)
-        mirror = Mirror(directory.mirror, directory.url_file, store.schemas, shared=store.tables.side_by_side)
+        mirror = Mirror(
+            directory.mirror, directory.url_file, store.schemas, shared=store.tables.concurrent_writers
+        )
         index = Index(store, identity)
         index.listener = mirror
         store.indexes.append(index)
@@ -421,7 +423,7 @@ class _Repair:
         def finish(new: Tables, found: Salvaged) -> None:
             nonlocal told
             self._from_mirror = not found.members
-            self._tell(found.told)
+            self._tell(found.message)
             told = self._mend_tables(new, identity)
 
         found = tables.rebuild(self._keep, self._listed, finish, dry_run=self._dry_run)
@@ -430,7 +432,7 @@ class _Repair:
                 f"{tables.url} is damaged, and can't be made anew from here: restore it from a backup"
             )
         if self._dry_run:
-            self._tell(found.told)
+            self._tell(found.message)
             if found.replaced:
                 self._aside.append(found.replaced)
         return told or secrets.token_bytes(16)

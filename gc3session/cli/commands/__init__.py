@@ -1,1 +1,1 @@
-"""The commands, a file for each; program.py imports one when it is used."""
+"""The commands, a file for each; program.py imports the one that is used."""

@@ -1,34 +1,31 @@
-"""`gc3session compact`: the room of what was deleted goes back to the system."""
+"""`gc3session compact`: a store's file without the space of what was deleted."""
 
 from __future__ import annotations
 
 import click
 
 from ...text import size_text
-from ..console import complain, escaped, open_session
-from ..interrupts import Interrupts
-from ..progress import ProgressBar
+from ..console import open_session, say
+from ..progress_bar import interruptible
 
-_SUMMARY = """Write the store of SESSION anew without its free pages, and so give their room back.
+_HELP = """Rewrite the store of SESSION without its free pages, which gives their space back to the disk.
 
-It needs room for the new file beside the old one.  Whatever ends it in the middle leaves the old
-file or the new one.  No other process may have the store open meanwhile: if one has, its number
-is told and nothing is changed.  A store that several sessions share is compacted as a whole.
+There must be room for the new file beside the old one. Whatever interrupts the command leaves the old
+file or the new one. No other process may have the store open: if one has, nothing is changed and the
+message has its process number. A store that several sessions share is compacted as a whole.
 """
 
 
-@click.command(help=_SUMMARY, short_help="Give back the room of what was deleted.")
+@click.command(help=_HELP, short_help="Give the space of what was deleted back to the disk.")
 @click.argument("session")
 def compact(session: str) -> int:
     """Compact the store, and return the exit status."""
-    with open_session(session, read_only=False, create=False) as target, Interrupts() as interrupts:
-        try:
-            with interrupts.waiting(), ProgressBar(noun="") as bar:
-                done = target.compact(progress=bar.update)
-        except KeyboardInterrupt:
-            complain("interrupted; the store is as it was")
-            return 128 + (interrupts.caught or 2)
-    saved = max(0, done.before - done.after)
+    interrupted = "interrupted; the store is as it was"
+    with (
+        open_session(session, read_only=False, create=False) as target,
+        interruptible(interrupted, noun="") as progress,
+    ):
+        done = target.compact(progress=progress)
     sizes = f"{size_text(done.before)} -> {size_text(done.after)}"
-    click.echo(escaped(f"compacted {session}: {sizes}, {size_text(saved)} given back"))
+    say(f"compacted {session}: {sizes}, {size_text(max(0, done.before - done.after))} given back")
     return 0

@@ -1,40 +1,36 @@
-"""`gc3session destroy`: the whole session is deleted."""
+"""`gc3session destroy`: a whole session is deleted."""
 
 from __future__ import annotations
 
 import click
 
-from ..asking import confirmed, ensure_may_ask, yes_option
-from ..console import complain, escaped, open_session, quantity
+from ..console import open_session, quantity, say
+from ..input import confirmed, ensure_may_ask, yes_option
 from ..interrupts import Interrupts
 
-_SUMMARY = """Delete SESSION: its directory, and its tasks.
+_HELP = """Delete SESSION: its directory and its tasks.
 
-In a store outside of the directory its tasks are deleted, whatever other sessions have them,
-too; the store stays.  It asks first; --yes does it unasked, and is needed where standard input
-is no terminal.
+In a store outside the directory the session's tasks are deleted, even those that other sessions have,
+too; the store itself stays. The command asks first. With --yes it doesn't ask; that is needed where
+standard input is not a terminal.
 
-The directory vanishes at once, under the name '.SESSION.XXXXXXXX.deleted', and is then deleted; once
-begun, Ctrl-C doesn't stop that.
+The directory vanishes at once, under the name '.SESSION.XXXXXXXX.deleted', and is then deleted. Once
+this has begun, Ctrl-C doesn't stop it.
 """
 
 
-@click.command(help=_SUMMARY, short_help="Delete a session.")
+@click.command(help=_HELP, short_help="Delete a session.")
 @click.argument("session")
 @yes_option
 def destroy(session: str, yes: bool) -> int:
     """Destroy the session, and return the exit status."""
     ensure_may_ask("destroy", yes)
     with open_session(session, read_only=False, create=False) as doomed, Interrupts() as interrupts:
-        try:
-            with interrupts.waiting():
-                told = quantity(len(doomed), "task")
-                if not confirmed(f"destroy the session {session} and its {told}, for good?", yes, interrupts):
-                    click.echo("nothing was done")
-                    return 1
-        except KeyboardInterrupt:
-            complain("interrupted; nothing was done")
-            return 128 + (interrupts.caught or 2)
+        with interrupts.ending("interrupted; nothing was done"):
+            tasks = quantity(len(doomed), "task")
+            if not confirmed(f"destroy the session {session} and its {tasks}, for good?", yes, interrupts):
+                say("nothing was done")
+                return 1
         doomed.destroy()
-    click.echo(escaped(f"destroyed {session}, which had {told}"))
+    say(f"destroyed {session}, which had {tasks}")
     return 0

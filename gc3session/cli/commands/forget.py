@@ -1,17 +1,17 @@
-"""`gc3session forget`: tasks leave the session."""
+"""`gc3session forget`: tasks leave the session, and stay in its store."""
 
 from __future__ import annotations
 
 import click
 
-from ...session.session import Session
-from ..filters import Asked
-from ..taking_away import STEPS_HELP, Deed, choosing, take_away
+from ... import Session
+from ..bulk import STEPS_HELP, BulkAction, bulk_options, run_bulk
+from ..filters import TaskFilter
 
-_SUMMARY = f"""Take tasks out of SESSION, and leave them in its store: those with these IDs ('-' reads them from
-standard input), or those that fit the options, which are as in 'gc3session list'.
+_HELP = f"""Take tasks out of SESSION and leave them in its store: the tasks with these IDs ('-' reads IDs from
+standard input), or those that the options choose, as in 'gc3session list'.
 
-'gc3session show' still shows them, and a program can add them again: session.load(ID, add=True).
+'gc3session show' still shows these tasks, and a program can add them again: session.load(ID, add=True).
 
 {STEPS_HELP}
 \b
@@ -20,15 +20,8 @@ standard input), or those that fit the options, which are as in 'gc3session list
 """
 
 
-def _forget(session: Session, id_: str) -> None:
-    session.forget(id_)
-
-
-_DEED = Deed("forget", "forgot", "", _forget)
-
-
-@click.command(help=_SUMMARY, short_help="Take tasks out of a session.")
-@choosing
-def forget(session: str, ids: tuple[str, ...], asked: Asked, yes: bool) -> int:
+@click.command(help=_HELP, short_help="Take tasks out of a session.")
+@bulk_options
+def forget(session: str, ids: tuple[str, ...], chosen: TaskFilter, yes: bool) -> int:
     """Forget the tasks, and return the exit status."""
-    return take_away(_DEED, session, ids, asked, yes)
+    return run_bulk(BulkAction("forget", "forgot", "", Session.forget), session, ids, chosen, yes)

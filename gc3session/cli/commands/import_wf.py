@@ -1,32 +1,28 @@
-"""`gc3session import-wf`: executions of workflows from WfFormat documents."""
+"""`gc3session import-wf`: workflow executions from WfFormat documents."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
-from ...errors import InvalidArgument
-from ..console import Failure, complain, escaped, open_session, quantity
+from ... import InvalidArgument, Workflow
+from ..console import Failure, complain, open_session, os_error_text, quantity, say
+from ..input import parse_json
 from ..interrupts import Interrupts
-from ..json_input import parse_json
 
-if TYPE_CHECKING:
-    from ...workflow import Workflow
+_HELP = """Record workflow executions in SESSION, from FILEs in WfFormat 1.5 JSON.
 
-_SUMMARY = """Record workflow executions in SESSION, from FILEs in WfFormat 1.5 JSON.
+SESSION is made if it does not exist. Each file becomes a Workflow: a collection in the session, which
+has a WorkflowTask for each task of the file. It is stored in one transaction, and nothing that the file
+says is dropped. 'gc3session list -r SESSION' shows the workflows and their tasks.
 
-SESSION is made if it does not exist.  Each file becomes a Workflow, a collection in the
-session, with a WorkflowTask in it for each of its tasks, in one transaction.  Nothing that the
-file says is dropped.  See them with 'gc3session list -r SESSION'.
-
-A file that can't be read, or isn't WfFormat, is named on standard error; the others are
-imported, and the exit status is 1.
+A file that can't be read or isn't WfFormat is reported on standard error; the others are imported, and
+the exit status is 1.
 """
 
 
-@click.command("import-wf", help=_SUMMARY, short_help="Record workflow executions from WfFormat files.")
+@click.command("import-wf", help=_HELP, short_help="Record workflow executions from WfFormat files.")
 @click.argument("session")
 @click.argument("files", metavar="FILE...", nargs=-1, required=True)
 def import_wf(session: str, files: tuple[str, ...]) -> int:
@@ -49,25 +45,21 @@ def import_wf(session: str, files: tuple[str, ...]) -> int:
                 continue
             imported += 1
             tasks += len(workflow)
-            click.echo(escaped(f"{id_}  {workflow.jobname}: {quantity(len(workflow), 'task')} from {file}"))
+            say(f"{id_}  {workflow.jobname}: {quantity(len(workflow), 'task')} from {file}")
     if interrupts.caught is not None:
         complain(f"interrupted; {quantity(imported, 'workflow')} of {len(files)} imported")
-        return 128 + interrupts.caught
+        return interrupts.status
     if len(files) > 1:
-        click.echo(
-            f"imported {quantity(imported, 'workflow')} with {quantity(tasks, 'task')} in {escaped(session)}"
-        )
+        say(f"imported {quantity(imported, 'workflow')} with {quantity(tasks, 'task')} in {session}")
     return 0 if imported == len(files) else 1
 
 
 def _workflow(file: str) -> Workflow:
     """Return the workflow that a file describes.  Raise Failure, naming the file, if it can't be read."""
-    from ...workflow import Workflow  # as its classes are of no use to the other commands
-
     try:
         data = Path(file).read_bytes()
     except OSError as error:
-        raise Failure(f"{file}: {error.strerror}; not imported") from error
+        raise Failure(f"{os_error_text(error, file)}; not imported") from error
     try:
         return Workflow.from_document(parse_json(data.removeprefix(b"\xef\xbb\xbf")))
     except InvalidArgument as error:

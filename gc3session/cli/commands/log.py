@@ -6,26 +6,25 @@ import csv
 import json
 import sys
 from collections.abc import Callable
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, Final
 
 import click
 
-from ...errors import InvalidArgument, LoadError
-from ...query.event_log import LogEntry
+from ... import LoadError, LogEntry
 from ...query.event_log import log as events_of
-from ...query.selection import filters
-from ..console import colours, complain, escaped, open_session, state_colour, wait_while_read
+from ..console import complain, escaped, in_zone, open_session, state_colour, style_on, wait_while_read
+from ..filters import parsed_filters
 
-_TIME_WIDTH: Final = 23  # 2026-11-25 12:00:00.000
-_ID_WIDTH: Final = 12  # at least
-_STATE_WIDTH: Final = 11  # at least: TERMINATING
-_NEVER: Final = "(not known)"
+_TIME_WIDTH: Final = len("2026-11-25 12:00:00.000")
+_LEAST_ID_WIDTH: Final = 12
+_LEAST_STATE_WIDTH: Final = len("TERMINATING")
+_UNKNOWN_TIME: Final = "(not known)"
 
-_SUMMARY = """Show the events of all tasks of SESSION in the order of time: when, which task, its new state, its name.
+_HELP = """Show the events of all tasks of SESSION in the order of time: when, which task, its new state, its name.
 
-Tasks inside collections are shown, too.  Times are local, to the millisecond; events whose time isn't
-known come first.  With --follow, events are shown as they come, until Ctrl-C, or until the session is
+Events of tasks inside collections are shown, too. Times are local, to the millisecond; events of unknown
+time come first. With --follow, events are shown as they happen, until Ctrl-C or until the session is
 destroyed.
 
 \b
@@ -37,23 +36,23 @@ The exit status is 1 if some tasks can't be read.
 """
 
 
-@click.command(help=_SUMMARY, short_help="Show all events in the order of time.")
+@click.command(help=_HELP, short_help="Show all events in the order of time.")
 @click.argument("session")
 @click.option(
-    "-s", "--state", "states", metavar="STATE", multiple=True, help="Only events of this state; may be repeated."
+    "-s", "--state", "states", metavar="STATE", multiple=True, help="Only events with this state; may be repeated."
 )
-@click.option("--name", metavar="REGEXP", help="Only tasks in whose name this is found.")
+@click.option("--name", metavar="REGEX", help="Only tasks whose name contains a match of REGEX.")
 @click.option("--since", metavar="TIME", help="Only events at that time or later, such as 2026-11-25T12:00.")
 @click.option("--before", metavar="TIME", help="Only events before that time.")
-@click.option("-n", "--last", metavar="COUNT", type=click.IntRange(0), help="Only so many events, the last ones.")
-@click.option("-f", "--follow", is_flag=True, help="Go on, and show events as they come.")
+@click.option("-n", "--last", metavar="COUNT", type=click.IntRange(0), help="Only the last COUNT events.")
+@click.option("-f", "--follow", is_flag=True, help="Go on, and show events as they happen.")
 @click.option(
     "--interval",
     metavar="SECONDS",
     type=click.FloatRange(0, min_open=True),
     default=0.5,
     show_default=True,
-    help="With --follow, how often to look.",
+    help="With --follow, the time between two looks.",
 )
 @click.option("--utc", is_flag=True, help="Show times in UTC.")
 @click.option(
@@ -62,7 +61,7 @@ The exit status is 1 if some tasks can't be read.
     type=click.Choice(["text", "csv", "jsonl"]),
     default="text",
     show_default=True,
-    help="Lines of text, or CSV, or a JSON object a line (both with times in UTC).",
+    help="Lines of text, CSV, or one JSON object a line; the last two have times in UTC.",
 )
 def log(
     session: str,
@@ -80,11 +79,10 @@ def log(
     write = {"text": _text(utc), "csv": _csv(), "jsonl": _jsonl}[format_]
     unreadable = 0
     with open_session(session, read_only=True) as source:
-        try:
-            wanted = filters(states or None, name, since=since, before=before)
-        except InvalidArgument as error:
-            raise click.UsageError(f"{error}.") from error
-        entries = events_of(source, wanted, last, interval if follow else None, wait_while_read)
+        wanted = parsed_filters(state=states or None, name=name, since=since, before=before)
+        entries = events_of(
+            source._index, wanted, last, interval if follow else None, source._is_there, wait_while_read
+        )
         while True:
             try:
                 for entry in entries:
@@ -102,31 +100,25 @@ def log(
 
 
 def _text(utc: bool) -> Callable[[LogEntry], None]:
-    """Return what writes an entry as text in columns, which grow as they must."""
-    coloured = colours(sys.stdout)
-    widths = [_ID_WIDTH, _STATE_WIDTH]
+    """Return the function that writes an entry as text in columns, which grow with their content."""
+    style = style_on(sys.stdout)
+    widths = [_LEAST_ID_WIDTH, _LEAST_STATE_WIDTH]
 
     def write(entry: LogEntry) -> None:
         id_, state = escaped(entry.id), "-" if entry.state is None else escaped(entry.state)
-        widths[:] = max(widths[0], len(id_)), max(widths[1], min(len(state), 2 * _STATE_WIDTH))
-        time, id_, padded = _shown(entry.time, utc), id_.ljust(widths[0]), state.ljust(widths[1])
-        if coloured:
-            colour = state_colour(entry.state, None)
-            time, padded = click.style(time, dim=True), click.style(padded, fg=colour)
-        sys.stdout.write(f"{time}  {id_}  {padded}  {escaped(entry.name or '-')}\n")
+        widths[:] = max(widths[0], len(id_)), max(widths[1], min(len(state), 2 * _LEAST_STATE_WIDTH))
+        time = style(_shown(entry.time, utc), "faint")
+        state = style(state.ljust(widths[1]), state_colour(entry.state, None) or "")
+        sys.stdout.write(f"{time}  {id_.ljust(widths[0])}  {state}  {escaped(entry.name or '-')}\n")
 
     return write
 
 
 def _shown(time: datetime | None, utc: bool) -> str:
-    if time is None:
-        return _NEVER.ljust(_TIME_WIDTH + utc)
-    if not utc:
-        try:
-            return time.astimezone().replace(tzinfo=None).isoformat(" ", "milliseconds")
-        except (ValueError, OverflowError, OSError):  # at the ends of the calendar
-            return _NEVER.ljust(_TIME_WIDTH)
-    return time.replace(tzinfo=None).isoformat(" ", "milliseconds") + "Z"
+    known = time and in_zone(time, UTC if utc else None)
+    if known is None:
+        return _UNKNOWN_TIME.ljust(_TIME_WIDTH + utc)
+    return known.replace(tzinfo=None).isoformat(" ", "milliseconds") + "Z" * utc
 
 
 def _fields(entry: LogEntry) -> dict[str, Any]:

@@ -2,52 +2,45 @@
 
 from __future__ import annotations
 
-import os
-import stat
-import sys
 import time
-from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Final
+from datetime import UTC
+from typing import Any, Final
 
 import click
 
-from ...errors import Error
-from ...session.session import Session
-from ...tasks import Task
-from ..console import Failure, complain, escaped, open_session, quantity
+from ... import Error, Session, Task
+from ..console import Failure, complain, open_session, os_error_text, quantity, say, time_of
+from ..input import LINE_BYTES, STDIN, Lines, opened, parse_json
 from ..interrupts import Interrupts
-from ..json_input import parse_json
-from ..line_input import LONGEST, Lines, opened
+from ..progress_bar import ProgressBar
 
-if TYPE_CHECKING:
-    from rich.progress import Progress, TaskID
-
-# A batch is committed before the session would do so by itself, at 64 MiB: so it is known how
-# many tasks a failed commit has not written.  In a record a JSON value takes at most 9 bytes
-# for 4 in the line ('1e9,'); in the batch an object takes some 420 bytes beside its record.
+# A batch is committed before the session would do so by itself, at 64 MiB, because then it is known
+# how many tasks a failed commit has not written.  In a record a JSON value takes at most 9 bytes for 4 in
+# the line ('1e9,'); in the batch an object takes some 420 bytes beside its record.
 _BATCH_BYTES: Final = 48 << 20
 _OBJECT_BYTES: Final = 512
-_GROWTH: Final = 2.25
+_RECORD_GROWTH: Final = 2.25  # bytes of a record for a byte of its line
 
-_MANY: Final = 10_000  # tasks whose rate is of interest at the end
+_RATE_TASKS: Final = 10_000  # from so many on, their rate is reported
+_UPDATE_LINES: Final = 256  # between two updates of the progress bar
 
-_SUMMARY = """Record tasks from FILE (or standard input), a JSON object a line, in SESSION.
+_HELP = """Record tasks in SESSION from FILE (or standard input), which has one JSON object a line.
 
-SESSION is made if it does not exist.  The keys jobname, state, returncode, history (a list of
-[seconds since 1970, state]) and extra are the task's; all others go into its 'extra'.
+SESSION is made if it does not exist. The keys jobname, state, returncode, history (a list of
+[seconds since 1970, state]) and extra are fields of the task; all others go into its 'extra'.
 
 \b
     $ echo '{"jobname": "hello", "state": "RUNNING", "cores": 4}' | gc3session record runs
     recorded 1 task in runs
 
-What is recorded is on disk.  Tasks that a program writes slowly are committed whenever it
-pauses; on Ctrl-C, what has been read is kept.
+Tasks are on disk when the command says that they are recorded. If a program writes them slowly, they
+are committed whenever it pauses. After Ctrl-C, what has been read is kept.
 """
 
 
-@click.command(help=_SUMMARY, short_help="Record tasks from lines of JSON.")
+@click.command(help=_HELP, short_help="Record tasks from lines of JSON.")
 @click.argument("session")
-@click.argument("file", default="-")
+@click.argument("file", default=STDIN)
 @click.option(
     "--batch",
     type=click.IntRange(min=1),
@@ -61,61 +54,63 @@ pauses; on Ctrl-C, what has been read is kept.
     type=click.Choice(["stop", "skip"]),
     default="stop",
     show_default=True,
-    help="What to do at a broken line: stop, with the tasks before it recorded; or skip it, name it on"
-    " standard error and record the others.  Either way the exit status is 1.",
+    help="What to do at a broken line: stop, after recording the tasks before it; or skip it, report it on"
+    " standard error and record the others. Either way the exit status is 1.",
 )
 def record(session: str, file: str, batch: int, on_error: str) -> int:
     """Record the tasks of *file*, and return the exit status."""
-    name = "standard input" if file == "-" else file
+    name = "standard input" if file == STDIN else file
     with opened(file) as fd:
         recording = _Recording(open_session(session, read_only=False), batch)
+        interrupts = Interrupts()
+        lines = Lines(fd, interrupts)
         start = time.monotonic()
         try:
-            with Interrupts() as interrupts, _Progress(fd) as progress:
-                broken = _record_lines(Lines(fd, interrupts), recording, progress, name, on_error == "skip")
+            with interrupts, ProgressBar("task", sized=lines.size is not None) as bar:
+                broken = _record_lines(lines, bar, recording, name, on_error == "skip")
                 recording.commit()
                 recording.close()
         except (Error, OSError) as error:
-            what = str(error) if isinstance(error, Error) else f"{name}: {error.strerror}"
+            what = str(error) if isinstance(error, Error) else os_error_text(error, name)
             lost = recording.close()
             left = f"; {quantity(lost, 'task')} of the last batch could not be" if lost else ""
             raise Failure(
                 f"{what}; {quantity(recording.committed, 'task')} recorded in {session}{left}"
             ) from error
         seconds = time.monotonic() - start
-    told = f"recorded {quantity(recording.committed, 'task')} in {session}"
-    if recording.committed >= _MANY:
-        told += f" ({seconds:,.1f} s, {recording.committed / seconds:,.0f} tasks/s)"
+    message = f"recorded {quantity(recording.committed, 'task')} in {session}"
+    if recording.committed >= _RATE_TASKS:
+        message += f" ({seconds:,.1f} s, {recording.committed / seconds:,.0f} tasks/s)"
     if interrupts.caught is not None:
         complain(f"interrupted; {quantity(recording.committed, 'task')} read before are recorded")
     elif broken and on_error == "skip":
-        told += f"; {quantity(broken, 'broken line')} skipped"
-    click.echo(escaped(told))
-    return 128 + interrupts.caught if interrupts.caught is not None else 1 if broken else 0
+        message += f"; {quantity(broken, 'broken line')} skipped"
+    say(message)
+    return interrupts.status if interrupts.caught is not None else 1 if broken else 0
 
 
-def _record_lines(lines: Lines, recording: _Recording, progress: _Progress, name: str, skip: bool) -> int:
-    """Record the tasks of *lines* until they end, a signal, or a broken one if not *skip*.
+def _record_lines(lines: Lines, bar: ProgressBar, recording: _Recording, name: str, skip: bool) -> int:
+    """Record the tasks of *lines* until they end, a signal comes or, unless *skip*, one is broken.
 
     Return the number of broken lines.
     """
     broken = 0
     try:
         for number, line in lines:
-            if number % 256 == 0 or line is None:
-                progress.update(recording.committed + recording.pending, lines.position)
+            if number % _UPDATE_LINES == 0 or line is None:
+                bar.update(lines.position, lines.size, recording.committed + recording.pending)
             if line is None:
                 recording.commit()
                 continue
             try:
-                if len(line) > LONGEST:
-                    raise ValueError(f"it is longer than {LONGEST >> 20} MiB")
+                if len(line) > LINE_BYTES:
+                    raise ValueError(f"it is longer than {LINE_BYTES >> 20} MiB")
                 task = task_from_line(line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line)
                 if task is not None:
                     recording.add(task, len(line))
             except ValueError as error:
                 broken += 1
-                what_now = "skipped" if skip else "stopped there: mend it, or go past it with --on-error skip"
+                what_now = "skipped" if skip else "stopped there: correct it, or go past it with --on-error skip"
                 complain(f"{name}, line {number}: {error}; {what_now}")
                 if not skip:
                     break
@@ -140,7 +135,7 @@ class _Recording:
 
     def add(self, task: Task, size: int) -> None:
         """Add a task from a line of *size* bytes.  Raise InvalidArgument if it can't be stored."""
-        cost = _OBJECT_BYTES + _GROWTH * size
+        cost = _OBJECT_BYTES + _RECORD_GROWTH * size
         if self._bytes + cost > _BATCH_BYTES:
             self.commit()
         self._session.add(task, flush=False)
@@ -162,7 +157,7 @@ class _Recording:
         try:
             self._session.close()
         except Error:
-            self._session.store.discard()  # the caller tells; nothing is to try again
+            self._session.store.discard()  # the caller reports it, and nothing tries again
             return self.pending
         self.committed += self.pending
         self.pending = 0
@@ -192,7 +187,7 @@ _JSON_TYPES: Final = {
 def task_from_line(line: bytes) -> Task | None:
     """Return the task that a line describes, or None if it is blank.
 
-    Raise ValueError if it is broken, saying what is wrong.
+    Raise ValueError, which says what is wrong, if it is broken.
     """
     if not line.strip():
         return None
@@ -209,7 +204,9 @@ def task_from_line(line: bytes) -> Task | None:
     if history := fields.get("history"):
         for i, event in enumerate(history):
             if not _is_event(event):
-                raise ValueError(f"its 'history' must be [seconds since 1970, state] pairs; entry {i + 1} is none")
+                raise ValueError(
+                    f"its 'history' must be pairs [seconds since 1970, state], but entry {i + 1} is not"
+                )
         fields.setdefault("state", history[-1][1])
     if extra := fields.get("extra"):
         for name in value:
@@ -223,58 +220,4 @@ def task_from_line(line: bytes) -> Task | None:
 def _is_event(value: Any) -> bool:
     if not (type(value) is list and len(value) == 2 and type(value[1]) is str and value[1]):
         return False
-    if type(value[0]) not in (int, float):
-        return False
-    try:
-        datetime.fromtimestamp(value[0], UTC)
-    except (ValueError, OverflowError, OSError):
-        return False
-    return True
-
-
-# -- progress -----------------------------------------------------------------
-
-
-class _Progress:
-    """Within `with`, a bar on stderr with the number of tasks and their rate, if it is a terminal."""
-
-    def __init__(self, fd: int) -> None:
-        status = os.fstat(fd)
-        self._size = status.st_size if stat.S_ISREG(status.st_mode) else None
-        self._bar: Progress | None = None
-        self._task: TaskID | None = None
-        self._start = time.monotonic()
-
-    def __enter__(self) -> _Progress:
-        if sys.stderr.isatty():
-            from rich.console import Console
-            from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-            known = self._size is not None
-            self._bar = Progress(
-                BarColumn(None if known else 12),
-                *((TextColumn("{task.percentage:3.0f} %"),) if known else ()),
-                TextColumn("[bold]{task.fields[tasks]}"),
-                TextColumn("[cyan]{task.fields[rate]}"),
-                TimeRemainingColumn() if known else TimeElapsedColumn(),
-                console=Console(stderr=True),
-                redirect_stdout=False,  # it may be a file
-                transient=True,
-                expand=known,
-                refresh_per_second=5,
-            )
-            self._task = self._bar.add_task("", total=self._size, tasks="", rate="")
-            self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-
-    def update(self, tasks: int, position: int) -> None:
-        """Show how many tasks have been read, and up to where."""
-        if self._bar is not None and self._task is not None:
-            rate = tasks / max(time.monotonic() - self._start, 0.001)
-            self._bar.update(
-                self._task, completed=position, tasks=quantity(tasks, "task"), rate=f"{rate:,.0f} tasks/s"
-            )
+    return type(value[0]) in (int, float) and time_of(value[0], UTC) is not None

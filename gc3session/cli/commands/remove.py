@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import click
 
-from ...session.session import Session
-from ..filters import Asked
-from ..taking_away import STEPS_HELP, Deed, choosing, take_away
+from ... import Session
+from ..bulk import STEPS_HELP, BulkAction, bulk_options, run_bulk
+from ..filters import TaskFilter
 
-_SUMMARY = f"""Delete tasks of SESSION: those with these IDs ('-' reads them from standard input), or those
-that fit the options, which are as in 'gc3session list'.
+_HELP = f"""Delete tasks of SESSION: those with these IDs ('-' reads IDs from standard input), or those that the
+options choose, as in 'gc3session list'.
 
-The tasks in a collection are deleted with it.  In a store that several sessions use, a task
-leaves all of them; 'gc3session forget' takes it out of this one only.
+The tasks in a collection are deleted with it. If several sessions use the store, a task is deleted from
+all of them; 'gc3session forget' takes it out of this session only.
 
 {STEPS_HELP}
 \b
@@ -21,15 +21,9 @@ leaves all of them; 'gc3session forget' takes it out of this one only.
 """
 
 
-def _remove(session: Session, id_: str) -> None:
-    session.remove(id_)
-
-
-_DEED = Deed("remove", "removed", ", and the tasks in them, for good", _remove)
-
-
-@click.command(help=_SUMMARY, short_help="Delete tasks.")
-@choosing
-def remove(session: str, ids: tuple[str, ...], asked: Asked, yes: bool) -> int:
+@click.command(help=_HELP, short_help="Delete tasks.")
+@bulk_options
+def remove(session: str, ids: tuple[str, ...], chosen: TaskFilter, yes: bool) -> int:
     """Remove the tasks, and return the exit status."""
-    return take_away(_DEED, session, ids, asked, yes)
+    action = BulkAction("remove", "removed", ", and the tasks in them, for good", Session.remove)
+    return run_bulk(action, session, ids, chosen, yes)

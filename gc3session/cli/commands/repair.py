@@ -1,41 +1,44 @@
-"""`gc3session repair`: mend what is damaged, and put aside what can't be read."""
+"""`gc3session repair`: a damaged session is repaired, and what can't be read is kept."""
 
 from __future__ import annotations
 
 import click
 
-from ...upkeep.repair import DAMAGED, repair_session
-from ..console import complain, escaped, quantity
+from ... import repair_session
+from ...upkeep.repair import DAMAGED
+from ..console import complain, quantity, say
 
-_SUMMARY = """Mend SESSION without loss, and put aside what can't be read, with its bytes.
+_HELP = """Repair SESSION without loss; what can't be read is moved out of it, and its bytes are kept.
 
-session_ids.txt, the index and the counters are made what the records say; missing files are made again.
-A record that can't be read goes to the directory 'damaged' in SESSION.  If the data file's structure is
-damaged, a new one is made from what can be read, and the old one goes there, too; if another process has
-the store open then, its number is told and the file stays as it is.
+session_ids.txt, the index and the counters are rewritten from the records, and missing files are made
+again. A record that can't be read is moved to the directory 'damaged' in SESSION. If the structure of the
+data file is damaged, a new file is made from what can be read, and the old one is moved there, too. That
+needs the store for itself: if another process has it open, the message has its process number and the file
+stays as it is.
 
-A repair that was interrupted is simply done again.
+If a repair is interrupted, run it again.
 
 \b
     $ gc3session repair --dry-run runs
     $ gc3session repair runs && gc3session check runs
 
-The exit status is 0 if all is mended, 1 if something was put aside, 2 if SESSION can't be read or is none.
+The exit status is 0 if all is repaired, 1 if something was moved to 'damaged', 2 if SESSION can't be read or
+is not a session.
 """
 
 
-@click.command(help=_SUMMARY, short_help="Mend a session, and put aside what can't be read.")
+@click.command(help=_HELP, short_help="Repair a session, and keep what can't be read.")
 @click.argument("session")
-@click.option("--dry-run", is_flag=True, help="Only tell what would be done.")
+@click.option("--dry-run", is_flag=True, help="Only print what would be done.")
 def repair(session: str, dry_run: bool) -> int:
     """Repair the session, and return the exit status."""
     repaired = repair_session(session, dry_run=dry_run)
     for line in repaired.done:
-        click.echo(escaped(line))
+        say(line)
     if repaired.aside:
-        would = "would be " if dry_run else ""
-        complain(f"{session}: {quantity(len(repaired.aside), 'thing')} {would}put aside in {session}/{DAMAGED}")
+        verb = "would be moved" if dry_run else "moved"
+        complain(f"{session}: {quantity(len(repaired.aside), 'damaged item')} {verb} to {session}/{DAMAGED}")
         return 1
     if not repaired.done:
-        click.echo(escaped(f"{session} is all right: nothing to mend"))
+        say(f"{session} is all right: nothing to repair")
     return 0

@@ -1,15 +1,15 @@
-"""`gc3session select`: the IDs of the tasks that fulfil conditions."""
+"""`gc3session select`: the IDs of the tasks that meet conditions."""
 
 from __future__ import annotations
 
 import click
 
-from ..filters import CONDITIONS_HELP, Asked, filter_options
-from ..listing import Wanted, listing_options, write_listing
+from ..filters import CONDITIONS_HELP, TaskFilter, filter_options
+from ..listing import ListForm, listing_options, write_listing
 
-_SUMMARY = f"""Write the IDs of the tasks of SESSION that fulfil all conditions, a line each.
+_HELP = f"""Print the IDs of the tasks of SESSION that meet all conditions, one a line.
 
-It is 'gc3session list --ids' with the conditions as arguments, and takes the same options.
+This is 'gc3session list --ids' with the conditions as arguments, and takes the same options.
 
 \b
     $ gc3session select runs 'state = RUNNING' 'extra.runtimeInSeconds > 3600'
@@ -19,11 +19,11 @@ It is 'gc3session list --ids' with the conditions as arguments, and takes the sa
 {CONDITIONS_HELP}"""
 
 
-@click.command(help=_SUMMARY, short_help="Write the IDs of the tasks that fulfil conditions.")
+@click.command(help=_HELP, short_help="Print the IDs of the tasks that meet conditions.")
 @click.argument("session")
 @click.argument("conditions", metavar="[CONDITION]...", nargs=-1)
 @filter_options
 @listing_options("ids")
-def select(session: str, asked: Asked, wanted: Wanted) -> int:
+def select(session: str, chosen: TaskFilter, layout: ListForm) -> int:
     """Write what is selected, and return the exit status."""
-    return write_listing(session, asked, wanted)
+    return write_listing(session, chosen, layout)

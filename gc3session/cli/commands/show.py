@@ -7,18 +7,17 @@ from collections.abc import Callable, Iterator
 
 import click
 
-from ...errors import LoadError, NotFound
+from ... import LoadError, NotFound, Session
 from ...records.ids import parse_id
-from ...session.session import Session
 from ...store.record_view import StoredTasks
 from ..completion import complete_ids
 from ..console import complain, open_session, style_on
-from ..line_input import given_ids
+from ..input import ids_from_args
 
-_SUMMARY = """Show every field of the tasks with these IDs; '-' reads IDs from standard input, a line each.
+_HELP = """Show every field of the tasks with these IDs; '-' reads IDs from standard input, one a line.
 
-They may also be tasks inside collections.  The class of a task need not be installed.  With
---json, a line of JSON for each: the same, without loss, as 'gc3session dump' writes.
+They may be tasks inside collections, too. The class of a task need not be installed. With --json, each task
+is a line of JSON, the same as in 'gc3session dump', which has the fields without loss.
 
 \b
     $ gc3session show runs Task.17
@@ -26,21 +25,21 @@ They may also be tasks inside collections.  The class of a task need not be inst
 """
 
 
-@click.command(help=_SUMMARY, short_help="Show every field of some tasks.")
+@click.command(help=_HELP, short_help="Show every field of some tasks.")
 @click.argument("session")
 @click.argument("ids", metavar="ID...", nargs=-1, required=True, shell_complete=complete_ids)
-@click.option("--json", "as_json", is_flag=True, help="The line of each task in a dump.")
+@click.option("--json", "as_json", is_flag=True, help="Write the line of each task in a dump.")
 def show(session: str, ids: tuple[str, ...], as_json: bool) -> int:
     """Show each of the tasks, and return the exit status."""
     failed = False
     with open_session(session, read_only=True) as source:
         shown = _json_lines(source) if as_json else _text_lines(source)
-        for id_ in given_ids(ids):
+        for id_ in ids_from_args(ids):
             try:
                 for line in shown(id_):
                     sys.stdout.write(line)
             except NotFound:
-                complain(f"there is no task {id_} in {session}; 'gc3session list -r' shows the IDs that there are")
+                complain(f"there is no task {id_} in {session}; 'gc3session list -r' shows which there are")
                 failed = True
             except LoadError as error:
                 complain(str(error))
@@ -49,7 +48,7 @@ def show(session: str, ids: tuple[str, ...], as_json: bool) -> int:
 
 
 def _text_lines(session: Session) -> Callable[[str], Iterator[str]]:
-    """Return what gives the lines of text that show the task of an ID."""
+    """Return the function that gives the lines of text for the task of an ID."""
     from ..fields_text import object_lines
 
     style = style_on(sys.stdout)
@@ -67,7 +66,7 @@ def _text_lines(session: Session) -> Callable[[str], Iterator[str]]:
 
 
 def _json_lines(session: Session) -> Callable[[str], Iterator[str]]:
-    """Return what gives the line of JSON of the task of an ID."""
+    """Return the function that gives the line of JSON for the task of an ID."""
     from ..task_lines import TaskLines
 
     tasks, writer = StoredTasks(session.store), TaskLines(session)

@@ -3,45 +3,39 @@
 from __future__ import annotations
 
 import os
+import select
 import sys
+import termios
 import time
-from datetime import timedelta
-from typing import TYPE_CHECKING, Final
+import tty
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from ...query.progress import FailedTask, Progress, Watch
-from ...session.session import Session
-from ...tasks import State
-from ..console import (
-    STATE_COLOURS,
-    colours,
-    complain,
-    escaped,
-    open_session,
-    quantity,
-    state_colour,
-    wait_while_read,
-)
+from ... import FailedTask, Progress, Session, State
+from ...query.progress import Watch
+from ..console import STATE_COLOURS, complain, escaped, open_session, quantity, state_colour, wait_while_read
 from ..interrupts import Interrupts
-from ..keyboard import Keyboard
+from ..table import terminal
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
-_TOLD: Final = 10  # failures, at a look
-_SLICE: Final = 0.2  # seconds after which a resized terminal is noticed
+_FAILURES_WRITTEN: Final = 10  # at most, below the line of a look
+_RESIZE_SECONDS: Final = 0.2  # after which a new size of the terminal is noticed
+_DISABLED: Final = b"\0"  # no key: _POSIX_VDISABLE of Linux
 
-_SUMMARY = """Show how far SESSION has come: how many tasks are in which state, how many have TERMINATED a minute,
-when the last one will have if it goes on so, and the latest failures (UNKNOWN, or TERMINATED with a
-return code that isn't 0).
+_HELP = """Show how far SESSION has come: how many tasks are in each state, how many have TERMINATED a minute, how
+much time is left at this rate, and the latest failures (tasks that are UNKNOWN, or TERMINATED with a return
+code other than 0).
 
-On a terminal it is a live screen, until q, or until all tasks have TERMINATED; else a line is written for
-each look.  Tasks inside collections don't count.  The session is only read.
+On a terminal this is a live screen, until q is pressed or all tasks have TERMINATED; elsewhere, each look
+writes a line. Tasks inside collections don't count. The session is only read.
 """
 
 
-@click.command(help=_SUMMARY, short_help="Show live how far a session has come.")
+@click.command(help=_HELP, short_help="Show live how far a session has come.")
 @click.argument("session")
 @click.option(
     "--interval",
@@ -49,29 +43,21 @@ each look.  Tasks inside collections don't count.  The session is only read.
     type=click.FloatRange(0, min_open=True),
     default=2.0,
     show_default=True,
-    help="How often to look.",
+    help="The time between two looks.",
 )
 @click.option("--once", is_flag=True, help="Look once, and end.")
 def watch(session: str, interval: float, once: bool) -> int:
     """Show the session's progress, and return the exit status."""
-    live = not once and sys.stdout.isatty() and _can_draw()
+    console = None if once or os.environ.get("TERM", "") in ("", "dumb", "unknown") else terminal()
     with open_session(session, read_only=True) as source, Interrupts() as interrupts:
         watching = _Watching(source, interval, interrupts)
-        try:
-            progress = watching.on_screen() if live else watching.as_lines(once)
-        except KeyboardInterrupt:
-            complain("interrupted")
-            return 128 + (interrupts.caught or 2)
-        if live:  # what stays when the screen is gone
-            _write_line(progress, set())
+        if console is None:
+            watching.as_lines(once)
+        else:
+            _write_line(watching.on_screen(console), set())  # this stays when the screen is gone
         if not (once or source._is_there()):
             complain(f"{session} is no longer there")
     return 0
-
-
-def _can_draw() -> bool:
-    """Return whether stdout is a terminal on which a screen can be drawn."""
-    return os.environ.get("TERM", "") not in ("", "dumb", "unknown")
 
 
 class _Watching:
@@ -79,28 +65,26 @@ class _Watching:
 
     def __init__(self, session: Session, interval: float, interrupts: Interrupts) -> None:
         self._session = session
-        self._watch = Watch(session)
+        self._watch = Watch(session._index)
         self._interval = interval
         self._interrupts = interrupts
 
-    def as_lines(self, once: bool) -> Progress:
-        """Write a line at each look until all is done; return the last."""
-        told: set[str] = set()
+    def as_lines(self, once: bool) -> None:
+        """Write a line at each look until all is done."""
+        written: set[str] = set()
         while True:
             progress = self._watch.look()
-            with self._interrupts.waiting():
-                _write_line(progress, told)
+            with self._interrupts.ending("interrupted"):
+                _write_line(progress, written)
                 if once or progress.is_done or not self._session._is_there():
-                    return progress
+                    return
                 wait_while_read(self._interval)
 
-    def on_screen(self) -> Progress:
+    def on_screen(self, console: Console) -> Progress:
         """Show a live screen until all is done or q is pressed; return what it showed in the end."""
-        from rich.console import Console
         from rich.live import Live
 
-        console = Console(no_color=not colours(sys.stdout), highlight=False)
-        with Keyboard() as keyboard, Live(console=console, screen=True, auto_refresh=False) as live:
+        with _Keyboard() as keyboard, Live(console=console, screen=True, auto_refresh=False) as live:
             while True:
                 progress = self._watch.look()
                 if progress.is_done or not self._session._is_there():
@@ -111,10 +95,48 @@ class _Watching:
                     if size != console.size:
                         size = console.size
                         live.update(_screen(self._session, progress, console), refresh=True)
-                    with self._interrupts.waiting():
-                        keys = keyboard.pressed(min(left, _SLICE))
+                    with self._interrupts.ending("interrupted"):
+                        keys = keyboard.pressed(min(left, _RESIZE_SECONDS))
                     if "q" in keys.lower():
                         return progress
+
+
+class _Keyboard:
+    r"""Within `with`, keys come as they are pressed, without waiting for the end of a line, and aren't echoed.
+
+    In the end the terminal's modes are restored.  Ctrl-C asks to end, as always; Ctrl-Z and Ctrl-\ do
+    nothing, as they would leave the terminal in these modes.  If stdin isn't a terminal there are no keys.
+    """
+
+    def __init__(self) -> None:
+        self._modes: list[Any] | None = None
+        self._fd: int | None = None
+
+    def __enter__(self) -> _Keyboard:
+        if sys.stdin is not None and sys.stdin.isatty():
+            self._fd = sys.stdin.fileno()
+            self._modes = termios.tcgetattr(self._fd)
+            tty.setcbreak(self._fd)
+            modes = termios.tcgetattr(self._fd)
+            modes[6][termios.VSUSP] = modes[6][termios.VQUIT] = _DISABLED
+            termios.tcsetattr(self._fd, termios.TCSADRAIN, modes)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._fd is not None and self._modes is not None:
+            try:
+                termios.tcsetattr(self._fd, termios.TCSADRAIN, self._modes)
+            except termios.error:  # the terminal is gone
+                self._modes = None
+
+    def pressed(self, seconds: float) -> str:
+        """Wait for keys, at most *seconds*, and return them; '' if there are none."""
+        if not select.select([] if self._fd is None else [self._fd], [], [], seconds)[0] or self._fd is None:
+            return ""
+        keys = os.read(self._fd, 64)
+        if not keys:  # the terminal is gone: it would be ready for ever
+            self._fd = None
+        return keys.decode(errors="replace")
 
 
 # -- what is shown ------------------------------------------------------------
@@ -142,27 +164,31 @@ def _span(seconds: float) -> str:
     return str(timedelta(seconds=round(seconds)))
 
 
+def _clock(time: datetime) -> str:
+    return f"{time.astimezone():%Y-%m-%d %H:%M:%S}"
+
+
 def _failure_line(failure: FailedTask) -> str:
-    when = "" if failure.time is None else f"{failure.time.astimezone():%Y-%m-%d %H:%M:%S}  "
+    when = "" if failure.time is None else f"{_clock(failure.time)}  "
     code = "" if failure.returncode is None else f" {failure.returncode}"
     return f"{when}{escaped(failure.id)}  {escaped(failure.state)}{code}  {escaped(failure.name or '-')}"
 
 
-def _write_line(progress: Progress, told: set[str]) -> None:
-    """Write a look as a line, and one for each failure that hasn't been told yet."""
+def _write_line(progress: Progress, written: set[str]) -> None:
+    """Write a line for a look, and one for each failure that isn't among those *written* at the last look."""
     states = ", ".join(f"{progress.counts[state]:,} {escaped(state)}" for state in _sorted_states(progress.counts))
     parts = [f"{quantity(progress.total, 'task')}{': ' if states else ''}{states}", *_pace(progress)]
-    sys.stdout.write(f"{progress.time.astimezone():%Y-%m-%d %H:%M:%S}  {'; '.join(parts)}\n")
-    lines = [_failure_line(failure) for failure in progress.failures[:_TOLD]]
+    sys.stdout.write(f"{_clock(progress.time)}  {'; '.join(parts)}\n")
+    lines = [_failure_line(failure) for failure in progress.failures[:_FAILURES_WRITTEN]]
     for line in reversed(lines):
-        if line not in told:
+        if line not in written:
             sys.stdout.write(f"  failed: {line}\n")
-    told.clear()
-    told.update(lines)
+    written.clear()
+    written.update(lines)
 
 
 def _screen(session: Session, progress: Progress, console: Console) -> RenderableType:
-    """Return the screen: as many of the failures as there is room for, no line wrapped."""
+    """Return the screen, with as many of the failures as there is room for and no line wrapped."""
     from rich.console import Group
     from rich.progress_bar import ProgressBar
     from rich.table import Table
@@ -173,7 +199,7 @@ def _screen(session: Session, progress: Progress, console: Console) -> Renderabl
 
     head = text(escaped(session.name), "bold")
     head.append(f"  {quantity(progress.total, 'task')}", "not bold")
-    clock = text(f"{progress.time.astimezone():%Y-%m-%d %H:%M:%S}", "dim")
+    clock = text(_clock(progress.time), "dim")
     states = Table.grid(padding=(0, 2, 0, 0), expand=True)
     states.add_column(no_wrap=True)
     states.add_column(ratio=1, min_width=4)

@@ -23,7 +23,7 @@ from typing import Any
 import lmdb
 
 from ...errors import CorruptStore, Error, OpenError, ReadOnlyError, StoreFull, WriteError
-from ...system.filesystem import NO_ROOM, make_directory, sync_directory, sync_file
+from ...system.filesystem import NO_ROOM, sync_directory, sync_file
 from ...system.forks import ENVIRONMENTS, Lock, at_fork
 from ...system.signals import signal_safe
 from ...system.temporary import delete_tree, made_whole
@@ -218,7 +218,6 @@ class Environment:
         `begin` to write flushes that name.
         """
         try:
-            make_directory(os.path.dirname(path))
             with made_whole(path) as temporary:
                 _reserve_lock(temporary)
                 env = lmdb.open(
@@ -310,7 +309,7 @@ class Environment:
         """Return the number of the last committed transaction."""
         return (self._bare or self.opened()).info()["last_txnid"]
 
-    def relax(self) -> None:
+    def release_memory(self) -> None:
         """Take what has been read out of this process's resident set; see memory.py."""
         if self._file is not None:
             unmap_pages(self._file[1])

@@ -58,28 +58,41 @@ def alone_with(directory: str) -> Iterator[None]:
     file, nobody can hold a lock on it.
     """
     lock = os.path.join(directory, "lock.mdb")
-    opened: list[int] = []
+    with _locked(directory, directory, os.O_RDONLY | os.O_DIRECTORY):
+        if is_regular(lock):
+            with _locked(directory, lock, os.O_RDWR):
+                yield
+        else:
+            yield
+
+
+@signal_safe
+def _locked(directory: str, path: str, flags: int) -> Iterator[None]:
+    """Hold the exclusive lock on one of the two files within `with`.
+
+    Each has its own `finally`, so that a signal's handler that raises as one is closed leaves neither open.
+    """
     try:
-        for path, flags in ((directory, os.O_RDONLY | os.O_DIRECTORY), (lock, os.O_RDWR)):
-            if path == lock and not is_regular(path):
-                continue
-            try:
-                fd = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-                opened.append(fd)
-                if path == directory:
-                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                else:
-                    fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1)
-            except OSError as error:
-                if error.errno in _BUSY:
-                    raise in_use(directory) from error
-                raise WriteError(
-                    f"{path} can't be locked ({error.strerror}), so its data file can't be replaced, and was not"
-                ) from error
+        fd = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        raise _not_locked(path, error) from error
+    try:
+        try:
+            if path == directory:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            else:
+                fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1)
+        except OSError as error:
+            raise (in_use(directory) if error.errno in _BUSY else _not_locked(path, error)) from error
         yield
     finally:
-        for fd in reversed(opened):  # who waits for the directory's lock takes that of `lock.mdb` next
-            os.close(fd)
+        os.close(fd)
+
+
+def _not_locked(path: str, error: OSError) -> WriteError:
+    return WriteError(
+        f"{path} can't be locked ({error.strerror}), so its data file can't be replaced, and was not"
+    )
 
 
 def in_use(directory: str, *, here: bool = False) -> StoreInUse:

@@ -103,9 +103,9 @@ class _LmdbReader(Reader):
             at_key = cursor.next_nodup()
         return found
 
-    def relax(self) -> None:
+    def release_memory(self) -> None:
         if self._env is not None:
-            self._env.relax()
+            self._env.release_memory()
 
 
 class _LmdbWriter(_LmdbReader, Writer):

@@ -10,7 +10,6 @@ went through; if it succeeds, that one can never commit any more.
 from __future__ import annotations
 
 import secrets
-import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final, TypeVar
 
@@ -23,7 +22,6 @@ from ...system.signals import signal_safe
 from ..interface import Contents, Figure, NoTables, Reader, Salvaged, Tables, Writer, no_progress
 from .address import address_of
 from .connections import Connections, Patience
-from .copying import AheadWriter, PostgresqlAhead
 from .errors import AGAIN, OUT_OF_MEMORY, Connection, is_lost, speaks_of_loss, translated
 from .figures import figures
 from .statements import LAYOUT, Statements
@@ -103,7 +101,7 @@ class PostgresqlTables(Tables):
             transactions can't be put in an order.
     """
 
-    side_by_side = True
+    concurrent_writers = True
 
     def __init__(self, url: str, *, read_only: bool = False, patience: float = DEFAULT_PATIENCE) -> None:
         address = address_of(url)
@@ -116,7 +114,6 @@ class PostgresqlTables(Tables):
         self._there = False
         self._closed = False
         self._tokens: list[bytes] = []  # of commits that are known to have gone through
-        self._begun_ahead: tuple[Connection, weakref.ref[PostgresqlAhead]] | None = None  # until it has ended
 
     # -- whether they are there
 
@@ -292,61 +289,22 @@ class PostgresqlTables(Tables):
             self._make()
         return self._transact(unit, committed)
 
-    def ahead(self) -> PostgresqlAhead | None:
-        if self.read_only or not self.exists():
-            return None
-        self._end_stray(whatever=True)
-        connection = self._begun(_BEGIN_WRITING)
-        try:
-            begun = PostgresqlAhead(self, AheadWriter(connection, self._statements))
-            self._begun_ahead = connection, weakref.ref(begun)
-            return begun
-        except BaseException:
-            self._connections.drop(connection)
-            raise
-
-    def end_ahead(self) -> None:
-        """Note that the transaction that had begun ahead has ended."""
-        self._begun_ahead = None
-
-    def _end_stray(self, *, whatever: bool = False) -> None:
-        """End a transaction that had begun ahead, and whose end a signal has prevented, or *whatever* has begun.
-
-        What it has sent would keep the same rows from being written: that waits for its end.
-        """
-        if self._begun_ahead is not None:
-            connection, begun = self._begun_ahead
-            ahead = begun()
-            if whatever or ahead is None or ahead.has_ended:
-                self._connections.drop(connection)
-                self._begun_ahead = None
-
-    def _transact(
-        self,
-        unit: Callable[[PostgresqlWriter], T],
-        committed: Callable[[T], None],
-        begun: tuple[PostgresqlWriter, Callable[[PostgresqlWriter], T]] | None = None,
-    ) -> T:
-        """Do what `write` does; the first time the rest of a transaction that has been begun, if there is one."""
+    def _transact(self, unit: Callable[[PostgresqlWriter], T], committed: Callable[[T], None]) -> T:
+        """Do what `write` does."""
         patience = Patience(self.patience)
-        self.doubt = None
-        self._end_stray()
+        self.pending_commit = None
         while True:
             former: bytes | None = None
             asked = False
-            connection = begun[0].connection if begun else self._begun(_BEGIN_WRITING)
-            was_ahead = begun is not None
+            connection = self._begun(_BEGIN_WRITING)
             try:
-                writer, to_do = begun or (PostgresqlWriter(connection, self._statements), unit)
-                begun = None
+                writer = PostgresqlWriter(connection, self._statements)
                 token = secrets.token_bytes(16)
                 former = self._tokens.pop() if self._tokens else None
-                result = to_do(writer)
+                result = unit(writer)
                 writer.send()
                 asked = True
                 writer.commit(token, former)
-                if was_ahead:
-                    self.end_ahead()
                 _told(committed, result)  # what a signal's handler raises from here on must not hide the commit
             except BaseException as error:
                 if not self._connections.has(connection):  # this is a child, and it is the parent's transaction
@@ -364,7 +322,7 @@ class PostgresqlTables(Tables):
                         if isinstance(error, psycopg.Error):
                             return result
                         raise
-                elif lost or was_ahead:  # the latter's is not for others until it is known to have ended
+                elif lost:
                     self._connections.drop(connection)
                 else:
                     self._give_back(connection)
@@ -389,19 +347,19 @@ class PostgresqlTables(Tables):
     def _went_through(self, token: bytes, error: BaseException) -> bool:
         """Return whether the transaction of a token, whose connection was lost, was committed."""
         try:
-            return self._settle(token)
+            return self._resolve(token)
         except BaseException as failure:
-            self.doubt = CommitUnknown(
+            self.pending_commit = CommitUnknown(
                 f"{self.url}: the server was lost while it committed ({' '.join(str(error).split())}), and can't be"
                 " asked what became of it: what was to be written is kept; the next call finds out whether it was,"
                 " so call again (flush) once the server is up",
-                lambda: self._settle(token),
+                lambda: self._resolve(token),
             )
             if isinstance(failure, Error):
-                raise self.doubt from failure
+                raise self.pending_commit from failure
             raise
 
-    def _settle(self, token: bytes) -> bool:
+    def _resolve(self, token: bytes) -> bool:
         """Return whether the transaction of a token went through; prevent it from now on if it did not."""
         patience = Patience(self.patience)
         while True:

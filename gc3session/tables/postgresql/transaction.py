@@ -23,10 +23,10 @@ from .connections import tells_states
 from .errors import Connection, is_lost
 from .statements import LAYOUT, Statements
 
-COPIED_FROM: Final = 256  # rows from which on a COPY of their own is faster
+_COPIED_FROM: Final = 256  # rows from which on a COPY of their own is faster
 _ROWS: Final = 4096  # rows of COPY that are put together at a time, or keys of one statement
-COPY_HEAD: Final = b"PGCOPY\n\xff\r\n\0" + bytes(8)
-COPY_END: Final = b"\xff\xff"
+_COPY_HEAD: Final = b"PGCOPY\n\xff\r\n\0" + bytes(8)
+_COPY_END: Final = b"\xff\xff"
 _serials = count(1 << 64)  # of states that the server has no names for: each counts as another one
 _COLUMNS: Final = Struct(">hi")
 _SIZE: Final = Struct(">i")
@@ -212,15 +212,10 @@ def _interruption(error: Exception, handled: BaseException | None) -> BaseExcept
 
 
 class PostgresqlWriter(PostgresqlReader, Writer):
-    """A transaction that changes the tables; `send` sends what it has not sent yet.
-
-    Attributes:
-        copied_from: rows from which on new ones go by COPY.
-    """
+    """A transaction that changes the tables; `send` sends what it has not sent yet."""
 
     def __init__(self, connection: Connection, statements: Statements) -> None:
         super().__init__(connection, statements)
-        self.copied_from = COPIED_FROM
         self._waiting: list[tuple[bytes, tuple[Any, ...]]] = []
         self._copied: Counter[tuple[str, bytes]] = Counter()  # table and key -> values not yet counted
         self._touched: set[str] = set()  # tables that these two change
@@ -309,7 +304,7 @@ class PostgresqlWriter(PostgresqlReader, Writer):
             self._later(table, "put", *map(list, zip(*some, strict=True)))
 
     def add(self, table: str, items: Sequence[Item]) -> None:
-        if len(items) < self.copied_from:
+        if len(items) < _COPIED_FROM:
             if items:
                 self.put(table, items)
             return
@@ -328,7 +323,7 @@ class PostgresqlWriter(PostgresqlReader, Writer):
 
     def put_values(self, table: str, key: bytes, values: Sequence[bytes]) -> None:
         self._firsts.pop((table, key), None)
-        if len(values) < self.copied_from:
+        if len(values) < _COPIED_FROM:
             if values:
                 self._later(table, "put", key, list(values), key)
             return
@@ -340,10 +335,10 @@ class PostgresqlWriter(PostgresqlReader, Writer):
         """Send a *number* of new rows, put together as COPY takes them."""
         self.send()
         with self.connection.cursor().copy(self._statements("copy", table)) as copy:
-            copy.write(COPY_HEAD)
+            copy.write(_COPY_HEAD)
             for some in rows:
                 copy.write(some)
-            copy.write(COPY_END)
+            copy.write(_COPY_END)
 
     def delete_values(self, table: str, key: bytes, values: Iterable[bytes]) -> None:
         gone = list(values)

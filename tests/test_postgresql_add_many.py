@@ -1,4 +1,4 @@
-"""Records that are sent to the server while `add_many` encodes others: whatever comes between, all are there once."""
+"""Many tasks at once: whatever comes between while `add_many` encodes them, all are there once."""
 
 from __future__ import annotations
 
@@ -16,17 +16,16 @@ from examples import Simulation
 from postgresql_server import refuse
 from psycopg import sql
 
-import gc3session.tables.postgresql.copying
 from gc3session import Session, StoreFull, Task, WriteError, make_store
 from gc3session.tables.postgresql.address import address_of
 from gc3session.tables.postgresql.connections import Connections
 
 COUNT = 4000
-MIDDLE = 2500  # some have been sent by then
+MIDDLE = 2500
 
 
 class Interrupted(Sequence[Task]):
-    """Tasks, in the middle of which something happens."""
+    """Tasks; something happens once `add_many` has taken those before *after*."""
 
     def __init__(self, happens: Callable[[list[Task]], object], after: int = MIDDLE) -> None:
         self.tasks: list[Task] = [Simulation(jobname=str(i), steps=i) for i in range(COUNT)]
@@ -42,12 +41,6 @@ class Interrupted(Sequence[Task]):
         yield from self.tasks[: self._after]
         self._happens(self.tasks)
         yield from self.tasks[self._after :]
-
-
-@pytest.fixture(autouse=True)
-def short_turns(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each table has a turn in the middle."""
-    monkeypatch.setattr(gc3session.tables.postgresql.copying, "TURN", 700)
 
 
 @pytest.fixture
@@ -76,17 +69,20 @@ def is_whole(session: Session, count: int = COUNT, others: int = 0) -> None:
     check(session.path)
 
 
-def test_nothing_comes_between(session: Session) -> None:
-    seen: list[int] = []
-    session.add_many(Interrupted(lambda tasks: seen.extend(in_transactions(session))))
-    assert len(seen) == 1, "nothing was sent before all were encoded"
+@pytest.mark.parametrize("given", [lambda tasks: tasks, iter], ids=["sequence", "generator"])
+def test_no_transaction_is_open_while_tasks_are_encoded(session: Session, given: Callable[..., Any]) -> None:
+    seen: list[list[int]] = []
+    tasks = Interrupted(lambda tasks: seen.append(in_transactions(session)))
+    session.add_many(given(tasks))
+    assert seen == [[]]
     is_whole(session)
 
 
-def test_its_connection_is_lost(session: Session, postgresql_url: str) -> None:
+def test_all_connections_are_lost(session: Session, postgresql_url: str) -> None:
     def happens(tasks: list[Task]) -> None:
+        connections: Connections = session.store.tables._connections  # type: ignore[attr-defined]
         with psycopg.connect(**address_of(postgresql_url).options, autocommit=True) as connection:
-            for pid in in_transactions(session):
+            for pid in [each.info.backend_pid for each in connections._open]:
                 connection.execute("SELECT pg_terminate_backend(%s, 10000)", (pid,))
 
     session.add_many(Interrupted(happens))
@@ -105,7 +101,7 @@ def test_another_program_writes_to_the_session(session: Session) -> None:
 
 
 @pytest.mark.parametrize("after", [MIDDLE, COUNT])
-def test_one_that_was_sent_is_changed_and_saved(session: Session, after: int) -> None:
+def test_one_of_them_is_changed_and_saved(session: Session, after: int) -> None:
     def happens(tasks: list[Task]) -> None:
         tasks[7].state = "CHANGED"
         with session.store.unit(flush=False):
@@ -117,7 +113,7 @@ def test_one_that_was_sent_is_changed_and_saved(session: Session, after: int) ->
 
 
 @pytest.mark.parametrize("after", [MIDDLE, COUNT])
-def test_one_that_was_sent_is_removed(session: Session, after: int) -> None:
+def test_one_of_them_is_removed(session: Session, after: int) -> None:
     def happens(tasks: list[Task]) -> None:
         session.remove(str(tasks[7].persistent_id), flush=False)
 
@@ -128,7 +124,7 @@ def test_one_that_was_sent_is_removed(session: Session, after: int) -> None:
 
 
 @pytest.mark.parametrize("after", [MIDDLE, COUNT])
-def test_one_that_was_sent_is_forgotten(session: Session, after: int) -> None:
+def test_one_of_them_is_forgotten(session: Session, after: int) -> None:
     session.add_many(Interrupted(lambda tasks: session.forget(str(tasks[7].persistent_id), flush=False), after))
     assert len(session) == COUNT
     assert len(list(session.store.list())) == COUNT + 1
@@ -160,7 +156,7 @@ def test_a_new_session_has_them_in_order(postgresql_url: str, tmp_path: Path) ->
     check(tmp_path / "other")
 
 
-def test_it_is_written_meanwhile(session: Session) -> None:
+def test_the_batch_is_written_meanwhile(session: Session) -> None:
     session.add_many(Interrupted(lambda tasks: session.flush()))
     is_whole(session)
 
@@ -186,38 +182,11 @@ def test_the_program_forks(session: Session) -> None:
     check(session.path)
 
 
-def test_a_generator_has_no_transaction_open(session: Session) -> None:
-    seen: list[int] = []
-    session.add_many(iter(Interrupted(lambda tasks: seen.extend(in_transactions(session)))))
-    assert seen == []
-    is_whole(session)
-
-
-def test_inside_a_transaction_nothing_is_sent_before_its_end(session: Session) -> None:
+def test_a_transaction_that_fails_leaves_none_of_them(session: Session) -> None:
     with contextlib.suppress(KeyError), session.transaction():
         session.add_many(Interrupted(lambda tasks: None))
-        assert not in_transactions(session)
         raise KeyError
     is_whole(session, 0)
-
-
-def test_the_server_refuses_a_row_once(session: Session, postgresql_url: str) -> None:
-    schema = sql.Identifier(address_of(postgresql_url).schema)
-    with psycopg.connect(**address_of(postgresql_url).options, autocommit=True) as connection:
-        for statement in (
-            "CREATE SEQUENCE {0}.rows",
-            (
-                "CREATE FUNCTION {0}.refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
-                " IF nextval('{0}.rows') = 500 THEN RAISE 'not this one'; END IF; RETURN NEW; END $$"
-            ),
-            "CREATE TRIGGER refuse BEFORE INSERT ON {0}.members FOR EACH ROW EXECUTE FUNCTION {0}.refuse()",
-        ):
-            connection.execute(sql.SQL(statement).format(schema))
-        session.add_many(Interrupted(lambda tasks: None))
-        assert connection.execute(
-            sql.SQL("SELECT last_value > {} FROM {}.rows").format(COUNT, schema)
-        ).fetchone() == (True,), "nothing was refused"
-    is_whole(session)
 
 
 def test_their_states_are_counted(session: Session) -> None:
@@ -231,7 +200,7 @@ def test_their_states_are_counted(session: Session) -> None:
 
 
 def test_they_are_larger_than_the_way_to_the_server_is_wide(session: Session) -> None:
-    tasks = Interrupted(lambda tasks: None, after=MIDDLE)
+    tasks = Interrupted(lambda tasks: None)
     for task in tasks.tasks[::10]:
         task.extra["text"] = "x" * 100_000
     session.add_many(tasks)
@@ -240,7 +209,6 @@ def test_they_are_larger_than_the_way_to_the_server_is_wide(session: Session) ->
 
 @pytest.mark.parametrize("number", [MIDDLE, 100, 600, 3000])
 def test_another_session_of_the_store_adds_meanwhile(session: Session, tmp_path: Path, number: int) -> None:
-    """What is sent ahead for one session is not taken for the other's, however many they are."""
     with Session(tmp_path / "other", store_or_url=session.store) as other:
         other.add(Task())
         others = [Simulation(jobname="other") for _ in range(number)]

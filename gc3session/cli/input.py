@@ -1,0 +1,206 @@
+"""What the commands read: lines of a file or a pipe as they arrive, IDs, JSON, and answers."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import IO, Any, Final
+
+import click
+
+from .console import Failure, complain, escaped, os_error_text
+from .interrupts import Interrupts
+
+STDIN: Final = "-"
+"""What stands for standard input on the command line."""
+
+LINE_BYTES: Final = 64 << 20
+"""The length of the longest line that is read whole."""
+
+_CHUNK_BYTES: Final = 1 << 18  # read at once
+_PAUSE_SECONDS: Final = 0.5  # without input
+
+
+def stdin(remedy: str, prompt: str = "", status: int = 1) -> IO[bytes]:
+    """Return standard input.  Raise Failure, which tells the user the *remedy*, if it is closed.
+
+    The *prompt* says what is read, if it is a terminal.
+    """
+    if sys.stdin is None:
+        raise Failure(f"standard input is closed: {remedy}", status)
+    if prompt and sys.stdin.isatty():
+        complain(f"reading {prompt} from the terminal; end with Ctrl-D")
+    return sys.stdin.buffer
+
+
+# -- lines --------------------------------------------------------------------
+
+
+@contextmanager
+def opened(file: str) -> Iterator[int]:
+    """Open a file, or standard input for '-', and give its descriptor."""
+    if file == STDIN:
+        yield stdin("pass a file, or pipe the tasks in", "one JSON object per line").fileno()
+        return
+    try:
+        fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise Failure(os_error_text(error, file)) from error
+    try:
+        if stat.S_ISDIR(os.fstat(fd).st_mode):
+            raise Failure(f"{file}: Is a directory")
+        yield fd
+    finally:
+        os.close(fd)
+
+
+class Lines:
+    """The lines of a file as (number, bytes); where the input pauses, (number of the last line, None).
+
+    Of a line that is longer than LINE_BYTES only the beginning is given, a little more than that.
+
+    Attributes:
+        position: how many bytes have been read.
+        size: how many bytes there are; None if it isn't a regular file.
+    """
+
+    def __init__(self, fd: int, interrupts: Interrupts) -> None:
+        self._fd = fd
+        self._interrupts = interrupts
+        status = os.fstat(fd)
+        self.position = 0
+        self.size = status.st_size if stat.S_ISREG(status.st_mode) else None
+
+    def __iter__(self) -> Iterator[tuple[int, bytes | None]]:
+        """Raise KeyboardInterrupt between two lines once a signal has been caught."""
+        number = 0
+        begun = bytearray()  # of a line whose end has not been read
+        cut = False  # the beginning of that line has been given already, as it is too long
+        for chunk in self._chunks():
+            if chunk is None:
+                yield number, None
+                continue
+            *lines, rest = chunk.split(b"\n")
+            for line in lines:
+                if self._interrupts.caught is not None:
+                    raise KeyboardInterrupt
+                number += 1
+                if not cut:
+                    yield number, bytes(begun) + line if begun else line
+                begun.clear()
+                cut = False
+            if not cut:
+                begun += rest
+                if len(begun) > LINE_BYTES:
+                    yield number + 1, bytes(begun)
+                    begun.clear()
+                    cut = True
+        if begun:
+            yield number + 1, bytes(begun)
+
+    def _chunks(self) -> Iterator[bytes | None]:
+        pause: float | None = _PAUSE_SECONDS
+        while True:
+            chunk = os.read(self._fd, _CHUNK_BYTES) if self._interrupts.ready(self._fd, pause) else None
+            if chunk == b"":
+                return
+            self.position += len(chunk or b"")
+            yield chunk
+            pause = None if chunk is None else _PAUSE_SECONDS
+
+
+# -- IDs ----------------------------------------------------------------------
+
+
+def ids_from_args(ids: Iterable[str]) -> Iterator[str]:
+    """Give the IDs; for each '-' those of standard input, one a line, without blank lines."""
+    for id_ in ids:
+        if id_ == STDIN:
+            yield from _ids_from_stdin()
+        else:
+            yield id_
+
+
+def _ids_from_stdin() -> Iterator[str]:
+    source = stdin("pipe the IDs in, or write them on the command line", "one ID per line", 2)
+    try:
+        for line in source:
+            id_ = line.decode(errors="backslashreplace").strip()
+            if id_:
+                yield id_
+    except OSError as error:
+        raise Failure(os_error_text(error, "standard input")) from error
+
+
+# -- JSON ---------------------------------------------------------------------
+
+
+def parse_json(data: bytes) -> Any:
+    """Return the value of a JSON text in UTF-8; NaN and Infinity in it are floats.
+
+    Raise ValueError, which says what is wrong and where, if it is not JSON or an object has a key twice.
+    """
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        byte, place = data[error.start], error.start + 1
+        raise ValueError(f"it is not UTF-8: byte 0x{byte:02x} at position {place}") from None
+    try:
+        return _decode(text)
+    except json.JSONDecodeError as error:
+        line = f"line {error.lineno}, " if "\n" in text.rstrip() else ""
+        what = error.msg.removesuffix(" at")
+        raise ValueError(f"it is not JSON: {what} at {line}column {error.colno}") from None
+    except RecursionError:
+        raise ValueError("its values are nested too deeply") from None
+    except ValueError as error:
+        if "integer string conversion" not in str(error):
+            raise
+        limit = sys.get_int_max_str_digits()
+        raise ValueError(f"it has an integer of more than {limit} digits") from None
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return an object of JSON, in which no key may be dropped in silence."""
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise ValueError(f"it has the key {twice!r} twice in one object")
+    return value
+
+
+_decode = json.JSONDecoder(object_pairs_hook=_object).decode
+
+
+# -- answers ------------------------------------------------------------------
+
+
+yes_option = click.option("-y", "--yes", is_flag=True, help="Do it without asking.")
+
+
+def ensure_may_ask(command: str, yes: bool, *, stdin_has_ids: bool = False) -> None:
+    """Raise Failure with status 2 if *yes* is False and nobody can answer on standard input."""
+    if not yes and (stdin_has_ids or sys.stdin is None or not sys.stdin.isatty()):
+        why = "gives the IDs" if stdin_has_ids else "is no terminal"
+        raise Failure(f"{command} asks before it begins, but standard input {why}: add --yes to do it unasked", 2)
+
+
+def confirmed(question: str, yes: bool, interrupts: Interrupts) -> bool:
+    """Return whether *yes* is True or the answer to the question, asked on stderr, is yes.
+
+    The end of input means no.  Raise KeyboardInterrupt for a signal.
+    """
+    if yes:
+        return True
+    sys.stderr.write(f"{escaped(question)} [y/N] ")
+    sys.stderr.flush()
+    interrupts.ready(sys.stdin.fileno())
+    answer = sys.stdin.readline()
+    if not answer.endswith("\n"):
+        sys.stderr.write("\n")
+    return answer.strip().lower() in ("y", "yes")

@@ -1,0 +1,25 @@
+"""Writing to a session without opening it, for a backup or a repair."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+from ..directory import SessionDirectory
+from ..index.index import Index
+from ..index.mirror import Mirror
+from .store import Store
+
+
+@contextlib.contextmanager
+def mirrored_index(store: Store, directory: SessionDirectory, identity: bytes) -> Iterator[tuple[Index, Mirror]]:
+    """Give the index of a session, and the mirror that follows whatever is written to *store* meanwhile."""
+    mirror = Mirror(directory.mirror, directory.url_file, store.schemas, shared=store.tables.concurrent_writers)
+    index = Index(store, identity)
+    index.listener = mirror
+    store.indexes.append(index)
+    try:
+        yield index, mirror
+    finally:
+        store.indexes.remove(index)
+        mirror.close()

@@ -1,0 +1,164 @@
+"""Reading the lines of a dump (dump.py), and checking that they are whole and in order."""
+
+from __future__ import annotations
+
+import re
+from base64 import b64decode
+from collections.abc import Iterable, Iterator
+from itertools import chain
+from typing import Any, Final, NamedTuple
+
+from ..format.schema import Schema
+from ..records.ids import parse_id
+from ..records.json_values import FieldsDecoder
+from .dump import DUMP_VERSION
+from .dump_files import DumpText
+
+_NO_DUMP: Final = 'this is not a dump: the first line of one begins with {"dump":'
+_ID: Final = re.compile(r'\{"id":("(?:[^"\\]|\\.)*")')
+
+
+class DumpRecord(NamedTuple):
+    """The line of a record.
+
+    Attributes:
+        line: what it holds, decoded.
+        id: the record's ID.
+        name, number: the two parts of the ID.
+        order: the record's order in the session, 0 if that doesn't hold it.
+    """
+
+    line: dict[str, Any]
+    id: str
+    name: str
+    number: int
+    order: int
+
+
+class DumpReader:
+    """A dump that is being read.  Each method raises ValueError, with what is wrong, for a bad line.
+
+    Attributes:
+        text: its lines.
+        first, next, count: from its first line: the least N, the N after the greatest, the number of records.
+        schemas: schema number -> the schema, or the bytes of a damaged one.
+        records, members: how many records have been read, and how many of them the session holds.
+    """
+
+    def __init__(self, lines: Iterable[bytes], decoder: FieldsDecoder) -> None:
+        self.text = DumpText(lines)
+        self._texts = iter(self.text)
+        self._decoder = decoder
+        self._after_schemas = ""
+        self.first = self.next = self.count = 0
+        self.schemas: dict[int, Schema | bytes] = {}
+        self.records = self.members = 0
+
+    def read_head(self) -> None:
+        """Read the first line and the schemas."""
+        try:
+            self._header = header = self._decoded(next(self._texts, ""))
+        except ValueError as error:
+            raise ValueError(_NO_DUMP) from error
+        if "dump" not in header:
+            raise ValueError(_NO_DUMP)
+        if header["dump"] != DUMP_VERSION:
+            raise ValueError(f"the version of this dump is {header['dump']!r}; only {DUMP_VERSION} is known here")
+        self.first, self.next, self.count = (number_in(header, name) for name in ("first", "next", "records"))
+        text = next(self._texts, "")
+        while text.startswith('{"schema":'):
+            line = self._decoded(text)
+            self.schemas[number_in(line, "schema")] = _schema(line)
+            text = next(self._texts, "")
+        self._after_schemas = text
+        if not 0 < self.first <= self.next < 1 << 63:
+            raise ValueError("its first line has impossible numbers")
+
+    def read_records(self) -> Iterator[DumpRecord]:
+        """Give the records, and at the end check that none is missing."""
+        position = 0
+        line: dict[str, Any] = {}
+        for text in self._rest():
+            line = self._decoded(text)
+            if "id" not in line:
+                break
+            record = _record(line)
+            following = record.order or record.number
+            if not (position < following and record.number <= following < self.next):
+                raise ValueError(f"{record.id} is not in its place: the lines of a dump are sorted by order")
+            if record.number < self.first:
+                raise ValueError(f"{record.id} is less than the first N of the dump")
+            position = following
+            self.records += 1
+            self.members += record.order > 0
+            yield record
+        else:
+            raise ValueError("the dump is cut: its last line is missing")
+        if line.get("end") != {"records": self.records, "members": self.members} or self.records != self.count:
+            raise ValueError("lines were taken out of this dump, or put into it")
+        if next(self._texts, ""):
+            raise ValueError("there is more after the end of the dump")
+
+    def read_ids(self) -> Iterator[str]:
+        """Give the IDs of the records instead; nothing else of them is decoded."""
+        for text in self._rest():
+            match = _ID.match(text)
+            if match:
+                yield str(self._decoder.decode(match[1]))
+
+    def times(self) -> tuple[str, dict[str, int]] | None:
+        """Return the command line and the times ('start', 'end') of the session; None if it had no directory."""
+        if self._header.get("created") is None:
+            return None
+        times: dict[str, int] = {}
+        for which, name in (("start", "created"), ("end", "finished")):
+            time = self._header.get(name)
+            if time is None:
+                continue
+            if type(time) is not int:
+                raise ValueError(f"its {name!r} is not a time in ns")
+            times[which] = time
+        return str(self._header.get("command") or ""), times
+
+    def _rest(self) -> Iterator[str]:
+        return chain(filter(None, [self._after_schemas]), self._texts)
+
+    def _decoded(self, text: str) -> dict[str, Any]:
+        line = self._decoder.decode(text)
+        if type(line) is not dict:
+            raise ValueError("it is not a line of a dump")
+        return line
+
+
+def number_in(line: dict[str, Any], name: str) -> int:
+    """Return a number of a line.  Raise ValueError if it isn't one."""
+    value = line.get(name)
+    if type(value) is not int or value < 0:
+        raise ValueError(f"its {name!r} is not a number")
+    return value
+
+
+def _record(line: dict[str, Any]) -> DumpRecord:
+    parsed = parse_id(line["id"])
+    order = line.get("order")
+    if parsed is None or not (order is None or (type(order) is int and order > 0)):
+        raise ValueError(f"{line['id']!r} is not an ID, or its order is not a number")
+    return DumpRecord(line, line["id"], *parsed, order or 0)
+
+
+def _schema(line: dict[str, Any]) -> Schema | bytes:
+    """Return the schema of a line, or the bytes of a damaged one."""
+    number = number_in(line, "schema")
+    if "bytes" in line:
+        return b64decode(line["bytes"], validate=True)
+    tag, name, kind, fields = (line.get(key) for key in ("tag", "name", "kind", "fields"))
+    if not (
+        0 < number < 1 << 31
+        and isinstance(tag, str)
+        and isinstance(name, str)
+        and kind in (0, 1, 2)
+        and isinstance(fields, list)
+        and all(isinstance(field, str) for field in fields)
+    ):
+        raise ValueError("it is not a schema")
+    return Schema(number, tag, name, kind, tuple(fields))

@@ -170,7 +170,7 @@ def known_class(tag: str) -> type[Persistable] | None:
 
 def _subclasses(cls: type[Any]) -> Iterator[type[Any]]:
     for child in cls.__subclasses__():
-        if not child.__dict__.get("__gc3session_twin__"):
+        if child.__dict__.get("__gc3session_twin__", cls) is not None:
             yield child
             yield from _subclasses(child)
 

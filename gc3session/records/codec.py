@@ -7,7 +7,7 @@ the bytes that the values stand in.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 import attrs
 
@@ -61,6 +61,9 @@ class Layout:
         self.values = _reader(self.fields)
         self.build = _builder(self)
         self._beside = _beside(cls, self.fields)
+
+    def __reduce__(self) -> Any:
+        return type(None), ()  # with a class that goes to another process by value, where it is made again
 
     def schema(self, name: str | None = None) -> Schema:
         """Return the schema of the class as it is now, not yet stored."""
@@ -120,14 +123,16 @@ def _builder(layout: Layout) -> Callable[[list[Any], Any, int, int, Schema, int]
     )
 
 
-_layouts: dict[type[Persistable], Layout] = {}
+_LAYOUT: Final = "__gc3session_layout__"
+"""The attribute of a class that holds its layout: so it lives as long as the class does."""
 
 
 def layout_of(cls: type[Persistable]) -> Layout:
     """Return the layout of *cls*."""
-    layout = _layouts.get(cls)
+    layout: Layout | None = cls.__dict__.get(_LAYOUT)
     if layout is None:
-        layout = _layouts[cls] = Layout(cls)
+        layout = Layout(cls)
+        type.__setattr__(cls, _LAYOUT, layout)
     return layout
 
 

@@ -22,7 +22,18 @@ from ..tasks import STATE, STATE_SLOT, Persistable, Stamp, Task, checked_state, 
 _assign = object.__setattr__
 _set = type.__setattr__  # past a metaclass that has its own
 
-_twins: dict[type, type] = {}
+TWIN: Final = "__gc3session_twin__"
+"""The attribute of a class that holds its twin; of a twin it is None."""
+
+
+class _Twin:
+    """Holds the twin of a class; it stays behind when the class goes to another process by value."""
+
+    def __init__(self, twin: type[Any] | None = None) -> None:
+        self.twin = twin
+
+    def __reduce__(self) -> Any:
+        return _Twin, ()
 
 
 class _Guard:
@@ -36,20 +47,22 @@ class _Guard:
 
 def twin_of(cls: type[Persistable]) -> type[Any]:
     """Return the twin of *cls*; the first time it is made, and *cls* is tracked from then on."""
-    twin = _twins.get(cls)
+    noted = cls.__dict__.get(TWIN)
+    twin: type[Any] | None = None if noted is None else noted.twin
     if twin is None:
         namespace = {
             "__slots__": (),
             "__module__": cls.__module__,
             "__qualname__": cls.__qualname__,
-            "__gc3session_twin__": True,
+            TWIN: None,
             "__setattr__": _assign,
             "__new__": staticmethod(lambda _, *args, **kwargs: cls(*args, **kwargs)),
         }
         if _has_own_state(cls):
             namespace["state"] = STATE_SLOT
         # Past the metaclass of the class, which might keep a list of its classes.
-        twin = _twins[cls] = type.__new__(type(cls), cls.__name__, (_Guard, cls), namespace)
+        twin = type.__new__(type(cls), cls.__name__, (_Guard, cls), namespace)
+        _set(cls, TWIN, _Twin(twin))
         _track(cls)
     return twin
 
@@ -86,7 +99,7 @@ def note_assignment(self: Any, name: str, value: Any) -> None:
     """The `__setattr__` of classes that have none of their own."""
     _assign(self, name, value)
     stamp = getattr(self, "_stamp", None)
-    if type(stamp) is Stamp:
+    if type(stamp) is Stamp and name != "changed":
         stamp.store.note_changed(self)
 
 
@@ -95,7 +108,7 @@ def note_declared(self: Any, name: str, value: Any) -> None:
     _assign(self, name, value)
     refuse_undeclared(self, name)
     stamp = getattr(self, "_stamp", None)
-    if type(stamp) is Stamp:
+    if type(stamp) is Stamp and name != "changed":
         stamp.store.note_changed(self)
 
 
@@ -107,7 +120,7 @@ def _noting(setter: Callable[[Any, str, Any], None]) -> Callable[[Any, str, Any]
         if hasattr(self, "__dict__"):
             refuse_undeclared(self, name)
         stamp = getattr(self, "_stamp", None)
-        if type(stamp) is Stamp:
+        if type(stamp) is Stamp and name != "changed":
             stamp.store.note_changed(self)
 
     return __setattr__
@@ -140,10 +153,10 @@ def compiled(source: str, **names: Any) -> Any:
 def enter_twin(obj: Any) -> type[Any] | None:
     """Put an object that is being made into the twin of its class, if it has one, and return the class."""
     cls = type(obj)
-    twin = _twins.get(cls)
-    if twin is None:
+    noted = cls.__dict__.get(TWIN)
+    if noted is None or noted.twin is None:
         return None
-    _assign(obj, "__class__", twin)
+    _assign(obj, "__class__", noted.twin)
     return cls
 
 

@@ -167,7 +167,7 @@ class Loader:
 
     def _fill(self, obj: Persistable, schema: Schema, values: list[Any], revision: int) -> None:
         fill(obj, schema, values, revision)
-        obj.changed = False
+        get_stamp(obj).store.forget_changes(obj)
 
     def _decode(self, number: int, record: bytes) -> tuple[Schema, int, list[Any]]:
         parts = self._decoder.unpack(unseal(number, record))

@@ -68,7 +68,11 @@ class Store(StoreStaging):
         self.sequence = NumberSequence(tables)
         self.batch = Batch()
         self.indexes: builtins.list[Index] = []
-        self.changes = Changes(self.kept_record, lambda stamp: self.is_same(stamp.store), self._committed)
+        self.changes = Changes(
+            self.kept_record,
+            lambda stamp: self.is_same(stamp.store),
+            lambda number: None if self._closed else self._committed(number),
+        )
         self.loader = Loader(self, self.reading, self.record)
         self.lock = threading.RLock()
         self._encoder = Encoder(self._refer)

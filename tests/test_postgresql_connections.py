@@ -176,7 +176,7 @@ def test_errors_and_lost_connections_leave_none(
         assert are_left(backends, 4)
         table = sql.Identifier(address_of(url).schema, "records")
         for _ in range(10):
-            with make_store(f"{url}&options=-c%20statement_timeout%3D5") as hasty, other.transaction():
+            with make_store(f"{url}&options=-c%20statement_timeout%3D200") as hasty, other.transaction():
                 other.execute(sql.SQL("LOCK TABLE {} IN ACCESS EXCLUSIVE MODE").format(table))
                 with pytest.raises(StoreUnreachable):
                     hasty.load("Task.1")

@@ -308,7 +308,7 @@ class Tables(ABC):
     def contents(
         self,
         problem: Callable[[str], None],
-        progress: Callable[[int, int], None] = lambda done, total: None,
+        progress: OnProgress = no_progress,
         held: Callable[[], None] = lambda: None,
         *,
         alone: Writer | None = None,

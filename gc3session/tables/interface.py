@@ -97,12 +97,12 @@ class Salvaged(NamedTuple):
     """What has been found in a damaged store.
 
     Attributes:
-        told: what has been made of it, or would be.
+        message: what has been made of it, or would be.
         members: whether the table of members could be read whole.
-        replaced: the name of the file that goes aside for a new one, '' if none does.
+        replaced: the name of the file that a new one replaces, '' if none does.
     """
 
-    told: str
+    message: str
     members: bool
     replaced: str
 

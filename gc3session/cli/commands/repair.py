@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import click
 
-from ...upkeep.repair import DAMAGED, repair_session
+from ...upkeep.quarantine import DAMAGED
+from ...upkeep.repair import repair_session
 from ..console import complain, escaped, quantity
 
 _SUMMARY = """Mend SESSION without loss, and put aside what can't be read, with its bytes.
@@ -32,9 +33,11 @@ def repair(session: str, dry_run: bool) -> int:
     repaired = repair_session(session, dry_run=dry_run)
     for line in repaired.done:
         click.echo(escaped(line))
-    if repaired.aside:
+    if repaired.quarantined:
         would = "would be " if dry_run else ""
-        complain(f"{session}: {quantity(len(repaired.aside), 'thing')} {would}put aside in {session}/{DAMAGED}")
+        complain(
+            f"{session}: {quantity(len(repaired.quarantined), 'thing')} {would}put aside in {session}/{DAMAGED}"
+        )
         return 1
     if not repaired.done:
         click.echo(escaped(f"{session} is all right: nothing to mend"))

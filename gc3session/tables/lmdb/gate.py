@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from sys import byteorder
 
 from ...errors import CorruptStore, OpenError
 from ...system.filesystem import is_holes
@@ -13,6 +14,8 @@ from .structure import problems_of
 
 LARGEST_LOCK = 1 << 24
 """Bytes of a lock file: LMDB maps all of it, and ours have 72 KiB."""
+
+_LOCK_MAGIC = (0xBEEFC0DE).to_bytes(4, byteorder)  # the number that a lock file of LMDB begins with
 
 
 def regular_file(path: str) -> os.stat_result | None:
@@ -30,6 +33,19 @@ def regular_file(path: str) -> os.stat_result | None:
     if not stat.S_ISREG(status.st_mode):
         raise CorruptStore(f"{path} is not a regular file; a store is never opened through one that isn't")
     return status
+
+
+def can_be_lock(path: str) -> bool:
+    """Return whether *path* can be LMDB's lock file, or isn't there."""
+    try:
+        status = os.lstat(path)
+        if not stat.S_ISREG(status.st_mode) or status.st_size > LARGEST_LOCK:
+            return False
+        with open(path, "rb") as file:
+            head = file.read(4)
+    except FileNotFoundError:
+        return True
+    return not head.strip(b"\0") or head == _LOCK_MAGIC  # one of zeros is new
 
 
 def lock_file(directory: str) -> os.stat_result | None:

@@ -16,7 +16,7 @@ from struct import error as struct_error
 from sys import byteorder
 
 from ...errors import CorruptStore, UnknownFormat
-from ...format.validation import Fault, record_found, schema_found, unframed
+from ...format.validation import Fault, parse_record, parse_schema, unframe
 from ...system.filesystem import is_holes, sync_directory
 from ...system.number_set import Numbers
 from ...system.temporary import delete_leftovers, delete_tree, temporary_name
@@ -178,7 +178,7 @@ class Salvage:
         for key, data in self._contents.walk(RECORDS):
             number = int.from_bytes(key, "big")
             try:
-                revision = record_found(number, data).revision
+                revision = parse_record(number, data).revision
             except Fault:
                 damaged[key] = data
                 continue
@@ -196,7 +196,7 @@ class Salvage:
             elif len(key) == 8:
                 number = int.from_bytes(key, "big")
                 try:
-                    revision = record_found(number, data).revision
+                    revision = parse_record(number, data).revision
                 except Fault:
                     continue
                 if number in found and revision <= revisions.get(number, 1 << 63):
@@ -246,7 +246,7 @@ class Salvage:
             number = int.from_bytes(key, "big")
             if number in wanted:
                 try:
-                    revision = record_found(number, data).revision
+                    revision = parse_record(number, data).revision
                 except Fault:
                     continue
                 if revision > best.get(number, 0):
@@ -321,7 +321,7 @@ class _Batch:
 
 def _is_framed(number: int, data: bytes) -> bool:
     try:
-        unframed(number, data)
+        unframe(number, data)
     except Fault:
         return False
     return True
@@ -337,7 +337,7 @@ def schemas_in(directory: str) -> Iterator[Item]:
 def _schemas(path: str, fd: int, page_size: int) -> Iterator[Item]:
     for key, data in _remains(fd, page_size, 4):
         try:
-            schema_found(key, data)
+            parse_schema(key, data)
         except Fault:
             continue
         yield key, data

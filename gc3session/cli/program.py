@@ -74,9 +74,7 @@ class _Program(click.Group):
             result = super().invoke(ctx)
             sys.stdout.flush()
         except BrokenPipeError:
-            # Nobody reads any more, as in `gc3session list ... | head`; what is left in the
-            # buffer must not meet the closed pipe again when Python ends.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            _drop_unwritten(sys.stdout)  # nobody reads any more, as in `gc3session list ... | head`
             return _BROKEN_PIPE
         except KeyboardInterrupt:
             complain("interrupted")
@@ -137,6 +135,16 @@ def run(arguments: list[str]) -> int:
     sys.stdout = _tolerant(sys.stdout)
     sys.stderr = _tolerant(sys.stderr)
     warnings.showwarning = lambda message, *_, **__: complain(f"warning: {message}")
+    status = _status_of(arguments)
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:  # which the status tells already
+            _drop_unwritten(stream)
+    return status
+
+
+def _status_of(arguments: list[str]) -> int:
     try:
         status = gc3session.main(arguments, prog_name="gc3session", standalone_mode=False)
         sys.stdout.flush()
@@ -157,6 +165,11 @@ def run(arguments: list[str]) -> int:
         complain(f"{error.filename}: {error.strerror}" if error.filename else str(error))
         return 1
     return status or 0
+
+
+def _drop_unwritten(stream: TextIO) -> None:
+    """Have what is left in a stream's buffer go nowhere: else Python tries it again as it ends, and changes the status."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _tolerant(stream: TextIO | None) -> TextIO:

@@ -46,7 +46,7 @@ from ..system.filesystem import opened_regular, sync_directory, write_durably
 from ..system.number_set import Numbers
 from ..system.temporary import delete_leftovers
 from ..tables.interface import META, SESSIONS, Contents, Salvaged, Tables, Writer
-from ..tables.lmdb.gate import LARGEST_LOCK
+from ..tables.lmdb.data_file.meta import LARGEST_LOCK_FILE
 from ..tables.urls import StoreURL, make_tables
 from .check import check_session
 from .check_index import row_found
@@ -96,7 +96,7 @@ def is_lock(path: str) -> bool:
     """Return whether *path* can be LMDB's lock file, or isn't there."""
     try:
         status = os.lstat(path)
-        if not stat.S_ISREG(status.st_mode) or status.st_size > LARGEST_LOCK:
+        if not stat.S_ISREG(status.st_mode) or status.st_size > LARGEST_LOCK_FILE:
             return False
         with open(path, "rb") as file:
             head = file.read(8)
@@ -404,7 +404,7 @@ class _Repair:
                 f"{path}: {why}. {self._directory.url_file} leads there, and what is outside the session's directory"
                 f" stays as it is: correct that file, or restore the store from a backup"
             )
-        with contextlib.nullcontext() if self._dry_run else tables.alone():
+        with contextlib.nullcontext() if self._dry_run else tables.exclusive():
             self._move_aside(path, why)
 
     def _is_damaged(self, tables: Tables) -> bool:
@@ -481,13 +481,13 @@ class _Repair:
         def run(writer: Writer | None) -> None:
             # A unit may run twice, if it found no room.
             del self._done[done:], self._aside[aside:]
-            with tables.contents(lambda told: None, alone=writer) as contents:
+            with tables.contents(lambda told: None, writer=writer) as contents:
                 _check_format(contents, tables.url)
                 Mending(contents, writer, known, self._tell, self._put_aside).run()
 
         with self._mirror_lines() as line:
             known = Known(
-                identity, line, self._listed_numbers, self._late if self._from_mirror else [], tables.copies
+                identity, line, self._listed_numbers, self._late if self._from_mirror else [], tables.schema_copies
             )
             if self._dry_run:
                 run(None)

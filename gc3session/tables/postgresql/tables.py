@@ -224,12 +224,12 @@ class PostgresqlTables(Tables):
         progress: Callable[[int, int], None] = no_progress,
         held: Callable[[], None] = lambda: None,
         *,
-        alone: Writer | None = None,
+        writer: Writer | None = None,
     ) -> Iterator[Contents]:
         """Do what `Tables.contents` does; below the tables there is how many values of each key are counted."""
-        if alone is not None:
-            assert isinstance(alone, PostgresqlWriter)
-            alone.keep_others_out()
+        if writer is not None:
+            assert isinstance(writer, PostgresqlWriter)
+            writer.keep_others_out()
         with self.read() as reader:
             assert isinstance(reader, PostgresqlReader)
             _ = reader.serial  # the state is the one of the first statement

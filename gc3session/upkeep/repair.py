@@ -42,7 +42,7 @@ from ..index.index import Index
 from ..index.mirror import Mirror
 from ..records.ids import parse_id
 from ..store.store import make_store
-from ..system.filesystem import opened_regular, sync_directory, write_durably
+from ..system.filesystem import opened_regular, sync, write_durably
 from ..system.number_set import Numbers
 from ..system.temporary import delete_leftovers
 from ..tables.interface import META, SESSIONS, Contents, Salvaged, Tables, Writer
@@ -194,7 +194,7 @@ class _Repair:
             if file.read() == data:
                 return
         write_durably(self._free_name(name), data)
-        sync_directory(self._directory.path)
+        sync(self._directory.path)
 
     def _move_aside(self, path: str, why: str) -> None:
         name = os.path.basename(path)
@@ -202,8 +202,8 @@ class _Repair:
         self._aside.append(name)
         if not self._dry_run:
             os.rename(path, self._free_name(name))
-            sync_directory(self._place)
-            sync_directory(self._directory.path)
+            sync(self._place)
+            sync(self._directory.path)
 
     def _keep(self, path: str) -> None:
         """Give a file that is about to be replaced a second name in `damaged/`."""
@@ -218,8 +218,8 @@ class _Repair:
                 os.link(path, place, follow_symlinks=False)
             except OSError:  # another filesystem, or one without links
                 self._copy(path, place)
-        sync_directory(self._place)
-        sync_directory(self._directory.path)
+        sync(self._place)
+        sync(self._directory.path)
 
     def _copy(self, path: str, place: str) -> None:
         temporary = self._free_name(f"{os.path.basename(place)}.{os.getpid()}.tmp")

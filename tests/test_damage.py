@@ -8,6 +8,7 @@ import resource
 import shutil
 import signal
 import stat
+import subprocess
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
@@ -607,6 +608,7 @@ def reachable() -> Iterator[Path]:
     directory = Path(tempfile.mkdtemp(prefix="gc3session-test-"))
     directory.chmod(0o755)
     yield directory
+    subprocess.run(["chmod", "-R", "u+rwX", directory], check=True)  # only root can do without
     shutil.rmtree(directory)
 
 

@@ -174,7 +174,7 @@ PLANTS: dict[str, Plant] = {
     "jobs is a link to nothing": link("jobs", "new"),
     "damaged is a link to a directory": both(link("damaged", "directory"), damaged_data),
     "damaged is a link to nothing": both(link("damaged", "new"), damaged_data),
-    "what is put aside is a link": both(
+    "the directory for what is taken out is a link": both(
         directory("damaged"), link("damaged/data.mdb", "precious"), link("damaged/data.mdb.1.tmp", "precious"), damaged_data
     ),
     "leftover is a link": link("jobs.4194999.deadbeef.tmp", "directory"),

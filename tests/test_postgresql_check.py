@@ -145,8 +145,8 @@ def test_each_fault_of_the_tables_is_found_and_mended(raw: OnServer, tmp_path: P
         left = [str(finding) for finding in check_session(copy)]
         if left:
             failures.append(f"{name}, after the repair: {left}")
-        if (bool(done.aside)) != any(kind in ("record", "schema") for kind, _ in expected):
-            failures.append(f"{name}: put aside {done.aside}")
+        if (bool(done.quarantined)) != any(kind in ("record", "schema") for kind, _ in expected):
+            failures.append(f"{name}: moved {done.quarantined}")
     assert not failures, "\n".join(failures)
 
 

@@ -250,7 +250,7 @@ def refused(
     request: pytest.FixtureRequest, base: Base, role: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[tuple[Path, Refused]]:
     """A session whose store can't be used as it is to be, and why."""
-    monkeypatch.setattr(gc3session.tables.postgresql.connections, "_AT_FIRST", 0.05)
+    monkeypatch.setattr(gc3session.tables.postgresql.connections, "_FIRST_PATIENCE", 0.05)
     refused = REFUSED[request.param]
     with refused.made(base, role) as url:
         if "schema=" not in url:
@@ -334,7 +334,7 @@ def test_a_standby_is_read_and_one_that_starts_is_waited_for(
         with pytest.raises(ReadOnlyError, match="name the primary"):
             session.add(Task())
     server.stop()
-    monkeypatch.setattr(gc3session.tables.postgresql.connections, "_AT_FIRST", 0.05)
+    monkeypatch.setattr(gc3session.tables.postgresql.connections, "_FIRST_PATIENCE", 0.05)
     server.start(answer=pq.Ping.REJECT, hot_standby="off")
     with pytest.raises(StoreUnreachable, match="starting or going down: try again"):
         Session(path)

@@ -183,9 +183,9 @@ def test_data_file_that_others_use_is_not_replaced_and_they_are_named(path: Path
             repair_session(path)
         assert caught.value.pids == (pid,)
         assert str(pid) in one_error(run("repair", path), 1)
-        assert any("made anew" in line for line in repair_session(path, dry_run=True).done)
+        assert any("made again" in line for line in repair_session(path, dry_run=True).done)
         assert state_of(path) == before
-    assert repair_session(path).aside == ["data.mdb"]
+    assert repair_session(path).quarantined == ["data.mdb"]
     with Session(path) as session:
         assert len(session) == 60
     check(path)
@@ -209,7 +209,7 @@ def test_data_file_that_this_process_uses_is_not_replaced(path: Path) -> None:
             session.repair()
         with pytest.raises(StoreInUse, match="this one"):
             repair_session(path)
-    assert repair_session(path).aside == ["data.mdb"]
+    assert repair_session(path).quarantined == ["data.mdb"]
 
 
 def test_tables_are_mended_beside_a_program_that_goes_on_adding(path: Path) -> None:
@@ -217,7 +217,7 @@ def test_tables_are_mended_beside_a_program_that_goes_on_adding(path: Path) -> N
     process = "import atexit; atexit.register(lambda: session.add(Task(jobname='after')))"
     with in_use(path, f"{adds}; {process}"):
         put("records", (9).to_bytes(8, "big"), b"spoilt")(path)
-        assert repair_session(path).aside == ["9.record"]
+        assert repair_session(path).quarantined == ["9.record"]
     with Session(path) as session:
         assert {"before", "after"} <= session.list_names()
         assert len(session) == 61
@@ -260,7 +260,7 @@ def test_damaged_store_elsewhere_that_knows_the_session_is_mended(path: Path, tm
     with Session(tmp_path / "far", store_or_url=tmp_path / "store" / "jobs") as session:
         ids = list(session.add_many(Simulation(jobname=f"t{n}") for n in range(60)))
     zeroed("members")(tmp_path / "store")
-    assert repair_session(tmp_path / "far").aside == ["data.mdb"]
+    assert repair_session(tmp_path / "far").quarantined == ["data.mdb"]
     with Session(tmp_path / "far") as session:
         assert list(session.ids()) == ids
     assert os.listdir(tmp_path / "store") == ["jobs"]

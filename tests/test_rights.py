@@ -204,7 +204,7 @@ def umask() -> Iterator[int]:
 
 
 def test_all_that_is_made_has_the_rights_that_the_umask_leaves(tmp_path: Path, umask: int) -> None:
-    """Sessions, dumps, backups, compacted and repaired stores, what is put aside."""
+    """Sessions, dumps, backups, compacted and repaired stores, what a repair moves to `damaged`."""
     place = Place(tmp_path / "session", tmp_path / "outside", tmp_path / "out")
     place.outside.mkdir()
     place.out.mkdir()
@@ -220,7 +220,7 @@ def test_all_that_is_made_has_the_rights_that_the_umask_leaves(tmp_path: Path, u
     damaged_data(place)
     (place.session / "created").unlink()
     (place.session / "session_ids.txt").write_text("spoilt")
-    assert repair_session(place.session).aside
+    assert repair_session(place.session).quarantined
     wrong = [
         f"{path}: {path.stat().st_mode & 0o7777:o}"
         for path in tmp_path.rglob("*")

@@ -75,9 +75,7 @@ class _Program(click.Group):
             result = super().invoke(ctx)
             sys.stdout.flush()
         except BrokenPipeError:
-            # Nobody reads any more, as in `gc3session list ... | head`.  When Python ends it writes
-            # what is left in the buffer, which must not meet the closed pipe again.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            _drop_unwritten(sys.stdout)  # nobody reads any more, as in `gc3session list ... | head`
             return _BROKEN_PIPE
         except KeyboardInterrupt:
             raise Failure("interrupted", _INTERRUPTED) from None
@@ -140,6 +138,16 @@ def run(arguments: list[str]) -> int:
     sys.stdout = _tolerant(sys.stdout)
     sys.stderr = _tolerant(sys.stderr)
     warnings.showwarning = lambda message, *_, **__: complain(f"warning: {message}")
+    status = _status_of(arguments)
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:  # which the status tells already
+            _drop_unwritten(stream)
+    return status
+
+
+def _status_of(arguments: list[str]) -> int:
     try:
         status = gc3session.main(arguments, prog_name="gc3session", standalone_mode=False)
         sys.stdout.flush()
@@ -158,6 +166,11 @@ def run(arguments: list[str]) -> int:
         return status or 0
     complain(str(failure))
     return failure.status
+
+
+def _drop_unwritten(stream: TextIO) -> None:
+    """Have what is left in a stream's buffer go nowhere: else Python tries it again as it ends, and changes the status."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _tolerant(stream: TextIO | None) -> TextIO:

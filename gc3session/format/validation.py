@@ -1,6 +1,6 @@
-"""Schemas and records as FORMAT.md describes them: the reading half of the check.
+"""Schemas and records, read strictly by FORMAT.md for the check.
 
-Nothing here is shared with the codec, whose work is being checked.
+This shares no code with the codec, because it is the codec's work that is checked.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ _INT, _UUID, _ATTRS, _REFERENCE = 4, 12, 15, 16
 
 
 class Fault(Exception):
-    """What is being read is not as FORMAT.md says; the message says how."""
+    """What is read is not as FORMAT.md says.  The message says what is wrong with it."""
 
 
 @attrs.frozen
 class Finding:
-    """A fault.
+    """Something that is wrong with a session.
 
     Attributes:
-        kind: which check has found it: 'directory', 'structure', 'format', 'schema', 'session', 'record',
+        kind: the check that has found it: 'directory', 'structure', 'format', 'schema', 'session', 'record',
             'index', 'late', 'state', 'sequence', 'mirror' or 'reference'.
-        where: what is at fault: a file, a table's entry, a task's ID.
-        message: how it is at fault.
+        where: the file, table entry or task concerned.
+        message: what is wrong with it.
     """
 
     kind: str
@@ -44,7 +44,7 @@ class Finding:
         return f"{self.kind}: {self.where}: {self.message}"
 
 
-class SchemaFound(NamedTuple):
+class ParsedSchema(NamedTuple):
     """A schema that could be read."""
 
     tag: str
@@ -53,83 +53,83 @@ class SchemaFound(NamedTuple):
     fields: tuple[str, ...]
 
 
-class RecordFound(NamedTuple):
-    """A record that could be read; *state* is None if it has none."""
+class ParsedRecord(NamedTuple):
+    """A record that could be read; its values are still packed where they are extensions."""
 
     schema: int
     revision: int
     values: list[Any]
 
 
-def unframed(number: int, data: bytes) -> Any:
-    """Return what stands in a frame whose checksum begins with *number*.  Raise Fault if it is damaged."""
+def unframe(number: int, data: bytes) -> Any:
+    """Return the value in a frame whose checksum begins with *number*.  Raise Fault if it is damaged."""
     if len(data) < 5:
         raise Fault("it is cut")
     if zlib.crc32(data[4:], number % 2**32) != int.from_bytes(data[:4], "big"):
         raise Fault("its checksum is wrong")
-    return unpacked(data[4:])
+    return _unpack(data[4:])
 
 
-def unpacked(data: bytes) -> Any:
-    """Return the value that *data* are, extensions left as they are.  Raise Fault if they are none."""
+def _unpack(data: bytes) -> Any:
+    """Return the value of some msgpack, with extensions left packed.  Raise Fault if it isn't msgpack."""
     try:
         return msgpack.unpackb(data, strict_map_key=False, unicode_errors="surrogatepass")
     except _DAMAGE as error:
         raise Fault(f"it is not msgpack ({error or type(error).__name__})") from error
 
 
-def schema_found(key: bytes, data: bytes) -> SchemaFound:
-    """Return the schema in an item of the table.  Raise Fault if there is none."""
+def parse_schema(key: bytes, data: bytes) -> ParsedSchema:
+    """Return the schema in an item of the table `schemas`.  Raise Fault if there is none."""
     number = int.from_bytes(key, "big")
     if len(key) != 4 or not 0 < number < 1 << 31:
-        raise Fault("its number is none")
-    body = unframed(number, data)
+        raise Fault("its key is no schema number")
+    body = unframe(number, data)
     if not (isinstance(body, list) and len(body) == 4):
-        raise Fault("it has not the four parts of a schema")
+        raise Fault("it doesn't have the four parts of a schema")
     tag, name, kind, fields = body
     if not (isinstance(tag, str) and isinstance(name, str) and name and type(kind) is int and 0 <= kind <= 2):
-        raise Fault("its class, name or kind is none")
+        raise Fault("its class, name or kind can't be one")
     if not (isinstance(fields, list) and all(isinstance(field, str) for field in fields)):
-        raise Fault("its fields have no names")
+        raise Fault("the names of its fields aren't text")
     if len(set(fields)) < len(fields):
-        raise Fault("it has two fields of one name")
+        raise Fault("two of its fields have the same name")
     needed = ("state", "tasks")[:kind]
     if not set(needed) <= set(fields):
         raise Fault(
-            f"it has no field {' and '.join(needed)!r}, though it is one of a {('', 'task', 'collection')[kind]}"
+            f"it is the schema of a {('', 'task', 'collection')[kind]}, but lacks the field {' or '.join(needed)}"
         )
-    return SchemaFound(tag, name, kind, tuple(fields))
+    return ParsedSchema(tag, name, kind, tuple(fields))
 
 
-def record_found(number: int, data: bytes) -> RecordFound:
-    """Return the record N.  Raise Fault if it can't be one; its values are not looked at."""
-    body = unframed(number, data)
+def parse_record(number: int, data: bytes) -> ParsedRecord:
+    """Return the record N.  Raise Fault if it can't be one.  Its values are not checked."""
+    body = unframe(number, data)
     if not (isinstance(body, list) and len(body) == 3):
-        raise Fault("it has not the three parts of a record")
+        raise Fault("it doesn't have the three parts of a record")
     schema, revision, values = body
     if type(schema) is not int or type(revision) is not int or revision < 1 or not isinstance(values, list):
-        raise Fault("its schema, revision or values are none")
-    return RecordFound(schema, revision, values)
+        raise Fault("its schema, revision or values can't be right")
+    return ParsedRecord(schema, revision, values)
 
 
-def state_in(record: RecordFound, schema: SchemaFound) -> str:
-    """Return the state of a record, '' if it has none.  Raise Fault if it doesn't fit its schema."""
+def state_in(record: ParsedRecord, schema: ParsedSchema) -> str:
+    """Return the state of a record, '' if its kind has none.  Raise Fault if it doesn't fit its schema."""
     if len(record.values) != len(schema.fields):
         raise Fault(f"it has {len(record.values)} values for the {len(schema.fields)} fields of its schema")
     if schema.kind == 0:
         return ""
     state = record.values[schema.fields.index("state")]
     if not isinstance(state, str):
-        raise Fault("its state is no text")
+        raise Fault("its state isn't text")
     if schema.kind == 2 and not isinstance(record.values[schema.fields.index("tasks")], list):
-        raise Fault("its tasks are no list")
+        raise Fault("its tasks aren't a list")
     return state
 
 
-def check_values(record: RecordFound, refer: Callable[[int], None]) -> None:
+def check_values(record: ParsedRecord, refer: Callable[[int], None]) -> None:
     """Decode all values of a record, however deep; call *refer* with the N of each reference.
 
-    Raise Fault for a value that is none.
+    Raise Fault if one of them can't be decoded.
     """
     pending: list[Any] = [value for value in record.values if type(value) not in _PLAIN]
     while pending:
@@ -146,22 +146,22 @@ def check_values(record: RecordFound, refer: Callable[[int], None]) -> None:
             raise Fault(f"it has a {kind.__name__}")
         elif value.code == _REFERENCE:
             if len(value.data) != 8:
-                raise Fault("it has a reference to no number")
+                raise Fault("it has a reference that isn't a number of 8 bytes")
             refer(int.from_bytes(value.data, "big"))
         elif value.code in (_INT, _UUID):
             if len(value.data) != 16 if value.code == _UUID else not value.data:
                 raise Fault(f"it has {'a UUID' if value.code == _UUID else 'an int'} of {len(value.data)} bytes")
         elif value.code in _CHECKS or value.code in _ARRAYS:
-            inner = unpacked(value.data)
+            inner = _unpack(value.data)
             try:
                 pending += inner if value.code in _ARRAYS and type(inner) is list else _CHECKS[value.code](inner)
             except (*_DAMAGE, InvalidOperation, KeyError) as error:
-                raise Fault(f"it has a value of type {value.code} that is none ({error})") from error
-        # What has another code is kept by everybody as its code and bytes.
+                raise Fault(f"it has an extension of type {value.code} that can't be decoded ({error})") from error
+        # Every reader keeps an extension of another type as it is, so there is nothing to check.
 
 
 def _zone(zone: Any) -> None:
-    """Raise ValueError or TypeError if *zone* is no time zone."""
+    """Raise ValueError or TypeError if *zone* can't be a time zone."""
     if zone is None or isinstance(zone, str):
         return
     offset = zone[0] if isinstance(zone, list) and len(zone) == 2 and isinstance(zone[1], str) else zone
@@ -231,10 +231,10 @@ def _path(parts: Any) -> list[Any]:
 
 
 def _enum(parts: Any) -> list[Any]:
-    tag, told = parts
+    tag, value = parts
     if not isinstance(tag, str):
         raise TypeError("the tag of a class is needed")
-    return [told]
+    return [value]
 
 
 def _attrs(parts: Any) -> list[Any]:
@@ -279,4 +279,4 @@ _CHECKS: Final[dict[int, Callable[[Any], list[Any]]]] = {
     17: _scalar,
     18: _array,
 }
-"""What stands in an extension, by its code: each returns the values in it that are to be looked at."""
+"""Checks of the contents of extensions, by their types; each returns the values inside that need a check, too."""

@@ -1,11 +1,11 @@
-"""Is all that is known of a session right?  Everything is read, and each fault is a finding.
+"""The check of a session: everything on disk is read, and each fault is a finding.
 
-This is written from FORMAT.md and shares no code with what writes a session.  Of the library it
-uses the directory's paths and URL (directory.py), and the tables as bytes (`Tables.contents`).
-So a fault of the index, the ledger, the mirror or the codec is found here, and not made again.
+This is written from FORMAT.md and shares no code with what writes a session.  It uses only the
+paths and the URL of the directory (directory.py), and the tables as bytes (`Tables.contents`).
+So a mistake in the code of the index, the mirror or the codec is found here, not repeated.
 
-Memory is flat: the tables are walked side by side in the order of N, and of each N no more is
-kept than a bit.
+Memory stays flat: the tables are walked side by side in the order of N, and all that is kept of
+each N is a bit.
 """
 
 from __future__ import annotations
@@ -13,32 +13,43 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from typing import Any, Final
 
 import msgpack
 
 from ..directory import SessionDirectory
 from ..errors import CorruptStore, DamagedSession, InvalidArgument, UnknownFormat
-from ..format.validation import Fault, Finding, SchemaFound, check_values, record_found, schema_found, state_in
+from ..format.validation import Fault, Finding, ParsedSchema, check_values, parse_record, parse_schema, state_in
 from ..system.number_set import Numbers
-from ..tables.interface import MEMBERS, META, RECORDS, SCHEMAS, SESSIONS, STATES, Contents, Tables
+from ..tables.interface import (
+    MEMBERS,
+    META,
+    RECORDS,
+    SCHEMAS,
+    SESSIONS,
+    STATES,
+    Contents,
+    OnProgress,
+    Tables,
+    no_progress,
+    with_progress,
+)
 from ..tables.urls import StoreURL, make_tables
-from .check_index import IndexCheck, SessionRow, row_found
+from .check_index import IndexCheck, SessionRow, parse_row
 from .check_mirror import MirrorCheck, MirrorCopy, mirror_copy
 
-Progress = Callable[[int, int], None]
-
 _FORMAT: Final = 1
-_MOST_FAULTS: Final = 200  # of the structure: a damaged page tells more of them than anybody reads
-_SHOWN: Final = 20
-_STEP: Final = 4096
+_MOST_STRUCTURE_FAULTS: Final = 200  # one damaged page can have more faults than anybody reads
+_RECENT_FAULTS: Final = 20  # a fault that is one of so many before it is not reported again
+_MOST_EXAMPLES: Final = 20
+_NUMBERS_AT_ONCE: Final = 4096  # Ns that are read from a set of them by one call
 
 
 class Check(Iterator[Finding]):
     """The findings of one check of a session, one after the other.
 
-    A reference to a record that the store doesn't have is no fault: `remove` leaves such
+    A reference to a record that the store doesn't have is not a fault, because `remove` leaves
     references to what it removes.  They are counted, and with *references* they are findings.
     """
 
@@ -48,10 +59,11 @@ class Check(Iterator[Finding]):
         tables: Tables | None,
         *,
         references: bool = False,
-        progress: Progress = lambda done, total: None,
+        progress: OnProgress = no_progress,
         options: dict[str, Any] | None = None,
     ) -> None:
-        # The work doesn't know of this object: so it ends, and gives back what it holds, with it.
+        # The work has no reference to this object, so when this one is dropped, the work ends and
+        # gives back what it holds.
         self._work = _Work(directory, tables, references, progress, options or {})
         self._findings = self._work.check()
 
@@ -59,7 +71,7 @@ class Check(Iterator[Finding]):
         return next(self._findings)
 
     def close(self) -> None:
-        """End the check, and give back what it holds."""
+        """End the check before all findings have been given, and close what it has open."""
         self._findings.close()
 
     @property
@@ -69,7 +81,7 @@ class Check(Iterator[Finding]):
 
     @property
     def tasks(self) -> int:
-        """How many tasks of the session have been looked at."""
+        """How many tasks of the session have been checked."""
         return self._work.tasks
 
     @property
@@ -79,7 +91,7 @@ class Check(Iterator[Finding]):
 
     @property
     def examples(self) -> list[tuple[str, int]]:
-        """Some of these: the ID, and the N that it refers to."""
+        """Some of these: the ID of the record, and the N that it refers to."""
         return self._work.examples
 
 
@@ -91,7 +103,7 @@ class _Work:
         directory: SessionDirectory,
         tables: Tables | None,
         references: bool,
-        progress: Progress,
+        progress: OnProgress,
         options: dict[str, Any],
     ) -> None:
         self.records = 0
@@ -103,7 +115,7 @@ class _Work:
         self._references = references
         self._progress = progress
         self._options = options
-        self._schemas: dict[int, SchemaFound] = {}
+        self._schemas: dict[int, ParsedSchema] = {}
 
     # -- the directory
 
@@ -117,7 +129,7 @@ class _Work:
             yield Finding("directory", directory.STORE_URL_FILENAME, str(error))
             try:
                 url = directory.own_store_url()
-            except DamagedSession:  # the same is told of both
+            except DamagedSession:  # its message would be the same
                 return
         try:
             tables = self._tables or make_tables(url, read_only=True, **self._options)
@@ -144,9 +156,7 @@ class _Work:
                 mode = os.lstat(os.path.join(directory.path, name)).st_mode
             except FileNotFoundError:
                 if needed:
-                    yield Finding(
-                        "directory", name, "it is missing, and with it the time when the session was started"
-                    )
+                    yield Finding("directory", name, "it is missing: when the session was started is not known")
                 continue
             if not stat.S_ISREG(mode):
                 yield Finding("directory", name, "it is not a regular file")
@@ -163,9 +173,9 @@ class _Work:
         yield from self._check_known(url)
 
     def _check_known(self, url: str) -> Iterator[Finding]:
-        """Give the finding that the store at *url*, which is missing or has no such session, can't be the session's.
+        """Give a finding for a store at *url* that is missing or doesn't know the session, if that can't be right.
 
-        One in the directory may still be made by the first write.
+        It can be if the store is inside the directory: the first write makes it.
         """
         if self._tables is None and StoreURL(url).is_lmdb and not self._directory.holds(url):
             yield Finding(
@@ -179,9 +189,9 @@ class _Work:
     def _check_store(self, tables: Tables, identity: bytes | None) -> Iterator[Finding]:
         faults: list[str] = []
 
-        def problem(told: str) -> None:
-            if len(faults) < _MOST_FAULTS and told not in faults[-_SHOWN:]:
-                faults.append(told)
+        def problem(fault: str) -> None:
+            if len(faults) < _MOST_STRUCTURE_FAULTS and fault not in faults[-_RECENT_FAULTS:]:
+                faults.append(fault)
 
         with mirror_copy(self._directory) as mirror:
             readable = False
@@ -190,7 +200,7 @@ class _Work:
                     readable = True
                     for fault in faults:
                         yield Finding("structure", tables.url, fault)
-                    if not faults:  # what is missing would be told once more for each record and entry
+                    if not faults:  # else what is missing would be a finding again for each record and entry
                         yield from self._check_tables(contents, tables.url, identity, mirror)
             except (CorruptStore, UnknownFormat) as error:
                 if readable:
@@ -230,9 +240,9 @@ class _Work:
         index = IndexCheck(contents, self._schemas, present, next_number)
         for number in sorted({*rows, *_sessions(contents, MEMBERS), *_sessions(contents, STATES)}):
             if number not in rows:
-                if not damaged_rows:  # else it was told of
+                if not damaged_rows:  # else one of those may be its row
                     yield Finding(
-                        "session", f"session number {number}", "the index has entries of it, but it has no row"
+                        "session", f"session number {number}", "the index has entries for it, but it has no row"
                     )
                 continue
             ours = own is not None and number == own.number
@@ -242,7 +252,7 @@ class _Work:
             if ours:
                 self.tasks = index.entries
         if damaged_rows:
-            return  # which entries and which tasks have no session, and what the mirror should be, isn't known
+            return  # it isn't known which entries belong to no session, and what the mirror should be
         if own is None and identity is not None:
             yield from MirrorCheck(mirror, None).end()
             yield from self._check_known(url)
@@ -251,7 +261,7 @@ class _Work:
     def _check_schemas(self, contents: Contents) -> Iterator[Finding]:
         for key, data in contents.walk(SCHEMAS):
             try:
-                self._schemas[int.from_bytes(key, "big")] = schema_found(key, data)
+                self._schemas[int.from_bytes(key, "big")] = parse_schema(key, data)
             except Fault as fault:
                 yield Finding("schema", f"schema {int.from_bytes(key, 'big')}", str(fault))
 
@@ -263,12 +273,12 @@ class _Work:
         for key, data in contents.walk(SESSIONS):
             where = f"session {key.hex()}"
             try:
-                row = row_found(key, data)
+                row = parse_row(key, data)
             except Fault as fault:
                 yield Finding("session", where, f"its row is damaged: {fault}"), None
                 continue
             if row.number in numbers:
-                yield Finding("session", where, f"another session has its number {row.number}, too"), None
+                yield Finding("session", where, f"another session has the same number {row.number}"), None
                 continue
             numbers.add(row.number)
             if next_session is not None and row.number >= next_session:
@@ -280,16 +290,14 @@ class _Work:
 
     def _check_records(self, contents: Contents, present: Numbers, next_number: int | None) -> Iterator[Finding]:
         targets = Numbers()
-        total = contents.entries(RECORDS)
-        for key, data in contents.walk(RECORDS):
+        items = with_progress(contents.walk(RECORDS), contents.entries(RECORDS), self._progress)
+        for key, data in items:
             number = int.from_bytes(key, "big")
             if len(key) != 8 or number == 0:
-                yield Finding("record", f"record {key.hex()}", "its key is no N")
+                yield Finding("record", f"record {key.hex()}", "its key can't be an N")
                 continue
             present.add(number)
             self.records += 1
-            if self.records % _STEP == 0:
-                self._progress(self.records, total)
             where = f"record {number}"
             try:
                 where = self._check_record(number, data, targets)
@@ -297,8 +305,7 @@ class _Work:
                 yield Finding("record", where, f"it can't be read: {fault}")
             if next_number is not None and number >= next_number:
                 yield Finding("sequence", where, f"its N has not been handed out: 'next N' is {next_number}")
-        self._progress(self.records, total)
-        if any(number not in present for numbers in targets.chunks(_STEP) for number in numbers):
+        if any(number not in present for numbers in targets.chunks(_NUMBERS_AT_ONCE) for number in numbers):
             yield from self._check_references(contents, present)
 
     def _check_record(self, number: int, data: bytes, targets: Numbers) -> str:
@@ -308,7 +315,7 @@ class _Work:
             if target not in targets:
                 targets.add(target)
 
-        found = record_found(number, data)
+        found = parse_record(number, data)
         schema = self._schemas.get(found.schema)
         if schema is None:
             raise Fault(f"its schema {found.schema} is damaged or missing")
@@ -317,7 +324,7 @@ class _Work:
         return f"{schema.name}.{number}"
 
     def _check_references(self, contents: Contents, present: Numbers) -> Iterator[Finding]:
-        """Note which records refer to those that aren't there."""
+        """Count the records that refer to missing ones, and with *references* give findings for them."""
         for key, data in contents.walk(RECORDS):
             number = int.from_bytes(key, "big")
             missing: list[int] = []
@@ -327,14 +334,14 @@ class _Work:
                     missing.append(target)
 
             try:
-                found = record_found(number, data)
+                found = parse_record(number, data)
                 check_values(found, refer)
                 where = f"{self._schemas[found.schema].name}.{number}"
             except (Fault, KeyError):
-                continue  # told before
+                continue  # it is a finding already
             if missing:
                 self.dangling += 1
-                if len(self.examples) < _SHOWN:
+                if len(self.examples) < _MOST_EXAMPLES:
                     self.examples.append((where, missing[0]))
                 if self._references:
                     yield Finding(
@@ -343,12 +350,12 @@ class _Work:
 
 
 def _number(data: bytes | None, size: int) -> int | None:
-    """Return the number that *data* are, None if they are not of that size, or it is 0."""
+    """Return *data* as a number; None if they are missing, don't have that size, or the number is 0."""
     return int.from_bytes(data, "big") or None if data is not None and len(data) == size else None
 
 
 def _sessions(contents: Contents, table: str) -> set[int]:
-    """Return the numbers of the sessions in a set table."""
+    """Return the numbers of the sessions that have values in a set table."""
     return {int.from_bytes(key[:4], "big") for key in contents.keys(table)}
 
 
@@ -356,21 +363,21 @@ def check_session(
     path: str | os.PathLike[str],
     *,
     references: bool = False,
-    progress: Progress = lambda done, total: None,
+    progress: OnProgress = no_progress,
     **store_options: Any,
 ) -> Check:
-    """Return the findings of a check of the session at *path*, one by one as they come; none if all is right.
+    """Check the session at *path*: return an iterator of findings, which gives none if all is right.
 
-    Nothing is written, no class is needed, and the process lives whatever stands in the files.
-    Beside writers it is one state of the session that is checked.
+    Nothing is written, no class is needed, and no damage to the files can end the process.
+    While others write, one state of the session is checked.
 
     Args:
         path: the session's directory.
         references: references to records that the store doesn't have are findings, too.
-        progress: called with how many records have been read, of how many.
-        store_options: those of the store, for LMDB `map_size` and `allow_network_filesystem`.
+        progress: called with the number of records read, and of all.
+        store_options: those of the store; for LMDB `map_size` and `allow_network_filesystem`.
 
-    Raise NotASession if there is none, OpenError if its files may not be read.
+    Raise NotASession if there is none, OpenError if its files can't be read.
     """
     directory = SessionDirectory(path)
     with contextlib.suppress(DamagedSession):  # a finding

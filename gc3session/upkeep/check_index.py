@@ -1,4 +1,4 @@
-"""The index as FORMAT.md describes it, held against the records: the check of one store's sessions."""
+"""The check of the index: it is read as FORMAT.md describes it, and compared with the records."""
 
 from __future__ import annotations
 
@@ -8,21 +8,22 @@ from collections.abc import Callable, Iterator
 from struct import Struct
 from typing import Final, NamedTuple
 
-from ..format.validation import Fault, Finding, SchemaFound, record_found, state_in, unframed
+from ..format.validation import Fault, Finding, ParsedSchema, parse_record, state_in, unframe
 from ..system.number_set import Numbers
 from ..tables.interface import LATE, LATE_MEMBERS, MEMBERS, RECORDS, STATES, Contents
 
 _MEMBER: Final = Struct(">QIQ")
 _LATE_BIT: Final = 1 << 31
-_LONGEST_STATE, _KEPT_OF_STATE = 400, 368
-_FEW = 20  # records of the store for each task of a session, above which they are not all read again
+_LONGEST_STATE = 400  # bytes of a state's name in a key
+_STATE_PREFIX = 368  # bytes that are left of a longer name, before its SHA-256
+_RECORDS_PER_ENTRY = 20  # if a store has more than so many, records are looked up one by one, not all read
 
 Lines = Callable[[str | None, int], Iterator[Finding]]
-"""Called with each task's ID (None if it can't be told) and where its line begins."""
+"""Called with each task's ID (None if it isn't known) and the byte where its line in the mirror begins."""
 
 
 class SessionRow(NamedTuple):
-    """What the table `sessions` says of a session."""
+    """The row of a session in the table `sessions`; *size* and *blank* are bytes of its mirror."""
 
     identity: bytes
     number: int
@@ -30,30 +31,30 @@ class SessionRow(NamedTuple):
     blank: int
     mark: list[object] | None
     last_place: tuple[object, ...] | None = None
-    """Host, boot ID and inode of `store.url` of the directory that was written to last, of several."""
+    """The directory that was written to last, if there are several: host, boot ID, inode of `store.url`."""
 
 
-def row_found(key: bytes, data: bytes) -> SessionRow:
-    """Return the row in an item of the table.  Raise Fault if there is none."""
+def parse_row(key: bytes, data: bytes) -> SessionRow:
+    """Return the row in an item of the table `sessions`.  Raise Fault if there is none."""
     if len(key) != 16:
-        raise Fault("its identity is none")
-    body = unframed(0, data)
+        raise Fault("its key is no identity of 16 bytes")
+    body = unframe(0, data)
     if not (
         isinstance(body, list)
         and len(body) in (4, 5)
         and all(type(part) is int and part >= 0 for part in body[:3])
     ):
-        raise Fault("it has not the parts of a session's row")
+        raise Fault("it doesn't have the parts of a session's row")
     number, size, blank, mark = body[:4]
     if not 0 < number < 1 << 32 or blank > size:
-        raise Fault("its number or its sizes are impossible")
+        raise Fault("its number or its sizes can't be right")
     if mark is not None:
         kinds = [type(part) for part in mark] if isinstance(mark, list) else []
         if kinds != [int, str, int, int]:
-            raise Fault("its mark is none")
+            raise Fault("its mark can't be one")
     places = body[4] if len(body) == 5 else []
     if not isinstance(places, list) or not all(map(_is_place, places)):
-        raise Fault("its places are none")
+        raise Fault("its places can't be right")
     return SessionRow(key, number, size, blank, mark, tuple(places[-1][:3]) if places else None)
 
 
@@ -64,7 +65,7 @@ def _is_place(place: object) -> bool:
 
 class _Entry(NamedTuple):
     order: int
-    number: int | None  # None: a late entry that leads nowhere
+    number: int | None  # None if a late entry leads to no record
     schema: int
     line: int
     late: bool
@@ -78,10 +79,13 @@ class IndexCheck:
         schemas: those that could be read.
         present: the Ns that have records.
         next_number: the number after the greatest that was handed out; None if it can't be read.
+
+    Attributes:
+        entries: how many entries the session has that was checked last.
     """
 
     def __init__(
-        self, contents: Contents, schemas: dict[int, SchemaFound], present: Numbers, next_number: int | None
+        self, contents: Contents, schemas: dict[int, ParsedSchema], present: Numbers, next_number: int | None
     ) -> None:
         self._contents = contents
         self._schemas = schemas
@@ -97,19 +101,17 @@ class IndexCheck:
         self.entries = 0
 
     def check(self, session: int, line: Lines) -> Iterator[Finding]:
-        """Give what is wrong with the entries of a session; `entries` is how many there are then."""
+        """Give what is wrong with the entries of a session; `entries` then says how many it has."""
         self.entries = 0
         self._late[session] = Numbers()
-        states = self._states(session)
+        states = orders_and_states(self._contents, session)
         state = next(states, None)
         for entry, record in self._with_records(session):
             self.entries += 1
             name = self._schemas[entry.schema].name if entry.schema in self._schemas else "Unreadable"
             where = f"{name}.{entry.number}" if entry.number is not None else f"entry {entry.order}"
             while state is not None and state[0] < entry.order:
-                yield Finding(
-                    "state", f"entry {state[0]}", f"it is in the state {_shown(state[1])}, but not in the session"
-                )
+                yield _without_entry(*state)
                 state = next(states, None)
             held: list[bytes] = []
             while state is not None and state[0] == entry.order:
@@ -120,24 +122,13 @@ class IndexCheck:
             known = entry.number is not None and entry.schema in self._schemas
             yield from line(where if known else None, entry.line)
         while state is not None:
-            yield Finding(
-                "state", f"entry {state[0]}", f"it is in the state {_shown(state[1])}, but not in the session"
-            )
+            yield _without_entry(*state)
             state = next(states, None)
-
-    def _states(self, session: int) -> Iterator[tuple[int, bytes]]:
-        """Give order and state of all that the session has in its states, by order."""
-        prefix = session.to_bytes(4, "big")
-        return heapq.merge(*(self._of_state(key) for key in self._contents.keys(STATES) if key[:4] == prefix))
-
-    def _of_state(self, key: bytes) -> Iterator[tuple[int, bytes]]:
-        for value in self._contents.walk_values(STATES, key):
-            yield int.from_bytes(value, "big"), key[4:]
 
     def _members(self, session: int) -> Iterator[_Entry]:
         for value in self._contents.walk_values(MEMBERS, session.to_bytes(4, "big")):
             if len(value) != _MEMBER.size:
-                continue  # such a table is no table of these: `structure` tells
+                continue  # the check of the structure finds that
             order, schema, line = _MEMBER.unpack(value)
             late = bool(schema & _LATE_BIT)
             number: int | None = order
@@ -147,9 +138,9 @@ class IndexCheck:
             yield _Entry(order, number, schema & ~_LATE_BIT, line, late)
 
     def _with_records(self, session: int) -> Iterator[tuple[_Entry, bytes | None]]:
-        """Give the entries of a session with their records, None for what has none."""
+        """Give the entries of a session with their records, None if there is none."""
         get, count = self._contents.get, sum(1 for _ in self._members(session))
-        if count * _FEW < self._contents.entries(RECORDS):
+        if count * _RECORDS_PER_ENTRY < self._contents.entries(RECORDS):
             for entry in self._members(session):
                 yield entry, None if entry.number is None else get(RECORDS, entry.number.to_bytes(8, "big"))
             return
@@ -184,10 +175,10 @@ class IndexCheck:
             if back is None or int.from_bytes(back, "big") != entry.order:
                 yield Finding("late", where, f"nothing leads from it to its place {entry.order}")
         elif back is not None:
-            yield Finding("late", where, "it is in the session twice")
+            yield Finding("late", where, "the session has two entries for it")
         elif entry.order in self._own:
             yield Finding(
-                "index", where, "two sessions have it for their own, though only one can have added it first"
+                "index", where, "two sessions have it at its own N, though only one can have added it first"
             )
         else:
             self._own.add(entry.order)
@@ -202,11 +193,11 @@ class IndexCheck:
         if record is None or entry.number is None:
             return
         try:
-            found = record_found(entry.number, record)
+            found = parse_record(entry.number, record)
             schema = self._schemas[found.schema]
             state = state_in(found, schema)
         except (Fault, KeyError):
-            return  # told of the record
+            return  # the check of the records finds that
         expected = state_name(state)
         if len(held) == 1 and held[0] != expected:
             yield Finding(
@@ -217,14 +208,14 @@ class IndexCheck:
             yield Finding("index", where, f"its record's ID begins with {schema.name!r}")
 
     def check_late(self) -> Iterator[Finding]:
-        """Give the entries of the late tables that no session has; to be called after all sessions' checks."""
+        """Give the entries of the late tables that no session has; to be called after all sessions have been checked."""
         for key, value in self._contents.walk(LATE):
             order = int.from_bytes(key, "big")
             if not any(order in orders for orders in self._late.values()):
                 yield Finding(
                     "late",
                     f"entry {order}",
-                    f"it leads to record {int.from_bytes(value, 'big')}, but no session has it",
+                    f"it leads to record {int.from_bytes(value, 'big')}, but no session has this entry",
                 )
         for key, value in self._contents.walk(LATE_MEMBERS):
             number, session, order = (
@@ -237,16 +228,31 @@ class IndexCheck:
                 yield Finding(
                     "late",
                     f"record {number}",
-                    f"it leads to entry {order} of session number {session}, which there isn't",
+                    f"it leads to entry {order} of session number {session}, but there is none",
                 )
 
 
+def orders_and_states(contents: Contents, session: int) -> Iterator[tuple[int, bytes]]:
+    """Give order and state of all that the session has in its states, sorted by order."""
+
+    def orders(key: bytes) -> Iterator[tuple[int, bytes]]:
+        for value in contents.walk_values(STATES, key):
+            yield int.from_bytes(value, "big"), key[4:]
+
+    prefix = session.to_bytes(4, "big")
+    return heapq.merge(*(orders(key) for key in contents.keys(STATES) if key[:4] == prefix))
+
+
 def state_name(state: str) -> bytes:
-    """Return how the table `states` names a state."""
+    """Return the name that a state has in the keys of the table `states`."""
     name = state.encode("utf-8", "surrogatepass")
     if len(name) <= _LONGEST_STATE:
         return name
-    return name[:_KEPT_OF_STATE] + hashlib.sha256(name).digest()
+    return name[:_STATE_PREFIX] + hashlib.sha256(name).digest()
+
+
+def _without_entry(order: int, state: bytes) -> Finding:
+    return Finding("state", f"entry {order}", f"it is in the state {_shown(state)}, but not in the session")
 
 
 def _shown(state: bytes) -> str:

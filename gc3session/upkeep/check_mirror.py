@@ -1,4 +1,4 @@
-"""The mirror as FORMAT.md describes it, held against the index, byte for byte."""
+"""The check of the mirror: it is compared with the index byte for byte, as FORMAT.md describes it."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from ..system.signals import signal_safe
 from ..system.temporary import keeping
 from .check_index import SessionRow
 
-_PIECE: Final = 1 << 20
+_PIECE: Final = 1 << 20  # bytes read at once
 _COPY: Final = "a copy of the mirror"
 _PATIENCE: Final = 10.0  # seconds that a writer may hold the mirror's lock
-_PAUSE: Final = 0.002
+_PAUSE: Final = 0.002  # seconds between two tries to get it
 _BLANK: Final = b" \n"
 
 
 class MirrorCopy:
-    """The mirror as it was when it was taken; made by `mirror_copy`.
+    """A copy of the mirror as it was at one moment; made by `mirror_copy`.
 
     Attributes:
-        fault: why there is none, '' if there is one.
-        locked: no writer was at work when it was taken.
-        mark: its time of change in ns, and the boot ID.
-        size: its bytes.
+        name: that of the file.
+        fault: why there is no copy; '' if there is one.
+        mark: the file's time of change in ns, and the boot ID.
+        size: how many bytes it has.
         place: the host, the boot ID and the inode of `store.url`.
     """
 
@@ -40,7 +40,6 @@ class MirrorCopy:
         self._directory = directory
         self.name = directory.INDEX_FILENAME
         self.fault = "it was not looked at"
-        self.locked = False
         self.mark: list[object] = []
         self.size = 0
         self.place: tuple[object, ...] = ()
@@ -49,27 +48,26 @@ class MirrorCopy:
         self._window, self._window_at = b"", 0
 
     def hold(self) -> None:
-        """Keep writers of the mirror from their work until it is taken: what is committed is in it then."""
+        """Keep writers from the mirror until it has been copied, so that all that is committed is in it."""
         try:
             self._lock = os.open(
                 self._directory.url_file, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
             )
-        except OSError:  # told of store.url itself; nobody can write without it
-            self.locked = True
+        except OSError:  # without it nobody can write; the check of the directory finds it
             return
         self.place = os.uname().nodename, _boot_id(), os.fstat(self._lock).st_ino
         end = time.monotonic() + _PATIENCE
-        while not self.locked and time.monotonic() < end:
+        while time.monotonic() < end:
             try:
                 fcntl.flock(self._lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-                self.locked = True
+                break
             except BlockingIOError:
                 time.sleep(_PAUSE)
             except OSError:  # a filesystem without locks
                 break
 
     def take(self) -> None:
-        """Copy the mirror, and let writers go on."""
+        """Copy the mirror, and release the lock."""
         try:
             self.fault = self._take()
         except PermissionError as error:
@@ -112,18 +110,19 @@ class MirrorCopy:
         return self._window[begin : begin + size]
 
     def flush(self) -> None:
+        """Make the copy complete, before it is read."""
         if self._copy is not None:
             with keeping(_COPY):
                 self._copy.flush()
 
     def release(self) -> None:
-        """Let writers go on."""
+        """Release the lock, so that writers go on."""
         lock, self._lock = self._lock, -1
         if lock >= 0:
             os.close(lock)
 
     def close(self) -> None:
-        """Delete the copy, and let writers go on."""
+        """Delete the copy, and release the lock."""
         self.release()
         if self._copy is not None:
             self._copy.close()
@@ -131,7 +130,7 @@ class MirrorCopy:
 
 @signal_safe
 def mirror_copy(directory: SessionDirectory) -> Iterator[MirrorCopy]:
-    """Give the mirror of a session; its writers wait until it is taken."""
+    """Give a copy of a session's mirror, to be made by `take`; writers wait until then."""
     copy = MirrorCopy(directory)
     try:
         copy.hold()
@@ -149,10 +148,10 @@ def _boot_id() -> str:
 
 
 class MirrorCheck:
-    """The lines of a session, in the order of adding, against its row and against the file.
+    """The check of the lines of a session, in the order of adding, against its row and the file.
 
     Args:
-        mirror: the file; None if it is that of another session.
+        mirror: the file; None if it belongs to another session.
         row: the session's row; None if it has none, and so no tasks.
     """
 
@@ -162,14 +161,14 @@ class MirrorCheck:
         self._end = 0
         self._used = 0
         self._mirror = mirror
-        self._told = False
-        self._lost = False  # what a line should be isn't known
+        self._differs = False  # whether the file has been found to differ
+        self._lost = False  # whether it isn't known any more what the file should be
         if mirror is not None:
             mirror.flush()
         self._compared = mirror is not None and not mirror.fault and not self._known_to_be_stale()
 
     def _known_to_be_stale(self) -> bool:
-        """Return whether the row says that the file is to be written before it is used."""
+        """Return whether the row says that the file has to be rewritten before it is used."""
         row, mirror = self._row, self._mirror
         assert mirror is not None
         if row is None:
@@ -178,16 +177,16 @@ class MirrorCheck:
             return True
         if row.last_place in (None, mirror.place):
             return False
-        # Another directory was written to last; or this one by another machine, on a shared filesystem.
+        # Another directory was written to last, or another machine has written to this one.
         same_file = (row.size, row.mark[0]) == (mirror.size, mirror.mark[0])
         return not (same_file and row.last_place[0] != mirror.place[0])
 
     def line(self, id_: str | None, at: int) -> Iterator[Finding]:
-        """Give what is wrong with the next task's line; None is the ID of one that can't be told."""
+        """Give what is wrong with the next task's line; its ID is None if it isn't known."""
         row = self._row
         assert row is not None
         if id_ is None or self._lost:
-            self._lost = True  # and so nothing more can be said of the file
+            self._lost = True
             return
         size = len(id_.encode("utf-8", "surrogatepass")) + 1
         if at < self._end:
@@ -202,12 +201,12 @@ class MirrorCheck:
         self._used += size
 
     def _compare(self, id_: str, at: int, size: int) -> Iterator[Finding]:
-        if not self._compared or self._told or self._mirror is None:
+        if not self._compared or self._differs or self._mirror is None:
             return
         if self._end < at and not self._blank(self._end, at):
-            yield self._differs(f"between byte {self._end} and {at} it isn't blank")
+            yield self._difference(f"between byte {self._end} and {at} it isn't blank")
         elif self._mirror.read(at, size) != f"{id_}\n".encode("utf-8", "surrogatepass"):
-            yield self._differs(f"at byte {at} it doesn't say {id_}")
+            yield self._difference(f"at byte {at} it doesn't say {id_}")
 
     def _blank(self, begin: int, end: int) -> bool:
         """Return whether a part of the file is blank lines."""
@@ -220,19 +219,19 @@ class MirrorCheck:
             last = piece[-1:]
         return last == b"\n"
 
-    def _differs(self, told: str) -> Finding:
-        """Return the finding that the file is not what the index says; there is one for each file."""
-        self._told = True
+    def _difference(self, what: str) -> Finding:
+        """Return the finding that the file is not as the index says; there is at most one."""
+        self._differs = True
         assert self._mirror is not None
         row = self._row
         stale = row is not None and row.mark is not None and row.mark[:2] != self._mirror.mark
-        remedy = "a writer was interrupted, or another program has edited it; the next opening mends it"
-        return Finding(
-            "mirror", self._mirror.name, f"{told}: {remedy if stale else 'it was edited; repair mends it'}"
-        )
+        cause = "another program has edited it; repair rewrites it"
+        if stale:
+            cause = "a writer was interrupted, or another program has edited it; the next opening rewrites it"
+        return Finding("mirror", self._mirror.name, f"{what}: {cause}")
 
     def end(self) -> Iterator[Finding]:
-        """Give what is wrong with the rest, and with the sizes in the row."""
+        """Give what is wrong with the rest of the file, and with the sizes in the row."""
         row, mirror = self._row, self._mirror
         if self._lost:
             return
@@ -243,12 +242,12 @@ class MirrorCheck:
                 self._where,
                 f"its row says {row.blank} blank bytes of {size}, but it is {size - self._used}",
             )
-        if mirror is None or self._told:
+        if mirror is None or self._differs:
             return
         if mirror.fault:
             if not (row is not None and row.mark is None):
                 yield Finding("mirror", mirror.name, mirror.fault)
         elif self._compared and mirror.size != size:
-            yield self._differs(f"it has {mirror.size} bytes instead of {size}")
+            yield self._difference(f"it has {mirror.size} bytes instead of {size}")
         elif self._compared and not self._blank(self._end, size):
-            yield self._differs(f"after byte {self._end} it isn't blank")
+            yield self._difference(f"after byte {self._end} it isn't blank")

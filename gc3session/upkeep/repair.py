@@ -1,14 +1,14 @@
-"""A session that is damaged is mended without loss; what can't be read is put aside, with its bytes.
+"""The repair of a damaged session, without loss: what can't be read is moved to `damaged/`.
 
-The order is such that a repair may be ended at any moment, and done again::
+A repair can be interrupted at any moment and done again, because of its order::
 
-    1. what is no regular file where one should be is moved to `damaged/`
-    2. the tables, in one transaction; what leaves them is in `damaged/` before.  Where the structure of
-       the data file is damaged that is done in a new one, made from what can be read of it:
-       what the mirror alone still knows is in it before it takes the place of the old one,
-       which has a second name in `damaged/` then
-    3. `store.url` and `created`, if they are missing
-    4. the mirror, as at any opening
+    1. anything but a regular file where one should be is moved to `damaged/`
+    2. the tables are repaired in one transaction; what is taken out is in `damaged/` before.  If the
+       structure of the data file is damaged, this is done in a new file that is made from what can
+       be read, and from what only the mirror still knows.  Then it replaces the old one, which has
+       got a second name in `damaged/` before
+    3. `store.url` and `created` are made again if they are missing
+    4. the mirror is compared with the index and rewritten, as at any opening
 """
 
 from __future__ import annotations
@@ -16,11 +16,9 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-import shutil
 import stat
 import warnings
 from collections.abc import Callable, Iterator
-from sys import byteorder
 from typing import Any, Final
 
 import attrs
@@ -38,27 +36,24 @@ from ..errors import (
 )
 from ..format.frame import FORMAT
 from ..format.validation import Fault
-from ..index.index import Index
-from ..index.mirror import Mirror
 from ..records.ids import parse_id
+from ..store.mirrored import mirrored_index
 from ..store.store import make_store
-from ..system.filesystem import opened_regular, sync_directory, write_durably
+from ..system.filesystem import opened_regular, write_durably
 from ..system.number_set import Numbers
 from ..system.temporary import delete_leftovers
 from ..tables.interface import META, SESSIONS, Contents, Salvaged, Tables, Writer
-from ..tables.lmdb.gate import LARGEST_LOCK
+from ..tables.lmdb.data_file.meta import can_be_lock
 from ..tables.urls import StoreURL, make_tables
 from .check import check_session
-from .check_index import row_found
-from .repair_tables import Known, Mending
+from .check_index import parse_row
+from .quarantine import DAMAGED, Quarantine
+from .repair_records import Known
+from .repair_tables import TablesRepair
 
-DAMAGED: Final = "damaged"
-"""The directory in a session's directory where what could not be read is put."""
-
-LOCK_MAGIC: Final = (0xBEEFC0DE).to_bytes(4, byteorder)
-
-_MOST_LINES: Final = 10_000
-_SHOWN: Final = 20
+_MOST_REPORT_LINES: Final = 10_000
+_LONGEST_LINE: Final = 4096  # bytes of a line of the mirror
+_NUMBERS_AT_ONCE: Final = 1024  # Ns that are read from a set of them by one call
 
 
 @attrs.frozen
@@ -66,25 +61,25 @@ class Repaired:
     """What a repair has done, or with *dry_run* would do.
 
     Attributes:
-        done: a line for each thing; there are none if nothing was wrong.
-        aside: the names of what was put aside in `damaged/`.
-        dry_run: nothing was changed.
+        done: a line for each thing that was done; empty if nothing was wrong.
+        quarantined: the names of what was moved to `damaged/`.
+        dry_run: whether nothing was changed.
     """
 
     done: list[str]
-    aside: list[str]
+    quarantined: list[str]
     dry_run: bool
 
 
 def repair_session(path: str | os.PathLike[str], *, dry_run: bool = False, **store_options: Any) -> Repaired:
-    """Mend the session at *path*, and return what was done; with *dry_run* only tell.
+    """Repair the session at *path*, and return what was done; with *dry_run* only what would be done.
 
-    What can be mended without loss is: the mirror, the index, counters, missing files.  A record
-    or schema that can't be read is put aside in the directory `damaged` of the session, and so
-    is a data file that had to be made anew.  No task that can be read is lost.
+    The mirror, the index, counters and missing files are made right again.  A record or schema that
+    can't be read is moved to the directory `damaged` in the session's, and so is a data file that
+    had to be replaced.  No task that can be read is lost.
 
-    Raise NotASession if there is none, StoreInUse if the store's files must be replaced and another
-    program (or this one) has them open, OpenError or WriteError if it can't be mended.
+    Raise NotASession if there is none, StoreInUse if the store's files must be replaced while another
+    program (or this one) has them open, OpenError or WriteError if it can't be repaired.
     """
     directory = SessionDirectory(path)
     with contextlib.suppress(DamagedSession):
@@ -92,27 +87,17 @@ def repair_session(path: str | os.PathLike[str], *, dry_run: bool = False, **sto
     return _Repair(directory, dry_run, store_options).run()
 
 
-def is_lock(path: str) -> bool:
-    """Return whether *path* can be LMDB's lock file, or isn't there."""
-    try:
-        status = os.lstat(path)
-        if not stat.S_ISREG(status.st_mode) or status.st_size > LARGEST_LOCK:
-            return False
-        with open(path, "rb") as file:
-            head = file.read(8)
-    except FileNotFoundError:
-        return True
-    # It begins with LMDB's magic number and the version of the lock's format; one of zeros is new.
-    return not head.strip(b"\0") or head[:4] == LOCK_MAGIC
-
-
 def _knows(tables: Tables, identity: bytes) -> bool:
     """Return whether a session of that identity is in the store, as far as that can be read."""
     try:
-        with tables.contents(lambda told: None) as contents:
+        with tables.contents(_ignored) as contents:
             return any(key == identity for key, _ in contents.walk(SESSIONS))
     except OpenError:
         return False
+
+
+def _ignored(problem: str) -> None:
+    """For reading damaged tables whose problems are known."""
 
 
 def _check_format(contents: Contents, url: str) -> None:
@@ -124,7 +109,7 @@ def _check_format(contents: Contents, url: str) -> None:
     if type(version) is int and version > FORMAT:
         raise UnknownFormat(
             f"the store {url} has the format version {version}; this version of gc3session knows version {FORMAT}"
-            " only, and has mended nothing: upgrade gc3session"
+            " only, and has repaired nothing: upgrade gc3session"
         )
 
 
@@ -134,15 +119,14 @@ class _Repair:
         self._dry_run = dry_run
         self._options = options
         self._done: list[str] = []
-        self._more = 0
-        self._aside: list[str] = []
-        self._place = os.path.join(directory.path, DAMAGED)
-        self._listed = Numbers()
-        self._late: list[int] = []
-        self._from_mirror = False
-        self._kinds: set[str] = set()
-        self._wrong_url = False
-        self._no_store = False
+        self._more = 0  # lines that are not in `done`
+        self._damaged = Quarantine(directory, dry_run)
+        self._listed = Numbers()  # Ns in the mirror
+        self._late: list[int] = []  # those of them that stand after greater ones
+        self._from_mirror = False  # whether tasks in the mirror are to be added to the index
+        self._kinds: set[str] = set()  # of the findings
+        self._wrong_url = False  # whether `store.url` must be made again
+        self._no_store = False  # whether what was in the store's place has been moved
 
     def run(self) -> Repaired:
         directory = self._directory
@@ -152,81 +136,29 @@ class _Repair:
             self._kinds = {finding.kind for finding in check_session(directory.path, **self._options)}
             if not self._kinds:
                 return Repaired([], [], self._dry_run)
-            self._move_what_is_no_file()
+            self._move_irregular_files()
             url, identity = self._location()
             tables = make_tables(url, read_only=self._dry_run, **self._options)
             try:
-                identity = self._mend_store(tables, identity)
+                identity = self._repair_store(tables, identity)
             finally:
                 tables.close()
-            self._mend_files(identity)
+            self._repair_files(identity)
         except OSError as error:
-            raise WriteError(f"{error.filename or directory.path} can't be mended: {error.strerror}") from error
+            raise WriteError(f"{error.filename or directory.path} can't be repaired: {error.strerror}") from error
         if self._more:
             self._done.append(f"and {self._more:,} more")
-        return Repaired(self._done, self._aside, self._dry_run)
+        return Repaired(self._done, self._damaged.names, self._dry_run)
 
-    def _tell(self, told: str) -> None:
-        if len(self._done) < _MOST_LINES:
-            self._done.append(told)
+    def _report(self, what: str) -> None:
+        if len(self._done) < _MOST_REPORT_LINES:
+            self._done.append(what)
         else:
             self._more += 1
 
-    # -- putting aside
-
-    def _free_name(self, name: str) -> str:
-        """Return a path in `damaged/` that isn't taken."""
-        os.makedirs(self._place, exist_ok=True)
-        if os.path.islink(self._place):
-            raise DamagedSession(f"{self._place} is a link, which leads elsewhere; delete it")
-        path, n = os.path.join(self._place, name), 1
-        while os.path.lexists(path):
-            path, n = os.path.join(self._place, f"{name}.{n}"), n + 1
-        return path
-
-    def _put_aside(self, name: str, data: bytes) -> None:
-        """Write bytes into a file in `damaged/`, unless they are there from a repair that was interrupted."""
-        self._aside.append(name)
-        if self._dry_run:
-            return
-        path = os.path.join(self._place, name)
-        with contextlib.suppress(OSError), opened_regular(path) as file:
-            if file.read() == data:
-                return
-        write_durably(self._free_name(name), data)
-        sync_directory(self._directory.path)
-
-    def _move_aside(self, path: str, why: str) -> None:
-        name = os.path.basename(path)
-        self._tell(f"{name}: {why}; put aside")
-        self._aside.append(name)
-        if not self._dry_run:
-            os.rename(path, self._free_name(name))
-            sync_directory(self._place)
-            sync_directory(self._directory.path)
-
-    def _keep(self, path: str) -> None:
-        """Give a file that is about to be replaced a second name in `damaged/`."""
-        name = os.path.basename(path)
-        self._aside.append(name)
-        place = self._free_name(name)
-        if not any(
-            os.path.samestat(entry.stat(follow_symlinks=False), os.lstat(path))
-            for entry in os.scandir(self._place)
-        ):
-            try:
-                os.link(path, place, follow_symlinks=False)
-            except OSError:  # another filesystem, or one without links
-                self._copy(path, place)
-        sync_directory(self._place)
-        sync_directory(self._directory.path)
-
-    def _copy(self, path: str, place: str) -> None:
-        temporary = self._free_name(f"{os.path.basename(place)}.{os.getpid()}.tmp")
-        with opened_regular(path) as source, open(temporary, "xb") as target:  # never through a link
-            shutil.copyfileobj(source, target)
-            os.fsync(target.fileno())
-        os.rename(temporary, place)
+    def _quarantine(self, path: str, why: str) -> None:
+        self._report(f"{os.path.basename(path)}: {why}; moved to {DAMAGED}/")
+        self._damaged.move(path)
 
     # -- the files
 
@@ -237,24 +169,24 @@ class _Repair:
         for name in (*directory.TIMESTAMP_FILES.values(), directory.INDEX_FILENAME, directory.STORE_URL_FILENAME):
             delete_leftovers(os.path.join(directory.path, name), files=True)
 
-    def _move_what_is_no_file(self) -> None:
+    def _move_irregular_files(self) -> None:
         directory = self._directory
         for name in (*directory.TIMESTAMP_FILES.values(), directory.INDEX_FILENAME, directory.STORE_URL_FILENAME):
             path = os.path.join(directory.path, name)
             with contextlib.suppress(FileNotFoundError):
                 if not stat.S_ISREG(os.lstat(path).st_mode):
-                    self._move_aside(path, "it is not a regular file")
+                    self._quarantine(path, "it is not a regular file")
         if os.path.lexists(directory.jobs) and not os.path.isdir(directory.jobs):
-            self._move_aside(directory.jobs, "it is not the directory of a store")
+            self._quarantine(directory.jobs, "it is not the directory of a store")
             self._no_store = True
 
     def _location(self) -> tuple[StoreURL, bytes | None]:
         """Return the URL of the store, and the session's identity if that is known.
 
-        Where there is no store at the URL, but one in the directory, that is the session's.
+        If there is no store at the URL, but one in the directory, the latter is the session's.
         """
         directory = self._directory
-        if self._no_store and self._dry_run:  # it is not moved
+        if self._no_store and self._dry_run:  # what is in the store's place has not been moved
             return StoreURL.of_path(f"{directory.jobs}.none"), None
         own = directory.own_store_url()
         inside = os.path.lexists(directory.jobs)
@@ -264,7 +196,7 @@ class _Repair:
             self._read_mirror()
             if len(self._listed) and not inside and not self._no_store:
                 raise DamagedSession(
-                    f"{error}: nothing else tells where the store of the {len(self._listed):,} tasks in"
+                    f"{error}: nothing else says where the store of the {len(self._listed):,} tasks in"
                     f" {directory.INDEX_FILENAME} is"
                 ) from error
             return own, None
@@ -282,15 +214,15 @@ class _Repair:
         if not there and inside:
             self._wrong_url = True
             return own, identity
-        if not known:  # whoever made the directory wrote what he liked into `store.url`
+        if not known:  # whoever made the directory could write anything into `store.url`
             raise DamagedSession(
-                f"{directory.url_file} leads to {url}, which is missing, unreadable or doesn't know this session,"
-                f" and what is outside its directory stays as it is. If it is its store, move it to {directory.DEFAULT_JOBS_DIR} in"
-                f" {directory.path}, and repair the session again"
+                f"{directory.url_file} leads to {url}, which is missing, unreadable or doesn't know this session."
+                " A repair changes nothing outside the session's directory: if that is its store, move it to"
+                f" {directory.jobs}, and repair the session again"
             )
         return url, identity
 
-    def _mend_files(self, identity: bytes) -> None:
+    def _repair_files(self, identity: bytes) -> None:
         directory = self._directory
         try:
             directory.store_url()
@@ -298,69 +230,61 @@ class _Repair:
             self._wrong_url = not self._no_store or not self._dry_run
         if self._wrong_url:
             if os.path.lexists(directory.url_file):
-                self._tell(f"{directory.STORE_URL_FILENAME}: it doesn't lead to this session's store; put aside")
-                if self._dry_run:
-                    self._aside.append(directory.STORE_URL_FILENAME)
-                else:  # it is never missing meanwhile: it may be the only one that knows the identity
-                    self._keep(directory.url_file)
-            self._tell(f"{directory.STORE_URL_FILENAME}: made again, for {directory.DEFAULT_JOBS_DIR}")
+                self._report(
+                    f"{directory.STORE_URL_FILENAME}: it doesn't lead to this session's store; moved to {DAMAGED}/"
+                )
+                # A link, so that the file is never missing: nothing else may know the identity.
+                self._damaged.link(directory.url_file)
+            self._report(f"{directory.STORE_URL_FILENAME}: made again, for {directory.DEFAULT_JOBS_DIR}")
             if not self._dry_run:
                 line = directory.line(StoreURL.of_path(directory.jobs), identity)
                 write_durably(directory.url_file, line.encode())
         start = directory.TIMESTAMP_FILES["start"]
         if not os.path.lexists(os.path.join(directory.path, start)):
-            self._tell(f"{start}: made again; when the session was started is not known")
+            self._report(f"{start}: made again, but when the session was started is not known")
             if not self._dry_run:
                 write_durably(os.path.join(directory.path, start), b"")
         if "mirror" in self._kinds or not os.path.lexists(directory.mirror):
-            self._tell(f"{directory.INDEX_FILENAME}: written anew from the index")
+            self._report(f"{directory.INDEX_FILENAME}: rewritten from the index")
         if not self._dry_run:
-            self._mend_mirror()
+            self._repair_mirror()
 
-    def _mend_mirror(self) -> None:
-        """Have the mirror compared with the index, and written anew, as an opening does."""
-        directory = self._directory
-        url, identity = directory.store_url()
-        store = make_store(url, **self._options)
-        mirror = Mirror(
-            directory.mirror, directory.url_file, store.schemas, shared=store.tables.concurrent_writers
-        )
-        index = Index(store, identity)
-        index.listener = mirror
-        store.indexes.append(index)
-        try:
-            with warnings.catch_warnings(), store.lock:
-                warnings.simplefilter("ignore", MirrorWarning)
-                if store.tables.exists():
-                    store.write(lambda ledger, writer: ledger.mend(identity))
-        finally:
-            store.indexes.remove(index)
-            mirror.close()
-            store.close()
+    def _repair_mirror(self) -> None:
+        """Compare the mirror with the index, and rewrite it if it differs, as an opening does."""
+        url, identity = self._directory.store_url()
+        with (
+            warnings.catch_warnings(),
+            make_store(url, **self._options) as store,
+            mirrored_index(store, self._directory, identity),
+            store.lock,
+        ):
+            warnings.simplefilter("ignore", MirrorWarning)
+            if store.tables.exists():
+                store.write(lambda ledger, writer: ledger.mend(identity))
 
     # -- the store
 
-    def _mend_store(self, tables: Tables, identity: bytes | None) -> bytes:
-        """Mend the store; return the session's identity."""
+    def _repair_store(self, tables: Tables, identity: bytes | None) -> bytes:
+        """Repair the store; return the session's identity."""
         self._read_mirror()
         if len(self._listed) and not self._directory.holds(tables.url) and not tables.exists():
-            # What is elsewhere may come back: a database that is being restored, a disk that isn't mounted.
+            # A store elsewhere may come back: a database that is being restored, a disk that isn't mounted.
             raise DamagedSession(
                 f"{self._directory.mirror} lists {len(self._listed):,} tasks, but the store {tables.url} is missing:"
-                f" restore it, or correct {self._directory.url_file}; nothing was mended"
+                f" restore it, or correct {self._directory.url_file}; nothing was repaired"
             )
         if not tables.exists() or self._move_unusable(tables):
-            self._forget_mirror()
+            self._empty_mirror()
             return identity or secrets.token_bytes(16)
         if self._is_damaged(tables):
             return self._rebuild(tables, identity)
-        return self._mend_tables(tables, identity)
+        return self._repair_tables(tables, identity)
 
     def _read_mirror(self) -> None:
         """Note which Ns the mirror lists, and which of them stand after greater ones."""
         greatest = 0
         with contextlib.suppress(OSError), opened_regular(self._directory.mirror) as file:
-            while line := file.readline(4096):
+            while line := file.readline(_LONGEST_LINE):
                 parsed = parse_id(line.strip().decode("utf-8", "replace"))
                 if parsed is None or parsed[1] in self._listed:
                     continue
@@ -369,23 +293,23 @@ class _Repair:
                     self._late.append(parsed[1])
                 greatest = max(greatest, parsed[1])
 
-    def _forget_mirror(self) -> None:
-        """Put a mirror aside whose store is gone."""
+    def _empty_mirror(self) -> None:
+        """Make the mirror that of a session without a store, and keep the old one."""
         if len(self._listed):
-            self._move_aside(self._directory.mirror, f"its {len(self._listed):,} tasks have no store any more")
+            self._quarantine(self._directory.mirror, f"its {len(self._listed):,} tasks have no store any more")
         elif os.path.lexists(self._directory.mirror):
-            self._tell(f"{self._directory.INDEX_FILENAME}: emptied, as there are no tasks")
+            self._report(f"{self._directory.INDEX_FILENAME}: emptied, as there are no tasks")
         if not self._dry_run:
             write_durably(self._directory.mirror, b"")
 
     def _move_unusable(self, tables: Tables) -> bool:
-        """Move aside what is in the place of the store's files, and can't be one; return whether it was the store."""
+        """Move what can't be a file of the store out of its place; return whether the whole store was moved."""
         path = getattr(tables, "path", None)
         if path is None:
             return False
         lock = os.path.join(path, "lock.mdb")
-        if not is_lock(lock):
-            self._move_of_store(tables, lock, "it is not a lock of LMDB's; the next opening makes one")
+        if not can_be_lock(lock):
+            self._move_of_store(tables, lock, "it is not a lock file of LMDB, which the next opening makes")
         try:
             status = os.lstat(os.path.join(path, "data.mdb"))
         except FileNotFoundError:
@@ -393,66 +317,70 @@ class _Repair:
         else:
             if stat.S_ISREG(status.st_mode) and status.st_size:
                 return False
-            why = "its data.mdb is empty" if stat.S_ISREG(status.st_mode) else "its data.mdb is no regular file"
+            why = "its data.mdb is empty" if stat.S_ISREG(status.st_mode) else "its data.mdb is not a regular file"
         self._move_of_store(tables, path, why)
         return True
 
     def _move_of_store(self, tables: Tables, path: str, why: str) -> None:
-        """Move aside *path*, of a store that is the session's own.  Raise StoreInUse if somebody has it open."""
+        """Move *path* out of a store in the session's directory.  Raise StoreInUse if a program has that open."""
         if not self._directory.holds(tables.url):
             raise DamagedSession(
-                f"{path}: {why}. {self._directory.url_file} leads there, and what is outside the session's directory"
-                f" stays as it is: correct that file, or restore the store from a backup"
+                f"{path}: {why}. {self._directory.url_file} leads there, but a repair changes nothing outside the"
+                " session's directory: correct that file, or restore the store from a backup"
             )
-        with contextlib.nullcontext() if self._dry_run else tables.alone():
-            self._move_aside(path, why)
+        with contextlib.nullcontext() if self._dry_run else tables.exclusive():
+            self._quarantine(path, why)
 
     def _is_damaged(self, tables: Tables) -> bool:
-        faults: list[str] = []
+        damaged = False
+
+        def problem(fault: str) -> None:
+            nonlocal damaged
+            damaged = True
+
         try:
-            with tables.contents(lambda told: faults.append(told) if len(faults) < _SHOWN else None):
-                pass
-        except (CorruptStore, UnknownFormat) as error:
-            faults.append(str(error))
-        return bool(faults)
+            with tables.contents(problem):
+                return damaged
+        except (CorruptStore, UnknownFormat):
+            return True
 
     def _rebuild(self, tables: Tables, identity: bytes | None) -> bytes:
-        """Have the store made anew; return the session's identity."""
-        told = identity
+        """Make a new store from what can be read of the old one; return the session's identity."""
+        rebuilt = identity
 
-        def finish(new: Tables, found: Salvaged) -> None:
-            nonlocal told
-            self._from_mirror = not found.members
-            self._tell(found.message)
-            told = self._mend_tables(new, identity)
+        def finish(new: Tables, salvaged: Salvaged) -> None:
+            nonlocal rebuilt
+            self._from_mirror = not salvaged.members
+            self._report(salvaged.message)
+            rebuilt = self._repair_tables(new, identity)
 
-        found = tables.rebuild(self._keep, self._listed, finish, dry_run=self._dry_run)
-        if found is None:
+        salvaged = tables.rebuild(self._damaged.link, self._listed, finish, dry_run=self._dry_run)
+        if salvaged is None:
             raise CorruptStore(
-                f"{tables.url} is damaged, and can't be made anew from here: restore it from a backup"
+                f"{tables.url} is damaged, and can't be repaired from here: restore it from a backup"
             )
         if self._dry_run:
-            self._tell(found.message)
-            if found.replaced:
-                self._aside.append(found.replaced)
-        return told or secrets.token_bytes(16)
+            self._report(salvaged.message)
+            if salvaged.replaced:
+                self._damaged.names.append(salvaged.replaced)
+        return rebuilt or secrets.token_bytes(16)
 
-    def _identity(self, tables: Tables, told: bytes | None) -> bytes:
-        """Return the identity of the session whose mirror is here; *told* is that of `store.url`.
+    def _identity(self, tables: Tables, known: bytes | None) -> bytes:
+        """Return the identity of the session whose mirror is here; *known* is that of `store.url`.
 
-        A mirror with tasks and an identity that the store doesn't know don't belong together.
+        If the store doesn't know that one, though the mirror has tasks, another session of the store is meant.
         """
         rows = []
-        with tables.contents(lambda told: None) as contents:
+        with tables.contents(_ignored) as contents:
             for key, data in contents.walk(SESSIONS):
                 with contextlib.suppress(Fault):
-                    rows.append(row_found(key, data))
-        if told is not None and (
+                    rows.append(parse_row(key, data))
+        if known is not None and (
             not len(self._listed)
-            or any(row.identity == told for row in rows)
+            or any(row.identity == known for row in rows)
             or not self._directory.holds(tables.url)
         ):
-            return told
+            return known
         if len(rows) > 1:
             status = os.lstat(self._directory.mirror) if os.path.lexists(self._directory.mirror) else None
             rows = [
@@ -463,31 +391,31 @@ class _Repair:
                 and row.mark
                 and row.mark[0] == status.st_mtime_ns
             ]
-            if len(rows) != 1 and told is None:
+            if len(rows) != 1 and known is None:
                 raise DamagedSession(
-                    f"{self._directory.url_file} is lost, and which of the sessions in {tables.url} this is can't be"
-                    " told: restore that file from a backup"
+                    f"{self._directory.url_file} is lost, and nothing else says which of the sessions in {tables.url}"
+                    " this is: restore that file from a backup"
                 )
         if len(rows) != 1:
-            return told or secrets.token_bytes(16)
+            return known or secrets.token_bytes(16)
         self._wrong_url = True
         return rows[0].identity
 
-    def _mend_tables(self, tables: Tables, identity: bytes | None) -> bytes:
-        """Set the tables right; return the session's identity."""
+    def _repair_tables(self, tables: Tables, identity: bytes | None) -> bytes:
+        """Repair the tables; return the session's identity."""
         identity = self._identity(tables, identity)
-        done, aside = len(self._done), len(self._aside)
+        done, names = len(self._done), len(self._damaged.names)
 
         def run(writer: Writer | None) -> None:
-            # A unit may run twice, if it found no room.
-            del self._done[done:], self._aside[aside:]
-            with tables.contents(lambda told: None, alone=writer) as contents:
+            # If the data file has to grow, this runs a second time.
+            del self._done[done:], self._damaged.names[names:]
+            with tables.contents(_ignored, writer=writer) as contents:
                 _check_format(contents, tables.url)
-                Mending(contents, writer, known, self._tell, self._put_aside).run()
+                TablesRepair(contents, writer, known, self._report, self._damaged.save).run()
 
         with self._mirror_lines() as line:
             known = Known(
-                identity, line, self._listed_numbers, self._late if self._from_mirror else [], tables.copies
+                identity, line, self._listed_numbers, self._late if self._from_mirror else [], tables.schema_copies
             )
             if self._dry_run:
                 run(None)
@@ -497,7 +425,7 @@ class _Repair:
 
     def _listed_numbers(self) -> Iterator[int]:
         if self._from_mirror:
-            for numbers in self._listed.chunks(1024):
+            for numbers in self._listed.chunks(_NUMBERS_AT_ONCE):
                 yield from numbers
 
     @contextlib.contextmanager

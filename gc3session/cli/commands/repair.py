@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from ... import repair_session
-from ...upkeep.repair import DAMAGED
+from ...upkeep.quarantine import DAMAGED
 from ..console import complain, quantity, say
 
 _HELP = """Repair SESSION without loss; what can't be read is moved out of it, and its bytes are kept.
@@ -35,9 +35,9 @@ def repair(session: str, dry_run: bool) -> int:
     repaired = repair_session(session, dry_run=dry_run)
     for line in repaired.done:
         say(line)
-    if repaired.aside:
+    if repaired.quarantined:
         verb = "would be moved" if dry_run else "moved"
-        complain(f"{session}: {quantity(len(repaired.aside), 'damaged item')} {verb} to {session}/{DAMAGED}")
+        complain(f"{session}: {quantity(len(repaired.quarantined), 'damaged item')} {verb} to {session}/{DAMAGED}")
         return 1
     if not repaired.done:
         say(f"{session} is all right: nothing to repair")

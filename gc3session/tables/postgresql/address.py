@@ -1,4 +1,4 @@
-"""Where a PostgreSQL store is: what its URL says, and what of it may be shown."""
+"""The address of a PostgreSQL store: what its URL says, and which parts of it may be shown."""
 
 from __future__ import annotations
 
@@ -26,20 +26,22 @@ _OPTIONS: Final = frozenset(
     gssencmode krbsrvname target_session_attrs load_balance_hosts
     """.split()
 )
-"""Options of libpq that a URL may set, for it may come with a directory that somebody else has made.
+"""Options of libpq that a URL may set.  The URL may come with a directory that somebody else has made.
 
-With others libpq would write to any file (sslkeylogfile), or send what is meant for one host to another (hostaddr,
-servicefile, gssdelegation).
+With others libpq would write to any file (sslkeylogfile), or send what is meant for one host to
+another (hostaddr, servicefile, gssdelegation).
 """
 _DEFAULTS: Final = {
     "application_name": "gc3session",
     "connect_timeout": "10",
-    # A peer that is gone without a word is noticed in about a minute.
+    # So it takes about a minute to notice that the server is gone without having closed the connection.
     "keepalives_idle": "30",
     "keepalives_interval": "10",
     "keepalives_count": "3",
 }
-_READ_ALIKE: Final = re.compile(r"[^:/?#]+://([^@/?#]*@)?[^@/?#]*(/[^@?#]*)?(\?[^@#]*)?")  # by libpq and by us
+_READ_ALIKE: Final = re.compile(
+    r"[^:/?#]+://([^@/?#]*@)?[^@/?#]*(/[^@?#]*)?(\?[^@#]*)?"
+)  # libpq and urlsplit split such a URL in the same places
 _FORM: Final = (
     "the URL of a store on PostgreSQL is postgresql://user@host:port/database?schema=NAME; in each of these '@' is"
     " written %40, '/' %2F, '?' %3F, '#' %23, a blank %20"
@@ -50,9 +52,9 @@ class Address(NamedTuple):
     """Where a store is.
 
     Attributes:
-        url: without passwords; what may be written down and shown.
-        schema: of the database, in which the tables are.
-        options: for libpq, with passwords if the URL had some.
+        url: without passwords, so it may be stored and shown.
+        schema: of the database, the one with the tables.
+        options: for libpq, including the passwords that were in the URL.
     """
 
     url: str
@@ -66,16 +68,16 @@ class Address(NamedTuple):
 def address_of(url: str) -> Address:
     """Return what a URL says: `postgresql://user@host:port/database?schema=jobs&sslmode=...`.
 
-    All but `schema` is libpq's own; what is left out comes from where libpq takes it: PGHOST and
-    the like, the password file, the service file.  Raise InvalidArgument if libpq can't read it,
-    or reads it in another way, and for options that are not to be set by a URL.
+    All but `schema` is for libpq, which gets what is missing from PGHOST and the like, the password
+    file, and the service file.  Raise InvalidArgument if libpq can't read the URL or would read it
+    in another way, and for options that a URL must not set.
     """
     if not _READ_ALIKE.fullmatch(url) or any(char <= " " or char == "\x7f" for char in url):
         raise InvalidArgument(_FORM)
     try:
         parts = urlsplit(url)
-        query = parse_qsl(parts.query.replace("+", "%2B"), keep_blank_values=True)  # libpq takes a + as it is
-    except ValueError:  # whose text has the password
+        query = parse_qsl(parts.query.replace("+", "%2B"), keep_blank_values=True)  # for libpq a + isn't a blank
+    except ValueError:  # its text contains the password
         raise InvalidArgument(_FORM) from None
     user, at, host = parts.netloc.rpartition("@")
     name, colon, password = user.partition(":")
@@ -99,7 +101,7 @@ def address_of(url: str) -> Address:
 
 
 def _check(options: dict[str, Any], parts: SplitResult) -> None:
-    """Raise InvalidArgument for options with which somebody else's URL could do harm."""
+    """Raise InvalidArgument for options by which somebody else's URL could do harm."""
     for key in options.keys() - _OPTIONS:
         raise InvalidArgument(f"{_shown(parts)}: the option {key} can't be set in the URL of a store")
     if "service" in options and not options.keys().isdisjoint(("host", "port")):
@@ -111,7 +113,7 @@ def _check(options: dict[str, Any], parts: SplitResult) -> None:
     for key in _FILES:
         try:
             regular = stat.S_ISREG(os.stat(options.get(key, "")).st_mode)
-        except (OSError, ValueError):  # it isn't there: libpq tells
+        except (OSError, ValueError):  # there is none, as libpq will say
             continue
         if not regular:
             raise InvalidArgument(f"{_shown(parts)}: {key} must be a regular file")

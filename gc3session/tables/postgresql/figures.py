@@ -1,6 +1,6 @@
-"""What a store on PostgreSQL tells of itself: the server, its place there, its size, how safe its commits are.
+"""What a store on PostgreSQL reports about itself: server, place, size, connections, durability.
 
-All of it takes constant time: it is what the server has counted.
+All of it takes constant time: the server has these numbers at hand.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from .address import Address
 from .statements import Statements
 
 Ask = Callable[[bytes], list[tuple[Any, ...]]]
-"""Returns what a statement reads."""
+"""Returns the rows that a statement reads."""
 
 _SERVER: Final = (
     b"SELECT current_setting('server_version'), current_database()::text, current_user::text,"
@@ -50,7 +50,7 @@ def _size(ask: Ask, statements: Statements) -> Figure:
         sizes = {table: int(size) for table, size in ask(statements("sizes"))}
     except StoreUnreachable:
         raise
-    except OpenError:  # the server is a relative of PostgreSQL that doesn't count this
+    except OpenError:  # a relative of PostgreSQL that doesn't know this
         return Figure("tables", "unknown size: this server doesn't tell", {"bytes": None, "tables": []})
     total = sum(sizes.values())
     largest = sorted(sizes.items(), key=lambda item: -item[1])[:3]
@@ -71,7 +71,7 @@ def _connections(count: int, most: str | None) -> Figure:
 
 def _durability(synchronous: str | None, fsync: str | None) -> Figure:
     if synchronous == "off":
-        synchronous = "on"  # in each transaction that writes
+        synchronous = "on"  # each transaction that writes sets it
     values = {"synchronous_commit": synchronous, "fsync": fsync}
     if fsync == "off":
         return Figure("durability", "none: the server was set not to flush anything to disk (fsync = off)", values)

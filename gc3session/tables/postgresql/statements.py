@@ -1,11 +1,11 @@
 """The statements for the tables on PostgreSQL.
 
-Each table of tables.py is one of the schema, of two bytea columns, which PostgreSQL sorts by
-bytes as everything here has to be.  Beside them stand::
+Each table of tables/interface.py is a table of the schema with two columns of type bytea, which
+PostgreSQL sorts by bytes, as it has to be.  The schema has three more tables::
 
     counts    tab text, key bytea -> n bigint   how many values a key of a set table has
-    commits   token bytea -> through boolean    whether the transaction of a token went through
-    layout    version integer                   of all this; another one is refused
+    commits   token bytea -> through boolean    whether the transaction with that token was committed
+    layout    version integer                   of all this; tables of another version are refused
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from psycopg import sql
 from ..interface import PLAIN_TABLES, SET_TABLES
 
 LAYOUT: Final = 1
-"""The version of how the tables lie in a schema."""
+"""The version of this layout."""
 
 _PLAIN = {
     "get": "SELECT value FROM {t} WHERE key = %b",
@@ -81,7 +81,7 @@ _SET = {
 _OTHERS = {
     "commit": "INSERT INTO {commits} (token, through) VALUES (%b, true)",
     "prevent": "INSERT INTO {commits} (token, through) VALUES (%b, false)",
-    # In the order in which most transactions change them: so they rarely wait for each other in a circle.
+    # In the order in which most transactions change the tables, so that deadlocks are rare.
     "keep_out": (
         "LOCK TABLE {late}, {late_members}, {members}, {states}, {records}, {sessions}, {meta}, {schemas}"
         " IN SHARE ROW EXCLUSIVE MODE"
@@ -95,14 +95,14 @@ _OTHERS = {
     ),
     "made": f"INSERT INTO {{layout}} (version) VALUES ({LAYOUT})",
     "layout": "SELECT version FROM {layout}",
-    # Not the information_schema: it doesn't show what the user has no right to, and a store would seem not to be there.
+    # Not from information_schema, which hides what the user may not use: the store would seem not to exist.
     "schema_is_there": "SELECT 1 FROM pg_catalog.pg_namespace WHERE nspname = {schema_name}",
     "is_there": (
         "SELECT 1 FROM pg_catalog.pg_class AS c JOIN pg_catalog.pg_namespace AS s ON s.oid = c.relnamespace"
         " WHERE s.nspname = {schema_name} AND c.relname = 'layout'"
     ),
 }
-_MAKE = (
+_CREATE_TABLES = (
     *(
         f"CREATE TABLE IF NOT EXISTS {{{name}}} (key bytea PRIMARY KEY, value bytea NOT NULL)"
         for name in PLAIN_TABLES
@@ -123,7 +123,13 @@ _MAKE = (
 class Statements:
     """The statements for the tables of one schema, with all names quoted.
 
-    All but those of COPY are to be executed with parameters, be it none: a % in a name is doubled.
+    A % in a name is doubled, so all statements but COPY have to be executed with parameters, even
+    if there are none: with `()`.
+
+    Attributes:
+        layout_name: the quoted name of the table `layout`, for messages.
+        create_schema: the statement that creates the schema.
+        create_tables: those that create the tables, unless they are there.
     """
 
     def __init__(self, schema: str) -> None:
@@ -144,9 +150,9 @@ class Statements:
                 self._of[table, "copy"] = self._of[table, "copy"].replace(b"%%", b"%")
         for what, text in _OTHERS.items():
             self._of["", what] = bytes_of(text)
-        self.place = sql.Identifier(schema, "layout").as_string(None)
-        self.make_schema = bytes_of("CREATE SCHEMA IF NOT EXISTS {schema}")
-        self.make = [bytes_of(text) for text in _MAKE]
+        self.layout_name = sql.Identifier(schema, "layout").as_string(None)
+        self.create_schema = bytes_of("CREATE SCHEMA IF NOT EXISTS {schema}")
+        self.create_tables = [bytes_of(text) for text in _CREATE_TABLES]
 
     def __call__(self, what: str, table: str = "") -> bytes:
         """Return the statement that does *what* with a table."""

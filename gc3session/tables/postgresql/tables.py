@@ -1,10 +1,12 @@
 """Tables of bytes on PostgreSQL, or a database that speaks its protocol.
 
-Write transactions are serializable and run side by side.  One that can't be put in an order with
-the others, or whose connection is lost before the commit, runs again from the start.  Each
-leaves a row with a random *token*.  If the connection is lost while the server commits, a row of
-the same token is inserted on another one: this waits for the transaction to end, and fails if that
-went through; if it succeeds, that one can never commit any more.
+Write transactions are serializable, and several run at once.  One that the server can't put in an
+order with the others, or whose connection is lost before the commit, runs again from the start.
+
+Each transaction inserts a row with a random *token*.  If the connection is lost while the server
+commits, a row with the same token is inserted on another connection.  That insert waits for the
+transaction to end.  It fails if the transaction was committed; if it succeeds, the transaction can
+never be committed any more.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from psycopg import errors as server
 from ...errors import ClosedError, CommitUnknown, Error, ReadOnlyError, UnknownFormat, WriteError
 from ...system.number_set import Numbers
 from ...system.signals import signal_safe
-from ..interface import Contents, Figure, NoTables, Reader, Salvaged, Tables, Writer, no_progress
+from ..interface import Contents, Figure, NoTables, OnProgress, Reader, Salvaged, Tables, Writer, no_progress
 from .address import address_of
 from .connections import Connections, Patience
 from .errors import AGAIN, OUT_OF_MEMORY, Connection, is_lost, speaks_of_loss, translated
@@ -29,13 +31,15 @@ from .transaction import PostgresqlReader, PostgresqlWriter
 
 T = TypeVar("T")
 
-DEFAULT_PATIENCE: Final = 60.0
+DEFAULT_PATIENCE: Final = 60.0  # seconds
 
-_BEGIN_READING: Final = b"BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"  # one state, and it never fails
+_BEGIN_READING: Final = (
+    b"BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"  # sees one state, and never has to run again
+)
 _BEGIN_WRITING: Final = b"BEGIN ISOLATION LEVEL SERIALIZABLE"  # not READ WRITE: the site may forbid that
-_DURABLY: Final = b"; SET LOCAL synchronous_commit = on"  # of a pooler's connection nothing else may be changed
-_UNKNOWN: Final = "40003"  # the server itself can't say whether it has committed
-_MADE_BY_ANOTHER: Final = (
+_DURABLY: Final = b"; SET LOCAL synchronous_commit = on"  # LOCAL: a pooler lends the connection to others
+_UNKNOWN: Final = "40003"  # SQLSTATE: the server itself doesn't know whether it has committed
+_CREATED_BY_ANOTHER: Final = (
     server.UniqueViolation,
     server.DuplicateTable,
     server.DuplicateSchema,
@@ -43,7 +47,7 @@ _MADE_BY_ANOTHER: Final = (
 )
 
 
-def _ignored(result: object) -> None:
+def _ignore(result: object) -> None:
     pass
 
 
@@ -58,25 +62,25 @@ class _Reading:
         owner = self._owner
         if not owner.exists():
             return NoTables()
-        self._connection = owner._begun(_BEGIN_READING)
-        return PostgresqlReader(self._connection, owner._statements, self._renewed)
+        self._connection = owner._begin(_BEGIN_READING)
+        return PostgresqlReader(self._connection, owner._statements, self._renew)
 
-    def _renewed(self) -> Connection:
-        """Return a new transaction's connection in place of one that is lost; to be called before anything is read."""
+    def _renew(self) -> Connection:
+        """Begin again on a new connection, as the present one was lost before anything was read."""
         assert self._connection is not None
         self._owner._connections.drop(self._connection)
         self._connection = None
-        self._connection = self._owner._begun(_BEGIN_READING)
+        self._connection = self._owner._begin(_BEGIN_READING)
         return self._connection
 
     def end(self, error: BaseException | None) -> None:
-        """End it, and raise our exception for one of psycopg's."""
+        """End the transaction, and raise our exception if *error* is one of psycopg's."""
         connection, owner = self._connection, self._owner
         if connection is None or not owner._connections.has(connection):
             return
         try:
             connection.execute(b"COMMIT" if error is None else b"ROLLBACK")
-        except psycopg.Error as failure:  # nothing was written, and all has been read
+        except psycopg.Error as failure:  # a lost connection does no harm: everything has been read
             if error is None and not is_lost(connection):
                 raise translated(failure, connection, owner.url, reading=True) from failure
         else:
@@ -86,7 +90,7 @@ class _Reading:
             raise translated(error, connection, owner.url, reading=True) from error
 
     def drop(self) -> None:
-        """End it with its connection, unless it has ended well."""
+        """Close its connection, unless `end` has given that back."""
         if self._connection is not None:
             self._owner._connections.drop(self._connection)
 
@@ -97,8 +101,8 @@ class PostgresqlTables(Tables):
     Args:
         url: `postgresql://user@host:port/database?schema=jobs`, and options of libpq.
         read_only: never write.
-        patience: seconds to go on trying where the server was there and is gone, or where
-            transactions can't be put in an order.
+        patience: seconds to go on trying if a server that was reached before is gone, or if
+            other transactions come in between.
     """
 
     concurrent_writers = True
@@ -111,18 +115,18 @@ class PostgresqlTables(Tables):
         self._address = address
         self._statements = Statements(address.schema)
         self._connections = Connections(address, patience)
-        self._there = False
+        self._exist = False
         self._closed = False
-        self._tokens: list[bytes] = []  # of commits that are known to have gone through
+        self._tokens: list[bytes] = []  # of transactions that are known to have been committed
 
-    # -- whether they are there
+    # -- creating
 
     def exists(self) -> bool:
-        if not self._there:
+        if not self._exist:
             if self._closed:
                 raise ClosedError(f"the store {self.url} is closed")
-            self._there = self._look()
-        return self._there
+            self._exist = self._look()
+        return self._exist
 
     def _look(self) -> bool:
         rows = self._ask(self._statements("is_there"))
@@ -138,28 +142,30 @@ class PostgresqlTables(Tables):
             )
         return True
 
-    def _make(self) -> None:
-        """Make the tables, unless another process is faster."""
+    def _create(self) -> None:
+        """Create the tables, unless another process is faster."""
         patience = Patience(self.patience)
         while not self.exists():
             with self._connections.one() as connection:
                 try:
-                    # Its own right is needed to make a schema, and none where the owner has made it.
+                    # To create a schema takes a right of its own, which isn't needed if the owner has created it.
                     if not connection.execute(self._statements("schema_is_there"), ()).fetchall():
-                        connection.execute(self._statements.make_schema, ())
-                    for statement in (b"BEGIN", *self._statements.make, b"COMMIT"):
+                        connection.execute(self._statements.create_schema, ())
+                    for statement in (b"BEGIN", *self._statements.create_tables, b"COMMIT"):
                         connection.execute(statement, ())
                 except psycopg.Error as error:
-                    again = isinstance(error, _MADE_BY_ANOTHER) or error.sqlstate in AGAIN or is_lost(connection)
+                    again = (
+                        isinstance(error, _CREATED_BY_ANOTHER) or error.sqlstate in AGAIN or is_lost(connection)
+                    )
                     if not again or not patience.wait():
                         raise translated(error, connection, self.url) from error
                     continue
-            self._transact(lambda writer: writer.fill(self.on_create), _ignored)
+            self._transact(lambda writer: writer.fill(self.on_create), _ignore)
 
     # -- reading
 
-    def _begun(self, statement: bytes) -> Connection:
-        """Return a connection with a transaction begun: a new one where the server has gone meanwhile."""
+    def _begin(self, statement: bytes) -> Connection:
+        """Return a connection on which *statement* has begun a transaction; a lost one is replaced."""
         if self._closed:
             raise ClosedError(f"the store {self.url} is closed")
         while True:
@@ -179,13 +185,13 @@ class PostgresqlTables(Tables):
                 raise
 
     def _give_back(self, connection: Connection) -> None:
-        """Take back a connection whose transaction is to be rolled back."""
+        """Roll back the transaction on a connection, and give it back to the others."""
         if not self._connections.has(connection):
             return
         try:
             connection.execute(b"ROLLBACK")
         except psycopg.Error:
-            self._connections.drop(connection)  # which ends it, too
+            self._connections.drop(connection)  # which rolls back, too
         except BaseException:
             self._connections.drop(connection)
             raise
@@ -193,7 +199,7 @@ class PostgresqlTables(Tables):
             self._connections.give(connection)
 
     def _ask(self, statement: bytes, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
-        """Return what one statement reads; it runs again on a new connection if that is lost."""
+        """Return the rows that one statement reads; if the connection is lost, it runs again on a new one."""
         while True:
             with self._connections.one() as connection:
                 try:
@@ -221,23 +227,21 @@ class PostgresqlTables(Tables):
     def contents(
         self,
         problem: Callable[[str], None],
-        progress: Callable[[int, int], None] = no_progress,
+        progress: OnProgress = no_progress,
         held: Callable[[], None] = lambda: None,
         *,
-        alone: Writer | None = None,
+        writer: Writer | None = None,
     ) -> Iterator[Contents]:
         """Do what `Tables.contents` does; below the tables there is how many values of each key are counted."""
-        if alone is not None:
-            assert isinstance(alone, PostgresqlWriter)
-            alone.keep_others_out()
+        if writer is not None:
+            assert isinstance(writer, PostgresqlWriter)
+            writer.keep_others_out()
         with self.read() as reader:
             assert isinstance(reader, PostgresqlReader)
-            _ = reader.serial  # the state is the one of the first statement
+            _ = reader.serial  # the first statement fixes the state
             held()
             for table, key, counted, there in reader.miscounted():
-                problem(
-                    f"of the key {key.hex()} of {table} {counted:,} values are counted, but there are {there:,}"
-                )
+                problem(f"{table}, key {key.hex()}: {counted:,} values are counted, but there are {there:,}")
             yield reader
 
     def rebuild(
@@ -248,9 +252,9 @@ class PostgresqlTables(Tables):
         *,
         dry_run: bool,
     ) -> Salvaged:
-        """Count the values of the keys of set tables again."""
+        """Count each key's values again in the set tables."""
 
-        def unit(writer: PostgresqlWriter) -> int:
+        def recount(writer: PostgresqlWriter) -> int:
             writer.keep_others_out()
             wrong = list(writer.miscounted())
             for table, key, _, there in wrong:
@@ -262,9 +266,9 @@ class PostgresqlTables(Tables):
                 assert isinstance(reader, PostgresqlReader)
                 wrong = sum(1 for _ in reader.miscounted())
         else:
-            wrong = self._transact(unit, _ignored)
-        told = f"counts: the values of {wrong:,} keys of members and states are counted again"
-        found = Salvaged(told, members=True, replaced="")
+            wrong = self._transact(recount, _ignore)
+        message = f"counts: the values of {wrong:,} keys of members and states are counted again"
+        found = Salvaged(message, members=True, replaced="")
         if not dry_run:
             finish(self, found)
         return found
@@ -280,72 +284,72 @@ class PostgresqlTables(Tables):
     def write(
         self,
         unit: Callable[[Writer], T],
-        committed: Callable[[T], None] = _ignored,
+        committed: Callable[[T], None] = _ignore,
         aborted: Callable[[], object] = lambda: None,
     ) -> T:
         if self.read_only:
             raise ReadOnlyError(f"the store {self.url} was opened read-only")
-        if not self._there:
-            self._make()
+        if not self._exist:
+            self._create()
         return self._transact(unit, committed)
 
     def _transact(self, unit: Callable[[PostgresqlWriter], T], committed: Callable[[T], None]) -> T:
-        """Do what `write` does."""
+        """Run *unit* in one transaction after another until one is committed; see `write`."""
         patience = Patience(self.patience)
         self.pending_commit = None
         while True:
             former: bytes | None = None
-            asked = False
-            connection = self._begun(_BEGIN_WRITING)
+            commit_sent = False
+            connection = self._begin(_BEGIN_WRITING)
             try:
                 writer = PostgresqlWriter(connection, self._statements)
                 token = secrets.token_bytes(16)
                 former = self._tokens.pop() if self._tokens else None
                 result = unit(writer)
                 writer.send()
-                asked = True
+                commit_sent = True
                 writer.commit(token, former)
-                _told(committed, result)  # what a signal's handler raises from here on must not hide the commit
+                _call_to_the_end(committed, result)  # what a signal raises must not hide the commit
             except BaseException as error:
                 if not self._connections.has(connection):  # this is a child, and it is the parent's transaction
                     raise
-                failure = translated(error, connection, self.url) if isinstance(error, psycopg.Error) else None
+                failure = state = None
+                if isinstance(error, psycopg.Error):
+                    failure, state = translated(error, connection, self.url), error.sqlstate
                 lost = speaks_of_loss(error, connection)
-                definite = isinstance(error, psycopg.Error) and error.sqlstate not in (None, _UNKNOWN) and not lost
                 if former is not None:
                     self._tokens.append(former)
-                if asked and not definite:
+                if commit_sent and (lost or state in (None, _UNKNOWN)):
                     self._connections.drop(connection)
                     if self._went_through(token, error):
                         self._tokens.append(token)
-                        _told(committed, result)
-                        if isinstance(error, psycopg.Error):
+                        _call_to_the_end(committed, result)
+                        if failure is not None:
                             return result
                         raise
                 elif lost:
                     self._connections.drop(connection)
                 else:
                     self._give_back(connection)
-                if not isinstance(error, psycopg.Error) or failure is None:
+                if failure is None:
                     raise
-                again = lost or error.sqlstate in (*AGAIN, _UNKNOWN)
-                if not again:
+                if not lost and state not in (*AGAIN, _UNKNOWN):
                     raise failure from error
                 if not patience.wait():
-                    raise (failure if lost or error.sqlstate == OUT_OF_MEMORY else self._given_up()) from error
+                    raise (failure if lost or state == OUT_OF_MEMORY else self._too_busy()) from error
                 continue
             self._tokens.append(token)
             self._connections.give(connection)
             return result
 
-    def _given_up(self) -> Error:
+    def _too_busy(self) -> Error:
         return WriteError(
             f"{self.url}: other transactions came in between for {self.patience:g} s; nothing was written:"
             " try again, or let fewer programs change the same tasks at once"
         )
 
     def _went_through(self, token: bytes, error: BaseException) -> bool:
-        """Return whether the transaction of a token, whose connection was lost, was committed."""
+        """Return whether the transaction with *token*, whose connection was lost, was committed."""
         try:
             return self._resolve(token)
         except BaseException as failure:
@@ -360,7 +364,7 @@ class PostgresqlTables(Tables):
             raise
 
     def _resolve(self, token: bytes) -> bool:
-        """Return whether the transaction of a token went through; prevent it from now on if it did not."""
+        """Return whether the transaction with *token* was committed; if it was not, prevent that for ever."""
         patience = Patience(self.patience)
         while True:
             with self._connections.one() as connection:
@@ -369,7 +373,9 @@ class PostgresqlTables(Tables):
                         connection.execute(self._statements("prevent"), (token,))
                     except server.UniqueViolation:
                         rows = connection.execute(self._statements("went_through"), (token,)).fetchall()
-                        return bool(rows and rows[0][0])  # the row may be that of an earlier attempt to prevent it
+                        return bool(
+                            rows and rows[0][0]
+                        )  # False if an earlier call inserted the row, to prevent it
                     return False
                 except psycopg.Error as error:
                     again = speaks_of_loss(error, connection) or error.sqlstate in AGAIN
@@ -382,7 +388,7 @@ class PostgresqlTables(Tables):
     # -- ending
 
     def suspend(self) -> None:
-        self._connections.close()
+        self._connections.close_idle()
 
     def figures(self) -> list[Figure]:
         return figures(self._ask, self._address, self._statements) if self.exists() else []
@@ -391,17 +397,17 @@ class PostgresqlTables(Tables):
         if not self._closed:
             self._forget_tokens()
         self._closed = True
-        self._connections.end()
+        self._connections.close()
 
     def _forget_tokens(self) -> None:
-        """Delete the tokens of this program's commits, and what programs that were killed have left."""
+        """Delete the tokens of this program's transactions, and old ones of programs that were killed."""
         connection = self._connections.take_idle() if self._tokens else None
         if connection is None:
             return
         try:
             connection.execute(self._statements("forget_old"), (self._tokens,), binary=True)
             self._tokens = []
-        except psycopg.Error:  # they do no harm, and another program deletes them when they are old
+        except psycopg.Error:  # they do no harm: another program deletes them when they are old
             self._connections.drop(connection)
         else:
             self._connections.give(connection)
@@ -410,9 +416,9 @@ class PostgresqlTables(Tables):
         self.close()
 
 
-def _told(committed: Callable[[T], None], result: T) -> None:
+def _call_to_the_end(committed: Callable[[T], None], result: T) -> None:
     try:
         committed(result)
-    except BaseException:  # of a signal's handler
+    except BaseException:  # raised by a signal's handler
         committed(result)
         raise

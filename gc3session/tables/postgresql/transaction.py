@@ -1,7 +1,7 @@
 """The tables on PostgreSQL, as one transaction sees and changes them.
 
-What a transaction writes is sent when it is needed: before it reads the same table, and at the
-commit, many statements at once (a pipeline).  Very many rows go by COPY.
+What a transaction writes is sent only before it reads the same table, and at the commit: many
+statements at once (a pipeline).  Very many rows are sent by COPY.
 """
 
 from __future__ import annotations
@@ -19,15 +19,14 @@ import psycopg
 from ...errors import CorruptStore
 from ...format.frame import RECORD_KEY
 from ..interface import META, SET_TABLES, Item, Reader, Writer
-from .connections import tells_states
 from .errors import Connection, is_lost
 from .statements import LAYOUT, Statements
 
-_COPIED_FROM: Final = 256  # rows from which on a COPY of their own is faster
-_ROWS: Final = 4096  # rows of COPY that are put together at a time, or keys of one statement
+_COPIED_FROM: Final = 256  # rows: if there are as many, COPY is faster than a statement with all of them
+_ROWS: Final = 4096  # rows that are put together for COPY at a time, and keys in one statement
 _COPY_HEAD: Final = b"PGCOPY\n\xff\r\n\0" + bytes(8)
 _COPY_END: Final = b"\xff\xff"
-_serials = count(1 << 64)  # of states that the server has no names for: each counts as another one
+_serials = count(1 << 64)  # for servers that don't identify a state: each transaction counts as another one
 _COLUMNS: Final = Struct(">hi")
 _SIZE: Final = Struct(">i")
 
@@ -38,38 +37,51 @@ def _after_prefix(prefix: bytes) -> bytes | None:
     return kept[:-1] + bytes([kept[-1] + 1]) if kept else None
 
 
+def _identifies_states(connection: Connection) -> bool:
+    """Return whether the server's `pg_current_snapshot()` differs after each commit.
+
+    CockroachDB has no such function.  YugabyteDB has it, but it knows only one node's transactions.
+    """
+    status = connection.pgconn.parameter_status
+    return status(b"crdb_version") is None and b"-YB-" not in (status(b"server_version") or b"")
+
+
 class PostgresqlReader(Reader):
-    """A transaction that has been begun; what it hands out is valid after its end.
+    """A transaction that has begun; what it returns stays valid after its end.
 
     Args:
-        renewed: begins another one on a new connection, where the connection is lost before
-            anything has been read.
+        connection: on which the transaction has begun.
+        statements: for the tables.
+        renew: called if that connection is lost before anything was read; returns another one,
+            on which a new transaction has begun.
     """
 
     def __init__(
-        self, connection: Connection, statements: Statements, renewed: Callable[[], Connection] | None = None
+        self, connection: Connection, statements: Statements, renew: Callable[[], Connection] | None = None
     ) -> None:
         self.connection = connection
         self._statements = statements
-        self._renewed = renewed
+        self._renew = renew
         self._serial: int | None = None
-        self._items: dict[str, dict[bytes, bytes | None]] = {}  # what `expect` has read, by table
-        self._firsts: dict[tuple[str, bytes], dict[bytes, bytes | None]] = {}  # by table and key: start -> value
-        self._starts: dict[tuple[str, bytes], dict[bytes, list[bytes]]] = {}  # the same: value -> starts
+        # What `expect` has read: table -> key -> value.
+        self._items: dict[str, dict[bytes, bytes | None]] = {}
+        # What `expect_values` has read: table and key -> start -> first value, and the same as value -> starts.
+        self._firsts: dict[tuple[str, bytes], dict[bytes, bytes | None]] = {}
+        self._starts: dict[tuple[str, bytes], dict[bytes, list[bytes]]] = {}
 
     @property
     def serial(self) -> int:  # type: ignore[override]
-        """A number of the committed state: another one once anybody has committed."""
+        """A number that identifies the committed state; it differs after every commit, whoever makes it."""
         if self._serial is None:
-            if tells_states(self.connection):
-                shown = self._answer(b"SELECT pg_current_snapshot()::text")[0][0]
-                self._serial = int.from_bytes(hashlib.sha256(shown.encode()).digest()[:8])
+            if _identifies_states(self.connection):
+                snapshot = self._answer(b"SELECT pg_current_snapshot()::text")[0][0]
+                self._serial = int.from_bytes(hashlib.sha256(snapshot.encode()).digest()[:8])
             else:
                 self._serial = next(_serials)
         return self._serial
 
     def newest(self) -> int:
-        """Return the `serial` of this transaction: it may stay open beside writers, nothing grows for it alone."""
+        """Return the `serial` of this transaction, as if nobody had committed since: it may stay open, at no cost to others."""
         return self.serial
 
     def _rows(self, table: str, what: str, *parameters: Any) -> list[Any]:
@@ -80,11 +92,11 @@ class PostgresqlReader(Reader):
             try:
                 rows = self.connection.execute(statement, parameters, binary=True).fetchall()
             except psycopg.Error:
-                if self._renewed is None or not is_lost(self.connection):
+                if self._renew is None or not is_lost(self.connection):
                     raise
-                self.connection = self._renewed()
+                self.connection = self._renew()
             else:
-                self._renewed = None
+                self._renew = None
                 return rows
 
     def _column(self, table: str, what: str, *parameters: Any) -> list[Any]:
@@ -148,7 +160,7 @@ class PostgresqlReader(Reader):
         return found
 
     def keys(self, table: str) -> Iterator[bytes]:
-        """Give the keys of a table: those that it has, whatever is counted of them."""
+        """Yield the keys that a table has, whether their values are counted right or not."""
         if table not in SET_TABLES:
             yield from super().keys(table)
             return
@@ -158,7 +170,7 @@ class PostgresqlReader(Reader):
             yield key
 
     def miscounted(self) -> Iterator[tuple[str, bytes, int, int]]:
-        """Give what is counted wrong: table and key, how many values are counted, and how many there are."""
+        """Yield the keys with a wrong count: table, key, how many values are counted, how many there are."""
         for table in SET_TABLES:
             for key, counted, there in self._rows(table, "miscounted"):
                 yield table, key, counted, there
@@ -177,20 +189,20 @@ class PostgresqlReader(Reader):
 
 
 def _are_dense(keys: Sequence[bytes]) -> bool:
-    """Return whether sorted Ns have few gaps between them: then a range is read faster."""
+    """Return whether the Ns in *keys* are sorted and have few gaps, so that reading their range is faster."""
     first, last = RECORD_KEY.unpack(keys[0])[0], RECORD_KEY.unpack(keys[-1])[0]
     return 0 < last - first < 2 * len(keys) and all(a < b for a, b in pairwise(keys))
 
 
 def _values_to_copy(key: bytes, values: Sequence[bytes]) -> Iterator[bytes]:
-    """Give the rows of some values of a key, which are of one length, as a binary COPY takes them."""
+    """Yield rows of one key and *values*, all of one length, in the format of a binary COPY."""
     head = _COLUMNS.pack(2, len(key)) + key + _SIZE.pack(len(values[0]))
     for i in range(0, len(values), _ROWS):
         yield head + head.join(values[i : i + _ROWS])
 
 
 def _items_to_copy(items: Sequence[Item]) -> Iterator[bytes]:
-    """Give the rows of some items, whose keys are of one length, as a binary COPY takes them."""
+    """Yield rows of *items*, whose keys are of one length, in the format of a binary COPY."""
     size = _SIZE.pack
     for i in range(0, len(items), _ROWS):
         some = items[i : i + _ROWS]
@@ -199,9 +211,9 @@ def _items_to_copy(items: Sequence[Item]) -> Iterator[bytes]:
 
 
 def _interruption(error: Exception, handled: BaseException | None) -> BaseException | None:
-    """Return what a signal's handler has raised while a pipeline was ended, of which *error* is what psycopg made.
+    """Return what a signal's handler raised while a pipeline ended; psycopg raises *error* in its place.
 
-    What was being *handled* when the pipeline began has nothing to do with it.
+    What was being *handled* already when the pipeline began is something else.
     """
     context = error.__context__
     while context is not None and context is not handled:
@@ -212,13 +224,13 @@ def _interruption(error: Exception, handled: BaseException | None) -> BaseExcept
 
 
 class PostgresqlWriter(PostgresqlReader, Writer):
-    """A transaction that changes the tables; `send` sends what it has not sent yet."""
+    """A transaction that changes the tables; `send` sends the changes that wait in this program."""
 
     def __init__(self, connection: Connection, statements: Statements) -> None:
         super().__init__(connection, statements)
-        self._waiting: list[tuple[bytes, tuple[Any, ...]]] = []
-        self._copied: Counter[tuple[str, bytes]] = Counter()  # table and key -> values not yet counted
-        self._touched: set[str] = set()  # tables that these two change
+        self._waiting: list[tuple[bytes, tuple[Any, ...]]] = []  # statements and their parameters
+        self._copied: Counter[tuple[str, bytes]] = Counter()  # table and key -> values sent, but not yet counted
+        self._touched: set[str] = set()  # tables that these two will change
 
     def _rows(self, table: str, what: str, *parameters: Any) -> list[Any]:
         if table in self._touched:
@@ -230,7 +242,7 @@ class PostgresqlWriter(PostgresqlReader, Writer):
         self._waiting.append((self._statements(what, table), parameters))
 
     def send(self) -> None:
-        """Send what waits."""
+        """Send the changes that wait."""
         waiting, self._waiting = self._waiting, []
         if self._copied:
             counts = [(self._statements("added", table), (key, n)) for (table, key), n in self._copied.items()]
@@ -240,47 +252,50 @@ class PostgresqlWriter(PostgresqlReader, Writer):
         if len(waiting) == 1:
             self.connection.execute(*waiting[0])
         elif waiting:
-            self._send_at_once(waiting)
+            self._send_together(waiting)
 
-    def _send_at_once(self, waiting: list[tuple[bytes, tuple[Any, ...]]]) -> None:
+    def _send_together(self, waiting: list[tuple[bytes, tuple[Any, ...]]]) -> None:
         failure: BaseException | None = None
         handled = sys.exception()
         try:
             with self.connection.pipeline():
                 try:
                     for statement, parameters in waiting:
-                        # A pipeline that fails skips what is after that: psycopg would take a statement
-                        # for prepared that never was.
+                        # After a failure the server skips the rest of the pipeline: psycopg would believe
+                        # that a statement was prepared there.
                         self.connection.execute(statement, parameters, prepare=False)
-                except BaseException as error:  # noqa: BLE001 (raised below: of two errors psycopg tells one on stderr)
+                except BaseException as error:  # noqa: BLE001 (raised below: psycopg would print it on stderr if another follows)
                     failure = error
-        except Exception as error:  # noqa: BLE001 (also what psycopg stumbles over when it is interrupted)
+        except Exception as error:  # noqa: BLE001 (any: psycopg may fail in other ways when it is interrupted)
             raise failure or _interruption(error, handled) or error from None
         if failure is not None:
             raise failure
 
     def fill(self, on_create: Callable[[Writer], None] | None) -> None:
-        """Fill new tables, unless another process has; with their version they are there."""
+        """Fill new tables, unless another process has done so; their version, written last, says that they are there."""
         if not self._rows("", "layout"):
             if self.scan(META, b"", 1):
                 raise CorruptStore(
-                    f"the table {self._statements.place} is empty, but the store's other tables are not: restore it,"
-                    f" or do INSERT INTO {self._statements.place} VALUES ({LAYOUT})"
+                    f"the table {self._statements.layout_name} is empty, but the store's other tables are not: restore it,"
+                    f" or do INSERT INTO {self._statements.layout_name} VALUES ({LAYOUT})"
                 )
             if on_create is not None:
                 on_create(self)
             self._later("", "made")
 
     def keep_others_out(self) -> None:
-        """Wait until nobody else writes, and let nobody write before this transaction ends; to be called first."""
+        """Wait until nobody else writes, and let nobody write before this transaction ends.
+
+        To be called first: the state that the transaction sees is the one of its first statement.
+        """
         self.connection.execute(self._statements("keep_out"), ())
 
     def recount(self, table: str, key: bytes, there: int) -> None:
-        """Set right how many values of a key are counted."""
+        """Set the count of a key's values to how many are there."""
         self._later(table, "recount", key, there)
 
     def commit(self, token: bytes, former: bytes | None) -> None:
-        """Send what waits, and the commit, which leaves *token* and takes a former one away."""
+        """Send the changes that wait and the commit, which stores *token* and deletes a *former* one."""
         self._waiting.append((self._statements("commit"), (token,)))
         if former is not None:
             self._waiting.append((self._statements("forget"), (former,)))
@@ -288,7 +303,7 @@ class PostgresqlWriter(PostgresqlReader, Writer):
         self.send()
 
     def _forget(self, table: str, keys: Iterable[bytes]) -> None:
-        """Forget what `expect` has read of some keys, which change."""
+        """Forget what `expect` has read of keys that are about to change."""
         known = self._items.get(table)
         if known is not None:
             for key in keys:
@@ -309,7 +324,7 @@ class PostgresqlWriter(PostgresqlReader, Writer):
                 self.put(table, items)
             return
         self._forget(table, (key for key, _ in items))
-        self._copy(table, _items_to_copy(items), len(items))
+        self._copy(table, _items_to_copy(items))
 
     def delete(self, table: str, keys: Iterable[bytes]) -> None:
         gone = list(keys)
@@ -327,12 +342,12 @@ class PostgresqlWriter(PostgresqlReader, Writer):
             if values:
                 self._later(table, "put", key, list(values), key)
             return
-        self._copy(table, _values_to_copy(key, values), len(values))
+        self._copy(table, _values_to_copy(key, values))
         self._touched.add(table)
         self._copied[table, key] += len(values)
 
-    def _copy(self, table: str, rows: Iterable[bytes], number: int) -> None:
-        """Send a *number* of new rows, put together as COPY takes them."""
+    def _copy(self, table: str, rows: Iterable[bytes]) -> None:
+        """Send new rows, which are in the format of COPY."""
         self.send()
         with self.connection.cursor().copy(self._statements("copy", table)) as copy:
             copy.write(_COPY_HEAD)

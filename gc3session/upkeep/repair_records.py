@@ -1,0 +1,170 @@
+"""The repair of a store's schemas and records: what can't be read is taken out of the tables, and kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from ..format.frame import schema_number_or_0
+from ..format.validation import Fault, ParsedSchema, check_values, parse_record, parse_schema, state_in
+from ..system.number_set import Numbers
+from ..tables.interface import META, RECORDS, SCHEMAS, Contents, Item, Writer
+from .check_index import state_name
+from .quarantine import DAMAGED
+
+Report = Callable[[str], None]
+"""Called with a line for each thing that is done."""
+
+
+class Known(NamedTuple):
+    """What is known beside the tables.
+
+    Attributes:
+        identity: that of the session; None if it isn't known.
+        line: returns the bytes of the mirror at a place, up to a size.
+        listed: gives the Ns in the mirror that are to be added to the index if it lacks them.
+        late: those of them that stand after greater ones, in their order.
+        schemas: gives copies of schemas that stand elsewhere in the store.
+    """
+
+    identity: bytes | None
+    line: Callable[[int, int], bytes]
+    listed: Callable[[], Iterator[int]]
+    late: list[int]
+    schemas: Callable[[], Iterator[Item]]
+
+
+class Changes:
+    """Writes what a repair changes; without a writer, for a dry run, nothing is written."""
+
+    def __init__(self, writer: Writer | None) -> None:
+        self.writer = writer
+
+    def put(self, table: str, key: bytes, value: bytes) -> None:
+        if self.writer is not None:
+            self.writer.put(table, [(key, value)])
+
+    def delete(self, table: str, key: bytes) -> None:
+        if self.writer is not None:
+            self.writer.delete(table, [key])
+
+    def add_value(self, table: str, key: bytes, value: bytes) -> None:
+        if self.writer is not None:
+            self.writer.put_values(table, key, [value])
+
+    def delete_value(self, table: str, key: bytes, value: bytes) -> None:
+        if self.writer is not None:
+            self.writer.delete_values(table, key, [value])
+
+
+class RecordsRepair:
+    """The repair of schemas and records, and after it what can be read of them.
+
+    Args:
+        contents: the committed state.
+        changes: where the repair is written.
+        report: called with what is done.
+
+    Attributes:
+        greatest: the greatest number that is in use as an N or an order.
+    """
+
+    def __init__(self, contents: Contents, changes: Changes, report: Report) -> None:
+        self._contents = contents
+        self._changes = changes
+        self._report = report
+        self._schemas: dict[int, ParsedSchema] = {}
+        self._present = Numbers()
+        self.greatest = 0
+
+    def run(self, copies: Callable[[], Iterator[Item]], save: Callable[[str, bytes], None]) -> None:
+        """Take out what can't be read.
+
+        Args:
+            copies: as `Known.schemas`.
+            save: called with the name and the bytes of what is taken out, before that is deleted.
+        """
+        self._repair_schemas(copies, save)
+        for key, data in self._contents.walk(RECORDS):
+            number = int.from_bytes(key, "big")
+            fault = "its key can't be an N"
+            if len(key) == 8 and 0 < number < 1 << 63:
+                fault = self._fault_of(number, data)
+            if fault:
+                save(f"{number if len(key) == 8 else key.hex()}.record", data)
+                self._report(f"record {number}: {fault}; moved to {DAMAGED}/")
+                self._changes.delete(RECORDS, key)
+            else:
+                self._present.add(number)
+            if len(key) == 8 and number < 1 << 63:
+                self.greatest = max(self.greatest, number)
+
+    def _repair_schemas(self, copies: Callable[[], Iterator[Item]], save: Callable[[str, bytes], None]) -> None:
+        damaged: dict[int, tuple[bytes, bytes, str]] = {}
+        for key, data in self._contents.walk(SCHEMAS):
+            number = int.from_bytes(key, "big")
+            try:
+                self._schemas[number] = parse_schema(key, data)
+            except Fault as fault:
+                damaged[number] = key, data, str(fault)
+        needed = set(damaged)
+        for _, record in self._contents.walk(RECORDS):
+            number = schema_number_or_0(record)
+            if 0 < number < 1 << 31 and number not in self._schemas:
+                needed.add(number)
+        if not needed:
+            return
+        # A schema never changes, so any copy of it that is left in an unused page is right.
+        for key, data in copies():
+            number = int.from_bytes(key, "big")
+            if number in needed:
+                try:
+                    self._schemas[number] = parse_schema(key, data)
+                except Fault:
+                    continue
+                needed.discard(number)
+                self._changes.put(SCHEMAS, key, data)
+                self._report(f"schema {number}: restored from a copy in the data file")
+        for number in sorted(needed & set(damaged)):
+            key, data, message = damaged[number]
+            save(f"{key.hex() if len(key) != 4 else number}.schema", data)
+            self._report(f"schema {number}: {message}; moved to {DAMAGED}/")
+            self._changes.delete(SCHEMAS, key)
+
+    def _fault_of(self, number: int, data: bytes) -> str:
+        """Return what is wrong with a record, '' if nothing is."""
+        try:
+            record = parse_record(number, data)
+            schema = self._schemas.get(record.schema)
+            if schema is None:
+                return f"its schema {record.schema} is damaged or missing"
+            state_in(record, schema)
+            check_values(record, lambda target: None)
+        except Fault as fault:
+            return str(fault)
+        return ""
+
+    # -- afterwards
+
+    def has(self, number: int) -> bool:
+        """Return whether there is a record N that can be read."""
+        return number in self._present
+
+    def name(self, schema: int) -> str | None:
+        """Return the name in the IDs of a schema's records; None if there is no such schema."""
+        found = self._schemas.get(schema)
+        return None if found is None else found.name
+
+    def parts(self, number: int) -> tuple[int, str, bytes]:
+        """Return schema number, name and state of record N, the state as the table `states` names it."""
+        data = self._contents.get(RECORDS, number.to_bytes(8, "big"))
+        assert data is not None
+        record = parse_record(number, data)
+        schema = self._schemas[record.schema]
+        return record.schema, schema.name, state_name(state_in(record, schema))
+
+    def new_number(self) -> int:
+        """Return a number that was never handed out."""
+        following = self._contents.get(META, b"next N") or b""
+        self.greatest = max(self.greatest, int.from_bytes(following, "big") - 1 if len(following) == 8 else 0) + 1
+        return self.greatest

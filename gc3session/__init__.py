@@ -32,6 +32,7 @@ from .errors import (
     StoreInUse,
     StoreUnreachable,
     UnknownFormat,
+    UnsavedWarning,
     UnstorableValue,
     WriteError,
 )
@@ -164,6 +165,7 @@ __all__ = [
     "UnknownFormat",
     "Unreadable",
     "UnreadableTask",
+    "UnsavedWarning",
     "UnstorableValue",
     "Workflow",
     "WorkflowTask",

@@ -209,6 +209,13 @@ class ClashError(WriteError):
 # -- warnings -----------------------------------------------------------------
 
 
+class UnsavedWarning(RuntimeWarning):
+    """A session was closed, or dropped, with changes of its tasks that were never saved, or with a batch.
+
+    Save what has changed with `save_all` or `save`, and close the session, or use it in a `with`.
+    """
+
+
 class MirrorWarning(UserWarning):
     """`session_ids.txt` doesn't agree with the index: it was rewritten or, as the message says, must be.
 

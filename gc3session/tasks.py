@@ -20,7 +20,7 @@ import time as clock
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, ClassVar, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, NamedTuple, Protocol, TypeVar
 from weakref import WeakValueDictionary
 
 import attrs
@@ -28,6 +28,14 @@ import attrs
 from .errors import InvalidArgument
 from .format.schema import Schema
 from .text import escaped
+
+if TYPE_CHECKING:  # a default, so that `Session` means `Session[Any]`, is new in Python 3.13
+    import typing_extensions
+
+    T = typing_extensions.TypeVar("T", default=Any)
+    T_co = typing_extensions.TypeVar("T_co", default=Any, covariant=True)
+else:
+    T, T_co = TypeVar("T"), TypeVar("T_co", covariant=True)
 
 _assign = object.__setattr__
 
@@ -434,8 +442,8 @@ type.__setattr__(Task, "state", STATE)
 
 
 @attrs.define(eq=False, repr=False, kw_only=True)
-class TaskCollection(Task):
-    """A task made of other tasks.
+class TaskCollection(Task, Generic[T]):
+    """A task made of other tasks; `TaskCollection[Simulation]` tells a type checker of which.
 
     Attributes:
         tasks: the tasks, in order; each is a record of its own.
@@ -443,14 +451,14 @@ class TaskCollection(Task):
 
     class_tag: ClassVar[str] = "TaskCollection"
 
-    tasks: list[Persistable] = attrs.Factory(list)
+    tasks: list[T] = attrs.Factory(list)
 
-    def add(self, task: Persistable) -> None:
+    def add(self, task: T) -> None:
         """Append *task* to the collection."""
         self.tasks.append(task)
         self.changed = True
 
-    def discard(self, task: Persistable) -> None:
+    def discard(self, task: T) -> None:
         """Take *task* out of the collection, if it is there; its record stays."""
         self.tasks = [other for other in self.tasks if other is not task]
 
@@ -460,7 +468,7 @@ class TaskCollection(Task):
     def __bool__(self) -> bool:
         return True
 
-    def __iter__(self) -> Iterator[Persistable]:
+    def __iter__(self) -> Iterator[T]:
         return iter(self.tasks)
 
 

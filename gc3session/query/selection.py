@@ -15,7 +15,7 @@ from ..format.frame import schema_number_or_0
 from ..format.schema import Schema
 from ..index.pages import Pages
 from ..store.record_view import StoredTask, StoredTasks, UnreadableTask
-from ..tasks import Persistable, class_tag, stamp_of
+from ..tasks import Persistable, T_co, class_tag, stamp_of
 from .conditions import Condition
 from .field_path import last_event
 from .times import aware
@@ -171,7 +171,7 @@ def _kinds(kind: Kinds) -> frozenset[str]:
     return frozenset(one if isinstance(one, str) else class_tag(one) for one in several)
 
 
-class Selected(Iterator[Any]):
+class Selected(Iterator[T_co]):
     """The tasks that fit what `Session.select` was asked for, in the order of adding.
 
     It is an iterator of the tasks as objects, each read when its turn comes; `ids` and `stored` give
@@ -197,7 +197,7 @@ class Selected(Iterator[Any]):
     def _paged(self, read: Callable[[Reader, list[Entry]], Page]) -> Pages[Page]:
         return Pages(self._index, read, states=self.filters.read_states, size=self._first_page)
 
-    def __next__(self) -> Any:
+    def __next__(self) -> T_co:
         ready, fits = self._ready, self._fits
         while True:
             while ready:
@@ -206,10 +206,10 @@ class Selected(Iterator[Any]):
                     raise task
                 # It may have been removed since it was read.
                 if stamp_of(task) is not None and (fits is None or fits(task)):
-                    return task
+                    return task  # type: ignore[return-value]
             after = self._pages.after
+            self.finish_page()
             with self._store.lock:  # no record changes between its reading and the making of the object
-                self._store.let_go(self._given)
                 try:
                     ready, self._given = self._store.objects(*next(self._pages))
                 except BaseException:
@@ -217,6 +217,12 @@ class Selected(Iterator[Any]):
                     raise
             ready.reverse()
             self._ready = ready
+
+    def finish_page(self) -> None:
+        """Look at the tasks of the page, which the caller has done with, for changes."""
+        if self._given:
+            with self._store.lock:
+                self._store.let_go(self._given)
 
     def __del__(self) -> None:
         given = getattr(self, "_given", None)

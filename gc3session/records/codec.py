@@ -77,7 +77,11 @@ class Layout:
                 vars(obj).keys() - {*self.fields} if name == "__dict__" else {name} if hasattr(obj, name) else ()
             )
             # A cached property stands there, too: it can be computed again.
-            extra = [one for one in found if not hasattr(getattr(self.cls, one, None), "__set_name__")]
+            extra = [
+                one
+                for one in found
+                if not (one.startswith("__") or hasattr(getattr(self.cls, one, None), "__set_name__"))
+            ]
             if extra:
                 raise UnstorableValue(
                     f"{self.cls.__qualname__}.{min(extra)} is not a field and would be lost: declare it in the class,"

@@ -452,13 +452,12 @@ def _unpath(parts: list[str]) -> pathlib.PurePath:
 
 def _defined_class(tag: str) -> type | None:
     """Return the class of that *tag* if this program defines it; nothing is imported."""
-    if tag in _packed:
-        return _packed[tag]
     module, _, qualified = tag.partition(":")
     place: Any = sys.modules.get("__main__" if module == importable_name("__main__") else module)
     for name in qualified.split("."):
         place = getattr(place, "__dict__", {}).get(name)
-    return place if isinstance(place, type) and class_tag(place) == tag else None
+    # What the module has now comes first: it may have been reloaded, or a cell run again.
+    return place if isinstance(place, type) and class_tag(place) == tag else _packed.get(tag)
 
 
 def _unenum(parts: list[Any]) -> Any:

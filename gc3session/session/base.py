@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 import re
+import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, overload
 
-from ..errors import ClosedError, InvalidArgument, NotFound, NotInSession
+from ..errors import ClosedError, InvalidArgument, LoadError, NotFound, NotInSession, UnsavedWarning
 from ..index.index import CHUNK, Index
 from ..query.selection import Kinds, Names, Selected, Time, Where, filters
 from ..records.ids import IDs, all_ids, parse_id
@@ -19,17 +20,21 @@ from ..store.store import Store
 from ..system.gc_pause import no_collection
 from ..system.signals import signal_safe
 from ..tables.interface import Compacted, OnProgress, Reader, no_progress
-from ..tasks import Persistable, TaskCollection, stamp_of
+from ..tasks import Persistable, T, TaskCollection, stamp_of
+from .editing import Edit
 
 if TYPE_CHECKING:
     from ..directory import SessionDirectory
     from ..query.event_log import LogEntry
     from ..query.progress import Progress
 
+K = TypeVar("K", bound=Persistable)
+D = TypeVar("D")
+
 _TAKEN = 100  # tasks that add_many takes from its argument at a time
 
 
-class SessionBase:
+class SessionBase(Generic[T]):
     """What a session does with its index and its store, wherever it keeps its metadata."""
 
     name: str
@@ -91,8 +96,8 @@ class SessionBase:
         """Store tasks and add them to the session; return their IDs.
 
         The tasks may come from a generator of any length: whenever the batch is full it is
-        written, so memory stays flat.  If one of them can't be stored, those before it are in
-        the session, and its exception is raised; to have all or nothing use `transaction`.
+        written, so memory stays flat.  If one of them can't be stored, or the generator raises,
+        those before it are in the session; to have all or nothing use `transaction`.
         """
         ids = IDs()
         # The tasks of a list are there already, and to write them makes no cycles: nothing could be collected.
@@ -107,7 +112,9 @@ class SessionBase:
             store.sequence.foresee(len(tasks) if isinstance(tasks, Sequence) else 0)
         try:
             # The lock is held for some at a time, as a generator is the user's code.
-            while some := list(itertools.islice(source, _TAKEN)):
+            failure: BaseException | None = None
+            while failure is None:
+                some, failure = _taken(source)
                 with store.lock:
                     self._ensure_writable()
                     done = 0
@@ -120,6 +127,8 @@ class SessionBase:
                                 self._add(some[done])
                             done += 1
                     ids.extend(some)
+            if not isinstance(failure, StopIteration):
+                raise failure
         finally:
             if flush and store.batch.journal is None:
                 store.flush()
@@ -186,27 +195,55 @@ class SessionBase:
 
     # -- reading
 
-    def load(self, obj_id: str, add: bool = False, flush: bool = True) -> Any:
+    @overload
+    def load(self, obj_id: str, kind: type[K], *, add: bool = ..., flush: bool = ...) -> K: ...
+
+    @overload
+    def load(self, obj_id: str, kind: None = None, *, add: bool = ..., flush: bool = ...) -> Any: ...
+
+    def load(
+        self, obj_id: str, kind: type[Persistable] | None = None, *, add: bool = False, flush: bool = True
+    ) -> Any:
         """Return the object of that ID from the store, whether the session has it or not.
 
-        With *add* it is added to the session.  Raise NotFound if there is none, LoadError if it
-        can't be read.
+        Args:
+            obj_id: the ID.
+            kind: the class that the object must have, or one derived from it.
+            add: add the object to the session.
+            flush: write that at once.
+
+        Raise NotFound if there is none, LoadError if it can't be read or is of another class.
         """
         self._ensure_open()
         obj = self.store.load(obj_id)
+        if kind is not None and not isinstance(obj, kind):
+            raise LoadError(f"{obj_id} is a {type(obj).__qualname__}, not a {kind.__qualname__}", obj_id)
         if add:
             self.add(obj, flush=flush)
         return obj
+
+    @overload
+    def get(self, task_id: str) -> T | None: ...
+
+    @overload
+    def get(self, task_id: str, default: D) -> T | D: ...
+
+    def get(self, task_id: str, default: Any = None) -> Any:
+        """Return the task of that ID, or *default* if the session hasn't got it."""
+        try:
+            return self[task_id]
+        except NotInSession:
+            return default
 
     def load_many(self, ids: Iterable[str]) -> Iterator[Any]:
         """Give the objects of some IDs, one by one; raise as `load` does, at the one concerned."""
         return map(self.load, all_ids(ids))
 
-    def __getitem__(self, task_id: str) -> Any:
+    def __getitem__(self, task_id: str) -> T:
         """Return the task of that ID.  Raise NotInSession if the session hasn't got it."""
         self._ensure_open()
         self._find(task_id)
-        return self.store.load(task_id)
+        return self.store.load(task_id)  # type: ignore[return-value]
 
     def __contains__(self, task: object) -> bool:
         self._ensure_open()
@@ -227,7 +264,7 @@ class SessionBase:
     def __bool__(self) -> bool:
         return True
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[T]:
         """Give the tasks in the order of adding.
 
         A task whose record can't be read raises LoadError, and the iterator goes on after it.
@@ -249,7 +286,7 @@ class SessionBase:
         return {task.jobname for task in self if hasattr(task, "jobname")}
 
     @property
-    def tasks(self) -> Mapping[str, Any]:
+    def tasks(self) -> Mapping[str, T]:
         """A mapping of the tasks by their IDs, in the order of adding; each task is loaded when it is asked for.
 
         It shows the session as it is at each moment.  Raise NotInSession, which is a KeyError, for
@@ -293,6 +330,34 @@ class SessionBase:
         with self.store.lock, self.store.reading() as reader:
             return self._index.counts(reader)
 
+    @overload
+    def select(
+        self,
+        state: Names | None = ...,
+        name: str | re.Pattern[str] | None = ...,
+        *,
+        id: str | re.Pattern[str] | None = ...,
+        kind: type[K],
+        where: Where = ...,
+        since: Time | None = ...,
+        before: Time | None = ...,
+        **fields: Any,
+    ) -> Selected[K]: ...
+
+    @overload
+    def select(
+        self,
+        state: Names | None = ...,
+        name: str | re.Pattern[str] | None = ...,
+        *,
+        id: str | re.Pattern[str] | None = ...,
+        kind: Kinds | None = ...,
+        where: Where = ...,
+        since: Time | None = ...,
+        before: Time | None = ...,
+        **fields: Any,
+    ) -> Selected[T]: ...
+
     def select(
         self,
         state: Names | None = None,
@@ -304,7 +369,7 @@ class SessionBase:
         since: Time | None = None,
         before: Time | None = None,
         **fields: Any,
-    ) -> Selected:
+    ) -> Selected[Any]:
         """Give the tasks that fit all of the arguments, in the order of adding.
 
         Args:
@@ -388,23 +453,90 @@ class SessionBase:
 
     # -- saving
 
-    def save(self, obj: Persistable, *, force: bool = False) -> str:
-        """Write *obj* to the store, durably; return its ID.  It isn't added to the session.
+    def save(self, obj: Persistable, *, force: bool = False, flush: bool = True) -> str:
+        """Write *obj* to the store; return its ID.  It isn't added to the session.
+
+        A copy that came through pickle is written as the record that it is a copy of, and the object
+        of that record takes its values over.
 
         Raise ConflictError if its record has changed since it was loaded; *force* overwrites it.
         """
-        with self._unit(True):
+        with self._unit(flush):
             self.store.stage(obj, force=force)
             return str(obj.persistent_id)
 
     def save_all(self, flush: bool = True) -> None:
-        """Save all objects of this session's store that have unsaved changes.
+        """Save the tasks of this session, and what is in them, that have unsaved changes.
+
+        A field that was assigned counts in any case; a change inside a value, as of
+        `task.extra['x'] = 1`, while the task is held, or if a loop or one of the last 1,024 loads
+        gave it.
 
         Raise ConflictError, with nothing written, if the record of one has changed since it was
         loaded: `refresh` or `save(obj, force=True)` those of its `ids`, and call again.
         """
         with self._unit(flush):
-            self.store.stage_changed()
+            self.store.stage_changed(self._mine)
+
+    def _mine(self, numbers: list[int]) -> list[int]:
+        """Return those of some Ns that aren't another session's of the same store."""
+        others = [index for index in self.store.indexes if index is not self._index]
+        if not others:
+            return numbers
+        with self.store.reading() as reader:
+            return [
+                number
+                for number in numbers
+                if self._index.order_of(reader, number) is not None
+                or all(index.order_of(reader, number) is None for index in others)
+            ]
+
+    def edit(
+        self,
+        state: Names | None = None,
+        name: str | re.Pattern[str] | None = None,
+        *,
+        id: str | re.Pattern[str] | None = None,  # noqa: A002 (it is one)
+        kind: Kinds | None = None,
+        where: Where = (),
+        since: Time | None = None,
+        before: Time | None = None,
+        **fields: Any,
+    ) -> Edit[T]:
+        """`with` this, and a loop over what it gives, change any number of tasks, which are saved as the loop goes on.
+
+        The arguments are those of `select`; without any it is all tasks.  What the loop changes, also
+        inside values, is saved 4,096 tasks at a time, and the rest when the block is left; so no more
+        memory is taken however many there are.  If the block raises, what isn't saved yet is given up,
+        and a note of the exception says up to which task all is saved.
+
+        >>> import os, tempfile
+        >>> from gc3session import Session, Task
+        >>> session = Session(os.path.join(tempfile.mkdtemp(), 'example'))
+        >>> _ = session.add_many(Task(jobname=f'job-{n}') for n in range(3))
+        >>> with session.edit(name='job-[12]') as tasks:
+        ...     for task in tasks:
+        ...         task.extra['seen'] = True
+        >>> [task.extra for task in session]
+        [{}, {'seen': True}, {'seen': True}]
+        """
+        self._ensure_open()
+        return Edit(self, filters(state, name, id, kind, where, since, before, fields))
+
+    def update(self, selection: Selected[Any], **fields: Any) -> int:
+        """Set some fields of all tasks of a selection, as `edit` does it; return how many there were.
+
+        Raise InvalidArgument, at the first such task, for a field that a task hasn't got.
+        """
+        count = 0
+        with Edit[Any](self, selection.filters) as tasks:
+            for task in tasks:
+                for name, value in fields.items():
+                    if not hasattr(task, name):
+                        raise InvalidArgument(f"{task!r} has no field {name!r}")
+                    setattr(task, name, value)
+                count += 1
+        return count
 
     def refresh(self, obj: Persistable) -> None:
         """Take over the stored state of *obj*; what was changed in it since is given up."""
@@ -464,6 +596,7 @@ class SessionBase:
                     self._index.reset()
                 else:
                     store.flush()
+                    self._warn_of_unsaved()
                     self._tidy()
                 self._closed = True
             # From here on it can be gone on with: a signal's handler may have kept it from that.
@@ -471,6 +604,16 @@ class SessionBase:
                 store.indexes.remove(self._index)
         if self._owns_store:
             store.close()
+
+    def _warn_of_unsaved(self) -> None:
+        unsaved = self.store.unsaved() if self._owns_store else 0
+        if unsaved:
+            warnings.warn(
+                f"the session {self.name!r} is closed: changes of {unsaved} object{'' if unsaved == 1 else 's'} were"
+                " never saved; call save_all() before",
+                UnsavedWarning,
+                stacklevel=3,
+            )
 
     def _tidy(self) -> None:
         """Do what is to be done before closing."""
@@ -496,6 +639,17 @@ class SessionBase:
     def _ensure_writable(self) -> None:
         self._ensure_open()
         self.store.ensure_writable()
+
+
+def _taken(source: Iterator[Persistable]) -> tuple[list[Persistable], BaseException | None]:
+    """Return the next tasks of an iterator, not too many, and the exception with which it has ended."""
+    tasks: list[Persistable] = []
+    try:
+        while len(tasks) < _TAKEN:
+            tasks.append(next(source))
+    except BaseException as error:  # noqa: BLE001 (it is raised once what came before is stored)
+        return tasks, error
+    return tasks, None
 
 
 class TasksByID(Mapping[str, Any]):

@@ -14,6 +14,7 @@ from ..index.entries import Row
 from ..index.mirror import Mirror
 from ..store.store import DEFAULT_BATCH_BYTES, Store, make_store
 from ..tables.interface import OnProgress, no_progress
+from ..tasks import T
 from ..text import escaped
 from .base import SessionBase
 from .opening import make_new, open_existing
@@ -28,7 +29,7 @@ _FULL_OF_BLANKS = 1 << 16  # bytes of a mirror that may be blank before closing 
 _MOST_BLANKS = 1 << 26  # bytes that are written anew
 
 
-class Session(SessionBase):
+class Session(SessionBase[T]):
     """A persistent collection of tasks that lives in a directory.
 
     Args:
@@ -278,7 +279,7 @@ class Session(SessionBase):
         return f"<Session {self.name!r} at {escaped(self.path)}{' (closed)' if self._closed else ''}>"
 
 
-class TemporarySession(SessionBase):
+class TemporarySession(SessionBase[T]):
     """A session without a directory: its tasks are stored, its index goes when it is closed.
 
     Args:

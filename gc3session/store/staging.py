@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
@@ -19,7 +20,7 @@ from ..errors import (
     UnstorableValue,
 )
 from ..format.frame import RECORD_KEY, revision_of, seal, values_of
-from ..format.schema import COLLECTION, PERSISTABLE, Schema
+from ..format.schema import PERSISTABLE, Schema
 from ..index.index import Index
 from ..records.batch import REMOVED, STAGED_BYTES
 from ..records.codec import extras_of, layout_of, take_over
@@ -49,6 +50,8 @@ class StoreStaging(StoreReading):
     batch_bytes: int
     sequence: NumberSequence
     _encoder: Encoder
+    _owner: Any
+    """The asyncio task that has begun the outermost unit; None if it was none."""
     _journal: list[tuple[Any, Any, Any]]
     _pending: list[Persistable]
 
@@ -66,6 +69,13 @@ class StoreStaging(StoreReading):
             self.ensure_writable()
             batch = self.batch
             outermost = batch.journal is None
+            if outermost:
+                self._owner = asyncio_task()
+            elif self._owner is not asyncio_task():
+                raise InvalidArgument(
+                    "another asyncio task of this thread is inside a transaction of this session, and only that one"
+                    " can write until it ends: have no `await` in the transaction, or a lock around it"
+                )
             if outermost and room:
                 self.make_room()
             mark, size = len(batch.journal or ()), batch.bytes
@@ -329,7 +339,8 @@ class StoreStaging(StoreReading):
             if self.batch.is_new(n):
                 self.batch.unstage(n)
             else:
-                self.batch.stage(n, REMOVED, "", (0, ""))
+                obj = self.loader.living(n)
+                self.batch.stage(n, REMOVED, "", (0 if obj is None else get_stamp(obj).revision, ""))
             for index in self.indexes:
                 order = index.order_of(reader, n)
                 if order is not None:
@@ -351,7 +362,7 @@ class StoreStaging(StoreReading):
             try:
                 schema_number_, _, values = values_of(n, record)
                 schema = self.schemas.get(schema_number_, reader)
-                if schema.kind == COLLECTION:
+                if "tasks" in schema.fields:
                     pending += references(values[schema.fields.index("tasks")])
             except (CorruptRecord, LookupError, ValueError):
                 continue  # a damaged record is removed, too; its parts can't be known
@@ -404,21 +415,22 @@ class StoreStaging(StoreReading):
             assert identity is not None
             return Origin(identity, stamp.number, stamp.revision, stamp.state, stamp.schema, stamp.leftover)
 
-    def stage_changed(self, is_wanted: Callable[[int], bool] = lambda number: True) -> None:
-        """Encode all objects with unsaved changes, whose Ns are wanted, into the batch.  To be called in a unit."""
+    def stage_changed(self, choose: Callable[[list[int]], list[int]]) -> None:
+        """Encode objects with unsaved changes into the batch: those whose Ns *choose* returns.  In a unit."""
         changes = self.changes
         with no_collection():
-            changes.look_at([obj for held in [*self.loader.live.values()] if (obj := held()) is not None])
-            for number, obj in sorted(changes.objects.items()):
-                if stamp_of(obj) is not None and is_wanted(number):
+            self.look_at_all()
+            for number in choose(sorted({*changes.objects, *changes.records})):
+                obj = changes.objects.get(number) or self.loader.living(number)
+                kept = changes.records.get(number)
+                if obj is not None:
                     self.stage(obj)
-            for number, kept in sorted(changes.records.items()):
-                if is_wanted(number):
-                    living = self.loader.living(number)
-                    if living is not None:
-                        self.stage(living)
-                    else:
-                        self._stage_kept(number, kept)
+                elif kept is not None:
+                    self._stage_kept(number, kept)
+
+    def look_at_all(self) -> None:
+        """Look at all objects that are alive for changes inside their values."""
+        self.changes.look_at([obj for held in [*self.loader.live.values()] if (obj := held()) is not None])
 
     def _stage_kept(self, number: int, kept: ChangedRecord) -> None:
         staged = self.batch.records.get(number)
@@ -430,6 +442,15 @@ class StoreStaging(StoreReading):
             base = self.batch.bases.get(number)
         self.batch.set_item(self.changes.records, number, None)
         self.batch.stage(number, kept.record, kept.state, base)
+
+
+def asyncio_task() -> Any:
+    """Return the asyncio task that is running in this thread, or None."""
+    asyncio = sys.modules.get("asyncio")
+    try:
+        return None if asyncio is None else asyncio.current_task()
+    except RuntimeError:  # no loop is running
+        return None
 
 
 def _saved_elsewhere(id_: str) -> ConflictError:

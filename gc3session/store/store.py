@@ -7,11 +7,9 @@ commit writes the batch, records and index together, in one transaction.
 
 from __future__ import annotations
 
-import atexit
 import builtins
 import copy
 import os
-import sys
 import threading
 import warnings
 import weakref
@@ -39,6 +37,7 @@ from ..tasks import Persistable, Stamp, get_stamp, restamp, stamp_of
 from ..text import escaped
 from .changes import Changes
 from .loader import Loader
+from .program_end import expect_workers, finish_at_end
 from .staging import StoreStaging
 
 DEFAULT_BATCH_BYTES = 64 << 20
@@ -83,6 +82,7 @@ class Store(StoreStaging):
         self._closed = False
         self._pid = os.getpid()
         tables.on_create = self._on_create
+        expect_workers()
         try:
             _stores[id(self)] = self
             if tables.exists():
@@ -279,13 +279,41 @@ class Store(StoreStaging):
 
     def __del__(self) -> None:
         if not getattr(self, "_closed", True) and self.batch.records and self._pid == os.getpid():
+            _dropped.append(self)
             warnings.warn(
                 f"{self!r} was dropped without flush() or close(): {len(self.batch.records)} records that were"
-                " to be written later are lost",
-                ResourceWarning,
+                " to be written later are written at the end of the program",
+                UnsavedWarning,
                 stacklevel=1,
                 source=self,
             )
+
+    def unsaved(self) -> int:
+        """Return how many objects have changes that were not saved, as far as these are still known."""
+        with self.lock:
+            self.look_at_all()
+            return len(self.changes)
+
+    def finish(self) -> builtins.list[str]:
+        """Write the batch at the end of the program, but for what can't be written; return lines for people on that."""
+        lines: builtins.list[str] = []
+        with self.lock:
+            if self.read_only or self._closed:
+                return lines
+            while self.batch.records and self.batch.journal is None:
+                try:
+                    self.flush()
+                except ConflictError as error:  # the others are written
+                    lines.append(f"{', '.join(error.ids)} can't be written: {error}")
+                    for number in map(self.number_of, error.ids):
+                        self.batch.unstage(number)
+                except Error as error:
+                    lines.append(f"{len(self.batch.records)} records are lost: {error}")
+                    self.discard()
+                    return lines
+            if unsaved := self.unsaved():
+                lines.append(f"{_unsaved_text(unsaved)} in {self.url} never saved: call save_all() or save()")
+        return lines
 
     # -- writing
 
@@ -373,10 +401,11 @@ class Store(StoreStaging):
 
     def _write_batch(self, ledger: Ledger, writer: Writer) -> None:
         records, states = self.batch.records, self.batch.states
-        updates = sorted(self.batch.updates())
-        if updates:
-            self._check_conflicts(writer, updates)
-        removed = sorted(self.batch.removals())
+        updates, removed = sorted(self.batch.updates()), sorted(self.batch.removals())
+        # What is removed without ever having been loaded here has no revision to compare.
+        expected = updates + [number for number in removed if self.batch.bases[number][0]]
+        if expected:
+            self._check_conflicts(writer, expected)
         self.expect_records(writer, removed)
         held = ledger.holdings(removed) if removed else []
         ledger.expect(held)
@@ -410,8 +439,11 @@ class Store(StoreStaging):
             found = dict(writer.get_many(RECORDS, list(map(_key, numbers))))
             for number in numbers:
                 record = found.get(_key(number))
+                if record is None and records[number] == REMOVED:
+                    continue  # somebody else has removed it, too
                 if record is None or revision_of(record) != bases[number][0]:
-                    conflicts.append(f"{self.schemas.name(schema_number_or_0(records[number]), writer)}.{number}")
+                    name = self.schemas.name(schema_number_or_0(records[number] or record or b""), writer)
+                    conflicts.append(f"{name}.{number}")
         if conflicts:
             shown = ", ".join(conflicts[:3]) + (f" and {len(conflicts) - 3} more" if len(conflicts) > 3 else "")
             raise ConflictError(
@@ -460,23 +492,19 @@ def _locks() -> list[Lock]:
 
 
 def _after_in_child() -> None:
+    _dropped.clear()  # they are the parent's
     for store in _all_stores():
         store.after_fork_in_child()
 
 
-def _at_exit() -> None:
-    """Write what a program has left unflushed when it ends of its own accord."""
-    for store in _all_stores():
-        if store.batch.records and store.batch.journal is None and not store.read_only:
-            try:
-                store.flush()
-            except Error as error:
-                print(f"gc3session: {len(store.batch.records)} records are lost: {error}", file=sys.stderr)
-                store.discard()
+def _unsaved_text(count: int) -> str:
+    return f"changes of {count} object{'' if count == 1 else 's'} were"
 
 
-atexit.register(_at_exit)
-at_fork(STORES, _after_in_child, locks=_locks)
+_dropped: list[Store] = []  # which nobody has any more, and which have something to write
+
+finish_at_end(lambda: [*_all_stores(), *_dropped])
+at_fork(STORES, _after_in_child, locks=_locks, before=expect_workers)
 
 
 # -- where stores are made -----------------------------------------------------

@@ -18,7 +18,16 @@ from contextlib import nullcontext
 from typing import Any
 from weakref import ref
 
-from ..errors import CommitUnknown, ConflictError, Error, InvalidArgument, LoadError, MirrorWarning, WriteError
+from ..errors import (
+    CommitUnknown,
+    ConflictError,
+    Error,
+    InvalidArgument,
+    LoadError,
+    MirrorWarning,
+    UnsavedWarning,
+    WriteError,
+)
 from ..format.frame import RECORD_KEY, revision_of, schema_number_or_0
 from ..index.entries import moved_key
 from ..index.index import Index

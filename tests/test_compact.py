@@ -33,8 +33,7 @@ from gc3session import (
     TemporarySession,
     make_store,
 )
-from gc3session.tables.lmdb.gate import committed_state, states
-from gc3session.tables.lmdb.pages import State
+from gc3session.tables.lmdb.data_file.meta import MetaPage, meta_pages_of, newest_meta_page_of
 
 KILLS, KILLS_IN_LONG_FORM = 30, 1000
 
@@ -91,9 +90,9 @@ def test_compacted_file_has_the_number_of_the_last_transaction_on_both_meta_page
         fill(session, 300)
         for _ in range(extra):
             session.add(Task())
-        before = committed_state(os.fspath(data_of(session))).transaction
+        before = newest_meta_page_of(os.fspath(data_of(session))).transaction
         session.compact()
-        pages = states(os.fspath(data_of(session)))
+        pages = meta_pages_of(os.fspath(data_of(session)))
         assert pages[before & 1].transaction == before
         assert pages[~before & 1].transaction == before - 1
         assert pages[0]._replace(transaction=0) == pages[1]._replace(transaction=0)
@@ -104,14 +103,14 @@ def test_numbers_of_its_own_transactions_stay_below_that_which_the_file_gets(
 ) -> None:
     # Else the free list would have pages of transactions that are still to come.
     session.add_many(Task(extra={"pad": bytes(300)}) for _ in range(5000))
-    given = committed_state(os.fspath(data_of(session))).transaction
+    given = newest_meta_page_of(os.fspath(data_of(session))).transaction
     own: list[int] = []
 
-    def noted(path: str) -> State:
-        own.append(committed_state(path).transaction)
-        return committed_state(path)
+    def noted(path: str) -> MetaPage:
+        own.append(newest_meta_page_of(path).transaction)
+        return newest_meta_page_of(path)
 
-    monkeypatch.setattr("gc3session.tables.lmdb.copying.committed_state", noted)
+    monkeypatch.setattr("gc3session.tables.lmdb.copying.newest_meta_page_of", noted)
     monkeypatch.setattr("gc3session.tables.lmdb.copying._TRANSACTION", 1000)  # bytes
     monkeypatch.setattr("gc3session.tables.lmdb.copying._ITEMS", 10)
     session.compact()

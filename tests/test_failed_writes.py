@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from consistency import check
 
-import gc3session.tables.lmdb.gate
+import gc3session.tables.lmdb.data_file.meta
 from gc3session import CorruptStore, OpenError, Session, Task, WriteError
-from gc3session.tables.lmdb.gate import states
+from gc3session.tables.lmdb.data_file.meta import meta_pages_of
 
 MakeSession = Callable[..., Session]
 
@@ -32,7 +32,7 @@ def data(tmp_path: Path) -> Path:
 
 def damage(data: Path, newer: bool) -> None:
     """Let one of the meta pages have a root beyond the last page."""
-    transactions = [state.transaction for state in states(str(data))]
+    transactions = [meta.transaction for meta in meta_pages_of(str(data))]
     page = transactions.index((max if newer else min)(transactions))
     with open(data, "r+b") as file:
         file.seek(page * 4096 + ROOT)
@@ -60,7 +60,7 @@ def test_disk_that_fails_while_the_store_is_opened_gives_an_error_of_ours(
     def fail(path: str, fd: int) -> None:
         raise OSError(errno.EIO, os.strerror(errno.EIO), path)
 
-    monkeypatch.setattr(gc3session.tables.lmdb.gate, "both_states", fail)
+    monkeypatch.setattr(gc3session.tables.lmdb.data_file.meta, "read_meta_pages", fail)
     with pytest.raises(OpenError, match="look after the disk"):
         Session(data.parent.parent)
 

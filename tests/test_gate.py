@@ -13,7 +13,7 @@ from children import Child
 from examples import Simulation
 
 from gc3session import Session, Task, check_session
-from gc3session.tables.lmdb.structure import problems_of
+from gc3session.tables.lmdb.data_file.structure import problems_of
 
 
 def make(path: Path, size: int = 100) -> Path:

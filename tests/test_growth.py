@@ -10,7 +10,7 @@ import lmdb
 import pytest
 from children import run_python
 
-import gc3session.tables.lmdb.environment as environments
+import gc3session.tables.lmdb.opening as opening
 from gc3session import Session, Task
 from gc3session.tables.lmdb.environment import Environment
 
@@ -50,7 +50,7 @@ def test_store_that_another_process_grows_during_the_opening_opens(
     tmp_path: Path, make_session: Callable[..., Session], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Found by the crash kit: MDB_MAP_RESIZED came out as a WriteError."""
-    monkeypatch.setattr(environments, "_SMALLEST_MAP", SMALL)
+    monkeypatch.setattr(opening, "_SMALLEST_MAP", SMALL)
     first = make_session(map_size=SMALL)
     first.add(Task())
     first.close()
@@ -64,7 +64,7 @@ def test_store_that_another_process_grows_during_the_opening_opens(
             run_python(GROW, tmp_path / "session")
         return env
 
-    monkeypatch.setattr(environments.lmdb, "open", open_and_let_grow)
+    monkeypatch.setattr(opening.lmdb, "open", open_and_let_grow)
     second = make_session(map_size=SMALL)
     assert grown
     assert len(second) == 501

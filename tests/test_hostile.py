@@ -30,8 +30,7 @@ from gc3session.cli.fields_text import object_lines
 from gc3session.format.frame import seal, values_of
 from gc3session.records.json_values import FieldsEncoder, NotJSON
 from gc3session.records.values import Decoder, references
-from gc3session.tables.lmdb.gate import check_before_opening
-from gc3session.tables.lmdb.origin import MARK, is_ours, mark_as_ours
+from gc3session.tables.lmdb.data_file.verification import MARK, check_before_opening, is_trusted, mark_trusted
 
 PAGE = 4096
 
@@ -65,22 +64,22 @@ def leaves(path: Path) -> list[int]:
 # -- the data file
 
 
-def test_a_new_store_is_ours_and_not_walked_through(path: Path) -> None:
-    assert is_ours(str(path / "jobs"))
+def test_a_new_store_is_trusted_and_not_walked_through(path: Path) -> None:
+    assert is_trusted(str(path / "jobs"))
     assert not check_before_opening(str(path / "jobs"), verify=None)
     assert check_before_opening(str(path / "jobs"), verify=True)
 
 
 def test_a_copy_is_walked_through_until_it_has_been_opened_for_writing(path: Path) -> None:
     jobs = str(copied(path) / "jobs")
-    assert not is_ours(jobs)
+    assert not is_trusted(jobs)
     for _ in range(2):
         before = sorted(os.listdir(jobs))
         Session(path.with_name("copy"), read_only=True).close()
         assert sorted(os.listdir(jobs)) == before
         assert check_before_opening(jobs, verify=None)
     Session(path.with_name("copy")).close()
-    assert is_ours(jobs)
+    assert is_trusted(jobs)
 
 
 def test_a_damaged_page_of_a_copy_is_found_before_lmdb_meets_it(path: Path) -> None:
@@ -113,9 +112,9 @@ def test_a_mark_can_not_be_brought_along(path: Path, forged: str) -> None:
         mark.symlink_to("elsewhere")
     else:
         mark.write_bytes(line + b"x" * 1000)
-    assert not is_ours(str(jobs))
-    mark_as_ours(str(jobs))
-    assert is_ours(str(jobs))
+    assert not is_trusted(str(jobs))
+    mark_trusted(str(jobs))
+    assert is_trusted(str(jobs))
 
 
 def test_a_mark_that_can_not_be_written_costs_time_only(path: Path) -> None:
@@ -124,16 +123,16 @@ def test_a_mark_that_can_not_be_written_costs_time_only(path: Path) -> None:
     mark.mkdir()
     with Session(path) as session:
         assert len(session) == 21
-    assert not is_ours(str(path / "jobs"))
+    assert not is_trusted(str(path / "jobs"))
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
 def test_the_file_of_another_user_is_always_walked_through(path: Path) -> None:
     jobs = path / "jobs"
     os.chown(jobs / "data.mdb", 65534, 65534)
-    mark_as_ours(str(jobs))
+    mark_trusted(str(jobs))
     os.chown(jobs / MARK, 65534, 65534)
-    assert not is_ours(str(jobs))
+    assert not is_trusted(str(jobs))
     assert check_before_opening(str(jobs), verify=None)
     with Session(path, read_only=True) as session:
         assert len(session) == 21
@@ -186,7 +185,7 @@ def test_without_a_walk_the_user_takes_the_risk(path: Path) -> None:
     assert not check_before_opening(str(copy / "jobs"), verify=False)
     with Session(copy, verify=False) as session:
         assert len(session) == 21
-    assert not is_ours(str(copy / "jobs"))
+    assert not is_trusted(str(copy / "jobs"))
 
 
 def test_a_file_of_holes_is_refused_before_memory_is_taken_for_its_pages(path: Path) -> None:

@@ -183,7 +183,7 @@ def test_data_file_that_others_use_is_not_replaced_and_they_are_named(path: Path
             repair_session(path)
         assert caught.value.pids == (pid,)
         assert str(pid) in one_error(run("repair", path), 1)
-        assert any("made anew" in line for line in repair_session(path, dry_run=True).done)
+        assert any("made again" in line for line in repair_session(path, dry_run=True).done)
         assert state_of(path) == before
     assert repair_session(path).quarantined == ["data.mdb"]
     with Session(path) as session:

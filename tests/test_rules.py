@@ -27,7 +27,7 @@ from gc3session import (
     make_store,
 )
 from gc3session.tables.interface import Writer
-from gc3session.tables.lmdb.gate import missing_bytes
+from gc3session.tables.lmdb.data_file.verification import missing_bytes
 
 MakeSession = Callable[..., Session]
 

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import re
+import shutil
 import stat
 import threading
 from pathlib import Path
@@ -201,6 +202,18 @@ def write_durably(path: str, contents: bytes, *, replace: bool = True, mtime: fl
         if not replace or os.path.lexists(temporary):
             os.unlink(temporary)
     sync_directory(directory)
+
+
+def give_owner(new: str, path: str) -> None:
+    """Give a new file the owner and the rights of *path*, which it is about to replace."""
+    status = os.stat(path)
+    try:
+        os.chown(new, status.st_uid, status.st_gid)
+    except PermissionError as error:
+        raise ReadOnlyError(
+            f"{path} belongs to another user, and you can't give the new file to that user: have its owner do this"
+        ) from error
+    shutil.copystat(path, new)
 
 
 def require_room(directory: str, needed: int, what: str) -> None:

@@ -311,7 +311,7 @@ class Tables(ABC):
         progress: OnProgress = no_progress,
         held: Callable[[], None] = lambda: None,
         *,
-        alone: Writer | None = None,
+        writer: Writer | None = None,
     ) -> AbstractContextManager[Contents]:
         """Return the newest committed state for a check or a repair; damaged parts are left out.
 
@@ -319,20 +319,20 @@ class Tables(ABC):
             problem: called with each fault in the structure below the tables.
             progress: called with how far the search for such faults has come, and how far it goes.
             held: called once the state is fixed, before the search.
-            alone: the writer of a transaction that has done nothing yet; nobody else can commit until it ends.
+            writer: the writer of a transaction that has done nothing yet; nobody else can commit until it ends.
 
         This default searches nothing: it knows of no structure below the tables.
         """
         return _held(self.read(), held)
 
-    def copies(self) -> Iterator[Item]:
+    def schema_copies(self) -> Iterator[Item]:
         """Yield items of the table `schemas`, including old ones, found anywhere in the store; by default none."""
         return iter(())
 
-    def alone(self) -> AbstractContextManager[None]:
+    def exclusive(self) -> AbstractContextManager[None]:
         """Return a context manager that keeps other processes from opening the store's files.
 
-        Raise StoreInUse if one has them open.  By default there are no files.
+        Raise StoreInUse if one has them open. By default there are no files.
         """
         return nullcontext()
 

@@ -43,7 +43,7 @@ from ..system.filesystem import opened_regular, write_durably
 from ..system.number_set import Numbers
 from ..system.temporary import delete_leftovers
 from ..tables.interface import META, SESSIONS, Contents, Salvaged, Tables, Writer
-from ..tables.lmdb.gate import can_be_lock
+from ..tables.lmdb.data_file.meta import can_be_lock_file
 from ..tables.urls import StoreURL, make_tables
 from .check import check_session
 from .check_index import parse_row
@@ -308,7 +308,7 @@ class _Repair:
         if path is None:
             return False
         lock = os.path.join(path, "lock.mdb")
-        if not can_be_lock(lock):
+        if not can_be_lock_file(lock):
             self._move_of_store(tables, lock, "it is not a lock file of LMDB, which the next opening makes")
         try:
             status = os.lstat(os.path.join(path, "data.mdb"))
@@ -328,7 +328,7 @@ class _Repair:
                 f"{path}: {why}. {self._directory.url_file} leads there, but a repair changes nothing outside the"
                 " session's directory: correct that file, or restore the store from a backup"
             )
-        with contextlib.nullcontext() if self._dry_run else tables.alone():
+        with contextlib.nullcontext() if self._dry_run else tables.exclusive():
             self._quarantine(path, why)
 
     def _is_damaged(self, tables: Tables) -> bool:
@@ -409,13 +409,13 @@ class _Repair:
         def run(writer: Writer | None) -> None:
             # If the data file has to grow, this runs a second time.
             del self._done[done:], self._damaged.names[names:]
-            with tables.contents(_ignored, alone=writer) as contents:
+            with tables.contents(_ignored, writer=writer) as contents:
                 _check_format(contents, tables.url)
                 TablesRepair(contents, writer, known, self._report, self._damaged.save).run()
 
         with self._mirror_lines() as line:
             known = Known(
-                identity, line, self._listed_numbers, self._late if self._from_mirror else [], tables.copies
+                identity, line, self._listed_numbers, self._late if self._from_mirror else [], tables.schema_copies
             )
             if self._dry_run:
                 run(None)

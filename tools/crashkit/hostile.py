@@ -48,15 +48,15 @@ class HostileDirectories(Suite):
 
     def control(self, plan: Plan) -> Outcome:
         """Without the check before LMDB opens a file it is LMDB that ends processes."""
-        from gc3session.tables.lmdb import gate as lmdb_files
+        from gc3session.tables.lmdb.data_file import verification
 
         bases = Bases.made(plan.part("bases").work)
-        gate = lmdb_files._check
-        lmdb_files._check = lambda directory, verify: False
+        check = verification._check
+        verification._check = lambda directory, verify: False
         try:
             outcome = self._tried(plan, bases, range(min(5 * plan.count, 500)), hostile_mutations.DEADLY)
         finally:
-            lmdb_files._check = gate
+            verification._check = check
         signals = [failure for failure in outcome.failures if "ended by SIG" in failure]
         return attrs.evolve(outcome, failures=signals)
 

@@ -30,7 +30,7 @@ from gc3session import Error, Persistable, Session, Task
 from gc3session.cli import program
 from gc3session.records.codec import layout_of
 from gc3session.store.store import _at_exit
-from gc3session.tables.lmdb import environment as lmdb_environment
+from gc3session.tables.lmdb import registry
 
 SECONDS: Final = 90
 """After which a case hangs; none takes one, but the machine may be busy."""
@@ -331,7 +331,7 @@ def do(action: Action, place: Place, rng: Random) -> int:
 
 def is_clean() -> bool:
     """Return whether nothing is open any more: another session in the same place would be taken for that one."""
-    return not lmdb_environment._environments
+    return not registry._environments
 
 
 def _buffered(fd: int) -> BufferedWriter:

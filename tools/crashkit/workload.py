@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 
 import gc3session.session.session
-import gc3session.tables.lmdb.environment
+import gc3session.tables.lmdb.opening
 from breakages import BREAKAGES
 from gc3session import Session
 from performer import SMALL_MAP, Performer, Piped, Recorded, Teller
@@ -20,7 +20,7 @@ MANY_BLANKS = 200
 
 def on_a_small_scale() -> None:
     """Have maps grow and mirrors be tidied after few tasks, where it usually takes many."""
-    gc3session.tables.lmdb.environment._SMALLEST_MAP = SMALL_MAP
+    gc3session.tables.lmdb.opening._SMALLEST_MAP = SMALL_MAP
     gc3session.session.session._FULL_OF_BLANKS = MANY_BLANKS
 
 

@@ -1,6 +1,6 @@
-"""What an LMDB environment tells of itself: its room, its readers, how safe its commits are.
+"""The figures of an LMDB environment: its size, its readers, how safe its commits are.
 
-All of it takes constant time: it is what LMDB and the system have counted.
+All of them are known in constant time, from what LMDB and the system have counted.
 """
 
 from __future__ import annotations
@@ -15,29 +15,30 @@ from ...system.filesystem import filesystem_of, write_cache_of
 from ...text import size_text
 from ..interface import Figure
 from .copying import used_pages
-from .environment import Environment, Transaction
-from .pages import State
+from .data_file.meta import MetaPage
+from .environment import Environment
+from .opening import Transaction
 
 _READER: Final = re.compile(r"\s*(\d+)\s+[0-9a-f]+\s+(\d+|-)")
 _IN_MEMORY: Final = ("tmpfs", "ramfs")
 
 
-def figures(env: Environment, state: State, reader: Transaction) -> list[Figure]:
-    """Return the figures of *state*, which *reader* sees."""
+def figures(env: Environment, meta: MetaPage, reader: Transaction) -> list[Figure]:
+    """Return the figures of the state of *meta*, which *reader* sees."""
     return [
-        _room(env, state, reader),
-        _map(env, state),
+        _file(env, meta, reader),
+        _map(env, meta),
         _readers(env),
         _durability(env),
-        place(env.path),
-        _last_write(env, state),
+        filesystem_figure(env.path),
+        _last_write(env, meta),
     ]
 
 
-def _room(env: Environment, state: State, reader: Transaction) -> Figure:
+def _file(env: Environment, meta: MetaPage, reader: Transaction) -> Figure:
     size = os.stat(env.data).st_size
-    used = used_pages(state, reader, env.tables.values()) * state.page_size
-    free = max(0, state.size - used)
+    used = used_pages(meta, reader, env.tables.values()) * meta.page_size
+    free = max(0, meta.size - used)
     reclaimable = max(0, size - used)
     text = f"{size_text(size)}: {size_text(used)} in use, {size_text(free)} free for later writes"
     if reclaimable:
@@ -46,9 +47,9 @@ def _room(env: Environment, state: State, reader: Transaction) -> Figure:
     return Figure("file", text, values)
 
 
-def _map(env: Environment, state: State) -> Figure:
+def _map(env: Environment, meta: MetaPage) -> Figure:
     size = env.opened().info()["map_size"]
-    headroom = max(0, size - state.size)
+    headroom = max(0, size - meta.size)
     text = f"{size_text(size)} of address space, {size_text(headroom)} headroom; it grows when it is full"
     return Figure("map", text, {"map_bytes": size, "headroom_bytes": headroom})
 
@@ -69,7 +70,7 @@ def _readers(env: Environment) -> Figure:
     ]
     slots = opened.info()["max_readers"]
     text = f"{len(found)} of {slots:,} taken by other processes"
-    live, stale = _told(found, False), _told(found, True)
+    live, stale = _slots_text(found, stale=False), _slots_text(found, stale=True)
     if live:
         text += f": {live}"
     if stale:
@@ -77,11 +78,11 @@ def _readers(env: Environment) -> Figure:
     return Figure("reader slots", text, {"readers": found, "slots": slots})
 
 
-def _told(found: Iterable[dict[str, Any]], stale: bool) -> str:
+def _slots_text(slots: Iterable[dict[str, Any]], *, stale: bool) -> str:
     return ", ".join(
         f"pid {slot['pid']}"
         + ("" if slot["transaction"] is None else f" reading transaction {slot['transaction']:,}")
-        for slot in found
+        for slot in slots
         if slot["stale"] == stale
     )
 
@@ -98,14 +99,14 @@ def _durability(env: Environment) -> Figure:
     return Figure("durability", text, values)
 
 
-def place(path: str) -> Figure:
-    """Return the figure of the filesystem that *path* is on."""
+def filesystem_figure(path: str) -> Figure:
+    """Return the figure that says which filesystem *path* is on."""
     type_ = filesystem_of(path)
     return Figure("filesystem", type_ or "unknown", {"type": type_})
 
 
-def _last_write(env: Environment, state: State) -> Figure:
+def _last_write(env: Environment, meta: MetaPage) -> Figure:
     seconds = os.stat(env.data).st_mtime
-    told = datetime.fromtimestamp(seconds).isoformat(" ", "seconds")
-    text = f"{told}, transaction {state.transaction:,} of the store"
-    return Figure("last write", text, {"time": seconds, "transaction": state.transaction})
+    time = datetime.fromtimestamp(seconds).isoformat(" ", "seconds")
+    text = f"{time}, transaction {meta.transaction:,} of the store"
+    return Figure("last write", text, {"time": seconds, "transaction": meta.transaction})

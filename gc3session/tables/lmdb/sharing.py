@@ -1,12 +1,11 @@
-"""Who has an environment open: its data file is replaced only while nobody has.
+"""The locks that keep a data file from being replaced while anybody has the environment open.
 
-Whoever opens an environment holds a shared `flock` on its directory for as long as it is open;
-whoever puts another data file in the place of the old one holds an exclusive one.  Programs that
-use LMDB alone don't know of that: LMDB itself has them hold a lock on the first byte of
-`lock.mdb`, which is taken, too.
+A process that opens an environment holds a shared `flock` on its directory for as long as it is open. To replace
+the data file a process needs the exclusive `flock`. Programs that use LMDB without this library don't know of
+these locks, but LMDB has them hold a lock on the first byte of `lock.mdb`; so that lock is taken, too.
 
-The lock on the first byte is the process's, and is lost as soon as it closes any descriptor of
-the file.  So it is only touched while this process has the environment closed.
+The lock on the first byte belongs to the process, which loses it as soon as it closes any descriptor of
+`lock.mdb`. So that file is touched only while this process has the environment closed.
 """
 
 from __future__ import annotations
@@ -29,11 +28,11 @@ _LOCK_LINE: Final = re.compile(r"\d+: (?:FLOCK|POSIX) +\S+ +\S+ (\d+) [0-9a-f]+:
 _BUSY: Final = (errno.EWOULDBLOCK, errno.EACCES)
 
 
-def share(directory: str) -> int:
-    """Return a descriptor of *directory*, locked so that its data file stays; -1 if that can't be had.
+def shared_lock(directory: str) -> int:
+    """Return a descriptor of *directory* whose lock keeps the data file from being replaced, or -1 without a lock.
 
-    Wait while somebody replaces the file.  Only who may not list the directory, or has it on a
-    filesystem without such locks, goes without.
+    Wait while another process replaces the file. There is no lock if this user may not list the directory, or
+    if its filesystem has no such locks.
     """
     try:
         fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -44,18 +43,18 @@ def share(directory: str) -> int:
     except OSError:
         os.close(fd)
         return -1
-    except BaseException:  # a signal's handler, while it waits
+    except BaseException:  # the handler of a signal may raise while this waits
         os.close(fd)
         raise
     return fd
 
 
 @signal_safe
-def alone_with(directory: str) -> Iterator[None]:
-    """Within `with`, nobody opens the environment; this process must have it closed.
+def exclusive_lock(directory: str) -> Iterator[None]:
+    """Within `with`, nobody can open the environment, which this process must have closed.
 
-    Raise StoreInUse at once if another process has it open.  Where `lock.mdb` is missing, or is no
-    file, nobody can hold a lock on it.
+    Raise StoreInUse at once if another process has it open. Where `lock.mdb` is missing or isn't a file, nobody
+    can hold a lock on it, and it isn't locked here either.
     """
     lock = os.path.join(directory, "lock.mdb")
     with _locked(directory, directory, os.O_RDONLY | os.O_DIRECTORY):
@@ -70,7 +69,7 @@ def alone_with(directory: str) -> Iterator[None]:
 def _locked(directory: str, path: str, flags: int) -> Iterator[None]:
     """Hold the exclusive lock on one of the two files within `with`.
 
-    Each has its own `finally`, so that a signal's handler that raises as one is closed leaves neither open.
+    Each lock has its own `finally`: if the handler of a signal raises while one is released, the other still is.
     """
     try:
         fd = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -91,23 +90,23 @@ def _locked(directory: str, path: str, flags: int) -> Iterator[None]:
 
 def _not_locked(path: str, error: OSError) -> WriteError:
     return WriteError(
-        f"{path} can't be locked ({error.strerror}), so its data file can't be replaced, and was not"
+        f"{path} can't be locked ({error.strerror}), so the store's data file can't be replaced; nothing was changed"
     )
 
 
 def in_use(directory: str, *, here: bool = False) -> StoreInUse:
-    """Return the error that tells who has the environment open: other processes, or with *here* this one."""
+    """Return the error that says which processes have the environment open: others, or with *here* this one."""
     pids = (os.getpid(),) if here else users(directory)
     who = f"by process {', '.join(map(str, pids))}" if pids else "by another process"
     return StoreInUse(
-        f"{directory} is open {who}{', this one' if here else ''}; its data file can't be replaced meanwhile, and"
-        " was not. Close it there, and try again",
+        f"{directory} is open {who}{', this one' if here else ''}; its data file can't be replaced meanwhile;"
+        " nothing was changed. Close it there, and try again",
         pids,
     )
 
 
 def users(directory: str) -> tuple[int, ...]:
-    """Return the pids of other processes that have the environment open, as far as the system tells."""
+    """Return the pids of other processes that have the environment open, as far as /proc/locks shows them."""
     inodes = set()
     for path in (directory, os.path.join(directory, "lock.mdb")):
         with contextlib.suppress(FileNotFoundError):

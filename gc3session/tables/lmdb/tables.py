@@ -1,4 +1,4 @@
-"""Tables of bytes on LMDB."""
+"""The tables of a store in an LMDB environment."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import lmdb
 
-from ...errors import ClosedError, CorruptStore, Error, InvalidArgument, NetworkFilesystemError, ReadOnlyError
+from ...errors import ClosedError, Error, InvalidArgument, NetworkFilesystemError, ReadOnlyError
 from ...system.filesystem import NETWORK_FILESYSTEMS, filesystem_of, sync_directory
 from ...system.number_set import Numbers
 from ...system.signals import signal_safe
@@ -30,25 +30,18 @@ from ..interface import (
 )
 from ..urls import StoreURL, register
 from .copying import compact, copy_data
-from .environment import (
-    DEFAULT_MAP_SIZE,
-    Environment,
-    Panic,
-    Transaction,
-    acquire,
-    alone_in,
-    discard,
-    release,
-    translated,
-)
-from .figures import figures, place
-from .gate import states
+from .data_file.meta import meta_pages_of
+from .environment import Environment
+from .errors import MustReopen, malformed, translated
+from .figures import figures, filesystem_figure
+from .opening import DEFAULT_MAP_SIZE, Transaction, create_environment
+from .registry import acquire, discard, exclusive, release
 
 T = TypeVar("T")
 
 
 class _LmdbReader(Reader):
-    """One LMDB transaction; what it hands out are copies, valid after its end."""
+    """One LMDB transaction. What it returns are copies, which stay valid after its end."""
 
     __slots__ = ("_env", "_tables", "_txn", "serial")
 
@@ -59,7 +52,7 @@ class _LmdbReader(Reader):
         self.serial = txn.id()
 
     def newest(self) -> int:
-        return self.serial if self._env is None else self._env.newest()
+        return self.serial if self._env is None else self._env.last_transaction()
 
     def get(self, table: str, key: bytes) -> bytes | None:
         return self._txn.get(key, db=self._tables[table])  # type: ignore[no-any-return]
@@ -127,7 +120,7 @@ class _LmdbWriter(_LmdbReader, Writer):
             return
         cursor = self._txn.cursor(self._tables[table])
         last = cursor.value() if cursor.set_key(key) and cursor.last_dup() else b""
-        # Appending fills the pages to the brim; out of order it would store nothing.
+        # Appending leaves no room in the pages; values out of order it wouldn't store.
         cursor.putmulti([(key, value) for value in values], append=last < values[0])
 
     def delete_values(self, table: str, key: bytes, values: Iterable[bytes]) -> None:
@@ -141,16 +134,15 @@ _NO_TABLES = NoTables()
 
 
 def _ensure_same(env: Environment, txn: Transaction, error: BaseException | None) -> None:
-    """Raise Error if there was a commit since *txn* began, where nothing keeps others off its pages."""
-    if not env.locked and env.has_moved_on(txn):
+    """Raise Error if there was a commit since *txn* began and *txn* isn't entered in `lock.mdb`.
+
+    A writer may have overwritten the pages of such a reader.
+    """
+    if not env.locked and env.has_newer_commit(txn):
         raise Error(
             f"{env.path} is being written, and this user may not lock it, so what was read may be"
             " wrong: try again, or ask its owner for the right to write lock.mdb"
         ) from error
-
-
-def _malformed(error: BaseException, path: str) -> CorruptStore:
-    return CorruptStore(f"{path}: a key or value isn't as the format has it ({error}); restore it from a backup")
 
 
 def _has_ended(txn: Transaction) -> bool:
@@ -162,13 +154,13 @@ def _has_ended(txn: Transaction) -> bool:
 
 
 def _recover(env: Environment, failure: Exception) -> None:
-    """Make the environment usable again after a transaction could not begin or found no room."""
+    """Make the environment usable again after a transaction couldn't begin or found no room."""
     if isinstance(failure, lmdb.MapFullError):
         env.grow()
     elif isinstance(failure, lmdb.MapResizedError):
         env.adopt_size()
     else:
-        env.reopen()
+        env.suspend()
 
 
 class LmdbTables(Tables):
@@ -177,12 +169,12 @@ class LmdbTables(Tables):
     Args:
         path: the directory; it is made by the first write.
         read_only: never write, not even a lock where the rights forbid it.
-        map_size: bytes of address space to begin with; it grows when it is full.
+        map_size: bytes of address space to begin with; the map grows when it is full.
         allow_network_filesystem: use the store even where LMDB's locks and memory maps don't
-            reach other machines: right only while a single machine uses it.
-        verify: walk through the data file before it is opened, which takes some 1.5 us a record:
-            always (True), never (False), or if it wasn't made or checked here (None); see
-            origin.py.
+            reach other machines, which is safe only while a single machine uses it.
+        verify: whether to walk through the data file before it is opened, which takes some 1.5 us a record:
+            always (True), never (False), or if it wasn't made or walked through here (None); see
+            data_file/verification.py.
     """
 
     def __init__(
@@ -232,7 +224,7 @@ class LmdbTables(Tables):
             with env.reading:
                 try:
                     txn = env.begin()
-                except (lmdb.MapResizedError, Panic) as error:
+                except (lmdb.MapResizedError, MustReopen) as error:
                     failure = error
                 else:
                     try:
@@ -242,7 +234,7 @@ class LmdbTables(Tables):
                         if isinstance(error, lmdb.Error):
                             raise translated(error, env.path) from error
                         if isinstance(error, MALFORMED):
-                            raise _malformed(error, env.path) from error
+                            raise malformed(error, env.path) from error
                         raise
                     else:
                         _ensure_same(env, txn, None)
@@ -257,21 +249,21 @@ class LmdbTables(Tables):
         progress: Callable[[int, int], None] = lambda done, total: None,
         held: Callable[[], None] = lambda: None,
         *,
-        alone: Writer | None = None,
+        writer: Writer | None = None,
     ) -> AbstractContextManager[Contents]:
-        from .contents import contents  # only checks and repairs need it
+        from .held_state import contents  # only checks and repairs need it
 
         if self._closed:
             raise ClosedError(f"the store {self.url} is closed")
-        return contents(self.path, problem, progress, held, map_size=self._map_size, alone=alone is not None)
+        return contents(self.path, problem, progress, held, map_size=self._map_size, in_write=writer is not None)
 
-    def copies(self) -> Iterator[Item]:
-        from .salvage import schemas_in
+    def schema_copies(self) -> Iterator[Item]:
+        from .data_file.salvage import schemas_in
 
         return schemas_in(self.path)
 
-    def alone(self) -> AbstractContextManager[None]:
-        return alone_in(self.path)
+    def exclusive(self) -> AbstractContextManager[None]:
+        return exclusive(self.path)
 
     def rebuild(
         self,
@@ -281,11 +273,11 @@ class LmdbTables(Tables):
         *,
         dry_run: bool,
     ) -> Salvaged | None:
-        from .salvage import readable, rebuild
+        from .data_file.salvage import readable, rebuild
 
         if dry_run:
             return readable(self.path, listed)
-        with self.alone():
+        with self.exclusive():
             return rebuild(self.path, lambda path: LmdbTables(path, map_size=self._map_size), keep, listed, finish)
 
     def get(self, table: str, key: bytes) -> bytes | None:
@@ -295,8 +287,8 @@ class LmdbTables(Tables):
                 try:
                     with env.begin() as txn:
                         return txn.get(key, db=env.tables[table])  # type: ignore[no-any-return]
-                except (lmdb.Error, Panic):
-                    pass  # the long way tells, or mends it
+                except (lmdb.Error, MustReopen):
+                    pass  # `read` below recovers from it, or raises
         return super().get(table, key)
 
     def write(
@@ -309,7 +301,7 @@ class LmdbTables(Tables):
             raise ReadOnlyError(f"the store {self.url} was opened read-only")
         env = self._environment()
         if env is None:
-            Environment.create(self.path, self._fill)
+            create_environment(self.path, self._fill)
             env = self._environment()
             assert env is not None
         with env.writing:
@@ -323,22 +315,22 @@ class LmdbTables(Tables):
                         txn.commit()
                         committed(result)
                     except BaseException as error:
-                        # A signal's handler may raise when the commit has just been done, and later.
+                        # The handler of a signal may raise right after the commit, or later.
                         if ready and not isinstance(error, lmdb.Error) and _has_ended(txn):
                             committed(result)
                         else:
                             txn.abort()
                         raise
                     return result
-                except (lmdb.MapFullError, lmdb.MapResizedError, Panic) as error:
+                except (lmdb.MapFullError, lmdb.MapResizedError, MustReopen) as error:
                     failure: Exception = error
                 except lmdb.PanicError as error:
-                    env.reopen()
+                    env.suspend()
                     raise translated(error, env.path) from error
                 except lmdb.Error as error:
                     raise translated(error, env.path) from error
                 except MALFORMED as error:
-                    raise _malformed(error, env.path) from error
+                    raise malformed(error, env.path) from error
                 aborted()
                 _recover(env, failure)
 
@@ -356,11 +348,11 @@ class LmdbTables(Tables):
         while True:
             with self.read() as reader:
                 if not isinstance(reader, _LmdbReader) or self._env is None:
-                    return [place(os.path.dirname(self.path))]
-                for state in states(self._env.data):
-                    if state.transaction == reader.serial:
-                        return figures(self._env, state, reader._txn)
-            # Two commits have come in between: that state's page is overwritten.
+                    return [filesystem_figure(os.path.dirname(self.path))]
+                for meta in meta_pages_of(self._env.data):
+                    if meta.transaction == reader.serial:
+                        return figures(self._env, meta, reader._txn)
+            # There were two commits meanwhile, and the meta page of that state is overwritten.
 
     def copy_to(self, path: str, progress: OnProgress = no_progress) -> None:
         os.mkdir(path)
@@ -380,7 +372,7 @@ class LmdbTables(Tables):
 
     def suspend(self) -> None:
         if self._env is not None:
-            self._env.reopen()
+            self._env.suspend()
 
     def close(self) -> None:
         self._closed = True
@@ -389,7 +381,7 @@ class LmdbTables(Tables):
             self._env = None
 
     def discard(self) -> None:
-        """Close the environment, for whoever uses it: its directory is about to be deleted."""
+        """Close the environment for all that use it: its directory is about to be deleted."""
         self.close()
         discard(self.path)
 

@@ -230,12 +230,12 @@ class PostgresqlTables(Tables):
         progress: OnProgress = no_progress,
         held: Callable[[], None] = lambda: None,
         *,
-        alone: Writer | None = None,
+        writer: Writer | None = None,
     ) -> Iterator[Contents]:
         """Do what `Tables.contents` does; the structure below the tables are the counts of each key's values."""
-        if alone is not None:
-            assert isinstance(alone, PostgresqlWriter)
-            alone.keep_others_out()
+        if writer is not None:
+            assert isinstance(writer, PostgresqlWriter)
+            writer.keep_others_out()
         with self.read() as reader:
             assert isinstance(reader, PostgresqlReader)
             _ = reader.serial  # the first statement fixes the state

@@ -1,9 +1,9 @@
 """A new data file from what can be read of a damaged one.
 
-What the tree of a table still leads to is taken from there.  A page of records that no tree leads
-to any more is found by looking at every page: its records prove themselves by their checksums,
-which begin with their Ns.  From pages that are free, or may be, a record is taken only if the
-index or the mirror knows it: it may be an earlier revision, but no removed task comes back.
+What the tree of a table still leads to is read through the tree. To find records that no tree leads
+to any more, every page of the file is read; a record proves itself by its checksum, which depends on
+its N. From a page that is free, or may be, a record is taken only if the index or the mirror knows
+it: the record may be an earlier revision, but no removed task comes back.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from struct import Struct
 from struct import error as struct_error
 from sys import byteorder
 
-from ...errors import CorruptStore, UnknownFormat
-from ...format.validation import Fault, parse_record, parse_schema, unframe
-from ...system.filesystem import is_holes, sync_directory
-from ...system.number_set import Numbers
-from ...system.temporary import delete_leftovers, delete_tree, temporary_name
-from ..interface import (
+from ....errors import CorruptStore, UnknownFormat
+from ....format.validation import Fault, parse_record, parse_schema, unframe
+from ....system.filesystem import give_owner, is_holes, sync_directory
+from ....system.number_set import Numbers
+from ....system.temporary import delete_leftovers, delete_tree, temporary_name
+from ...interface import (
     MEMBERS,
     META,
     RECORDS,
@@ -33,57 +33,42 @@ from ..interface import (
     Tables,
     Writer,
 )
-from .contents import LmdbContents, opened_regular
-from .copying import give_owner
-from .origin import mark_as_ours
-from .pages import (
-    BIG,
-    DUP,
-    LEAF,
-    LEAF2,
-    SUB,
-    DamagedPage,
-    Pages,
-    State,
-    Tree,
-    Walk,
-    flags_of,
-    newest_state,
-    state_of,
-    width_of,
-)
+from .contents import LmdbContents, ignore
+from .meta import MetaPage, Tree, newest_meta_page, opened_data_file, read_meta_page
+from .pages import BIG, DUP, LEAF, LEAF2, SUB, DamagedPage, Pages, flags_of, width_of
 from .structure import check_structure, trees_of
+from .verification import mark_trusted
+from .walk import Walk
 
-_BATCH = 20_000
-_PIECE = 1 << 22
+_BATCH = 20_000  # items
+_PIECE = 1 << 22  # bytes read at once
 _SIZE, _KIND, _NUMBER = Struct("=HH"), Struct("=HH"), Struct("=Q")
 _PAGE_SIZES = (4096, 16384, 65536, 8192, 32768, 2048, 1024, 512)
-_MEMBER_SIZE = 20
+_MEMBER_SIZE = 20  # bytes
 _EMPTY = Tree(0, 0, 0, 0, 0, 0, 0, None)
-
-
-def _ignore(told: str) -> None:
-    """Pass over what is damaged: what can be read is wanted."""
 
 
 class Salvage:
     """What can be read of a damaged data file.
 
     Args:
-        path: the file.
-        fd: the file, open.
+        path: the path of the file, for messages.
+        fd: the open file.
         listed: the Ns that the mirror lists.
+
+    Attributes:
+        members: whether the table of members could be read whole.
     """
 
     def __init__(self, path: str, fd: int, listed: Numbers) -> None:
         self._path = path
         self._fd = fd
         self._listed = listed
-        self._old = False  # the newest meta page is lost, and with it what its transaction has changed
-        self._pages = Pages(path, fd, self._state())
+        self._old = False  # whether the newest meta page is lost, and what its transaction has changed with it
+        self._pages = Pages(path, fd, self._meta())
         faults: list[str] = []
         with contextlib.suppress(struct_error):
-            check_structure(self._pages, lambda told: faults.append(told) if len(faults) < 10_000 else None)
+            check_structure(self._pages, lambda fault: faults.append(fault) if len(faults) < 10_000 else None)
         self._contents = LmdbContents(self._pages)
         self._free_known = not self._old and not any(
             "free" in fault or "tree of tables" in fault for fault in faults
@@ -92,49 +77,49 @@ class Salvage:
             "members" in fault or "tree of tables" in fault for fault in faults
         )
 
-    def _state(self) -> State:
+    def _meta(self) -> MetaPage:
         unknown: UnknownFormat | None = None
         try:
-            return newest_state(self._path, self._fd)
+            return newest_meta_page(self._path, self._fd)
         except CorruptStore:
             pass
         except UnknownFormat as error:
             unknown = error
         size = os.fstat(self._fd).st_size
-        found: list[State] = []
+        found: list[MetaPage] = []
         for number, page_size in ((0, 4096), *((1, page_size) for page_size in _PAGE_SIZES)):
             with contextlib.suppress(CorruptStore, UnknownFormat):
-                found.append(state_of(self._path, self._fd, number, page_size))
+                found.append(read_meta_page(self._path, self._fd, number, page_size))
         if unknown is not None and not found:
             raise unknown
         self._old = True
         if found:
-            return max(found, key=lambda state: state.transaction)
-        return State(4096, max(1, size // 4096 - 1), 0, _EMPTY, _EMPTY)
+            return max(found, key=lambda meta: meta.transaction)
+        return MetaPage(4096, max(1, size // 4096 - 1), 0, _EMPTY, _EMPTY)
 
     # -- pages that no tree leads to
 
     def _stray(self) -> Iterator[tuple[bytes, bool]]:
-        """Give the leaf pages that no tree leads to, and whether they are known to be free."""
+        """Yield the leaf pages that no tree leads to, and whether each is known to be free."""
         pages = self._pages
-        used = pages.unused()
-        for tree in (pages.state.main, pages.state.free if self._free_known else _EMPTY):
-            for page, _, _ in Walk(pages, tree, used, _ignore):
+        used = pages.new_marks()
+        for tree in (pages.meta.main, pages.meta.free if self._free_known else _EMPTY):
+            for page, _, _ in Walk(pages, tree, used, ignore):
                 del page
-        for name, tree in trees_of(pages, _ignore).items():
-            for page, _, _ in Walk(pages, tree, used, _ignore):
-                for node in pages.nodes(page, _ignore) if name in SET_TABLES else ():
+        for name, tree in trees_of(pages, ignore).items():
+            for page, _, _ in Walk(pages, tree, used, ignore):
+                for node in pages.nodes(page, ignore) if name in SET_TABLES else ():
                     if node.flags == SUB | DUP and len(node.data) == 48:
-                        for _ in Walk(pages, Tree.at(node.data), used, _ignore):
+                        for _ in Walk(pages, Tree.from_bytes(node.data), used, ignore):
                             pass
-        free = pages.unused()
+        free = pages.new_marks()
         if self._free_known:
             self._mark_free(free)
         if is_holes(os.fstat(self._fd)):
             return
-        everything = State(pages.size, os.fstat(self._fd).st_size // pages.size, 0, _EMPTY, _EMPTY)
+        everything = MetaPage(pages.size, os.fstat(self._fd).st_size // pages.size, 0, _EMPTY, _EMPTY)
         self._all = Pages(self._path, self._fd, everything)
-        for number in range(2, everything.last):
+        for number in range(2, everything.last_page):
             if number < pages.marks and used[number >> 3] & 1 << (number & 7):
                 continue
             try:
@@ -146,9 +131,9 @@ class Salvage:
 
     def _mark_free(self, used: bytearray) -> None:
         pages = self._pages
-        marks = Walk(pages, _EMPTY, used, _ignore)
-        for page, _, _ in Walk(pages, pages.state.free, pages.unused(), _ignore):
-            for node in pages.nodes(page, _ignore):
+        marks = Walk(pages, _EMPTY, used, ignore)
+        for page, _, _ in Walk(pages, pages.meta.free, pages.new_marks(), ignore):
+            for node in pages.nodes(page, ignore):
                 with contextlib.suppress(DamagedPage):
                     data = pages.value(node)
                     for at in range(8, len(data) - 7, 8):
@@ -158,7 +143,7 @@ class Salvage:
         for page, free in self._stray():
             if flags_of(page) & LEAF2:
                 continue
-            for node in self._all.nodes(page, _ignore):
+            for node in self._all.nodes(page, ignore):
                 if not node.flags & (SUB | DUP):
                     with contextlib.suppress(DamagedPage):
                         yield node.key, self._all.value(node), free
@@ -166,7 +151,7 @@ class Salvage:
     # -- filling a new store
 
     def fill(self, tables: Tables | None) -> Salvaged:
-        """Put all that can be read into new tables; None only counts."""
+        """Write all that can be read to new tables; with None only count it."""
         self._check_version()
         batch = _Batch(tables)
         known = self._known()
@@ -201,8 +186,8 @@ class Salvage:
                     continue
                 if number in found and revision <= revisions.get(number, 1 << 63):
                     continue
-                # An old page may have an earlier revision; but of a task that the index knows that is
-                # more than nothing.
+                # An old page may have an earlier revision. For a task that the index knows that is better than
+                # no record.
                 sure = self._free_known and not free
                 if not (sure or number in known or (not free and (number >= following or not len(known)))):
                     continue
@@ -226,13 +211,13 @@ class Salvage:
                 batch.put(table, key, data)
         self._fill_members(batch, len(rows))
         batch.write()
-        told = f"the data file is made anew: {records + lost:,} records that can be read"
+        message = f"the data file is made again, with the {records + lost:,} records that can be read"
         if lost:
-            told += f", {lost:,} of them from pages that nothing led to any more"
-        return Salvaged(told, self.members, "data.mdb")
+            message += f", {lost:,} of them from pages that nothing led to any more"
+        return Salvaged(message, self.members, "data.mdb")
 
     def _fill_from_remains(self, batch: _Batch, known: Numbers, found: Numbers, strays: dict[int, int]) -> int:
-        """Put records in that are known and stand in no page that can be read as one; return how many."""
+        """Write records that are known, but are in no page that can be read as one. Return how many there are."""
         wanted = {
             number
             for numbers in known.chunks(_BATCH)
@@ -284,16 +269,16 @@ class Salvage:
                 if len(value) == _MEMBER_SIZE:
                     batch.put(MEMBERS, key, value)
         if self.members or self._old or len(keys) > 1 or sessions > 1 or len(self._listed):
-            return  # whose the stray ones are can't be told, or the mirror knows better
+            return  # stray members may belong to any of several sessions, or the mirror knows better
         key = keys[0] if keys else b"\0\0\0\1"
         for page, free in self._stray():
             if not free and flags_of(page) & LEAF2 and width_of(page) == _MEMBER_SIZE:
-                for value in self._all.fixed(page, _MEMBER_SIZE, _ignore):
+                for value in self._all.fixed(page, _MEMBER_SIZE, ignore):
                     batch.put(MEMBERS, key, value)
 
 
 class _Batch:
-    """Items on their way into new tables, some thousand a transaction."""
+    """Items to be written to new tables, some thousands in a transaction."""
 
     def __init__(self, tables: Tables | None) -> None:
         self._tables = tables
@@ -328,10 +313,10 @@ def _is_framed(number: int, data: bytes) -> bool:
 
 
 def schemas_in(directory: str) -> Iterator[Item]:
-    """Give all schemas that stand in any page of the data file in *directory*, used or not: one never changes."""
+    """Yield all schemas in any page of the data file in *directory*, used or free; a schema never changes."""
     path = os.path.join(directory, "data.mdb")
-    with opened_regular(path) as file:
-        yield from _schemas(path, file.fileno(), newest_state(path, file.fileno()).page_size)
+    with opened_data_file(path) as file:
+        yield from _schemas(path, file.fileno(), newest_meta_page(path, file.fileno()).page_size)
 
 
 def _schemas(path: str, fd: int, page_size: int) -> Iterator[Item]:
@@ -344,7 +329,7 @@ def _schemas(path: str, fd: int, page_size: int) -> Iterator[Item]:
 
 
 def _remains(fd: int, page_size: int, key_size: int) -> Iterator[Item]:
-    """Give what looks like a node with a key of that size, anywhere in the file, also where a page is damaged.
+    """Yield what looks like a node with a key of that size, anywhere in the file, damaged pages included.
 
     What LMDB has freed or moved stays in the file until something else is written there.
     """
@@ -371,9 +356,9 @@ def _remains(fd: int, page_size: int, key_size: int) -> Iterator[Item]:
 
 
 def readable(directory: str, listed: Numbers) -> Salvaged:
-    """Return what can be read of the data file in *directory*."""
+    """Return what can be read of the data file in *directory*; nothing is written."""
     path = os.path.join(directory, "data.mdb")
-    with opened_regular(path) as file:
+    with opened_data_file(path) as file:
         return Salvage(path, file.fileno(), listed).fill(None)
 
 
@@ -384,19 +369,24 @@ def rebuild(
     listed: Numbers,
     finish: Callable[[Tables, Salvaged], None],
 ) -> Salvaged:
-    """Put in place of the data file in *directory* a new one, with all that can be read of the old one.
+    """Replace the data file in *directory* by a new one with all that can be read of the old one.
 
-    *make* gives the tables at a path; *finish* makes them what they should be; *keep* is called with the
-    path of the old file and makes sure that it stays.  The new file comes into its place by one
-    renaming.  Nobody else may have the environment open.
+    The new file takes its place by one renaming. Nobody may have the environment open meanwhile.
+
+    Args:
+        directory: the directory of the environment.
+        make: returns the tables at a path.
+        keep: called with the path of the old file, which it gives a second name.
+        listed: the Ns that the mirror lists.
+        finish: called with the new tables, which it repairs before they take their place.
     """
     path = os.path.join(directory, "data.mdb")
     delete_leftovers(directory)
     temporary = temporary_name(directory)
     try:
-        with contextlib.closing(make(temporary)) as tables, opened_regular(path) as file:
+        with contextlib.closing(make(temporary)) as tables, opened_data_file(path) as file:
             found = Salvage(path, file.fileno(), listed).fill(tables)
-            tables.write(lambda writer: None)  # made even where nothing was found
+            tables.write(lambda writer: None)  # so that they are made even if nothing was found
             finish(tables, found)
         new = os.path.join(temporary, "data.mdb")
         give_owner(new, path)
@@ -406,7 +396,7 @@ def rebuild(
             os.unlink(lock)
         os.rename(new, path)
         sync_directory(directory)
-        mark_as_ours(directory)
+        mark_trusted(directory)
     finally:
         delete_tree(temporary)
     return found

@@ -1,0 +1,202 @@
+"""The pages of a data file, read without LMDB: whatever stands in them, the process lives.
+
+LMDB maps the file into memory and believes what it finds there. Here every page is read by
+`pread`, and checked before it is used. So `check` and `repair` read what LMDB would die of, and
+verification.py knows before LMDB opens the file.
+
+A page::
+
+    at   bytes
+     0   8      its number
+     8   2      of a page of values of one length (LEAF2): that length
+    10   2      flags: branch, leaf, overflow, meta, ...
+    12   2      where its free space begins; of an overflow page (4): how many pages the run has
+    14   2      where its free space ends
+    16   2 * n  where its nodes are, sorted by key
+
+A node: size of the value (4), flags (2), size of the key (2), key, value. In a branch page the
+first six bytes are the number of a page instead, whose keys are not less than the node's.
+The value is that of the key, or, as the flags say, the number of the first page of an overflow
+run (BIG), the description of another tree (SUB), a small page inside this one with several values of
+the key (DUP), or the description of the tree of these (SUB and DUP).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from struct import Struct, unpack_from
+from typing import Final, NamedTuple
+
+from .meta import PAGE_HEADER, MetaPage
+
+BRANCH, LEAF, OVERFLOW, LEAF2 = 0x01, 0x02, 0x04, 0x20
+BIG, SUB, DUP = 0x01, 0x02, 0x04
+SET_FLAGS: Final = 0x14  # MDB_DUPSORT | MDB_DUPFIXED
+
+_NODE_KINDS: Final = (0, BIG, SUB, DUP, SUB | DUP)
+_NODE: Final = Struct("=HHHH")
+_RUN_LENGTH: Final = Struct("=I")
+_PAGE_NUMBER: Final = Struct("=Q")
+_SPARE_PAGES: Final = 1 << 20  # beyond the file's end: LMDB may free pages before it has written them
+
+Problem = Callable[[str], None]
+"""Called with each fault that is found."""
+
+
+class DamagedPage(Exception):
+    """A page isn't what it should be; the message says which page, and what is wrong with it."""
+
+
+class Node(NamedTuple):
+    """An item of a leaf page.
+
+    Attributes:
+        size: the size of the whole value.
+        data: the part of the value that is in the page.
+    """
+
+    key: bytes
+    flags: int
+    size: int
+    data: bytes
+
+
+class Pages:
+    """The pages of one state of a data file.
+
+    Args:
+        path: the file's path, for messages.
+        fd: the open file; it may be replaced by that of a copy at any time.
+        meta: the meta page of the state.
+    """
+
+    def __init__(self, path: str, fd: int, meta: MetaPage) -> None:
+        self.path = path
+        self.fd = fd
+        self.meta = meta
+        self.size = meta.page_size
+        in_file = os.fstat(fd).st_size // self.size
+        self.marks = min(meta.last_page + 1, in_file + max(in_file, _SPARE_PAGES))
+        """How many pages can be marked as used: a damaged meta page must not make a walk take terabytes."""
+
+    def new_marks(self) -> bytearray:
+        """Return a bit for each page, none of them set: the pages that a walk has used."""
+        return bytearray(self.marks // 8 + 1)
+
+    def read(self, number: int) -> bytes:
+        """Return a page of a tree. Raise DamagedPage if it can't be one."""
+        if not 1 < number <= self.meta.last_page:
+            raise DamagedPage(f"page {number} is referred to, but the pages are 2 to {self.meta.last_page}")
+        page = os.pread(self.fd, self.size, number * self.size)
+        if len(page) < self.size:
+            raise DamagedPage(f"page {number} is beyond the end of the file")
+        if number_of(page) != number:
+            raise DamagedPage(f"page {number} has the number {number_of(page)}")
+        return page
+
+    def run(self, node: Node) -> tuple[int, int]:
+        """Return the first page and the number of pages of a value's overflow run.
+
+        Raise DamagedPage if the run can't hold the value. It may be longer than the value needs: LMDB
+        leaves it so when a value is made smaller in the transaction that has written it.
+        """
+        if len(node.data) < 8:
+            raise DamagedPage("a value's overflow run has no page number")
+        first: int = _PAGE_NUMBER.unpack_from(node.data)[0]
+        page = self.read(first)
+        flags = flags_of(page)
+        (count,) = _RUN_LENGTH.unpack_from(page, 12)
+        needed = (16 + node.size + self.size - 1) // self.size
+        if flags != OVERFLOW or count < needed or first + count - 1 > self.meta.last_page:
+            raise DamagedPage(f"page {first} does not begin an overflow run of {needed} pages")
+        if os.fstat(self.fd).st_size < (first + needed) * self.size:
+            raise DamagedPage(f"the file ends inside the overflow run that begins at page {first}")
+        return first, count
+
+    def value(self, node: Node) -> bytes:
+        """Return the value of a node that has one value. Raise DamagedPage if it is cut off."""
+        if not node.flags & BIG:
+            return node.data
+        first, _ = self.run(node)
+        value = os.pread(self.fd, node.size, first * self.size + 16)
+        if len(value) < node.size:
+            raise DamagedPage(f"the file ends inside the overflow run that begins at page {first}")
+        return value
+
+    def nodes(self, page: bytes, problem: Problem) -> list[Node]:
+        """Return the nodes of a leaf page; a page of values of one length (LEAF2) has none."""
+        number, _, _, _, upper = PAGE_HEADER.unpack_from(page)
+        found = []
+        header, end = _NODE.unpack_from, self.size
+        for place in self._places(page, problem):
+            if not upper <= place <= end - 8:
+                problem(f"page {number} has a node outside its borders")
+                continue
+            low, high, flags, key_size = header(page, place)
+            begin = place + 8 + key_size
+            size = low | high << 16
+            stop = begin + (8 if flags & BIG else size)
+            if stop > end or flags not in _NODE_KINDS:
+                problem(f"page {number} has a node with impossible sizes or flags")
+                continue
+            found.append(Node(page[place + 8 : begin], flags, size, page[begin:stop]))
+        return found
+
+    def _places(self, page: bytes, problem: Problem) -> tuple[int, ...]:
+        number, _, _, lower, upper = PAGE_HEADER.unpack_from(page)
+        if not 16 <= lower <= upper <= self.size or lower % 2:
+            problem(f"page {number} has impossible borders of its free space")
+            return ()
+        return unpack_from(f"={(lower - 16) // 2}H", page, 16)
+
+    def children(self, page: bytes, problem: Problem) -> list[tuple[bytes, int]]:
+        """Return the least key and the number of each page below a branch page; the first key is b''."""
+        number, _, _, _, upper = PAGE_HEADER.unpack_from(page)
+        found: list[tuple[bytes, int]] = []
+        for place in self._places(page, problem):
+            if not upper <= place <= self.size - 8:
+                problem(f"page {number} has a node outside its borders")
+                continue
+            low, high, top, key_size = _NODE.unpack_from(page, place)
+            key = page[place + 8 : place + 8 + key_size] if found else b""
+            found.append((key, low | high << 16 | top << 32))
+        return found
+
+    def fixed(self, page: bytes, width: int, problem: Problem) -> list[bytes]:
+        """Return the values of a page of values of one length, which may be a small page inside a node."""
+        number, own_width, _, lower, _ = PAGE_HEADER.unpack_from(page)
+        count = (lower - 16) // 2
+        if own_width != width or width == 0 or lower < 16 or 16 + count * width > len(page):
+            problem(f"page {number} has impossible values of {own_width} bytes")
+            return []
+        return [page[at : at + width] for at in range(16, 16 + count * width, width)]
+
+    def small_page(self, node: Node, problem: Problem) -> list[bytes]:
+        """Return the values of a key from the small page inside its node."""
+        if len(node.data) < 16:
+            problem("the values of a key are cut off")
+            return []
+        _, width, flags, _, _ = PAGE_HEADER.unpack_from(node.data)
+        if flags & (LEAF | LEAF2) != LEAF | LEAF2:
+            problem("the values of a key are not what they should be")
+            return []
+        return self.fixed(node.data, width, problem)
+
+
+def number_of(page: bytes) -> int:
+    """Return the number that a page says it has."""
+    number: int = PAGE_HEADER.unpack_from(page)[0]
+    return number
+
+
+def flags_of(page: bytes) -> int:
+    """Return the flags of a page."""
+    flags: int = PAGE_HEADER.unpack_from(page)[2]
+    return flags
+
+
+def width_of(page: bytes) -> int:
+    """Return the size of the values of a page of values of one length."""
+    width: int = PAGE_HEADER.unpack_from(page)[1]
+    return width

@@ -1,0 +1,162 @@
+"""Whether a data file is safe to open: LMDB checks little before it opens one, and a bad page may end the process.
+
+A file from elsewhere is walked through before it is opened, which takes some 1.5 us a record. One that was
+made or walked through on this machine is trusted, or each opening would take that time. Beside a trusted
+file there is a *mark*, `jobs/checked`, a line that only this machine could have written::
+
+    time in ns since 1970, a blank, SHA-256 of: machine's ID, user, inode of data.mdb, that time
+
+- A person who prepares a directory elsewhere knows neither the machine's ID nor which inode the data file
+  will have here. A copy, or what is unpacked or restored, has other inodes than its original.
+- The time in the mark must be the mark's own time of change (ctime), which nobody can set. So a
+  mark that is sent back to the machine that wrote it is worthless, too.
+- Data file and mark must belong to the user: the file of another user is always walked through.
+
+A mark that is missing or wrong costs time and nothing else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import stat
+import time
+from functools import cache
+from pathlib import Path
+from typing import Final
+
+from ....errors import CorruptStore, OpenError
+from ....system.filesystem import is_holes
+from .meta import data_file, lock_file, newest_meta_page_of
+from .structure import problems_of
+
+MARK: Final = "checked"
+"""The name of the mark."""
+
+_MACHINE_IDS: Final = (
+    "/etc/machine-id",
+    "/var/lib/dbus/machine-id",
+    "/proc/sys/kernel/random/boot_id",  # if there is neither of those, marks are valid until the next boot
+)
+_MARK_DELAY_NS: Final = 10 * 10**9  # that may pass between the time in the mark and its writing
+_MARK_SIZE: Final = 200  # bytes that a mark has at most
+
+
+# -- the check
+
+
+def check_before_opening(directory: str, *, verify: bool | None) -> bool:
+    """Raise CorruptStore if opening the environment in *directory* might end the process.
+
+    The two meta pages are always checked. The whole file is walked through if *verify* is True; and
+    if it is None, unless the file is trusted and doesn't look short. LMDB leaves pages at the end
+    unwritten that it has freed again; the store fills that gap after each commit (`missing_bytes`), so
+    that only a killed writer or a truncation leaves a short file.
+
+    Return whether the file was walked through.
+    """
+    try:
+        return _check(directory, verify)
+    except NotADirectoryError as error:
+        raise CorruptStore(f"{directory} is not the directory of a store; restore it from a backup") from error
+    except PermissionError as error:
+        raise OpenError(
+            f"{error.filename or directory} can't be read: {error.strerror}; ask its owner for the rights"
+        ) from error
+    except OSError as error:
+        raise OpenError(
+            f"{error.filename or directory} can't be read: {error.strerror}; try again, and look after the disk"
+        ) from error
+
+
+def _check(directory: str, verify: bool | None) -> bool:
+    path = os.path.join(directory, "data.mdb")
+    status = data_file(path)
+    lock_file(directory)
+    missing = missing_bytes(path)
+    if verify is False or (verify is None and not missing and is_trusted(directory)):
+        return False
+    _walk_through(path, status)
+    return True
+
+
+def _walk_through(path: str, status: os.stat_result) -> None:
+    """Raise CorruptStore if a page that LMDB would use isn't as it should be."""
+    if is_holes(status):  # a walk takes memory for each page
+        raise CorruptStore(f"{path} is all holes: {status.st_size:,} bytes; restore it from a backup")
+    before = newest_meta_page_of(path).transaction
+    problems = problems_of(path, 1)
+    if not problems:
+        return
+    if newest_meta_page_of(path).transaction == before:
+        raise CorruptStore(
+            f"{path} is truncated or damaged ({problems[0]}); restore it from a backup, or try 'gc3session repair'"
+        )
+    raise OpenError(
+        f"{path} wasn't made here, and another process writes to it so often that it can't be checked: wait for"
+        " that process to end or, if you trust the person who made the file, open it with verify=False"
+    )
+
+
+def missing_bytes(path: str) -> int:
+    """Return how many bytes the data file is shorter than its pages; 0 if it isn't shorter."""
+    return max(0, newest_meta_page_of(path).size - os.stat(path).st_size)
+
+
+# -- the mark
+
+
+@cache
+def _machine() -> bytes:
+    for name in _MACHINE_IDS:
+        with contextlib.suppress(OSError):
+            text = Path(name).read_bytes().strip()
+            if text:
+                return text
+    return b""
+
+
+def _mark(inode: int, time_ns: int) -> bytes:
+    known_here = b"%s %d %d %d" % (_machine(), os.geteuid(), inode, time_ns)
+    return b"%d %s\n" % (time_ns, hashlib.sha256(known_here).hexdigest().encode())
+
+
+def is_trusted(directory: str) -> bool:
+    """Return whether the data file in *directory* was made or walked through by this user, on this machine."""
+    if not _machine():
+        return False
+    user = os.geteuid()
+    try:
+        data = os.lstat(os.path.join(directory, "data.mdb"))
+        fd = os.open(os.path.join(directory, MARK), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        mark = os.fstat(fd)
+        if not stat.S_ISREG(mark.st_mode) or mark.st_uid != user or data.st_uid != user:
+            return False
+        line = os.read(fd, _MARK_SIZE)
+    except OSError:
+        return False
+    finally:
+        os.close(fd)
+    digits = line.partition(b" ")[0]
+    if not digits.isdigit():
+        return False
+    time_ns = int(digits)
+    return abs(mark.st_ctime_ns - time_ns) < _MARK_DELAY_NS and line == _mark(data.st_ino, time_ns)
+
+
+def mark_trusted(directory: str) -> None:
+    """Mark the data file in *directory* as made or walked through here, if the mark can be written."""
+    path = os.path.join(directory, MARK)
+    with contextlib.suppress(OSError):  # without the mark the next opening takes longer
+        line = _mark(os.lstat(os.path.join(directory, "data.mdb")).st_ino, time.time_ns())
+        if os.path.lexists(path):
+            os.unlink(path)
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+        try:
+            os.write(fd, line)
+        finally:
+            os.close(fd)

@@ -1,0 +1,119 @@
+"""Trees of pages: walking through one, and finding the leaf page of a key."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Iterator
+
+from .meta import MAX_DEPTH, Tree
+from .pages import BRANCH, LEAF, LEAF2, DamagedPage, Pages, Problem, flags_of, number_of
+
+
+class Walk:
+    """One walk through a tree, leaf page after leaf page; a damaged page is reported and passed over.
+
+    Args:
+        pages: the pages of a state.
+        tree: one of the trees of that state.
+        used: the marks of the pages that this walk or an earlier one has used; see `Pages.new_marks`.
+        problem: called with each fault.
+        order: what a key is compared by.
+
+    Attributes:
+        branches: how many branch pages have been found so far.
+        leaves: how many leaf pages.
+        deepest: the depth of the deepest page.
+    """
+
+    def __init__(
+        self,
+        pages: Pages,
+        tree: Tree,
+        used: bytearray,
+        problem: Problem,
+        order: Callable[[bytes], object] = bytes,
+    ) -> None:
+        self._pages = pages
+        self._tree = tree
+        self._used = used
+        self._problem = problem
+        self._order = order
+        self.branches = self.leaves = self.deepest = 0
+
+    def use(self, number: int, count: int = 1) -> bool:
+        """Mark pages as used. Return False, after reporting it, if one of them was used before."""
+        for page in range(number, number + count):
+            if page >= self._pages.marks:
+                self._problem(f"page {page} is far beyond the end of the file")
+                return False
+            if self._used[page >> 3] & 1 << (page & 7):
+                self._problem(f"page {page} is used twice")
+                return False
+            self._used[page >> 3] |= 1 << (page & 7)
+        return True
+
+    def __iter__(self) -> Iterator[tuple[bytes, bytes, bytes | None]]:
+        """Yield each leaf page, the least key that it may have, and the key before which it must end, or None."""
+        if self._tree.root is None:
+            return
+        ahead: list[tuple[int, int, bytes, bytes | None]] = [(self._tree.root, 1, b"", None)]
+        while ahead:
+            number, depth, least, end = ahead.pop()
+            try:
+                page = self._pages.read(number)
+            except DamagedPage as error:
+                self._problem(str(error))
+                continue
+            flags = flags_of(page)
+            if not self.use(number):
+                continue
+            self.deepest = max(self.deepest, depth)
+            if flags == BRANCH and depth < MAX_DEPTH:
+                self.branches += 1
+                ahead += reversed(self._below(page, depth, least, end))
+            elif flags in (LEAF, LEAF | LEAF2):
+                self.leaves += 1
+                if depth != self._tree.depth:
+                    self._problem(f"page {number} is a leaf at depth {depth} of {self._tree.depth}")
+                yield page, least, end
+            else:
+                self._problem(f"page {number} is neither branch nor leaf: its flags are {flags:#x}")
+
+    def _below(
+        self, page: bytes, depth: int, least: bytes, end: bytes | None
+    ) -> list[tuple[int, int, bytes, bytes | None]]:
+        children = self._pages.children(page, self._problem)
+        if not children:
+            self._problem(f"page {number_of(page)} is a branch without a page below it")
+            return []
+        keys = [least, *(key for key, _ in children[1:])]
+        ends: list[bytes | None] = [*keys[1:], end]
+        order = self._order
+        for key, stop in zip(keys, ends, strict=True):
+            if stop is not None and key and not order(key) < order(stop):  # type: ignore[operator]
+                self._problem(f"page {number_of(page)} has its keys out of order")
+                break
+        return [
+            (number, depth + 1, key, stop) for (_, number), key, stop in zip(children, keys, ends, strict=True)
+        ]
+
+
+def find_leaf(pages: Pages, tree: Tree, key: bytes) -> bytes | None:
+    """Return the leaf page in which *key* is if the tree has it. Raise DamagedPage if a page on the way is damaged."""
+    number = tree.root
+    for _ in range(MAX_DEPTH):
+        if number is None:
+            return None
+        page = pages.read(number)
+        flags = flags_of(page)
+        if flags & LEAF:
+            return page
+        children = pages.children(page, _raise) if flags == BRANCH else []
+        if not children:
+            raise DamagedPage(f"page {number} is neither branch nor leaf: its flags are {flags:#x}")
+        number = children[bisect_right([k for k, _ in children[1:]], key)][1]
+    raise DamagedPage(f"the tree of page {tree.root} is too deep")
+
+
+def _raise(problem: str) -> None:
+    raise DamagedPage(problem)

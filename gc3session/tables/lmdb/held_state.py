@@ -1,0 +1,187 @@
+"""One state of a store, held for a check or a repair while other processes write.
+
+A reader's slot in `lock.mdb` keeps LMDB from reusing the pages of the state; but while it is held, the file
+grows beside a busy writer. So as soon as anybody commits, the pages are copied into a
+temporary file without a name (about a GiB a second), and the slot is given back.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Generator, Iterator
+from typing import IO
+
+from ...errors import CorruptStore, Error, WriteError
+from ...system.signals import signal_safe
+from ...system.temporary import keeping
+from ..interface import Contents
+from .data_file.contents import LmdbContents
+from .data_file.meta import newest_meta_page, opened_data_file
+from .data_file.pages import Pages, Problem
+from .data_file.structure import check_structure
+from .environment import Environment
+from .opening import Transaction
+from .registry import acquire, release
+
+_PIECE = 1 << 24  # bytes copied at once
+_PROGRESS_STEP = 64  # pages checked between two reports of progress
+_ATTEMPTS = 100
+
+
+@signal_safe
+def contents(
+    directory: str,
+    problem: Problem,
+    progress: Callable[[int, int], None],
+    held: Callable[[], None],
+    *,
+    map_size: int,
+    in_write: bool,
+) -> Iterator[Contents]:
+    """Check the structure of the store in *directory*, and yield what can be read of its tables.
+
+    Args:
+        directory: the directory of the environment.
+        problem: called with each fault in the structure.
+        progress: called with how many pages have been checked, and how many there are.
+        held: called once the state is held, before the search for faults.
+        map_size: for an environment that isn't open yet.
+        in_write: whether the caller holds the write lock, so that nobody else can commit meanwhile.
+
+    Raise CorruptStore if nothing can be read, OpenError if the rights don't allow it.
+    """
+    path = os.path.join(directory, "data.mdb")
+    with opened_data_file(path) as file:
+        state = _HeldState(directory, path, file, problem, map_size=map_size, in_write=in_write)
+        try:
+            state.take()
+            held()
+            total = state.pages.meta.last_page + 1
+
+            def count(done: int) -> None:
+                state.tick()
+                if done % _PROGRESS_STEP == 0:
+                    progress(done, total)
+
+            check_structure(state.pages, problem, count)
+            yield LmdbContents(state.pages, state.tick)
+        finally:
+            state.slot = None  # first and at once: a signal's handler may raise in what follows
+            state.close()
+
+
+def _slot(env: Environment) -> Generator[Transaction, None, None]:
+    """Yield a transaction that holds the newest state until the generator is dropped."""
+    with env.reading:
+        transaction = env.hold()
+        try:
+            yield transaction
+        finally:
+            transaction.abort()
+
+
+class _HeldState:
+    """The pages of one state, which nobody overwrites until this is closed.
+
+    The slot is held only while this program uses the environment for nothing else, because its other
+    threads wait meanwhile.
+
+    Attributes:
+        pages: the pages; set by `take`.
+        slot: the reader's slot, which is given back when the generator is dropped; None without a slot.
+    """
+
+    pages: Pages
+    slot: Generator[Transaction, None, None] | None = None
+
+    def __init__(
+        self, directory: str, path: str, file: IO[bytes], problem: Problem, *, map_size: int, in_write: bool
+    ) -> None:
+        self._directory = directory
+        self._path = path
+        self._file = file
+        self._problem = problem
+        self._map_size = map_size
+        self._in_write = in_write
+        self._env: Environment | None = None
+        self._transaction: Transaction = None
+        self._copy: IO[bytes] | None = None
+
+    def take(self) -> None:
+        """Hold the newest state, by a reader's slot or in a copy."""
+        fd = self._file.fileno()
+        # Raises if the meta pages are damaged, before LMDB sees them.
+        self.pages = Pages(self._path, fd, newest_meta_page(self._path, fd))
+        if self._in_write:
+            return
+        for _ in range(_ATTEMPTS):
+            held = self._hold()
+            self.pages = Pages(self._path, fd, newest_meta_page(self._path, fd, held))
+            if held is None:
+                return
+            env = self._env
+            assert env is not None
+            if held == self.pages.meta.transaction:
+                if env.locked and len(env.users) == 1 and env.read_only:
+                    return
+                self._copy_pages()
+                if env.locked or newest_meta_page(self._path, fd).transaction == held:
+                    return
+            self._give_back()
+        raise Error(
+            f"{self._path} is being written without pause, so that no state of it can be held; check it again when"
+            " less is being written, or ask its owner for the right to write lock.mdb"
+        )
+
+    def _hold(self) -> int | None:
+        """Take a reader's slot. Return the number of the transaction that it holds, or None if LMDB can't give one."""
+        try:
+            self._env = acquire(self._directory, self, True, self._map_size, None)
+            self.slot = _slot(self._env)
+            self._transaction = next(self.slot)
+            return int(self._transaction.id())
+        except (CorruptStore, WriteError) as error:
+            # The file is too damaged for LMDB; what can be read is read without it.
+            self._give_back()
+            self._problem(str(error))
+            return None
+        except BaseException:
+            self._give_back()
+            raise
+
+    def _give_back(self) -> None:
+        """Give back the slot and the environment."""
+        self._transaction = self.slot = None
+        if self._env is not None:
+            release(self._env, self)
+            self._env = None
+
+    def _copy_pages(self) -> None:
+        """Copy the pages into a temporary file, and give the slot back."""
+        size = min(os.fstat(self._file.fileno()).st_size, self.pages.marks * self.pages.size)
+        with keeping(f"a copy of {self._path}, made because others write to it meanwhile,"):
+            if self._copy is None:
+                self._copy = tempfile.TemporaryFile()  # noqa: SIM115 (`close` closes it)
+            done = 0
+            self._copy.truncate(0)
+            while done < size:
+                piece = os.pread(self._file.fileno(), min(_PIECE, size - done), done)
+                if not piece:
+                    break
+                os.pwrite(self._copy.fileno(), piece, done)
+                done += len(piece)
+        self.pages.fd = self._copy.fileno()
+        self._give_back()
+
+    def tick(self) -> None:
+        """Copy the pages if anybody has committed, or another part of this program needs the environment."""
+        env = self._env
+        if env is not None and (len(env.users) > 1 or env.has_newer_commit(self._transaction)):
+            self._copy_pages()
+
+    def close(self) -> None:
+        """Give back the slot, and delete the copy of the pages."""
+        self._give_back()
+        if self._copy is not None:
+            self._copy.close()

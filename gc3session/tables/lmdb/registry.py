@@ -1,0 +1,94 @@
+"""The environments that this process has open: one for each directory, shared by all that use it.
+
+LMDB breaks if a process opens the same environment twice, or goes on using one after a fork. So `acquire` gives
+all users of a directory the same environment; and before a fork all environments are closed, so that
+parent and child each open theirs again.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+
+from ...system.forks import ENVIRONMENTS, Lock, at_fork
+from ...system.signals import signal_safe
+from .environment import Environment
+from .sharing import exclusive_lock, in_use
+
+_environments: dict[str, Environment] = {}
+_registry = threading.Lock()
+
+
+def acquire(path: str, user: object, read_only: bool, map_size: int, verify: bool | None) -> Environment:
+    """Return the environment in the directory *path* for one more *user*, which calls `release` in the end."""
+    try:
+        with _registry:
+            env = _environments.get(path)
+            if env is None or env.was_replaced:
+                env = _environments[path] = Environment(path, read_only, map_size, verify)
+            elif env.read_only and not read_only:
+                with env.idle():
+                    env.close()
+                    env.read_only = False
+            env.users.add(user)
+            return env
+    except BaseException:  # what the handler of a signal raises, too
+        if path in _environments:
+            release(_environments[path], user)
+        raise
+
+
+def release(env: Environment, user: object) -> None:
+    """Take a user away from *env*; when there are none left it is closed. Call it again if it was interrupted."""
+    with _registry:
+        env.users.discard(user)
+        _close_unused(env)
+
+
+def discard(path: str) -> None:
+    """Close the environment in the directory *path*, which is about to be deleted, for all its users."""
+    with _registry:
+        env = _environments.pop(path, None)
+    if env is not None:
+        env.suspend()
+
+
+@signal_safe
+def exclusive(path: str) -> Iterator[None]:
+    """Within `with`, nobody has the environment in the directory *path* open. Raise StoreInUse if anybody has."""
+    # This process is asked first: closing `lock.mdb` would give up the lock that LMDB holds on it for the process.
+    with _registry:
+        if path in _environments:
+            _close_unused(_environments[path])
+        if path in _environments:
+            raise in_use(path, here=True)
+    with exclusive_lock(path):
+        yield
+
+
+def _close_unused(env: Environment) -> None:
+    if not env.users:
+        env.suspend()
+        if _environments.get(env.path) is env:
+            del _environments[env.path]
+
+
+def _locks() -> list[Lock]:
+    return [_registry, *(lock for env in list(_environments.values()) for lock in (env.writing, env.reading))]
+
+
+def _before_fork() -> None:
+    # LMDB's state can neither be used nor closed in a child while the parent reads on: where the
+    # child closed it, the parent read wrong data within seconds. So nothing is left open.
+    for env in _environments.values():
+        env.close()
+
+
+def _after_in_child() -> None:
+    global _registry
+    _registry = threading.Lock()
+    for env in _environments.values():
+        env.renew_locks()
+
+
+at_fork(ENVIRONMENTS, _after_in_child, locks=_locks, before=_before_fork)

@@ -1,8 +1,7 @@
 """The session directory: `created`, `session_ids.txt`, `store.url`, `jobs/` and `finished`.
 
-`store.url` is one line: the URL of the store, relative to the directory if the store is inside
-it, and after a `#` the session's own identity, 32 hexadecimal digits that were drawn when the
-session was made::
+`store.url` is one line: the URL of the store, which is relative if the store is inside the directory, then a `#`
+and the session's identity, 32 hexadecimal digits that were drawn at random when the session was made::
 
     lmdb:jobs#5f1c7ad5e8b44f9c8d5c9f8a0e6b2d31
 """
@@ -19,7 +18,16 @@ from typing import ClassVar
 from urllib.parse import quote
 
 from .errors import DamagedSession, InvalidArgument, NotASession, OpenError, WriteError
-from .system.filesystem import make_directory, opened_regular, sync_directory, touch, write_durably, write_error
+from .system.filesystem import (
+    TEMPORARY_ENDING,
+    make_directory,
+    opened_regular,
+    sync_directory,
+    temporary_name,
+    touch,
+    write_durably,
+    write_error,
+)
 from .tables.urls import StoreURL
 
 _LONGEST_COMMAND = 1 << 24  # bytes of `created` that are read; Linux runs no longer command line
@@ -27,7 +35,7 @@ _STORE_URL = re.compile(r"([a-z0-9+]+:([^#\s][^#\n]*))#([0-9a-f]{32})\n?")
 
 
 class SessionDirectory:
-    """The files of a session, but for the contents of the store and of the mirror."""
+    """The files of a session, except the contents of the store and of the mirror."""
 
     INDEX_FILENAME: ClassVar[str] = "session_ids.txt"
     STORE_URL_FILENAME: ClassVar[str] = "store.url"
@@ -45,13 +53,16 @@ class SessionDirectory:
         self.url_file = os.path.join(self.path, self.STORE_URL_FILENAME)
 
     def check(self, *, create: bool) -> bool:
-        """Return whether there is a session, False if one can be made here.
+        """Return True if there is a session, False if there is none but one can be made here.
 
-        Raise NotASession if there is none and none may be made, DamagedSession if it lacks a file.
+        Raise NotASession if there is none and none can be made, or *create* is False; DamagedSession if the
+        directory holds a session's data but no `store.url`.
         """
         try:
             names = set(os.listdir(self.path))
-            os.stat(os.path.join(self.path, "."))  # who may list it may not come to what is in it
+            os.stat(
+                os.path.join(self.path, ".")
+            )  # a directory that may be listed need not be one that may be entered
         except FileNotFoundError:
             names = set()
             if not create:
@@ -64,13 +75,13 @@ class SessionDirectory:
             return True
         if self.DEFAULT_JOBS_DIR in names or (self.INDEX_FILENAME in names and not self._empty_mirror()):
             raise DamagedSession(
-                f"{self.path} holds a session's data but no {self.STORE_URL_FILENAME}: restore that file, which"
-                f" for a store in it is the line 'lmdb:{self.DEFAULT_JOBS_DIR}#' and the session's identity,"
-                " 32 hexadecimal digits; or move what is there elsewhere"
+                f"{self.path} holds a session's data but no {self.STORE_URL_FILENAME}: restore that file. If the"
+                f" store is inside, it is the line 'lmdb:{self.DEFAULT_JOBS_DIR}#' and the session's identity,"
+                " 32 hexadecimal digits. Or move what is there to another place"
             )
-        # Of a session that is being made, or whose making was interrupted, there may be a part.
+        # Some of these files are there while a session is being made, or after that was interrupted.
         parts = (self.TIMESTAMP_FILES["start"], self.INDEX_FILENAME, self.STORE_URL_FILENAME)
-        pattern = re.compile(rf"({'|'.join(map(re.escape, parts))})(\.\d+\.\d+\.tmp)?")
+        pattern = re.compile(rf"({'|'.join(map(re.escape, parts))})({TEMPORARY_ENDING})?")
         if not all(map(pattern.fullmatch, names)):
             remedy = "choose an empty or new directory" if create else "name the directory of a session"
             raise NotASession(f"{self.path} is not a session, and not empty; {remedy}")
@@ -87,14 +98,18 @@ class SessionDirectory:
             return False
 
     def make(self, url: str, command: str, *, anew: bool, identity: bytes | None = None) -> None:
-        """Make the files of a new session, whose store is at *url*; *anew* in place of one.
+        """Make the files of a new session; `store.url`, which makes it a session, is the last one.
 
-        *command* is what `created` is to say; the *identity* is drawn unless it is told.  `store.url` comes last: with it the session is there.
+        Args:
+            url: the URL of the store.
+            command: the command line that `created` will hold.
+            anew: whether to make it in place of the session that is there.
+            identity: the session's identity; by default it is drawn at random.
         """
         created = os.path.join(self.path, self.TIMESTAMP_FILES["start"])
         finished = os.path.join(self.path, self.TIMESTAMP_FILES["end"])
         try:
-            # Before `store.url` is there: whoever sees that may write, and return, at once.
+            # Flushed before `store.url` is there: a process that sees that file may write at once, durably.
             make_directory(self.path)
             line = self.line(url, identity or secrets.token_bytes(16))
             files = {created: command, self.mirror: "", self.url_file: line}
@@ -106,18 +121,18 @@ class SessionDirectory:
                 try:
                     write_durably(path, text.encode(errors="surrogateescape"), replace=anew)
                 except FileExistsError:
-                    continue  # another process is making the session, too: whoever was first holds
+                    continue  # another process is making the session, too: the file that came first stays
         except OSError as error:
             message = f"no session can be made at {self.path}"
             raise write_error(error, message, "choose a directory that you may write to", OpenError) from error
 
     def own_store_url(self) -> StoreURL:
-        """Return the URL of a store inside the directory.  Raise DamagedSession if something else is there."""
+        """Return the URL of the store inside the directory. Raise DamagedSession if something else is in its place."""
         self._check_plain(self.jobs, self.path)
         return StoreURL.of_path(self.jobs)
 
     def _relative(self, url: StoreURL) -> str:
-        """Return *url* as it is written in `store.url`: relative if the store is inside the directory."""
+        """Return *url* as `store.url` has it: relative if the store is inside the directory."""
         if "#" in url or "\n" in url:
             raise InvalidArgument(f"the URL of a store can't have a '#' or a line break: {str(url)!r}")
         if not url.is_lmdb:
@@ -130,7 +145,7 @@ class SessionDirectory:
     def store_url(self) -> tuple[StoreURL, bytes]:
         """Return the URL of the store, absolute, and the session's identity.
 
-        Raise DamagedSession if `store.url` doesn't say.
+        Raise DamagedSession if `store.url` can't be read, or isn't such a line.
         """
         try:
             with opened_regular(self.url_file) as file:
@@ -140,7 +155,7 @@ class SessionDirectory:
         return self._parsed(text)
 
     def _parsed(self, text: str) -> tuple[StoreURL, bytes]:
-        """Return what `store_url` does for the *text* of a `store.url`."""
+        """Return what `store_url` returns if `store.url` holds *text*."""
         match = _STORE_URL.fullmatch(text)
         if match is None:
             raise DamagedSession(
@@ -153,12 +168,16 @@ class SessionDirectory:
         if match[2].startswith("/"):
             place = os.path.normpath(url.path)
             if "\0" in place or not place.startswith(os.sep):
-                raise DamagedSession(f"{self.url_file}: {match[2][:80]!r} is not the path of a store; edit it")
+                raise DamagedSession(
+                    f"{self.url_file}: {match[2][:80]!r} isn't the path of a store; correct that line"
+                )
             self._check_plain(place, os.path.dirname(place))
             return url, identity
         place = os.path.normpath(os.path.join(self.path, url.path))
         if "\0" in place or not place.startswith(self.path.rstrip(os.sep) + os.sep):
-            raise DamagedSession(f"{self.url_file}: {match[2]!r} leads out of the session directory; edit it")
+            raise DamagedSession(
+                f"{self.url_file}: {match[2]!r} leads out of the session directory; correct that line"
+            )
         self._check_plain(place, self.path)
         return StoreURL.of_path(place), identity
 
@@ -167,9 +186,9 @@ class SessionDirectory:
         return f"{self._relative(StoreURL(url))}#{identity.hex()}\n"
 
     def moved(self, line: str, *, write: bool) -> tuple[StoreURL, bytes]:
-        """Return what `store_url` does for the *line* of a session that was moved to another store.
+        """Return what `store_url` returns for the *line* of a session that was moved to another store.
 
-        With *write* `store.url` says so from then on.
+        With *write* the line is also written to `store.url`.
         """
         parsed = self._parsed(line)
         if write:
@@ -182,19 +201,21 @@ class SessionDirectory:
         return parsed
 
     def _check_plain(self, place: str, above: str) -> None:
-        """Raise DamagedSession if *place*, or what is between it and *above*, is there but no directory."""
+        """Raise DamagedSession if *place*, or anything between it and *above*, exists but isn't a directory."""
         while place != above and place != os.sep:
             try:
                 mode = os.lstat(place).st_mode
             except FileNotFoundError:
                 pass  # the first write makes it
             except OSError as error:
-                raise DamagedSession(f"{self.url_file} leads to {place}: {error.strerror}; edit it") from error
+                raise DamagedSession(
+                    f"{self.url_file} leads to {place}: {error.strerror}; correct that line"
+                ) from error
             else:
                 if not stat.S_ISDIR(mode):
                     raise DamagedSession(
-                        f"{place}, where the store is to be, is not a directory, or a link to one: put the"
-                        " directory itself there"
+                        f"{place}, where the store should be, is a file or a symbolic link: put the directory of"
+                        " the store there"
                     )
             place = os.path.dirname(place)
 
@@ -203,7 +224,7 @@ class SessionDirectory:
         return StoreURL(url).is_inside(self.path)
 
     def has_other_store(self, url: str) -> bool:
-        """Return whether there is a store in the directory though the session's, at *url*, is elsewhere."""
+        """Return whether there is a store in the directory although the session's own, at *url*, is elsewhere."""
         return os.path.lexists(self.jobs) and not self.holds(url)
 
     def check_no_tasks(self, url: str) -> None:
@@ -216,7 +237,7 @@ class SessionDirectory:
         if listed:
             raise DamagedSession(
                 f"{self.mirror} lists {listed} tasks, but the store {url} is missing: restore it from a backup,"
-                " or make the session anew with load=False"
+                " or make the session again, empty, with load=False"
             )
 
     # -- timestamps
@@ -225,7 +246,7 @@ class SessionDirectory:
         return os.path.join(self.path, self.TIMESTAMP_FILES[which])
 
     def timestamp(self, which: str) -> float | None:
-        """Return the time ('start' or 'end') in seconds since 1970, or None."""
+        """Return the time ('start' or 'end') in seconds since 1970, or None if it isn't set."""
         try:
             return os.lstat(self._timestamp_file(which)).st_mtime
         except OSError:
@@ -263,7 +284,7 @@ class SessionDirectory:
         path = self._timestamp_file(which)
         try:
             try:
-                # With its time from the first: a crash in between would leave that of the call.
+                # The file appears with its time: if that were set later, a crash in between would leave another time.
                 write_durably(path, b"", replace=False, mtime=time)
             except FileExistsError:
                 touch(path, round(time * 10**9) if isinstance(time, int) else int(time * 1e9))
@@ -271,18 +292,18 @@ class SessionDirectory:
             raise InvalidArgument(f"the time of {path} can't be set to {time!r}: {error}") from error
         except OSError as error:
             message = f"the time of {path} can't be set to {time!r}"
-            raise write_error(error, message, "ask the session's owner") from error
+            raise write_error(error, message, "ask its owner for the right to write there") from error
 
     # -- the end
 
     def delete(self) -> None:
-        """Delete the directory: it vanishes at once, and then bit by bit.  A symbolic link to it goes, too."""
+        """Delete the directory: it is renamed first, so that it is gone at once. A symbolic link to it is deleted, too."""
         real = os.path.realpath(self.path)
         doomed = os.path.join(os.path.dirname(real), f".{self.name}.{secrets.token_hex(4)}.deleted")
         try:
             os.rename(real, doomed)
-            # First of all: else a power cut might bring it back under its name, and parts of it only.
-            with contextlib.suppress(PermissionError):  # who may write the directory above need not read it
+            # Flushed before anything in it is deleted: after a power cut a part of it might be back under its name.
+            with contextlib.suppress(PermissionError):  # a directory that may be written need not be readable
                 sync_directory(os.path.dirname(real))
             if os.path.islink(self.path):
                 os.unlink(self.path)
@@ -292,9 +313,9 @@ class SessionDirectory:
             raise WriteError(f"{error.filename or real} can't be deleted: {error.strerror}") from error
 
     def delete_store(self, url: str) -> None:
-        """Delete the store at *url*, which is inside the directory and used by nobody any more."""
+        """Delete the store at *url*, which is inside the directory and isn't used any more."""
         place = os.path.realpath(StoreURL(url).path)
-        doomed = f"{place}.{os.getpid()}.{secrets.token_hex(4)}.tmp"  # as one that is being made: it is cleared
+        doomed = temporary_name(place)  # if this is interrupted, the rest is deleted as a leftover
         try:
             os.rename(place, doomed)
             shutil.rmtree(doomed)

@@ -1,6 +1,7 @@
 """Every exception of gc3session, grouped by the moment at which it is raised.
 
-All derive from `Error`.  Each message says what happened, where, and what to do.
+All derive from `Error`. Each docstring says when the exception is raised and what the caller can do; each
+message says what happened, where, and what to do.
 """
 
 from __future__ import annotations
@@ -11,81 +12,108 @@ from .text import escaped
 
 
 class Error(Exception):
-    """The base of every exception that gc3session raises on purpose.
+    """The base of every exception that gc3session raises on purpose: catch it to catch them all.
 
-    As a text it is safe to show: names and paths in it may be those of a stranger.
+    Its text is safe to show on a terminal, although names and paths in it may have been chosen by a stranger.
     """
 
     def __str__(self) -> str:
-        return escaped(Exception.__str__(self))  # that of KeyError would be the message's repr
+        return escaped(Exception.__str__(self))  # KeyError.__str__ would return the message's repr
 
 
 # -- calling ------------------------------------------------------------------
 
 
 class InvalidArgument(Error, ValueError):
-    """An argument has a value that the call can't use."""
+    """An argument has a value that the call can't use, and nothing was done; call again with another value."""
 
 
 class NotInSession(InvalidArgument, KeyError):
-    """The session has no task of that ID."""
+    """The session has no task of that ID; `session.ids()` gives the IDs of those that it has."""
 
 
 class UnstorableValue(InvalidArgument, TypeError):
-    """An object holds a value that no record can keep; nothing was written."""
+    """An object holds a value that no record can keep, and nothing was written.
+
+    The message says where in the object the value is. Replace it by one of a type that can be stored.
+    """
 
 
 class ReadOnlyError(Error):
-    """The session or store was opened read-only, or its files forbid writing."""
+    """The session or store was opened read-only, or the rights of its files forbid writing.
+
+    Open it without `read_only=True`, or ask the owner of the files for the right to write; reading goes on.
+    """
 
 
 class ClosedError(Error):
-    """The session or store has been closed."""
+    """The session or store has been closed; open it again."""
 
 
 # -- opening ------------------------------------------------------------------
 
 
 class OpenError(Error):
-    """A session or store can't be opened; the base of what `Session(path)` raises."""
+    """A session or store can't be opened; the base of the exceptions that concern what is to be opened.
+
+    It is raised itself where the system doesn't let its files be read, or a failing disk doesn't.
+    """
 
 
 class NotASession(OpenError, InvalidArgument):
-    """There is no session at that path."""
+    """There is no session at that path, and none can or may be made there; name the directory of a session."""
 
 
 class DamagedSession(OpenError):
-    """A session directory lacks a file, or one of its files can't be read."""
+    """A session directory lacks a file, or one of its files can't be read.
+
+    `gc3session repair` restores what can be restored; otherwise restore the file from a backup.
+    """
 
 
 class CorruptStore(OpenError):
-    """The store's data file is damaged or isn't one."""
+    """The store's data file is damaged, or isn't one.
+
+    Restore it from a backup, or have `gc3session repair` save what can be read.
+    """
 
 
 class UnknownFormat(OpenError):
-    """The store was written in a format that this version doesn't know."""
+    """The store was written in a format that this version of gc3session doesn't know; upgrade gc3session."""
 
 
 class NetworkFilesystemError(OpenError):
-    """The store would lie on a network filesystem, which LMDB can't use safely."""
+    """The store would be on a network filesystem, which LMDB can't use safely.
+
+    Put the store on a local disk, or pass `allow_network_filesystem=True` if only one machine uses it.
+    """
 
 
 class StoreUnreachable(OpenError):
-    """The server of the store can't be reached, was lost, or has no connection or no time; what was to be written is kept."""
+    """The server of the store can't be reached, was lost, has no free connection, or didn't answer in time.
+
+    What was to be written is kept. Try again when the server is there.
+    """
 
 
 class AccessDenied(OpenError):
-    """The server of the store refuses, or isn't trusted: a wrong password, user, database or certificate, or a right that is missing."""
+    """The server of the store refuses, or isn't trusted.
+
+    A password, user, database or certificate is wrong, or a right is missing: correct the URL, or ask
+    the server's administrator.
+    """
 
 
 # -- reading ------------------------------------------------------------------
 
 
 class LoadError(Error):
-    """An object can't be loaded.
+    """An object can't be loaded: its record is missing or damaged, or its class refuses the values.
+
+    The other objects can be loaded.
 
     Attributes:
-        id: the ID of the object; '' if none is concerned.
+        id: the ID of the object; '' if it isn't known.
     """
 
     def __init__(self, message: str, id_: str = "") -> None:
@@ -94,33 +122,41 @@ class LoadError(Error):
 
 
 class NotFound(LoadError, KeyError):
-    """There is no object of that ID."""
+    """There is no object of that ID in the store, or not any more."""
 
 
 class CorruptRecord(LoadError):
-    """The bytes of a record are damaged: its checksum or its contents are wrong."""
+    """The bytes of a record are damaged: its checksum or its contents are wrong.
+
+    Restore it from a backup; `gc3session repair` takes it out of the session and keeps its bytes.
+    """
 
 
 # -- writing ------------------------------------------------------------------
 
 
 class WriteError(Error):
-    """A transaction failed; nothing of it was written and the batch is kept."""
+    """A transaction failed: nothing of it was written, and the batch is kept.
+
+    Once the cause is removed, `flush()` writes the batch.
+    """
 
 
 class StoreFull(WriteError):
-    """The disk, a quota or the address space leaves no room for the transaction."""
+    """The disk, a quota or the address space has no room for the transaction.
+
+    Nothing of it was written, and the batch is kept: make room, and call `flush()` again.
+    """
 
 
 class CommitUnknown(WriteError):
-    """The server was lost while it committed, and has not come back: what it did is not known yet.
+    """The server was lost during a commit, and has not come back: whether it committed is not known yet.
 
-    What was to be written is kept, with its IDs.  The next call that needs the store finds out
-    whether it was written, and writes it if it was not: nothing is lost, and nothing done twice.
+    What was to be written is kept, with its IDs. The next call that needs the store finds out
+    whether it was written, and writes it if it wasn't. So nothing is lost, and nothing is done twice.
 
     Attributes:
-        went_through: returns whether it was written, once the server can tell; raises
-            StoreUnreachable until then.
+        went_through: returns whether it was written; raises StoreUnreachable while the server isn't there.
     """
 
     def __init__(self, message: str, went_through: Callable[[], bool]) -> None:
@@ -129,10 +165,12 @@ class CommitUnknown(WriteError):
 
 
 class StoreInUse(WriteError):
-    """Another process has the store open, so its file can't be replaced; nothing was changed.
+    """Another process has the store open, so that its file can't be replaced; nothing was changed.
+
+    Close the store there, and try again.
 
     Attributes:
-        pids: of the processes that have it open, a tuple of int; empty if the system doesn't tell.
+        pids: the pids of the processes that have it open, a tuple of int; empty if the system doesn't show them.
     """
 
     def __init__(self, message: str, pids: tuple[int, ...] = ()) -> None:
@@ -142,6 +180,8 @@ class StoreInUse(WriteError):
 
 class ConflictError(WriteError):
     """A record has changed since the object was loaded; nothing was written.
+
+    `session.refresh(task)` takes the stored record over; `force=True` overwrites it.
 
     Attributes:
         ids: the IDs of the objects concerned, a tuple of str.
@@ -153,10 +193,12 @@ class ConflictError(WriteError):
 
 
 class ClashError(WriteError):
-    """A dump has IDs that the store has given out already; nothing was written.
+    """A dump or session has IDs that the store has given out already; nothing was written.
+
+    Use a new store; a dump can also be loaded with `on_clash='renumber'` or `'skip'`.
 
     Attributes:
-        ids: the first ones of these IDs, a tuple of str.
+        ids: the first few of these IDs, a tuple of str.
     """
 
     def __init__(self, message: str, ids: tuple[str, ...] = ()) -> None:
@@ -168,4 +210,7 @@ class ClashError(WriteError):
 
 
 class MirrorWarning(UserWarning):
-    """`session_ids.txt` did not agree with the index and was, or must be, mended."""
+    """`session_ids.txt` doesn't agree with the index: it was rewritten or, as the message says, must be.
+
+    What is stored is safe; only programs that read that file may have read something else.
+    """

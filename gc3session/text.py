@@ -6,14 +6,14 @@ _UNITS = ("KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
 
 
 def escaped(text: str) -> str:
-    """Return *text* with each character that could control a terminal written as Python does."""
+    """Return *text* with each character that could control a terminal escaped as in a literal of Python."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def size_text(size: int) -> str:
-    """Return '174.3 MiB', or '17 bytes'."""
+    """Return a number of bytes as text, such as '174.3 MiB' or '17 bytes'."""
     if size < 1024:
         return f"{size} byte{'' if size == 1 else 's'}"
     amount, unit = size / 1024, 0

@@ -7,8 +7,8 @@
     | 4 bytes | msgpack                                            |
     +---------+----------------------------------------------------+
 
-- The CRC-32 (zlib's, big-endian) is of the msgpack bytes and starts from N modulo 2**32, so
-  that a record in another's place is found, too.
+- The CRC-32 (zlib's, big-endian) covers the msgpack bytes and starts from N modulo 2**32, so
+  that a record in the place of another one is found, too.
 - The schema (schema.py) says what the values are.
 - The revision is 1 for a new object and grows by 1 with each save.
 - The values stand in the order of the schema's fields; records/values.py has their types.
@@ -27,7 +27,7 @@ import msgpack
 from ..errors import CorruptRecord
 
 FORMAT: Final = 1
-"""The version of the format of a store."""
+"""The format version of a store."""
 
 RECORD_KEY: Final = struct.Struct(">Q")
 """N as bytes: the key of a record, and what a reference holds."""
@@ -39,7 +39,7 @@ def seal(number: int, body: bytes) -> bytes:
 
 
 def unseal(number: int, sealed: bytes) -> bytes:
-    """Return what `seal` was given.  Raise CorruptRecord if it is damaged."""
+    """Return the body that `seal` was given. Raise CorruptRecord if the checksum is wrong."""
     body = sealed[4:]
     if crc32(body, number & 0xFFFFFFFF).to_bytes(4, "big") != sealed[:4]:
         raise CorruptRecord("its checksum is wrong: the bytes on the disk are damaged")
@@ -47,9 +47,9 @@ def unseal(number: int, sealed: bytes) -> bytes:
 
 
 def read_header(record: bytes) -> tuple[int, int, int]:
-    """Return a record's schema number and revision, and where its values begin.
+    """Return a record's schema number and revision, and the place where its values begin.
 
-    Raise CorruptRecord if there is no such header.  The checksum is not looked at.
+    Raise CorruptRecord if there is no such header. The checksum is not verified.
     """
     unpacker = msgpack.Unpacker()
     unpacker.feed(record[4:26])
@@ -63,13 +63,13 @@ def read_header(record: bytes) -> tuple[int, int, int]:
 
 
 def schema_number(record: bytes) -> int:
-    """Return the schema number of a record: the short way for the numbers below 128."""
+    """Return the schema number of a record; numbers below 128 are read without msgpack, for speed."""
     number = record[5] if len(record) > 5 else 0x80
     return number if number < 0x80 and record[4] == 0x93 else read_header(record)[0]
 
 
 def revision_of(record: bytes) -> int:
-    """Return a record's revision, -1 if it can't be told: the short way for the numbers below 128."""
+    """Return a record's revision, -1 if it can't be read; small numbers are read without msgpack, for speed."""
     if len(record) > 6 and record[5] < 0x80 and record[6] < 0x80:
         return record[6]
     try:
@@ -79,7 +79,7 @@ def revision_of(record: bytes) -> int:
 
 
 def values_of(number: int, record: bytes) -> tuple[int, int, list[Any]]:
-    """Return a record's schema number, revision and values, extensions left as they are.
+    """Return a record's schema number, revision and values; values of msgpack's extension types stay undecoded.
 
     Raise CorruptRecord if it is damaged.
     """
@@ -95,7 +95,7 @@ def values_of(number: int, record: bytes) -> tuple[int, int, list[Any]]:
 
 
 def schema_number_or_0(record: bytes) -> int:
-    """Return the schema number of a record, 0 if it can't be told."""
+    """Return the schema number of a record, 0 if it can't be read."""
     try:
         return schema_number(record)
     except CorruptRecord:

@@ -1,7 +1,7 @@
 """Schemas: the class tag and field names that records were written with.
 
-A schema is stored once, so that a record is readable without its class. Its bytes have the
-checksum of a record (frame.py), with the schema's number for N, in front of the msgpack array
+A schema is stored once, so that a record can be read without its class. Its bytes are a checksum as
+in a record (frame.py), with the schema's number in place of N, and the msgpack array
 `[ tag, name, kind, [ field name, ... ] ]`.
 """
 
@@ -16,17 +16,17 @@ from ..errors import CorruptRecord
 from .frame import seal, unseal
 
 PERSISTABLE, TASK, COLLECTION = range(3)
-"""The kinds of a schema: which of the three the class is, for those who don't have it."""
+"""The kinds of a schema: what its class is derived from, for programs that don't have the class."""
 
 
 @attrs.frozen
 class Schema:
-    """What the values of a record are.
+    """The class of a record, and what its values are.
 
     Attributes:
-        number: by which records refer to it; 0 before it is stored.
-        tag: the class, as `tasks.class_tag` gives it.
-        name: what the IDs of its objects begin with.
+        number: the number by which records refer to the schema; 0 before it is stored.
+        tag: the tag of the class, as `tasks.class_tag` returns it.
+        name: the name with which the IDs of its objects begin.
         kind: PERSISTABLE, TASK or COLLECTION.
         fields: the field names, in the order of the values.
     """
@@ -38,12 +38,12 @@ class Schema:
     fields: tuple[str, ...]
 
     def to_bytes(self) -> bytes:
-        """Return what is stored of the schema."""
+        """Return the bytes under which the schema is stored."""
         return seal(self.number, msgpack.packb([self.tag, self.name, self.kind, list(self.fields)]))
 
     @classmethod
     def from_bytes(cls, number: int, data: bytes) -> Schema:
-        """Return the schema of that *number*.  Raise CorruptRecord if *data* is not one."""
+        """Return the schema of that *number*. Raise CorruptRecord if *data* isn't one."""
         try:
             tag, name, kind, fields = msgpack.unpackb(unseal(number, data))
             if not (isinstance(tag, str) and isinstance(name, str) and kind in range(3)):

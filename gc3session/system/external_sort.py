@@ -1,8 +1,8 @@
 """Sorting of more items than memory should hold.
 
-A hundred thousand or so are sorted at a time, and put into a temporary file without a name, some
-hundred of them to a block of msgpack; the runs are merged as they are read again, a block of each
-in memory.  What fits into the first run never leaves memory.
+The items are sorted in runs of 65,536, which are written to a temporary file in blocks of msgpack. Then the
+runs are merged while they are read again, with one block of each in memory. If there is only one run it stays in
+memory.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ _RUN: Final = 1 << 16  # items
 _BLOCK: Final = 256  # items
 
 Sortable = tuple[Any, ...]
-"""An item: of values that msgpack keeps as they are, and that can be compared with those of others."""
+"""An item: values that msgpack stores unchanged, and that can be compared with those of the other items."""
 
 
 def in_order(items: Iterable[Sortable], *, reverse: bool = False) -> Iterator[Sortable]:
-    """Read all *items*; return them sorted, from the greatest with *reverse*.
+    """Read all *items*, and return them sorted; with *reverse* the greatest comes first.
 
     Raise WriteError if there is no room for a temporary file.
     """
@@ -33,7 +33,7 @@ def in_order(items: Iterable[Sortable], *, reverse: bool = False) -> Iterator[So
     run = sorted(islice(source, _RUN), reverse=reverse)
     if len(run) < _RUN:
         return iter(run)
-    with keeping("what is to be sorted"):
+    with keeping("the items to be sorted"):
         file = tempfile.TemporaryFile()  # noqa: SIM115 (it is read after the return)
         runs = []
         while run:
@@ -43,7 +43,7 @@ def in_order(items: Iterable[Sortable], *, reverse: bool = False) -> Iterator[So
 
 
 def _written(file: IO[bytes], run: list[Sortable]) -> list[tuple[int, int]]:
-    """Write a sorted run; return where its blocks are, and how long."""
+    """Write a sorted run. Return the place and the length of each of its blocks."""
     blocks = []
     for first in range(0, len(run), _BLOCK):
         data = msgpack.packb(run[first : first + _BLOCK], unicode_errors="surrogatepass")

@@ -1,14 +1,13 @@
-"""Which filesystem a path lies on, and files that survive a power cut."""
+"""Which filesystem a path lies on, files that are opened with care, and files that survive a power cut."""
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import re
+import secrets
 import shutil
 import stat
-import threading
 from pathlib import Path
 from typing import IO
 
@@ -26,6 +25,9 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 NO_RIGHT = (errno.EACCES, errno.EPERM, errno.EROFS)
 """Those for files that this program may not write."""
+
+TEMPORARY_ENDING = r"\.(\d+)\.[0-9a-f]+\.tmp"
+"""With what `temporary_name` ends, as a regular expression whose group is the pid."""
 
 _MOUNTINFO = "/proc/self/mountinfo"
 
@@ -51,7 +53,7 @@ def write_error(error: OSError, message: str, remedy: str, otherwise: type[Error
 def filesystem_of(path: str, mountinfo: str = _MOUNTINFO) -> str | None:
     """Return the type of the filesystem that *path* is on, such as 'ext4'.
 
-    None if the system does not tell.  *mountinfo* is in the format of proc(5).
+    Return None if the system doesn't say. *mountinfo* is in the format of proc(5).
     """
     real = os.path.realpath(path)
     try:
@@ -66,7 +68,7 @@ def filesystem_of(path: str, mountinfo: str = _MOUNTINFO) -> str | None:
             continue
         mount = re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), fields[4])
         inside = real == mount or real.startswith(mount.rstrip("/") + "/")
-        if inside and len(mount) >= best:  # of two on one place, the later hides the former
+        if inside and len(mount) >= best:  # of two mounts on one place, the later hides the former
             best, type_ = len(mount), right.split(" ")[0]
     return type_
 
@@ -74,12 +76,12 @@ def filesystem_of(path: str, mountinfo: str = _MOUNTINFO) -> str | None:
 def write_cache_of(path: str) -> str | None:
     """Return how the disk of *path* caches what is written, 'write back' or 'write through'.
 
-    With 'write through' what has been written is on the disk; a cache that writes back holds it
-    until it is flushed.  None if the system doesn't tell.
+    With 'write through' what has been written is on the disk; with 'write back' the cache holds it
+    until it is flushed. Return None if the system doesn't say.
     """
     device = os.stat(path).st_dev
     block = f"/sys/dev/block/{os.major(device)}:{os.minor(device)}"
-    for directory in (block, os.path.join(os.path.realpath(block), "..")):  # a partition has its disk's
+    for directory in (block, os.path.join(os.path.realpath(block), "..")):  # a partition has the cache of its disk
         try:
             return Path(directory, "queue", "write_cache").read_text().strip()
         except OSError:
@@ -88,7 +90,7 @@ def write_cache_of(path: str) -> str | None:
 
 
 def is_holes(status: os.stat_result) -> bool:
-    """Return whether a file claims far more bytes than it has on the disk: to read it would take for ever."""
+    """Return whether a file claims far more bytes than it has on the disk, so that reading it would never end."""
     return status.st_size > 100 * (512 * status.st_blocks + (1 << 20))
 
 
@@ -104,13 +106,13 @@ def is_regular(path: str | os.PathLike[str]) -> bool:
 def opened_regular(path: str | os.PathLike[str]) -> IO[bytes]:
     """Return the regular file *path*, open for reading.
 
-    Raise OSError if it is anything else, or all holes: a symbolic link leads elsewhere, a FIFO
-    waits for ever.
+    Raise OSError if it is anything else, or all holes: a symbolic link leads elsewhere, and opening a FIFO
+    may never return.
     """
     _check_regular(path, os.lstat(path))
     fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
-        _check_regular(path, os.fstat(fd))  # it may just have become another
+        _check_regular(path, os.fstat(fd))  # it may have been replaced since
     except BaseException:
         os.close(fd)
         raise
@@ -125,7 +127,7 @@ def _check_regular(path: str | os.PathLike[str], status: os.stat_result) -> None
 
 
 def sync_directory(path: str) -> None:
-    """Write the names in the directory *path* to disk."""
+    """Flush the names in the directory *path* to disk."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(fd)
@@ -134,9 +136,9 @@ def sync_directory(path: str) -> None:
 
 
 def make_directory(path: str) -> None:
-    """Make the directory *path*, and those above it; their names are on disk when it returns.
+    """Make the directory *path* and those above it, and flush their names to disk.
 
-    So they are if another process has just made some of them, and has not come to flushing them.
+    Names of directories that are there already are flushed, too: another process may have just made them.
     """
     os.makedirs(path, exist_ok=True)
     device = os.stat(path).st_dev
@@ -144,12 +146,12 @@ def make_directory(path: str) -> None:
         try:
             sync_directory(parent)
         except PermissionError:
-            return  # who may not read it has made nothing in it
+            return  # this process can't have made a name in a directory that it may not read
         path = parent
 
 
 def sync_file(path: str) -> None:
-    """Write the contents of the file *path* to disk."""
+    """Flush the contents of the file *path* to disk."""
     fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
     try:
         os.fsync(fd)
@@ -158,9 +160,9 @@ def sync_file(path: str) -> None:
 
 
 def touch(path: str | os.PathLike[str], time_ns: int) -> None:
-    """Set the time of change of a file, which is made if it is missing.  A symbolic link is not followed.
+    """Set the time of change (mtime) of a file, which is made if it is missing. A symbolic link is not followed.
 
-    Of a file that has other names, too (hard links), a copy takes its place first: theirs keeps its time.
+    A file that has other names, too (hard links), is first replaced by a copy, so that they keep their time.
     Raise OSError, or OverflowError for a time that the system doesn't have.
     """
     if os.path.lexists(path) and os.lstat(path).st_nlink > 1:
@@ -176,16 +178,18 @@ def touch(path: str | os.PathLike[str], time_ns: int) -> None:
         os.close(fd)
 
 
-def write_durably(path: str, contents: bytes, *, replace: bool = True, mtime: float | None = None) -> None:
-    """Make *contents* those of the file *path*: after a power cut it is the old file or the new.
+def temporary_name(path: str) -> str:
+    """Return another name beside *path*, which says which process uses it; see TEMPORARY_ENDING."""
+    return f"{path}.{os.getpid()}.{secrets.token_hex(4)}.tmp"
 
-    Its time of change is *mtime* (seconds since 1970), or now.  Raise FileExistsError if it is
-    there and *replace* is False.
+
+def write_durably(path: str, contents: bytes, *, replace: bool = True, mtime: float | None = None) -> None:
+    """Write the file *path*; after a power cut the old file is there or the new one, whole.
+
+    Its time of change is *mtime* (seconds since 1970), or now. Raise FileExistsError if there is a file
+    and *replace* is False.
     """
-    directory = os.path.dirname(path)
-    temporary = f"{path}.{os.getpid()}.{threading.get_ident()}.tmp"
-    with contextlib.suppress(FileNotFoundError):  # of a process that had the same number
-        os.unlink(temporary)
+    temporary = temporary_name(path)
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
     try:
         with open(fd, "wb") as file:
@@ -201,7 +205,7 @@ def write_durably(path: str, contents: bytes, *, replace: bool = True, mtime: fl
     finally:
         if not replace or os.path.lexists(temporary):
             os.unlink(temporary)
-    sync_directory(directory)
+    sync_directory(os.path.dirname(path))
 
 
 def give_owner(new: str, path: str) -> None:
@@ -217,7 +221,7 @@ def give_owner(new: str, path: str) -> None:
 
 
 def require_room(directory: str, needed: int, what: str) -> None:
-    """Raise StoreFull if the filesystem of *directory* has no room for *needed* bytes: *what* takes them."""
+    """Raise StoreFull if the filesystem of *directory* has less room than the *needed* bytes; *what* needs them."""
     status = os.statvfs(directory)
     blocks = status.f_bfree if os.geteuid() == 0 else status.f_bavail
     free = blocks * status.f_frsize

@@ -1,11 +1,10 @@
 """What is done around a fork, in an order that doesn't depend on the order of imports.
 
-A fork waits until no lock of a store or an environment is held by another thread, and holds them
-all while it lasts: the child then finds everything at rest.  Several threads may fork at once, and
-may hold locks of their own then, in any order.  So nobody waits for ever with locks in his hands:
-who doesn't get the next one in time gives back what he has, and waits for that one.  A transaction
-is waited for to its end: two threads that fork, each inside a transaction of its own store, wait
-for each other.
+A fork waits until no other thread holds a lock of a store or an environment, and holds all these locks while
+it lasts, so that the child finds everything at rest. Several threads may fork at once, and each may
+already hold some of the locks, in any order. To avoid deadlock, a thread that can't get the next lock in time
+releases all that it has taken for the fork, and waits for that one lock first. It waits for a transaction to its
+end; so two threads that fork, each inside a transaction of its own store, wait for each other.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ STORES: Final = 1
 ENVIRONMENTS: Final = 2
 
 _PATIENCE: Final = 0.05  # seconds to wait for a lock while others are held; it doubles, ...
-_LONGEST_PATIENCE: Final = 1.0  # ... so that locks which are hardly ever free at once are got, too
+_LONGEST_PATIENCE: Final = 1.0  # ... so that locks which are rarely free at the same time are taken in the end
 
 
 class Lock(Protocol):
@@ -45,18 +44,18 @@ class _Layer(NamedTuple):
 
 
 _layers: list[_Layer] = []
-_forking: Lock = threading.Lock()  # held by the thread that forks, from before until after
+_forking: Lock = threading.Lock()  # held by the thread that forks, from before the fork until after it
 
 
 class _Held(threading.local):
-    """The locks that a thread holds while it forks."""
+    """The locks that a thread has taken for its fork."""
 
     def __init__(self) -> None:
         self.locks: list[Lock] = []
 
 
 _held = _Held()
-_TRIES: Final = 100
+_ATTEMPTS: Final = 100  # each may be ended by what the handler of a signal raises
 
 
 def at_fork(
@@ -66,12 +65,12 @@ def at_fork(
     locks: Callable[[], Iterable[Lock]] = tuple,
     before: Callable[[], None] = lambda: None,
 ) -> None:
-    """Have functions called around each fork, those of lower numbers first before it and last after it.
+    """Have functions called around each fork: before it in the order of *number*, after it in the reverse order.
 
     Args:
         number: STORES or ENVIRONMENTS.
-        after_in_child: called in the child, where it makes the locks anew.
-        locks: gives the locks that are to be held during the fork.
+        after_in_child: called in the child, where it makes new locks.
+        locks: returns the locks that are to be held during the fork.
         before: called once all locks are held.
     """
     _layers.append(_Layer(number, locks, before, after_in_child))
@@ -80,13 +79,13 @@ def at_fork(
 
 def _before() -> None:
     interruption: BaseException | None = None
-    for _ in range(_TRIES):
+    for _ in range(_ATTEMPTS):
         try:
             _take_all()
             for layer in _layers:
                 layer.before()
             break
-        except BaseException as error:  # noqa: BLE001  a signal's handler; but Python will fork all the same
+        except BaseException as error:  # noqa: BLE001  of a signal's handler; Python forks all the same
             interruption = error
     if interruption is not None:
         raise interruption  # which Python prints
@@ -96,7 +95,7 @@ def _take_all() -> None:
     patience = _PATIENCE
     while True:
         if _forking not in _held.locks:
-            _take(_forking)  # first of all: so no two forks wait for what the other one has
+            _take(_forking)  # the first lock, so that two forks never wait for each other's locks
         blocked = _take_others(patience)
         if blocked is None:
             return
@@ -107,7 +106,7 @@ def _take_all() -> None:
 
 
 def _take_others(patience: float) -> Lock | None:
-    """Take the locks that are still missing; return the one that can't be got in time, if any."""
+    """Take the locks that are still missing. Return the one that wasn't free in time, or None."""
     while missing := [lock for lock in _all_locks() if lock not in _held.locks]:
         for lock in missing:
             if not _take(lock, timeout=patience):
@@ -116,7 +115,7 @@ def _take_others(patience: float) -> Lock | None:
 
 
 def _take(lock: Lock, timeout: float = -1) -> bool:
-    """Acquire a lock and note it, both in one call of C: no signal's handler comes between."""
+    """Acquire a lock and note it, in one call of C, so that no handler of a signal runs in between."""
     _held.locks.extend(filter(methodcaller("acquire", timeout=timeout), [lock]))
     return _held.locks[-1:] == [lock]
 
@@ -126,8 +125,8 @@ def _all_locks() -> list[Lock]:
 
 
 def _release() -> None:
-    """Release all that is held, the last one first, in one call of C."""
-    with suppress(IndexError):  # as it becomes empty
+    """Release all locks of this thread, the last one first, in one call of C."""
+    with suppress(IndexError):  # raised when the list is empty
         deque(map(methodcaller("release"), iter(_held.locks.pop, None)), maxlen=0)
 
 
@@ -140,4 +139,6 @@ def _after_in_child() -> None:
 
 
 os.register_at_fork(before=_before, after_in_parent=_release, after_in_child=_after_in_child)
-os.register_at_fork(after_in_parent=_release)  # once more, should a signal's handler have raised as it began
+os.register_at_fork(
+    after_in_parent=_release
+)  # once more, in case a handler of a signal raised as the first call began

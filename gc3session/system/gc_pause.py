@@ -1,7 +1,7 @@
-"""The pausing of Python's collection of cycles while very many objects are made or written, but no cycles.
+"""A pause of Python's cyclic garbage collector while very many objects are made or written, but no cycles.
 
-It would look through all that the program has for every quarter that there is more: half of the
-time of saving 100,000 tasks.
+The collector would search all objects of the program whenever their number has grown by a quarter, which takes
+half of the time of saving 100,000 tasks.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from .forks import ENVIRONMENTS, at_fork
 from .signals import signal_safe
 
 _lock = threading.RLock()
-_pauses = 0  # how many last; while there are some it is switched off
+_pauses = 0  # how many blocks are being run; while there are any, the collector is off
 
 
 @signal_safe
 def no_collection() -> Iterator[None]:
-    """`with` this, nothing is collected, in no thread; a forked child collects again."""
+    """Within `with`, the collector runs in no thread. In a forked child it runs again."""
     global _pauses
     paused = False
     try:
@@ -31,7 +31,7 @@ def no_collection() -> Iterator[None]:
         yield
     finally:
         with _lock:
-            if paused and _pauses:  # else this is a child that was forked meanwhile
+            if paused and _pauses:  # not in a child that was forked within `with`
                 _pauses -= 1
                 if not _pauses:
                     gc.enable()

@@ -1,13 +1,12 @@
-"""Context managers that no signal's handler can leave open.
+"""Context managers that the handler of a signal can't leave open.
 
-A handler runs between two instructions of Python, also as `__enter__` or `__exit__` of a context
-manager written in Python begins, as those of `contextlib` are.  If it raises there, the block is
-left without the manager's knowledge, and what it holds it holds as long as somebody keeps the
-exception: the traceback has the frame, and that has the manager.
+A handler may run between any two instructions of Python, also when `__enter__` or `__exit__` begins, if these
+are written in Python as those of `contextlib` are. If the handler raises there, the block is left
+and `__exit__` never runs. What the manager holds then stays held as long as the exception is kept somewhere,
+because its traceback refers to the frame, and the frame to the manager.
 
-Here the generator is held by nothing but the `with` statement.  As that is left, in whatever
-way, the generator dies, and is closed by that, if it wasn't ended: GeneratorExit is raised where
-it has yielded.
+Here only the `with` statement refers to the generator. However the statement is left, the generator is
+deleted; and deleting a generator that has not ended raises GeneratorExit in it where it yielded.
 """
 
 from __future__ import annotations
@@ -25,11 +24,11 @@ Steps = Generator[T_co, None, None]
 
 
 def signal_safe(function: Callable[P, Iterator[T_co]]) -> Callable[P, AbstractContextManager[T_co]]:
-    """Make a context manager of a generator function, as `contextlib.contextmanager` does; see above."""
+    """Return a context manager for a generator function, as `contextlib.contextmanager` does, but see above."""
 
     @wraps(function)
     def made(*args: P.args, **kwargs: P.kwargs) -> AbstractContextManager[T_co]:
-        return _SignalSafe(partial(function, *args, **kwargs))  # type: ignore[arg-type]  # an Iterator is said
+        return _SignalSafe(partial(function, *args, **kwargs))  # type: ignore[arg-type]  # declared as an Iterator
 
     return made
 
@@ -40,7 +39,7 @@ def _exit(
     error: BaseException | None,
     trace: TracebackType | None,
 ) -> bool:
-    # steps() is given no name: the traceback of an exception would hold it.
+    # No variable holds steps(): the traceback of an exception would keep it alive.
     if cls is None:
         next(steps(), None)  # type: ignore[arg-type]  # it is alive
         return False
@@ -51,7 +50,7 @@ def _exit(
     except StopIteration as ended:
         return ended is not error
     except BaseException as raised:
-        # PEP 479: a StopIteration that goes through a generator is wrapped.
+        # PEP 479: a StopIteration that leaves a generator is wrapped in a RuntimeError.
         wrapped = (
             isinstance(raised, RuntimeError) and isinstance(error, StopIteration) and raised.__cause__ is error
         )
@@ -62,17 +61,17 @@ def _exit(
 
 
 class _Exit:
-    """`__exit__`: the statement looks it up once, before it calls `__enter__`, and drops it at its end."""
+    """`__exit__`: the `with` statement looks it up once, before it calls `__enter__`, and drops it at its end."""
 
     def __get__(self, manager: _SignalSafe[Any] | None, cls: object) -> Callable[..., bool]:
-        if manager is None:  # an ExitStack asks so
+        if manager is None:  # looked up in the class, as an ExitStack does
             return lambda manager, *error: _exit(manager.steps, *error)
         if manager.entered:
             assert manager.steps is not None
             return partial(_exit, manager.steps)
         steps = manager.make()
         manager.steps = ref(steps)
-        leave = partial(_exit, manager.steps)  # which calls in C, so that no frame refers to it
+        leave = partial(_exit, manager.steps)  # it calls in C, so that no frame refers to `steps`
         leave.steps = steps  # type: ignore[attr-defined]
         return leave
 
@@ -87,7 +86,7 @@ class _SignalSafe(Generic[T_co]):
 
     def __enter__(self) -> T_co:
         if self.entered:
-            raise RuntimeError("it has been entered before; make another one for each `with`")
+            raise RuntimeError("this context manager has been entered before; make another one for each `with`")
         if self.steps is None or self.steps() is None:  # without a `with` statement
             self.kept = self.make()
             self.steps = ref(self.kept)

@@ -17,9 +17,9 @@ from sys import byteorder
 
 from ....errors import CorruptStore, UnknownFormat
 from ....format.validation import Fault, parse_record, parse_schema, unframe
-from ....system.filesystem import give_owner, is_holes, sync_directory
+from ....system.filesystem import give_owner, is_holes, sync_directory, temporary_name
 from ....system.number_set import Numbers
-from ....system.temporary import delete_leftovers, delete_tree, temporary_name
+from ....system.temporary import delete_leftovers, delete_tree
 from ...interface import (
     MEMBERS,
     META,

@@ -22,7 +22,7 @@ from .system.filesystem import (
     TEMPORARY_ENDING,
     make_directory,
     opened_regular,
-    sync_directory,
+    sync,
     temporary_name,
     touch,
     write_durably,
@@ -275,7 +275,7 @@ class SessionDirectory:
         write_durably(self._timestamp_file("start"), command.encode("utf-8", "surrogateescape"))
         for which, time in times.items():
             touch(self._timestamp_file(which), time)
-        sync_directory(self.path)
+        sync(self.path)
 
     def set_timestamp(self, which: str, time: float) -> None:
         """Set the time ('start' or 'end'), in seconds since 1970; the file is made if it is missing."""
@@ -304,10 +304,10 @@ class SessionDirectory:
             os.rename(real, doomed)
             # Flushed before anything in it is deleted: after a power cut a part of it might be back under its name.
             with contextlib.suppress(PermissionError):  # a directory that may be written need not be readable
-                sync_directory(os.path.dirname(real))
+                sync(os.path.dirname(real))
             if os.path.islink(self.path):
                 os.unlink(self.path)
-                sync_directory(os.path.dirname(self.path))
+                sync(os.path.dirname(self.path))
             shutil.rmtree(doomed)
         except OSError as error:
             raise WriteError(f"{error.filename or real} can't be deleted: {error.strerror}") from error

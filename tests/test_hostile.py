@@ -138,7 +138,7 @@ def test_the_file_of_another_user_is_always_walked_through(path: Path) -> None:
         assert len(session) == 21
 
 
-# lmdb.verify 3.0 has three defects, which the gate must not have.
+# lmdb.verify 3.0 has three defects, which the walk through the pages must not have.
 
 
 def test_flags_of_the_free_list_that_verify_lets_pass_are_refused(path: Path) -> None:

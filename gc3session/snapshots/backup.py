@@ -25,7 +25,7 @@ from ..index.index_writer import Ledger
 from ..records.sequence import NEXT_KEY
 from ..store.mirrored import mirrored_index
 from ..store.store import Store, make_store
-from ..system.filesystem import is_regular, opened_regular, sync_file, write_error
+from ..system.filesystem import is_regular, opened_regular, sync, write_error
 from ..system.temporary import made_whole
 from ..tables.interface import META, SCHEMAS, OnProgress, Writer
 from ..tables.urls import StoreURL
@@ -113,7 +113,7 @@ def _fill(index: Index, source: SessionDirectory, target: SessionDirectory, prog
         path = os.path.join(place, name)
         if os.path.exists(path):  # writing the mirror has changed the copied store, but not its tasks
             os.utime(path, ns=(time, time))
-    sync_file(target.mirror)
+    sync(target.mirror)
     files = [os.path.join(at, name) for at, _, names in os.walk(target.path) for name in names]
     return BackedUp(tasks, sum(os.stat(path).st_size for path in files), missing)
 
@@ -153,7 +153,7 @@ def _copy_timestamps(source: SessionDirectory, target: SessionDirectory) -> None
             with opened_regular(old) as file, open(new, "wb") as copy:
                 shutil.copyfileobj(file, copy)
             shutil.copystat(old, new, follow_symlinks=False)
-            sync_file(new)
+            sync(new)
         elif os.path.exists(new):
             os.unlink(new)
 

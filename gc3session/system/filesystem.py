@@ -126,9 +126,9 @@ def _check_regular(path: str | os.PathLike[str], status: os.stat_result) -> None
         raise OSError(errno.EFBIG, "all holes", os.fspath(path))
 
 
-def sync_directory(path: str) -> None:
-    """Flush the names in the directory *path* to disk."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+def sync(path: str) -> None:
+    """Flush to disk the contents of a file, or the names in a directory."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(fd)
     finally:
@@ -144,19 +144,10 @@ def make_directory(path: str) -> None:
     device = os.stat(path).st_dev
     while (parent := os.path.dirname(path)) != path and os.stat(parent).st_dev == device:
         try:
-            sync_directory(parent)
+            sync(parent)
         except PermissionError:
             return  # this process can't have made a name in a directory that it may not read
         path = parent
-
-
-def sync_file(path: str) -> None:
-    """Flush the contents of the file *path* to disk."""
-    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def touch(path: str | os.PathLike[str], time_ns: int) -> None:
@@ -205,7 +196,7 @@ def write_durably(path: str, contents: bytes, *, replace: bool = True, mtime: fl
     finally:
         if not replace or os.path.lexists(temporary):
             os.unlink(temporary)
-    sync_directory(os.path.dirname(path))
+    sync(os.path.dirname(path))
 
 
 def give_owner(new: str, path: str) -> None:

@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Iterator
 
 from ..errors import WriteError
-from .filesystem import TEMPORARY_ENDING, make_directory, sync_directory, temporary_name
+from .filesystem import TEMPORARY_ENDING, make_directory, sync, temporary_name
 
 
 @contextlib.contextmanager
@@ -58,7 +58,7 @@ def made_whole(path: str) -> Iterator[str]:
     os.mkdir(temporary)
     try:
         yield temporary
-        sync_directory(temporary)
+        sync(temporary)
         os.rename(temporary, path)
     finally:
         try:
@@ -66,4 +66,4 @@ def made_whole(path: str) -> Iterator[str]:
         except BaseException:  # Ctrl-C may come while another failure is cleaned up
             delete_tree(temporary)
             raise
-    sync_directory(os.path.dirname(path))
+    sync(os.path.dirname(path))

@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager
 from typing import IO, Any, Final, cast
 
 from ..errors import InvalidArgument
-from ..system.filesystem import sync_directory
+from ..system.filesystem import sync
 
 _GZIP_LEVEL: Final = 6
 _BUFFER: Final = 1 << 20
@@ -37,7 +37,7 @@ def written(file: str | os.PathLike[str] | IO[bytes]) -> Iterator[IO[bytes]]:
             plain.flush()
             os.fsync(plain.fileno())
         os.replace(temporary, path)
-        sync_directory(os.path.dirname(path))
+        sync(os.path.dirname(path))
     except BaseException:
         if os.path.lexists(temporary):
             os.unlink(temporary)

@@ -9,7 +9,7 @@ from typing import Final
 
 from ..directory import SessionDirectory
 from ..errors import DamagedSession
-from ..system.filesystem import opened_regular, sync_directory, write_durably
+from ..system.filesystem import opened_regular, sync, write_durably
 
 DAMAGED: Final = "damaged"
 """The name of the directory."""
@@ -41,7 +41,7 @@ class Quarantine:
             if file.read() == data:
                 return
         write_durably(self._free_path(name), data)
-        sync_directory(self._session)
+        sync(self._session)
 
     def move(self, path: str) -> None:
         """Move a file or directory here."""
@@ -85,5 +85,5 @@ class Quarantine:
         return path
 
     def _sync(self) -> None:
-        sync_directory(self._path)
-        sync_directory(self._session)
+        sync(self._path)
+        sync(self._session)

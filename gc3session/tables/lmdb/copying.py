@@ -16,8 +16,8 @@ from typing import Any, Final
 
 import lmdb
 
-from ...errors import CorruptStore, StoreFull, UnknownFormat, WriteError
-from ...system.filesystem import NO_ROOM, give_owner, require_room, sync_directory
+from ...errors import CorruptStore, UnknownFormat
+from ...system.filesystem import give_owner, require_room, sync, write_error
 from ...system.temporary import delete_tree
 from ..interface import PLAIN_TABLES, SET_TABLES, Compacted, OnProgress
 from .data_file.meta import MetaPage, meta_pages_of, newest_meta_page_of, opened_data_file
@@ -112,12 +112,8 @@ def compact(env: Environment, progress: OnProgress) -> Compacted:
         except lmdb.Error as error:
             raise translated(error, env.path) from error
         except OSError as error:
-            if error.errno in NO_ROOM:
-                raise StoreFull(
-                    f"{env.path}: {error.strerror} while the store was being compacted; nothing was changed. Make room,"
-                    " and compact it again"
-                ) from error
-            raise WriteError(f"{env.path} can't be compacted: {error}; nothing was changed") from error
+            message, remedy = f"{env.path} can't be compacted, and nothing was changed", "ask its owner to do it"
+            raise write_error(error, message, remedy) from error
 
 
 def _replace(env: Environment, progress: OnProgress) -> Compacted:
@@ -139,7 +135,7 @@ def _replace(env: Environment, progress: OnProgress) -> Compacted:
         mark_trusted(env.path)
     finally:
         delete_tree(temporary)
-    sync_directory(env.path)
+    sync(env.path)
     return Compacted(before.st_size, meta.size)
 
 

@@ -22,7 +22,7 @@ from typing import Any, Final
 import lmdb
 
 from ...errors import CorruptStore, Error
-from ...system.filesystem import sync_directory, write_error
+from ...system.filesystem import sync, write_error
 from ...system.signals import signal_safe
 from ...system.temporary import delete_tree
 from .data_file.verification import check_before_opening, mark_trusted, missing_bytes
@@ -187,7 +187,7 @@ class Environment:
         The directory may have been made by another process that has not flushed the name yet.
         """
         try:
-            sync_directory(os.path.dirname(self.path))
+            sync(os.path.dirname(self.path))
         except PermissionError:
             pass  # this process can't have made the name either, without a right to the directory above
         except OSError as error:

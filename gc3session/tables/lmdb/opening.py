@@ -11,7 +11,7 @@ from typing import Any, Final
 import lmdb
 
 from ...errors import OpenError, ReadOnlyError
-from ...system.filesystem import sync_file, write_error
+from ...system.filesystem import sync, write_error
 from ...system.temporary import made_whole
 from ..interface import PLAIN_TABLES, SET_TABLES
 from .data_file.meta import lock_file, regular_file
@@ -53,7 +53,7 @@ def create_environment(path: str, fill: Callable[[Transaction, dict[str, Any]], 
                     fill(txn, tables)
             finally:
                 env.close()
-            sync_file(os.path.join(temporary, "data.mdb"))
+            sync(os.path.join(temporary, "data.mdb"))
             mark_trusted(temporary)
     except lmdb.Error as error:
         raise translated(error, path) from error

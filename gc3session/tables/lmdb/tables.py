@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import lmdb
 
 from ...errors import ClosedError, Error, InvalidArgument, NetworkFilesystemError, ReadOnlyError
-from ...system.filesystem import NETWORK_FILESYSTEMS, filesystem_of, sync_directory
+from ...system.filesystem import NETWORK_FILESYSTEMS, filesystem_of, sync
 from ...system.number_set import Numbers
 from ...system.signals import signal_safe
 from ..interface import (
@@ -362,7 +362,7 @@ class LmdbTables(Tables):
                 assert env is not None
                 if copy_data(env, reader.serial, os.path.join(path, "data.mdb"), progress):
                     break
-        sync_directory(path)
+        sync(path)
 
     def compact(self, progress: OnProgress = no_progress) -> Compacted:
         if self.read_only:

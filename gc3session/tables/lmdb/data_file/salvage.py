@@ -17,7 +17,7 @@ from sys import byteorder
 
 from ....errors import CorruptStore, UnknownFormat
 from ....format.validation import Fault, parse_record, parse_schema, unframe
-from ....system.filesystem import give_owner, is_holes, sync_directory, temporary_name
+from ....system.filesystem import give_owner, is_holes, sync, temporary_name
 from ....system.number_set import Numbers
 from ....system.temporary import delete_leftovers, delete_tree
 from ...interface import (
@@ -395,7 +395,7 @@ def rebuild(
         if os.path.lexists(lock):
             os.unlink(lock)
         os.rename(new, path)
-        sync_directory(directory)
+        sync(directory)
         mark_trusted(directory)
     finally:
         delete_tree(temporary)

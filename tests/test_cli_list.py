@@ -88,7 +88,7 @@ def listed(*arguments: object, status: int = 0, command: str = "list") -> list[s
         (["--sort", "extra.s"], [2, 1, 0, 3, 4]),
         (["--sort", "-extra.s"], [1, 2, 0, 3, 4]),
         (["--sort", "LAST EVENT"], [0, 1, 3, 2, 4]),
-        (["--sort", "-CLASS", "--state", "NEW,RUNNING", "--limit", "2"], [0, 3]),
+        (["--sort", "-CLASS", "--state", "NEW,RUNNING", "--limit", "2"], [3, 1]),
     ],
     ids=str,
 )

@@ -29,7 +29,7 @@ from gc3session.cli.program import _COMMANDS, run
 
 SEED = 20261125
 COUNT = 200
-SECONDS = 60  # after which a command hangs
+SECONDS = 300  # after which a command hangs
 NOBODY = 65534
 MESSAGE = "gc3session: "
 

@@ -21,7 +21,17 @@ from hypothesis import strategies as st
 from test_cli import BERLIN, MOMENT, finish, on_terminal, one_error, run, start, without_colours
 from test_dump import damage
 
-from gc3session import CorruptRecord, InvalidArgument, LogEntry, Session, Task, TaskCollection, TemporarySession
+from gc3session import (
+    ClosedError,
+    CorruptRecord,
+    InvalidArgument,
+    LogEntry,
+    Session,
+    Task,
+    TaskCollection,
+    TemporarySession,
+    make_store,
+)
 from gc3session.system import external_sort
 
 DONE = "TERMINATED"
@@ -336,6 +346,18 @@ def test_no_transaction_is_open_between_looks(session: Session) -> None:
         session.save_all()
     assert data.stat().st_size < size + 1_000_000
     session.destroy()
+
+
+def test_iterators_raise_once_the_session_is_closed_though_its_store_is_open(tmp_path: Path) -> None:
+    with make_store(str(tmp_path / "store")) as store:
+        session = Session(tmp_path / "s", store_or_url=store)
+        session.add(task("a", (0, "NEW")))
+        begun, entries, looks = session.log(follow=True, interval=0.001), session.log(), session.watch(0.001)
+        next(begun)
+        session.close()
+        for iterator in (begun, entries, looks):
+            with pytest.raises(ClosedError):
+                next(iterator)
 
 
 # -- the command --------------------------------------------------------------

@@ -32,7 +32,7 @@ from gc3session import (
 from gc3session.cli.program import run
 from gc3session.index.entries import moved_key
 
-SECONDS = 60  # after which something is waited for that never comes
+SECONDS = 300  # after which something is waited for that never comes
 
 
 class Place(NamedTuple):

@@ -518,6 +518,21 @@ def test_iteration_bears_changes_while_it_runs(session: Session) -> None:
     assert set(ids[2:-1]) <= set(seen)
 
 
+def test_iteration_goes_on_with_the_same_tasks_after_a_failure_to_read(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session.add_many(Task(jobname=str(n)) for n in range(1500))
+    tasks = iter(session)
+    found = [next(tasks).jobname]
+    for owner, name in ((session.store, "reading"), (session.store, "objects")):
+        found += [next(tasks).jobname for _ in range(512 - len(found) % 512)]  # those that have been read
+        with monkeypatch.context() as broken:
+            broken.setattr(owner, name, lambda *_: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                next(tasks)
+    assert found + [task.jobname for task in tasks] == [str(n) for n in range(1500)]
+
+
 def test_iteration_and_load_are_the_same_object(session: Session) -> None:
     id_ = session.add(Simulation())
     [task] = session

@@ -40,7 +40,7 @@ from gc3session import (
 from gc3session.cli.program import _COMMANDS, run
 from gc3session.format.frame import seal
 
-SECONDS = 60  # after which a command hangs
+SECONDS = 300  # after which a command hangs
 
 SIGNS = "\x1b[2J\x1b]0;x\x07\u202etxt\u2066\u200b\u2069\ufeff\x9b31m\x85\r\x7f\u2028\nFORGED\u00ad\U000e0041"
 ODD = f"a{SIGNS}z"

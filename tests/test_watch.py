@@ -185,7 +185,7 @@ def test_it_ends_quietly_when_nobody_reads_and_on_ctrl_c(path: Path) -> None:
     assert process.stdout
     assert process.stdout.readline()
     process.stdout.close()
-    assert process.wait(30) == 141
+    assert process.wait(300) == 141
     process.stdout = None
     assert finish(process).err == ""
     process = start("watch", path, "--interval", "600")

@@ -17,7 +17,7 @@ import msgpack
 _PLAIN: Final = frozenset((type(None), bool, int, float, str, bytes, msgpack.Timestamp))
 _DAMAGE: Final = (ValueError, TypeError, OverflowError, RecursionError, msgpack.UnpackException)
 _PATHS: Final = ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath")
-_ARRAYS: Final = (1, 2, 3)
+_ARRAYS: Final = (1, 2, 3)  # types of extension: tuple, set, frozenset
 _INT, _UUID, _ATTRS, _REFERENCE = 4, 12, 15, 16
 
 
@@ -169,41 +169,32 @@ def _zone(zone: Any) -> None:
         raise ValueError("a time zone")
 
 
-def _datetime(parts: Any) -> list[Any]:
-    *fields, fold, zone = parts
-    datetime(*fields, fold=fold)
-    _zone(zone)
-    return _exactly(fields, 7)
-
-
-def _time(parts: Any) -> list[Any]:
-    *fields, fold, zone = parts
-    time(*fields, fold=fold)
-    _zone(zone)
-    return _exactly(fields, 4)
-
-
-def _exactly(parts: list[Any], count: int) -> list[Any]:
+def _exactly(parts: Any, count: int) -> list[Any]:
     if type(parts) is not list or len(parts) != count:
         raise ValueError(f"{count} parts are needed")
-    return []
+    return parts
 
 
-def _date(parts: Any) -> list[Any]:
-    date(*parts)
-    return []
+def _built(cls: Callable[..., object], count: int) -> Callable[[Any], list[Any]]:
+    """Return the check of what *cls* makes of *count* parts."""
+
+    def check(parts: Any) -> list[Any]:
+        cls(*_exactly(parts, count))
+        return []
+
+    return check
 
 
-def _timedelta(parts: Any) -> list[Any]:
-    days, seconds, microseconds = parts
-    timedelta(days, seconds, microseconds)
-    return []
+def _clock(cls: Callable[..., object], count: int) -> Callable[[Any], list[Any]]:
+    """Return the check of what *cls* makes of *count* parts, a fold and a time zone."""
 
+    def check(parts: Any) -> list[Any]:
+        *fields, fold, zone = _exactly(parts, count + 2)
+        cls(*fields, fold=fold)
+        _zone(zone)
+        return []
 
-def _complex(parts: Any) -> list[Any]:
-    _exactly(parts, 2)
-    complex(*parts)
-    return []
+    return check
 
 
 def _decimal(text: Any) -> list[Any]:
@@ -214,9 +205,8 @@ def _decimal(text: Any) -> list[Any]:
 
 
 def _fraction(parts: Any) -> list[Any]:
-    _exactly(parts, 2)
     numerator, denominator = (
-        int.from_bytes(p.data, "big", signed=True) if type(p) is msgpack.ExtType else p for p in parts
+        int.from_bytes(p.data, "big", signed=True) if type(p) is msgpack.ExtType else p for p in _exactly(parts, 2)
     )
     if type(numerator) is not int or type(denominator) is not int or denominator == 0:
         raise ValueError("a numerator and a denominator are needed")
@@ -246,31 +236,26 @@ def _attrs(parts: Any) -> list[Any]:
 
 def _scalar(parts: Any) -> list[Any]:
     dtype, data = parts
-    if not isinstance(data, (bytes, str) if dtype is None else bytes) or not isinstance(
-        dtype, (str, list, type(None))
-    ):
+    sound = isinstance(data, (bytes, str)) if dtype is None else isinstance(data, bytes)
+    if not sound or not isinstance(dtype, (str, list, type(None))):
         raise TypeError("a dtype and bytes are needed")
     return []
 
 
 def _array(parts: Any) -> list[Any]:
     dtype, shape, data = parts
-    sound = (
-        isinstance(dtype, (str, list))
-        and isinstance(data, bytes)
-        and all(type(n) is int and n >= 0 for n in shape)
-    )
-    if not sound:
+    sizes = all(type(n) is int and n >= 0 for n in shape)
+    if not (sizes and isinstance(dtype, (str, list)) and isinstance(data, bytes)):
         raise TypeError("a dtype, a shape and bytes are needed")
     return []
 
 
 _CHECKS: Final[dict[int, Callable[[Any], list[Any]]]] = {
-    5: _complex,
-    6: _datetime,
-    7: _date,
-    8: _time,
-    9: _timedelta,
+    5: _built(complex, 2),
+    6: _clock(datetime, 7),
+    7: _built(date, 3),
+    8: _clock(time, 4),
+    9: _built(timedelta, 3),
     10: _decimal,
     11: _fraction,
     13: _path,

@@ -43,7 +43,7 @@ from ..system.filesystem import opened_regular, write_durably
 from ..system.number_set import Numbers
 from ..system.temporary import delete_leftovers
 from ..tables.interface import META, SESSIONS, Contents, Salvaged, Tables, Writer
-from ..tables.lmdb.data_file.meta import can_be_lock
+from ..tables.lmdb.data_file.meta import can_be_lock_file
 from ..tables.urls import StoreURL, make_tables
 from .check import check_session
 from .check_index import parse_row
@@ -308,7 +308,7 @@ class _Repair:
         if path is None:
             return False
         lock = os.path.join(path, "lock.mdb")
-        if not can_be_lock(lock):
+        if not can_be_lock_file(lock):
             self._move_of_store(tables, lock, "it is not a lock file of LMDB, which the next opening makes")
         try:
             status = os.lstat(os.path.join(path, "data.mdb"))

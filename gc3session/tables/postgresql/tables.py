@@ -232,7 +232,7 @@ class PostgresqlTables(Tables):
         *,
         writer: Writer | None = None,
     ) -> Iterator[Contents]:
-        """Do what `Tables.contents` does; below the tables there is how many values of each key are counted."""
+        """Do what `Tables.contents` does; the structure below the tables are the counts of each key's values."""
         if writer is not None:
             assert isinstance(writer, PostgresqlWriter)
             writer.keep_others_out()

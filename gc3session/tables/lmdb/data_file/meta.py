@@ -31,15 +31,13 @@ from typing import IO, Final, NamedTuple
 
 from ....errors import CorruptStore, OpenError, UnknownFormat
 
-LARGEST_LOCK_FILE: Final = 1 << 24
-"""Bytes that `lock.mdb` may have. LMDB maps all of it; the files that are made here have 72 KiB."""
-
 META: Final = 0x08
 MAX_DEPTH: Final = 32
 PAGE_HEADER: Final = Struct("=QHHHH")
 """With this each page begins; see pages.py."""
 
 _FREE_FLAGS: Final = 0x08  # MDB_INTEGERKEY
+_LARGEST_LOCK_FILE: Final = 1 << 24  # bytes; LMDB maps all of it, and those that are made here have 72 KiB
 _MAGIC: Final = 0xBEEFC0DE
 _NO_PAGE: Final = (1 << 64) - 1
 _TREE: Final = Struct("=IHHQQQQQ")
@@ -70,27 +68,27 @@ def regular_file(path: str) -> os.stat_result | None:
     return status
 
 
-def can_be_lock(path: str) -> bool:
-    """Return whether *path* can be LMDB's lock file, or isn't there."""
+def lock_file(directory: str) -> os.stat_result | None:
+    """Return the status of `lock.mdb`, or None if there is none. Raise CorruptStore if it can't be a lock file."""
+    status = regular_file(os.path.join(directory, "lock.mdb"))
+    if status is not None and status.st_size > _LARGEST_LOCK_FILE:
+        raise CorruptStore(
+            f"{directory}/lock.mdb is not a lock file of LMDB: delete it while nobody uses the session"
+        )
+    return status
+
+
+def can_be_lock_file(path: str) -> bool:
+    """Return whether *path* can be a lock file of LMDB, or isn't there."""
     try:
         status = os.lstat(path)
-        if not stat.S_ISREG(status.st_mode) or status.st_size > LARGEST_LOCK_FILE:
+        if not stat.S_ISREG(status.st_mode) or status.st_size > _LARGEST_LOCK_FILE:
             return False
         with open(path, "rb") as file:
             head = file.read(4)
     except FileNotFoundError:
         return True
-    return not head.strip(b"\0") or head == _MAGIC.to_bytes(4, byteorder)  # one of zeros is new
-
-
-def lock_file(directory: str) -> os.stat_result | None:
-    """Return the status of `lock.mdb`, or None if there is none. Raise CorruptStore if it can't be a lock file."""
-    status = regular_file(os.path.join(directory, "lock.mdb"))
-    if status is not None and status.st_size > LARGEST_LOCK_FILE:
-        raise CorruptStore(
-            f"{directory}/lock.mdb is not a lock file of LMDB: delete it while nobody uses the session"
-        )
-    return status
+    return not head.strip(b"\0") or head == _MAGIC.to_bytes(4, byteorder)  # a new one is all zeros
 
 
 def data_file(path: str) -> os.stat_result:

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import itertools
+import json
 import os
 import shlex
+import shutil
+import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -53,7 +58,7 @@ def test_suite_finds_nothing_but_its_control(tmp_path: Path, name: str) -> None:
     assert os.listdir(tmp_path / "temporary") == []
 
 
-@pytest.mark.parametrize("name", ["kills", "space"])
+@pytest.mark.parametrize("name", ["kills", "space", "model"])
 def test_failure_is_kept_and_its_command_fails_again(runner: ModuleType, tmp_path: Path, name: str) -> None:
     suite, plan = runner.suite_named(name), sys.modules["suite"].Plan
     (tmp_path / "work").mkdir()
@@ -64,6 +69,39 @@ def test_failure_is_kept_and_its_command_fails_again(runner: ModuleType, tmp_pat
     print(done.stdout, done.stderr)
     assert done.returncode == 1
     assert "the suite itself broke" not in done.stdout
+
+
+@pytest.mark.parametrize("missing", ["mkfs.xfs", "mkfs.ext4", "mkfs.xfs mkfs.ext4", "mount"])
+def test_power_cuts_name_what_this_machine_lacks(tmp_path: Path, missing: str) -> None:
+    """Where only one of the filesystems can be made, that one is tried."""
+    (tmp_path / "commands").mkdir()
+    there = {"mkfs.ext4", "mkfs.xfs", "mount", "umount", "cp"} - set(missing.split())
+    for command in there:
+        found = shutil.which(command, path=f"{os.environ['PATH']}:/sbin:/usr/sbin")
+        if found:
+            (tmp_path / "commands" / command).symlink_to(found)
+        else:
+            missing += f" {command}"
+    done = subprocess.run(
+        [sys.executable, KIT, "power", "--count", "2", "--at", tmp_path, "--log", tmp_path / "log"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PATH": str(tmp_path / "commands")},
+    )
+    print(done.stdout, done.stderr)
+    assert done.returncode == 0
+    assert "Traceback" not in done.stdout + done.stderr
+    (told,) = (line for line in done.stdout.splitlines() if line.startswith("!! power: NOT RUN: "))
+    if os.geteuid() != 0:
+        assert "only root can mount filesystems" in told
+    elif not Path("/dev/loop-control").exists():
+        assert "there are no loop devices" in told
+    else:
+        assert [command for command in missing.split() if f"{command} is missing" not in told] == []
+        if missing == "mkfs.xfs" and "ext4: " not in told:
+            assert "1 power cuts on the other filesystem passed" in told
+            assert "control: " in done.stdout
 
 
 @pytest.fixture
@@ -144,6 +182,40 @@ def test_replay_tries_the_one_case(runner: ModuleType, tmp_path: Path, monkeypat
     broken = ValueError("only the case is tried")
     result = run_suite(runner, tmp_path, monkeypatch, run=broken, control=broken, replay=1, case=tmp_path)
     assert result.verdict == "FAILED"
+
+
+def test_script_of_steps_follows_from_its_seed_and_has_each_kind(runner: ModuleType) -> None:
+    generator = importlib.import_module("generator")
+    told = generator.script(7, 0, 1, 26)
+    assert told == generator.script(7, 0, 1, 26)
+    assert told != generator.script(8, 0, 1, 26)
+    assert {step.kind for step, _ in told} == {"open", *generator.SCRIPT.shares, *generator.FOR_ONE}
+    for (_, before), (step, after) in itertools.pairwise(told):
+        assert (
+            before.after(step.changes) == after == type(after).from_json(json.loads(json.dumps(after.to_json())))
+        )
+
+
+def test_job_that_ends_its_process_is_told_of_and_the_others_are_done(runner: ModuleType) -> None:
+    processes = importlib.import_module("processes")
+
+    def work(job: int) -> int:
+        if job == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if job == 5:
+            raise ValueError("five")
+        if job == 7:
+            threading.Event().wait()
+        return job * job
+
+    done = dict(processes.in_parallel(work, range(10), 2, batch=4, within=2))
+    assert {job: told for job, told in done.items() if isinstance(told, int)} == {
+        n: n * n for n in (0, 1, 2, 4, 6, 8, 9)
+    }
+    assert str(done[3]) == "the process ended by SIGKILL"
+    assert str(done[5]).startswith("the process ended with status 1\nTraceback")
+    assert str(done[7]).startswith("the process ended by SIGALRM: it hung for 2 s")
+    assert "in work" in str(done[7])
 
 
 @pytest.mark.parametrize(

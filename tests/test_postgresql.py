@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import secrets
 import shutil
 import sys
@@ -12,13 +13,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import hypothesis
 import psycopg
 import pytest
 from children import in_child, run_python
 from consistency import check, read_mirror
 from examples import Simulation
-from hypothesis.stateful import run_state_machine_as_test
 from postgresql_server import Server, refuse
 from psycopg import sql
 
@@ -394,20 +393,17 @@ def test_any_walk_over_sessions_on_postgresql_agrees_with_the_model(
     walk = __import__("walk")
 
     class OnPostgresql(walk.Walk):  # type: ignore[misc,name-defined]
-        below, image = tmp_path / "work", tmp_path / "image"
-
         def new_url(self) -> str:
             return next(postgresql_urls)
 
-    OnPostgresql.below.mkdir()
-    settings = hypothesis.settings(
-        max_examples=1000 if long_form else 3,
-        stateful_step_count=30,
-        phases=[hypothesis.Phase.generate],
-        deadline=None,
-        suppress_health_check=list(hypothesis.HealthCheck),
-    )
-    run_state_machine_as_test(OnPostgresql, settings=settings)
+    for number in range(1000 if long_form else 3):
+        seed = random.randrange(1 << 32)
+        walked = OnPostgresql(tmp_path / f"{number}", f"{seed}")
+        try:
+            walked.run()
+        except BaseException:
+            print(f"the walk of the seed {seed}:", *walked.log, sep="\n")
+            raise
     assert "psycopg" in sys.modules
     assert psycopg
 

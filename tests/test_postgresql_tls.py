@@ -71,10 +71,13 @@ def start(server: Server, made: Certificates) -> None:
 
 
 @pytest.fixture(scope="module")
-def secure(servers: Path) -> Iterator[tuple[Server, Certificates]]:
+def secure(servers: Path, postgresql: Server) -> Iterator[tuple[Server, Certificates]]:
     """A server for TLS alone, and the certificates; the user `certified` logs in with one."""
     if shutil.which("openssl") is None:
         pytest.skip("NOT RUN: the command openssl, which makes the certificates, is missing")
+    with postgresql.connect() as connection:
+        if connection.execute("SHOW ssl_library").fetchall() == [("",)]:  # as in the wheel
+            pytest.skip("NOT RUN: the PostgreSQL server was built without TLS")
     server = Server.made(servers / secrets.token_hex(4))
     made = Certificates(server.directory / "certificates")
     for authority in ("right", "wrong"):

@@ -116,9 +116,8 @@ def test_killed_at_any_call_a_repair_can_be_done_again_and_nothing_is_lost(
     path: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch, long_form: bool
 ) -> None:
     monkeypatch.syspath_prepend(os.fspath(KIT))
-    from faults import in_memory
     from recorder import Recorder
-    from suite import CannotRun
+    from suite import CannotRun, in_memory
 
     damage, ways = DAMAGES[name]
     damage(path)

@@ -22,7 +22,7 @@ _INT, _UUID, _ATTRS, _REFERENCE = 4, 12, 15, 16
 
 
 class Fault(Exception):
-    """What is read is not as FORMAT.md says.  The message says what is wrong with it."""
+    """What is read is not as FORMAT.md says. The message says what is wrong with it."""
 
 
 @attrs.frozen
@@ -62,7 +62,7 @@ class ParsedRecord(NamedTuple):
 
 
 def unframe(number: int, data: bytes) -> Any:
-    """Return the value in a frame whose checksum begins with *number*.  Raise Fault if it is damaged."""
+    """Return the value in a frame whose checksum begins with *number*. Raise Fault if it is damaged."""
     if len(data) < 5:
         raise Fault("it is cut")
     if zlib.crc32(data[4:], number % 2**32) != int.from_bytes(data[:4], "big"):
@@ -71,7 +71,7 @@ def unframe(number: int, data: bytes) -> Any:
 
 
 def _unpack(data: bytes) -> Any:
-    """Return the value of some msgpack, with extensions left packed.  Raise Fault if it isn't msgpack."""
+    """Return the value of some msgpack, with extensions left packed. Raise Fault if it isn't msgpack."""
     try:
         return msgpack.unpackb(data, strict_map_key=False, unicode_errors="surrogatepass")
     except _DAMAGE as error:
@@ -79,7 +79,7 @@ def _unpack(data: bytes) -> Any:
 
 
 def parse_schema(key: bytes, data: bytes) -> ParsedSchema:
-    """Return the schema in an item of the table `schemas`.  Raise Fault if there is none."""
+    """Return the schema in an item of the table `schemas`. Raise Fault if there is none."""
     number = int.from_bytes(key, "big")
     if len(key) != 4 or not 0 < number < 1 << 31:
         raise Fault("its key is no schema number")
@@ -102,7 +102,7 @@ def parse_schema(key: bytes, data: bytes) -> ParsedSchema:
 
 
 def parse_record(number: int, data: bytes) -> ParsedRecord:
-    """Return the record N.  Raise Fault if it can't be one.  Its values are not checked."""
+    """Return the record N. Raise Fault if it can't be one. Its values are not checked."""
     body = unframe(number, data)
     if not (isinstance(body, list) and len(body) == 3):
         raise Fault("it doesn't have the three parts of a record")
@@ -113,7 +113,7 @@ def parse_record(number: int, data: bytes) -> ParsedRecord:
 
 
 def state_in(record: ParsedRecord, schema: ParsedSchema) -> str:
-    """Return the state of a record, '' if its kind has none.  Raise Fault if it doesn't fit its schema."""
+    """Return the state of a record, '' if its kind has none. Raise Fault if it doesn't fit its schema."""
     if len(record.values) != len(schema.fields):
         raise Fault(f"it has {len(record.values)} values for the {len(schema.fields)} fields of its schema")
     if schema.kind == 0:

@@ -1,7 +1,7 @@
 """What there is to know of a session and its store: in constant time, unless the records are scanned.
 
 The index knows how many tasks there are, and how many are in which state; the store counts its
-records, sessions and pages.  Only the records know when the first and the last event were, and how
+records, sessions and pages. Only the records know when the first and the last event were, and how
 many of them belong to each schema: that takes a scan.
 """
 

@@ -16,7 +16,7 @@ def complete_move(target: Store, directory: SessionDirectory, identity: bytes, l
         target: the store that it has moved to.
         directory: where the session is.
         identity: the one that it had in the old store.
-        line: what `store.url` is to say.  That is written last: until then, each opening does all of this.
+        line: what `store.url` is to say. That is written last: until then, each opening does all of this.
     """
     target.write(lambda ledger, writer: writer.delete(META, [coming_key(identity)]), numbers=False)
     directory.moved(line, write=True)

@@ -224,10 +224,10 @@ class Session(SessionBase[T]):
         return backup_session(self._index, self._directory, dest, progress)
 
     def repair(self, dry_run: bool = False) -> Repaired:
-        """Mend what is damaged on disk, and return what was done; with *dry_run* only tell.
+        """Repair what is damaged on disk, and return what was done; with *dry_run* only what would be done.
 
-        The batch is written before.  A session that can't be opened is mended by `repair_session`, and so
-        is one whose data file must be made anew.  Raise WriteError if that is so.
+        The batch is written first. If the session can't be opened, or its data file must be replaced,
+        use `repair_session`; in the latter case this raises WriteError.
         """
         from ..upkeep.repair import repair_session  # most programs don't need it
 

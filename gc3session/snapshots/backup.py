@@ -1,8 +1,8 @@
 """A copy of a session as it is at one moment, which is a session itself.
 
 If the store is inside the session's directory, its data file is copied page by page in one read
-transaction: writers go on, and only the pages that they free meanwhile can't be used again.  Then
-the mirror is written as the copied index has it.  If the store is elsewhere, the session's records
+transaction: writers go on, and only the pages that they free meanwhile can't be used again. Then
+the mirror is written as the copied index has it. If the store is elsewhere, the session's records
 and all that they refer to are written to a store inside the backup.
 """
 

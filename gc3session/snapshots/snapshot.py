@@ -1,10 +1,10 @@
 """A session as it was at one moment: its schemas, and its records with their places in the session.
 
-A single read transaction gives that moment.  As long as nobody commits, keeping it open costs
-nothing.  But pages that are freed while it is open can't be used again: beside a busy writer the
-data file would grow by some 60 KB a commit.  So as soon as somebody has committed, the rest of
+A single read transaction gives that moment. As long as nobody commits, keeping it open costs
+nothing. But pages that are freed while it is open can't be used again: beside a busy writer the
+data file would grow by some 60 KB a commit. So as soon as somebody has committed, the rest of
 the records is read at once (some 0.5 million a second) into a temporary file without a name, and
-the transaction ends.  If this program may write to the store, that happens right at the
+the transaction ends. If this program may write to the store, that happens right at the
 beginning, because its other threads have to wait while the transaction is open.
 
 A copy of the whole data file would serve as well, but it would take that much room even where
@@ -211,7 +211,7 @@ def snapshot(
 ) -> Iterator[tuple[Snapshot, Iterator[PlacedRecord]]]:
     """Give the newest committed state of a session, and its records sorted by their positions.
 
-    *progress* is called with how many of them have been given.  If the store can be written, or with
+    *progress* is called with how many of them have been given. If the store can be written, or with
     *at_once*, the transaction ends before the first one is given.
     """
     transaction: Generator[Reader, None, None] | None = _transaction(index)

@@ -1,7 +1,7 @@
 """What differs between two sessions or dumps: tasks added, removed, and changed in which fields.
 
-Both are read as the lines of a dump, side by side.  The lines are sorted by position; except for
-tasks that were added late, that is the order of the Ns.  So a line waits in memory only until the
+Both are read as the lines of a dump, side by side. The lines are sorted by position; except for
+tasks that were added late, that is the order of the Ns. So a line waits in memory only until the
 other side has passed its N, or until the last late task if the other side has any.
 """
 
@@ -34,7 +34,7 @@ class Difference(NamedTuple):
     Attributes:
         kind: 'added' (only the second side has it), 'removed' (only the first) or 'changed'.
         id: the task's ID.
-        fields: for 'changed' the fields that differ, in the order of the record.  `<class>` is
+        fields: for 'changed' the fields that differ, in the order of the record. `<class>` is
             its class, `<place in the session>` its order there, or whether it is there at all, and
             `<bytes>` stands for all if one of the records can't be read.
     """
@@ -47,8 +47,8 @@ class Difference(NamedTuple):
 def diff(first: Side, second: Side) -> Iterator[Difference]:
     """Give what differs from one session or dump to another.
 
-    Tasks inside collections count, too, and whatever else a dump has.  How often a record was
-    saved is no difference.  Raise InvalidArgument for a file that isn't a whole dump, OpenError
+    Tasks inside collections count, too, and whatever else a dump has. How often a record was
+    saved is no difference. Raise InvalidArgument for a file that isn't a whole dump, OpenError
     for a directory that isn't a session.
     """
     with ExitStack() as stack:

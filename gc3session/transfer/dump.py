@@ -8,16 +8,16 @@ A dump is ASCII text, one JSON object a line, without blanks::
     {"end":{"records":R,"members":M}}
 
 - F is the least N of the records, X the store's next N, R the number of records, M how many of
-  them the session holds, and L how many of those have an order that is not their N.  The times T
+  them the session holds, and L how many of those have an order that is not their N. The times T
   are those of the files `created` and `finished` in ns since 1970, or null; C is the text of
   `created`, or null, with bytes that are not UTF-8 as surrogates (U+DC80 to U+DCFF).
-- A record's `order` is its place in the session, null if the session doesn't hold it.  The lines
+- A record's `order` is its place in the session, null if the session doesn't hold it. The lines
   are sorted by order, and records without one stand among them by their N: no order is also the N
   of another record.
 - json_values.py describes the values in `fields`.
 - A record that can't be read, or whose values are nested too deep for JSON, has
-  `"record":base64` of its bytes instead of schema, revision and fields.  If it can't be read,
-  `state` is what the index has for it.  A damaged schema is `{"schema":S,"bytes":base64}`.
+  `"record":base64` of its bytes instead of schema, revision and fields. If it can't be read,
+  `state` is what the index has for it. A damaged schema is `{"schema":S,"bytes":base64}`.
 
 If no other session uses the store, all of its records are dumped, also those that were forgotten
 or never added; else the session's records and all that they refer to.
@@ -70,12 +70,12 @@ def dump_session(
 
     Args:
         session: the session; its batch is written first.
-        file: a path, or a binary file that is open.  At a path there is a whole dump or none at any
+        file: a path, or a binary file that is open. At a path there is a whole dump or none at any
             moment; it is compressed if it ends with `.gz` or `.zst` (by the package zstandard).
         progress: called with the number of records written, and of all.
 
     The dump is one state of the session, whoever writes to it meanwhile; the classes are not
-    needed.  Other threads of the program wait while the records are read, and if the session is
+    needed. Other threads of the program wait while the records are read, and if the session is
     read-only until the dump is complete.
     """
     if not session.store.read_only:

@@ -11,15 +11,15 @@ from contextlib import ExitStack, contextmanager
 from typing import IO, Any, Final, cast
 
 from ..errors import InvalidArgument
-from ..system.filesystem import sync
+from ..system.filesystem import sync, temporary_name
 
 _GZIP_LEVEL: Final = 6
-_BUFFER: Final = 1 << 20
+_BUFFER: Final = 1 << 20  # bytes
 
 
 @contextmanager
 def written(file: str | os.PathLike[str] | IO[bytes]) -> Iterator[IO[bytes]]:
-    """Give a binary file to write to.  At a path it is there whole at the end, or not at all."""
+    """Give a binary file to write to. At a path it is there whole at the end, or not at all."""
     if not isinstance(file, (str, os.PathLike)):
         yield file
         return
@@ -29,7 +29,7 @@ def written(file: str | os.PathLike[str] | IO[bytes]) -> Iterator[IO[bytes]]:
             yield out
         return
     path = os.path.realpath(path)
-    temporary = f"{path}.{os.getpid()}.tmp"
+    temporary = temporary_name(path)
     try:
         with open(temporary, "xb", _BUFFER) as plain:
             with _compressing(path, plain) as out:
@@ -110,7 +110,7 @@ class DumpText(Iterable[str]):
         self._number = 0
 
     def __iter__(self) -> Iterator[str]:
-        """Give the lines.  Raise ValueError if one is damaged."""
+        """Give the lines. Raise ValueError if one is damaged."""
         try:
             for line in self._lines:
                 self._number += 1

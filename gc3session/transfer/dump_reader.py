@@ -36,7 +36,7 @@ class DumpRecord(NamedTuple):
 
 
 class DumpReader:
-    """A dump that is being read.  Each method raises ValueError, with what is wrong, for a bad line.
+    """A dump that is being read. Each method raises ValueError, with what is wrong, for a bad line.
 
     Attributes:
         text: its lines.
@@ -131,7 +131,7 @@ class DumpReader:
 
 
 def number_in(line: dict[str, Any], name: str) -> int:
-    """Return a number of a line.  Raise ValueError if it isn't one."""
+    """Return a number of a line. Raise ValueError if it isn't one."""
     value = line.get(name)
     if type(value) is not int or value < 0:
         raise ValueError(f"its {name!r} is not a number")

@@ -64,15 +64,15 @@ def load_dump(
     """Load all that `dump_session` has written to a file; return how much that is.
 
     Args:
-        target: a session, or the path of one.  If there is none at the path, it is made, whole or not at all.
+        target: a session, or the path of one. If there is none at the path, it is made, whole or not at all.
         file: the dump: a path (compressed if it ends with `.gz` or `.zst`), or a binary file.
         on_clash: what to do with records whose N the session's store has given out before, whether
             it is in use now or not: 'fail'; 'skip' them, and take the others; or 'renumber': add
             the same number to each N of the dump.
         progress: called with the number of records read, and of all.
 
-    A session that was empty is then the same as the dumped one, its times included.  The classes
-    are not needed.  A session that exists is written in parts of 16 MiB; if one of them fails,
+    A session that was empty is then the same as the dumped one, its times included. The classes
+    are not needed. A session that exists is written in parts of 16 MiB; if one of them fails,
     those before it stay.
 
     Raise ClashError, with nothing written, for IDs that clash; InvalidArgument, naming the

@@ -8,10 +8,10 @@
     in the new store                 delete the note of what is coming
     then                             write `store.url`; delete the old store if it is in the directory
 
-The old store's transaction keeps writers out while the copy is made.  Later a program that has
+The old store's transaction keeps writers out while the copy is made. Later a program that has
 the session open there finds the note before it writes, so that none of its changes is lost in a
-store that was left behind.  If `store.url` still names the old store, opening the session follows
-the note to the new one.  If a migration is killed, the next one deletes what it has copied: the
+store that was left behind. If `store.url` still names the old store, opening the session follows
+the note to the new one. If a migration is killed, the next one deletes what it has copied: the
 note in the new store of what is coming says what that is (see entries.py).
 """
 
@@ -40,22 +40,22 @@ _RECORDS_AT_ONCE: Final = 4096  # records that are looked at by one call
 def migrate_session(
     session: Session, url: str | os.PathLike[str], *, progress: OnProgress | None = None, **store_options: Any
 ) -> None:
-    """Move a session to another store: its tasks and all that they refer to.  The session is closed then.
+    """Move a session to another store: its tasks and all that they refer to. The session is closed then.
 
-    IDs, records and the order of adding stay as they are.  A kill at any moment leaves the
-    session whole in one of the stores; another call completes the move.  Other programs that
-    have the session open wait meanwhile, and must open it again to go on writing.  A store inside
+    IDs, records and the order of adding stay as they are. A kill at any moment leaves the
+    session whole in one of the stores; another call completes the move. Other programs that
+    have the session open wait meanwhile, and must open it again to go on writing. A store inside
     the session directory is deleted afterwards; one elsewhere keeps its records.
 
     Args:
         session: the session.
-        url: the URL or path of the new store, as in `make_store`.  A store that is in use must
+        url: the URL or path of the new store, as in `make_store`. A store that is in use must
             not have given out the numbers of the session's IDs.
         progress: called with the number of records copied, and of all.
         store_options: those of the new store.
 
     Raise ClashError if the new store has given out these IDs, WriteError if the session is
-    damaged (repair it first) or can't be written.  The session then stays where it was.
+    damaged (repair it first) or can't be written. The session then stays where it was.
     """
     session._ensure_writable()
     source, directory = session.store, session._directory
@@ -85,7 +85,7 @@ def migrate_session(
 class _Move:
     """The copying of a session into another store.
 
-    The session gets a new identity there.  It may have been in that store before, and a program that
+    The session gets a new identity there. It may have been in that store before, and a program that
     has had it open since then must not write to it.
 
     Attributes:
@@ -102,7 +102,7 @@ class _Move:
         self.line = session._directory.line(target.url, self._identity)
 
     def copy(self, source: Writer, progress: OnProgress | None) -> None:
-        """Copy all that the session has in *source*.  Raise WriteError if its index is damaged."""
+        """Copy all that the session has in *source*. Raise WriteError if its index is damaged."""
         state = Snapshot(source, self._index.identity)
         lines = DumpLines(state, state.read(), None).encoded()
         self._target.write(self._clear, numbers=False)

@@ -1,1 +1,1 @@
-"""`check` and `repair`: what is wrong on disk, and mending it."""
+"""`check` finds what is wrong on disk, and `repair` makes it right again."""

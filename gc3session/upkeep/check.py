@@ -1,6 +1,6 @@
 """The check of a session: everything on disk is read, and each fault is a finding.
 
-This is written from FORMAT.md and shares no code with what writes a session.  It uses only the
+This is written from FORMAT.md and shares no code with what writes a session. It uses only the
 paths and the URL of the directory (directory.py), and the tables as bytes (`Tables.contents`).
 So a mistake in the code of the index, the mirror or the codec is found here, not repeated.
 
@@ -50,7 +50,7 @@ class Check(Iterator[Finding]):
     """The findings of one check of a session, one after the other.
 
     A reference to a record that the store doesn't have is not a fault, because `remove` leaves
-    references to what it removes.  They are counted, and with *references* they are findings.
+    references to what it removes. They are counted, and with *references* they are findings.
     """
 
     def __init__(
@@ -309,7 +309,7 @@ class _Work:
             yield from self._check_references(contents, present)
 
     def _check_record(self, number: int, data: bytes, targets: Numbers) -> str:
-        """Return the ID of a record; note what it refers to.  Raise Fault if it can't be read."""
+        """Return the ID of a record; note what it refers to. Raise Fault if it can't be read."""
 
         def refer(target: int) -> None:
             if target not in targets:

@@ -35,7 +35,7 @@ class SessionRow(NamedTuple):
 
 
 def parse_row(key: bytes, data: bytes) -> SessionRow:
-    """Return the row in an item of the table `sessions`.  Raise Fault if there is none."""
+    """Return the row in an item of the table `sessions`. Raise Fault if there is none."""
     if len(key) != 16:
         raise Fault("its key is no identity of 16 bytes")
     body = unframe(0, data)

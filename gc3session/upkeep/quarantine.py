@@ -9,7 +9,7 @@ from typing import Final
 
 from ..directory import SessionDirectory
 from ..errors import DamagedSession
-from ..system.filesystem import opened_regular, sync, write_durably
+from ..system.filesystem import opened_regular, sync, temporary_name, write_durably
 
 DAMAGED: Final = "damaged"
 """The name of the directory."""
@@ -68,7 +68,7 @@ class Quarantine:
         self._sync()
 
     def _copy(self, path: str, place: str) -> None:
-        temporary = self._free_path(f"{os.path.basename(place)}.{os.getpid()}.tmp")
+        temporary = temporary_name(place)
         with opened_regular(path) as source, open(temporary, "xb") as target:  # "x": never through a link
             shutil.copyfileobj(source, target)
             os.fsync(target.fileno())

@@ -3,9 +3,9 @@
 A repair can be interrupted at any moment and done again, because of its order::
 
     1. anything but a regular file where one should be is moved to `damaged/`
-    2. the tables are repaired in one transaction; what is taken out is in `damaged/` before.  If the
+    2. the tables are repaired in one transaction; what is taken out is in `damaged/` before. If the
        structure of the data file is damaged, this is done in a new file that is made from what can
-       be read, and from what only the mirror still knows.  Then it replaces the old one, which has
+       be read, and from what only the mirror still knows. Then it replaces the old one, which has
        got a second name in `damaged/` before
     3. `store.url` and `created` are made again if they are missing
     4. the mirror is compared with the index and rewritten, as at any opening
@@ -74,9 +74,9 @@ class Repaired:
 def repair_session(path: str | os.PathLike[str], *, dry_run: bool = False, **store_options: Any) -> Repaired:
     """Repair the session at *path*, and return what was done; with *dry_run* only what would be done.
 
-    The mirror, the index, counters and missing files are made right again.  A record or schema that
+    The mirror, the index, counters and missing files are made right again. A record or schema that
     can't be read is moved to the directory `damaged` in the session's, and so is a data file that
-    had to be replaced.  No task that can be read is lost.
+    had to be replaced. No task that can be read is lost.
 
     Raise NotASession if there is none, StoreInUse if the store's files must be replaced while another
     program (or this one) has them open, OpenError or WriteError if it can't be repaired.
@@ -322,7 +322,7 @@ class _Repair:
         return True
 
     def _move_of_store(self, tables: Tables, path: str, why: str) -> None:
-        """Move *path* out of a store in the session's directory.  Raise StoreInUse if a program has that open."""
+        """Move *path* out of a store in the session's directory. Raise StoreInUse if a program has that open."""
         if not self._directory.holds(tables.url):
             raise DamagedSession(
                 f"{path}: {why}. {self._directory.url_file} leads there, but a repair changes nothing outside the"

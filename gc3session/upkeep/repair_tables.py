@@ -1,11 +1,11 @@
 """The repair of the tables of a store, without loss, in one transaction.
 
 The records count: an entry of the index without its record goes, and states, late tables, lines
-of the mirror and counters are made what the records and the members say.  A record or schema
+of the mirror and counters are made what the records and the members say. A record or schema
 that can't be read is moved to `damaged/`, and its entry is deleted.
 
 What is read is the committed state, while the transaction that writes is open: LMDB leaves its
-pages as they are.  So memory stays flat here, too.
+pages as they are. So memory stays flat here, too.
 """
 
 from __future__ import annotations

@@ -77,17 +77,17 @@ def control(suite: Suite, plan: Plan, counted: int) -> str:
         outcome = suite.control(attrs.evolve(plan.part("control"), count=cases, log=Path(log)))
     found = f"{len(outcome.failures)} failures in {outcome.tried:,} {suite.unit}"
     print(f"   control: {found}, as it must" if outcome.failures else f"   control PASSED: {found}")
-    tell_notes(outcome)
+    print_notes(outcome)
     return "" if outcome.failures else "its control, which is broken on purpose, was not found to be broken"
 
 
-def tell_notes(outcome: Outcome) -> None:
+def print_notes(outcome: Outcome) -> None:
     """Print the notes of an outcome, one a line."""
     for key, value in outcome.notes.items():
         print(f"     {key}: {value:,}" if isinstance(value, int) else f"     {key}: {value}")
 
 
-def tell_failures(outcome: Outcome) -> None:
+def print_failures(outcome: Outcome) -> None:
     """Print the first failures of an outcome."""
     for line in outcome.failures[:SHOWN]:
         print(f"   FAILED {line}")
@@ -96,7 +96,7 @@ def tell_failures(outcome: Outcome) -> None:
 
 
 def run(name: str, plan: Plan, options: argparse.Namespace) -> Result:
-    """Run the suite *name*, or replay one case of it, and tell of it."""
+    """Run the suite *name*, or replay one case of it, and print what came of it."""
     start = time.monotonic()
 
     def result(verdict: str, text: str) -> Result:
@@ -119,9 +119,9 @@ def run(name: str, plan: Plan, options: argparse.Namespace) -> Result:
     except Exception:  # noqa: BLE001  a suite that breaks must not keep the others from running
         traceback.print_exc()
         return result("FAILED", "the suite itself broke; see the traceback above")
-    tell_failures(outcome)
+    print_failures(outcome)
     print(f"   {outcome.tried:,} {suite.unit}, {len(outcome.failures):,} failures")
-    tell_notes(outcome)
+    print_notes(outcome)
     text = f"{outcome.tried:,} {suite.unit}, {len(outcome.failures):,} failures"
     if wrong:
         print(f"   FAILED {wrong}")
@@ -132,10 +132,10 @@ def run(name: str, plan: Plan, options: argparse.Namespace) -> Result:
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     parser = argparse.ArgumentParser(prog="crashkit", description=__doc__)
-    parser.add_argument("suites", nargs="*", metavar="SUITE", help=f"all unless told: {' '.join(SUITES)}")
+    parser.add_argument("suites", nargs="*", metavar="SUITE", help=f"all by default: {' '.join(SUITES)}")
     parser.add_argument("--long", action="store_true", help="the long forms, which take hours")
     parser.add_argument("--count", type=int, metavar="N", help="how many cases, whatever the form")
-    parser.add_argument("--seed", type=int, metavar="N", help="of all that is random; a new one unless told")
+    parser.add_argument("--seed", type=int, metavar="N", help="of all that is random; a new one by default")
     parser.add_argument(
         "--at", type=Path, metavar="DIRECTORY", help="a directory on the disk under test; the temporary one"
     )
@@ -195,11 +195,11 @@ def side_by_side(names: list[str], options: argparse.Namespace) -> list[Result]:
     lanes = min(options.jobs, len(names))
     results: list[Result] = []
     waiting, running = names[::-1], dict[int, tuple[str, float, Path, subprocess.Popen[bytes]]]()
-    with tempfile.TemporaryDirectory(prefix="crashkit-") as told:
+    with tempfile.TemporaryDirectory(prefix="crashkit-") as results_at:
         while waiting or running:
             while waiting and len(running) < lanes:
                 name = waiting.pop()
-                place = Path(told, name)
+                place = Path(results_at, name)
                 with open(f"{place}.out", "wb") as out:
                     process = subprocess.Popen(command(name, options, place, lanes), stdout=out)
                 running[process.pid] = name, time.monotonic(), place, process

@@ -92,7 +92,7 @@ def lost_updates() -> None:
 
 
 def silent_full_disk() -> None:
-    """Drop the batch where there is no room, and tell nobody."""
+    """Drop the batch where there is no room, and raise no error."""
     write = Store.write
 
     def write_if_possible(store: Store, more: Callable[[Any, Writer], None]) -> None:
@@ -113,6 +113,6 @@ BROKEN: dict[str, Callable[[], None]] = {
     "acknowledged before the commit": nothing,
     "the index in another transaction than the records": split_transactions,
     "saved without a look at what others have saved": lost_updates,
-    "a full disk that nobody is told of": silent_full_disk,
+    "a full disk that raises no error": silent_full_disk,
 }
 """What kills, races and full disks show."""

@@ -179,20 +179,17 @@ TARGETS: Final[dict[str, Target]] = {
 
 def instrument(atheris: Any) -> None:
     """Have atheris see which branches the readers take."""
+    from gc3session.format import frame, schema
     from gc3session.index import entries
     from gc3session.records import codec, values
     from gc3session.store import loader
 
-    for module in (codec, entries, json_values, loader, values):
-        for owner in (module, *(found for found in vars(module).values() if isinstance(found, type))):
-            if owner is module or owner.__module__ == module.__name__:
-                for name, found in list(vars(owner).items()):
-                    if (
-                        callable(found)
-                        and getattr(found, "__module__", "") == module.__name__
-                        and hasattr(found, "__code__")
-                    ):
-                        setattr(owner, name, atheris.instrument_func(found))
+    for module in (codec, entries, frame, json_values, loader, schema, values):
+        own = [found for found in vars(module).values() if getattr(found, "__module__", "") == module.__name__]
+        for owner in (module, *(found for found in own if isinstance(found, type))):
+            for name, found in list(vars(owner).items()):
+                if hasattr(found, "__code__") and found.__module__ == module.__name__:
+                    setattr(owner, name, atheris.instrument_func(found))
 
 
 def choose(number: int, targets: dict[str, Target]) -> str:
@@ -258,17 +255,5 @@ def _json(rng: Random, depth: int) -> str:
         return "[" + ",".join(_json(rng, depth + 1) for _ in range(rng.randrange(4))) + "]"
     if kind == 3:
         return "{" + ",".join(f'"k{n}":{_json(rng, depth + 1)}' for n in range(rng.randrange(3))) + "}"
-    tags = (
-        *json_values.TAGS.values(),
-        "$float",
-        "$str",
-        "$bytes",
-        "$dict",
-        "$ref",
-        "$int",
-        "$uuid",
-        "$ext",
-        "$",
-        "$x",
-    )
+    tags = (*json_values.TAGS.values(), *"$float $str $bytes $dict $ref $int $uuid $ext $ $x".split())
     return f'{{"{rng.choice(tags)}":{_json(rng, depth + 1)}}}'

@@ -6,7 +6,6 @@ import json
 import random
 import subprocess
 import sys
-import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +19,7 @@ from typing import Any
 import attrs
 
 from recorder import Recorder
-from suite import KIT, CannotRun, Outcome, Plan, Suite
+from suite import KIT, Outcome, Plan, Suite, in_memory
 
 STEPS = 26
 """Steps of a script: each kind of step at least once."""
@@ -145,14 +144,13 @@ class Faults(Suite):
                     raised.update(set(answer["raised"]))
                     if answer["wrong"]:
                         failures.append(self._keep(plan, job, answer["wrong"], run))
-        told: dict[str, int | str] = {"scripts": scripts, "calls in them": calls, **notes}
-        told["raised"] = ", ".join(f"{name} {count:,}" for name, count in raised.most_common())
-        return Outcome(tried, failures, told)
+        all_notes: dict[str, int | str] = {"scripts": scripts, "calls in them": calls, **notes}
+        all_notes["raised"] = ", ".join(f"{name} {count:,}" for name, count in raised.most_common())
+        return Outcome(tried, failures, all_notes)
 
     def _keep(self, plan: Plan, job: Job, wrong: str, run: Any) -> str:
         at, what, always = job["fault"]
-        case = self.new_case(plan)
-        (case / "case.json").write_text(json.dumps({**job, "wrong": wrong}))
+        case = self.keep(plan, {**job, "wrong": wrong})
         run({**job, "keep": str(case)})
         return self.failure(f"{NAMES[what]}{' for good' if always else ''} at call {at}: {wrong}", case)
 
@@ -161,10 +159,7 @@ class Faults(Suite):
         return self._run(attrs.evolve(plan, count=EVERY), "mirror first", ENOUGH)
 
     def replay(self, plan: Plan, case: Path) -> Outcome:
-        try:
-            job = json.loads((case / "case.json").read_text())
-        except FileNotFoundError as error:
-            raise CannotRun(f"{error.filename} is missing: {case} holds no failure of this suite") from error
+        job = self.facts(case)
         with in_memory(plan.work) as scratch:
             recorder = Recorder(plan.work, Path(scratch))
             driver = Driver(plan.work, Path(scratch, "0"), recorder, "")
@@ -185,9 +180,3 @@ def chosen(kinds: str, seed: int, count: int) -> Iterator[tuple[int, str, bool]]
         fitting = [fault for fault in FAULTS if fault[0] != "short" or kind == "w"]
         for what, always in chance.sample(fitting, min(each, len(fitting))):
             yield at, what, always
-
-
-def in_memory(work: Path) -> tempfile.TemporaryDirectory[str]:
-    """Return a directory in memory, if possible: how fast the disk is doesn't matter here."""
-    memory = Path("/dev/shm")
-    return tempfile.TemporaryDirectory(prefix="crashkit-", dir=memory if memory.is_dir() else work)

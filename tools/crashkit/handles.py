@@ -1,296 +1,229 @@
-"""A session to which a random walk does things, in this process or in another one that may be killed."""
+"""A session to which a random walk does steps, in this process or in another one that may be killed."""
 
 from __future__ import annotations
 
 import contextlib
-import os
-import pickle
-import signal
 import time
-import traceback
+from collections import Counter
 from collections.abc import Callable
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import attrs
 
-from gc3session import ConflictError, NotFound, NotInSession, Persistable, Session, Task, UnstorableValue
-from processes import Died
-from specimens import Simulation, Sweep
+from gc3session import ConflictError, NotFound, NotInSession, Task, UnstorableValue
+from generator import STATES
+from judge import settle
+from performer import Performer
+from processes import Process
+from specimens import Job, record_of
+from steps import Contents, Record, Step, View
+
+SELECTED = STATES[1:3]
+"""The states by which tasks are selected."""
 
 
 class Failure(Exception):
-    """Ends a transaction or a `with` block."""
-
-
-@attrs.frozen
-class Seen:
-    """What a stored task looks like through a session."""
-
-    state: str
-    text: str
-    children: tuple[str, ...]
-    changed: bool
-    member: bool
+    """Ends a `with` block."""
 
 
 @attrs.frozen
 class Picture:
-    """All that a session shows."""
+    """All that a session shows.
 
-    ids: list[str]
+    Attributes:
+        records: of all tasks that are stored, by name, with what isn't saved.
+        ids: of these, by name.
+        members: the names of those in the session.
+        changed: the names of those that aren't saved.
+        selected: the names of those that have a state, by state.
+        same: whether the objects that are held are those that are loaded.
+    """
+
+    records: dict[str, Record]
+    ids: dict[str, str]
+    members: list[str]
     length: int
     stats: dict[str, int]
-    stored: list[str]
-    tasks: dict[str, Seen]  # of all that are stored
-    selected: dict[str, list[str]]  # state -> IDs
-    same: bool  # whether the objects that are held are those that are loaded
+    changed: set[str]
+    selected: dict[str, set[str]]
+    same: bool
+
+    def wrong(self, view: View, seen: Contents, ids: dict[str, str]) -> str:
+        """Return how this differs from *seen*, what is committed with the batch of a session's view; '' if it doesn't."""
+        ordered = list if all(change.verb not in ("add", "adopt") for change in view.changes) else sorted
+        pairs = {
+            "members": (ordered(self.members), ordered(seen.members)),
+            "len": (self.length, len(seen.members)),
+            "stats": (self.stats, Counter(seen.records[name].state for name in seen.members)),
+            "IDs": (self.ids, {name: ids[name] for name in seen.records}),
+            "tasks": (self.records, seen.records | view.unsaved),
+            "changed": (self.changed, view.unsaved.keys()),
+            "the objects held": (self.same, True),
+        }
+        for state, names in self.selected.items():
+            right = {name for name in names if name in seen.records and seen.records[name].state == state}
+            pairs[f"select({state!r})"] = (names, right)
+        return "; ".join(
+            f"{what}: {found}, expected {right}" for what, (found, right) in pairs.items() if found != right
+        )
 
 
-class Handle:
+class Handle(Performer):
     """A session and the objects of it that its user keeps alive.  All arguments and results can be pickled."""
 
-    def __init__(self, path: Path, store: str) -> None:
-        self._session = Session(path, store_or_url=store)
+    def __init__(self, path: Path, url: str) -> None:
+        super().__init__(path, "walk", store_or_url=url)
+        self.open()
         self._held: dict[str, Task] = {}
-        self._block = contextlib.ExitStack()
-        self._new: list[Task] | None = None  # those of the transaction that is open
+        self._inside: Picture | None = None
 
-    # -- adding and taking away
+    def step(self, step: Step, ids: dict[str, str]) -> tuple[dict[str, str], Picture | None]:
+        """Do a step to tasks that have these IDs; return those of new tasks, and what a transaction shows at its end."""
+        self.ids |= ids
+        self._inside = None
+        self.do(step)
+        if step.kind == "rollback":
+            assert [task for task in self.new if task.persistent_id is not None] == []
+        return {task.jobname: self.ids[task.jobname] for task in self.new}, self._inside
 
-    def add(self, state: str, text: str, flush: bool) -> str:
-        task = Simulation(state=state, mesh=text)
-        if self._new is not None:
-            self._new.append(task)
-        return self._session.add(task, flush=flush)
+    def in_transaction(self) -> None:
+        self._inside = self.picture()
 
-    def add_many(self, states: list[str], text: str, flush: bool) -> list[str]:
-        return list(self._session.add_many((Simulation(state=s, mesh=text) for s in states), flush=flush))
+    def hold(self, name: str, id_: str) -> None:
+        """Keep an object alive."""
+        self.ids[name] = id_
+        self._held[name] = self.own.load(id_)
 
-    def add_collection(self, state: str, new: list[str], known: str | None, flush: bool) -> tuple[str, list[str]]:
-        """Add a collection of new tasks in the states *new* and one that is *known*; return the new IDs."""
-        fresh: list[Persistable] = [Simulation(state=s) for s in new]
-        tasks = [*fresh, self._session.load(known)] if known is not None else fresh
-        id_ = self._session.add(Sweep(tasks=tasks, state=state), flush=flush)
-        return id_, [str(task.persistent_id) for task in fresh]
-
-    def add_stored(self, id_: str, by_load: bool, flush: bool) -> None:
-        if by_load:
-            self._session.load(id_, add=True, flush=flush)
-        else:
-            assert self._session.add(self._session.load(id_), flush=flush) == id_
-
-    def remove(self, id_: str, flush: bool) -> None:
-        self._session.remove(id_, flush=flush)
-
-    def remove_many(self, ids: list[str], flush: bool) -> None:
-        self._session.remove_many(ids, flush=flush)
-
-    def forget(self, id_: str, flush: bool) -> None:
-        self._session.forget(id_, flush=flush)
-
-    # -- changing
-
-    def assign(self, id_: str, state: str, text: str) -> None:
-        task = self._session.load(id_)
-        task.state = state
-        if isinstance(task, Sweep):
-            task.parameter = text
-        else:
-            task.mesh = text
-
-    def hold(self, id_: str) -> None:
-        self._held[id_] = self._session.load(id_)
-
-    def let_go(self, ids: set[str]) -> None:
-        for id_ in ids & self._held.keys():
-            del self._held[id_]
-
-    def save(self, id_: str, force: bool = False) -> None:
-        self._session.save(self._session.load(id_), force=force)
-
-    def save_all(self, flush: bool) -> None:
-        self._session.save_all(flush=flush)
+    def release(self, name: str) -> None:
+        """Keep it alive no more."""
+        self._held.pop(name, None)
 
     def refused(self, id_: str) -> tuple[str, ...]:
         """Save what another session has changed; return the IDs that the refusal names, () if there was none."""
-        task = self._session.load(id_)
+        task: Any = self.own.load(id_)
         try:
-            self._session.save(task)
+            self.own.save(task)
         except ConflictError as error:
             assert task.changed
             return error.ids
         return ()
 
-    def refresh(self, id_: str) -> tuple[str, bool]:
-        """Return the state, and whether there are changes, once the stored ones are taken over."""
-        task = self._session.load(id_)
-        self._session.refresh(task)
-        return task.state, task.changed
+    def save_by_force(self, id_: str) -> None:
+        """Save a task, whatever another session has saved."""
+        self.own.save(self.own.load(id_), force=True)
 
-    def flush(self) -> None:
-        self._session.flush()
+    def refresh(self, id_: str) -> tuple[Record, bool]:
+        """Return the record, and whether there are changes, once what is stored is taken over."""
+        task: Any = self.own.load(id_)
+        self.own.refresh(task)
+        return record_of(task), task.changed
 
     def settle(self) -> None:
-        """Write nothing, in a transaction: then what others have committed is seen, though they were killed."""
-        self._session.store.tables.write(lambda writer: None)
+        """See all that was committed, though who did that was killed."""
+        settle(self.own)
 
-    # -- transactions
-
-    def begin(self) -> None:
-        self._new = []
-        self._block = contextlib.ExitStack()
-        self._block.enter_context(self._session.transaction())
-
-    def end(self, fails: bool) -> list[bool]:
-        """End the transaction; return of each task that `add` added in it whether it has an ID."""
-        with contextlib.suppress(Failure), self._block:
-            if fails:
+    def end(self, abruptly: bool) -> None:
+        """Close the session, as a `with` block does that ends well or *abruptly*."""
+        with contextlib.suppress(Failure), self.own:
+            if abruptly:
                 raise Failure
-        new, self._new = self._new or [], None
-        return [task.persistent_id is not None for task in new]
-
-    # -- ending
-
-    def close(self, abruptly: bool = False) -> None:
-        if not abruptly:
-            self._session.close()
-            return
-        with contextlib.suppress(Failure), self._session:
-            raise Failure
 
     def discard(self) -> None:
         """Let go of the files; nothing is written."""
-        self._session.store.discard()
+        self.own.store.discard()
 
-    # -- looking
-
-    def picture(self, states: list[str]) -> Picture:
-        session = self._session
+    def picture(self) -> Picture:
+        """Return what the session shows."""
+        session = self.own
         ids = list(session.ids())
         assert session.list_ids() == set(ids)
         assert list(session.tasks) == ids
-        stored = list(session.store.list())
-        tasks = {}
-        for id_ in stored:
-            task = session.load(id_)
-            children = tuple(str(child.persistent_id) for child in task.tasks) if isinstance(task, Sweep) else ()
-            text = task.parameter if isinstance(task, Sweep) else task.mesh
-            tasks[id_] = Seen(task.state, text, children, task.changed, id_ in session)
-        selected = {state: [str(task.persistent_id) for task in session.select(state=state)] for state in states}
-        same = all(session.load(id_) is task for id_, task in self._held.items() if id_ in tasks)
-        return Picture(ids, len(session), session.stats(), stored, tasks, selected, same)
+        stored: dict[str, Any] = {id_: session.load(id_) for id_ in session.store.list()}
+        names = {id_: task.jobname for id_, task in stored.items()}
+        assert [id_ in session for id_ in stored] == [id_ in ids for id_ in stored]
+        return Picture(
+            {task.jobname: record_of(task) for task in stored.values()},
+            {name: id_ for id_, name in names.items()},
+            [names[id_] for id_ in ids],
+            len(session),
+            session.stats(),
+            {task.jobname for task in stored.values() if task.changed},
+            {state: {task.jobname for task in session.select(state=state)} for state in SELECTED},
+            all(stored[self.ids[name]] is task for name, task in self._held.items() if self.ids[name] in stored),
+        )
 
     def refuses(self) -> None:
         """Do what must be refused; raise AssertionError if it isn't."""
-        session = self._session
-        self._must_raise(UnstorableValue, session.add, Simulation(inputs={"x": object()}))
-        self._must_raise(NotInSession, session.remove, "Simulation.999999")
-        self._must_raise(NotInSession, session.forget, "Task.1")
-        self._must_raise(NotFound, session.load, "Task.1")
+        session = self.own
+        _must_raise(UnstorableValue, session.add, Job(content={"x": object()}))
+        _must_raise(NotInSession, session.remove, "Job.999999")
+        _must_raise(NotInSession, session.forget, "Task.1")
+        _must_raise(NotFound, session.load, "Task.1")
 
     def lacks(self, ids: list[str]) -> None:
         """Raise AssertionError if one of these can be loaded, or is in the session."""
         for id_ in ids:
-            self._must_raise(NotFound, self._session.load, id_)
-            assert id_ not in self._session
+            _must_raise(NotFound, self.own.load, id_)
+            assert id_ not in self.own
 
-    @staticmethod
-    def _must_raise(error: type[Exception], function: Callable[..., Any], *args: Any) -> None:
-        try:
-            function(*args)
-        except error:
-            return
-        raise AssertionError(f"{function.__name__}{args} has not raised {error.__name__}")
+
+def _must_raise(error: type[Exception], function: Callable[..., Any], *args: Any) -> None:
+    try:
+        function(*args)
+    except error:
+        return
+    raise AssertionError(f"{function.__name__}{args} has not raised {error.__name__}")
 
 
 class Elsewhere:
     """A handle in a process of its own: its methods are those of Handle."""
 
-    def __init__(self, path: Path, store: str) -> None:
-        there, self._requests = os.pipe()
-        self._replies, back = os.pipe()
-        self._pid = os.fork()
-        if self._pid == 0:
-            os.close(self._requests)
-            os.close(self._replies)
-            _serve(there, back, path, store)
-        os.close(there)
-        os.close(back)
-        self._answers = open(self._replies, "rb")  # noqa: SIM115  as long as the process
-        self._reply()
+    def __init__(self, path: Path, url: str) -> None:
+        self._pipe, there = Pipe()
+        self._process = Process(_serve, there, self._pipe, path, url, name="the other process")
+        there.close()
 
     def __getattr__(self, method: str) -> Callable[..., Any]:
         def call(*args: Any) -> Any:
-            self._request(method, args)
-            return self._reply()
+            self._pipe.send((method, args))
+            try:
+                return self._pipe.recv()
+            except EOFError:
+                raise self._process.death() from None
 
         return call
 
-    def _request(self, method: str, args: tuple[Any, ...]) -> None:
-        data = pickle.dumps((method, args))
-        os.write(self._requests, len(data).to_bytes(4, "big") + data)
-
-    def _reply(self) -> Any:
-        try:
-            done, value = pickle.load(self._answers)
-        except EOFError:
-            raise Died("the other process ended by itself") from None
-        if not done:
-            raise AssertionError(f"in the other process:\n{value}")
-        return value
-
     def kill(self) -> None:
         """End the process, whatever it is doing."""
-        os.kill(self._pid, signal.SIGKILL)
-        self._end()
+        self._process.kill()
+        self._pipe.close()
 
     def kill_in(self, seconds: float, method: str, *args: Any) -> None:
         """Have the process begin with a call, and end it so many *seconds* later."""
-        self._request(method, args)
+        self._pipe.send((method, args))
         end = time.perf_counter() + seconds
         while time.perf_counter() < end:
             pass
         self.kill()
 
-    def let_end(self) -> None:
-        """Let the process end: its session is closed."""
-        os.close(self._requests)
-        self._requests = -1
-        self._end()
+    def end(self, abruptly: bool) -> None:
+        """Close the session, and let the process end."""
+        self.__getattr__("end")(abruptly)
+        self._pipe.close()
+        self._process.result()
 
-    def make_sure_of_the_end(self) -> None:
+    def discard(self) -> None:
         """End the process, unless it has ended."""
-        if self._pid:
-            self.kill()
-
-    def _end(self) -> None:
-        os.waitpid(self._pid, 0)
-        self._pid = 0
-        self._answers.close()
-        if self._requests >= 0:
-            os.close(self._requests)
+        self.kill()
 
 
-def _serve(requests: int, replies: int, path: Path, store: str) -> NoReturn:
-    try:
-        with open(requests, "rb") as questions, open(replies, "wb", buffering=0) as answers:
-            handle = _answer(answers, Handle, path, store)
-            while size := questions.read(4):
-                method, args = pickle.loads(questions.read(int.from_bytes(size, "big")))
-                _answer(answers, getattr(handle, method), *args)
-    finally:
-        os._exit(0)
-
-
-def _answer(answers: Any, function: Callable[..., Any], *args: Any) -> Any:
-    value = None
-    try:
-        value = function(*args)
-        data = pickle.dumps((True, None if isinstance(value, Handle) else value))
-    except BaseException:  # noqa: BLE001  the other process is to learn of it
-        data = pickle.dumps((False, traceback.format_exc()))
-    view = memoryview(data)
-    while view:
-        view = view[answers.write(view) :]
-    return value
+def _serve(requests: Connection, others: Connection, path: Path, url: str) -> None:
+    others.close()
+    handle = Handle(path, url)
+    with contextlib.suppress(EOFError):
+        while True:
+            method, args = requests.recv()
+            requests.send(getattr(handle, method)(*args))

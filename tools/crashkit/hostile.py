@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import pickle
 import shutil
 import socket
-import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from random import Random
 from typing import Any, ClassVar
@@ -21,13 +21,17 @@ import hostile_mutations
 from hostile_base import Bases, Canary
 from hostile_mutations import Mutation
 from hostile_watch import forbid_side_effects
-from suite import Outcome, Plan, Suite, scratch
+from processes import Died, in_parallel
+from suite import Outcome, Plan, Suite, in_memory
 
 _WORKFLOW = {
     "name": "w",
     "schemaVersion": "1.5",
     "workflow": {"specification": {"tasks": [{"name": "a", "id": "a", "parents": [], "children": []}]}},
 }
+
+_PART, _LONGEST = 250, 600
+"""Cases that one worker tries, and seconds after which it hangs: a case has its own limit."""
 
 _IN_A_CHILD = 25
 """Cases that one process does: to fork one takes longer than most cases."""
@@ -61,10 +65,9 @@ class HostileDirectories(Suite):
         return attrs.evolve(outcome, failures=signals)
 
     def replay(self, plan: Plan, case: Path) -> Outcome:
-        told = json.loads((case / "case.json").read_text())
-        bases = Bases.kept(case / "bases")
-        plan = attrs.evolve(plan, seed=told["seed"], jobs=1)
-        return self._tried(plan, bases, told["numbers"])
+        facts = self.facts(case)
+        bases = pickle.loads((case / "bases").read_bytes())
+        return self._tried(attrs.evolve(plan, seed=facts["seed"], jobs=1), bases, facts["numbers"])
 
     def _tried(
         self,
@@ -74,52 +77,25 @@ class HostileDirectories(Suite):
         mutations: dict[Mutation, int] = hostile_mutations.MUTATIONS,
     ) -> Outcome:
         """Try the cases, with as many workers as the plan has."""
-        with scratch(plan) as place:
-            return self._tried_at(Path(place), plan, bases, numbers, mutations)
-
-    def _tried_at(
-        self, place: Path, plan: Plan, bases: Bases, numbers: Sequence[int], mutations: dict[Mutation, int]
-    ) -> Outcome:
         actions = hostile_actions.actions()
         hostile_actions.import_all()
-        jobs = max(1, min(plan.jobs, len(numbers)))
-        pipes = []
-        for job in range(jobs):
-            reader, writer = os.pipe()
-            pid = os.fork()
-            if pid == 0:
-                status = 1
-                try:
-                    os.close(reader)
-                    worker = _Worker(place / f"worker-{job}", plan.seed, bases, actions, mutations)
-                    with open(writer, "w") as tell:
-                        for found in worker.tried(numbers[job::jobs]):
-                            tell.write(f"{json.dumps(found)}\n")
-                    status = 0
-                except BaseException:  # noqa: BLE001
-                    sys.excepthook(*sys.exc_info())
-                finally:
-                    os._exit(status)
-            os.close(writer)
-            pipes.append((pid, reader))
-        counts: Counter[str] = Counter()
-        failures: list[str] = []
-        for pid, reader in pipes:
-            with open(reader) as told:
-                for line in told:
-                    found = json.loads(line)
-                    counts.update(found["counts"])
-                    failures += [self._kept(plan, bases, fault) for fault in found["faults"]]
-            if os.waitpid(pid, 0)[1]:
-                failures.append("a worker of the suite itself broke; see its traceback above")
-        notes: dict[str, int | str] = {key: counts[key] for key in sorted(counts)}
-        return Outcome(sum(n for key, n in counts.items() if key.startswith("by ")), failures, notes)
+        parts = (numbers[at : at + _PART] for at in range(0, len(numbers), _PART))
+        total = Outcome(0)
+        with in_memory(plan.work) as place:
 
-    def _kept(self, plan: Plan, bases: Bases, fault: dict[str, Any]) -> str:
-        case = self.new_case(plan)
-        (case / "case.json").write_text(json.dumps({"seed": plan.seed, **fault}))
-        bases.keep(case / "bases")
-        return self.failure(fault["what"], case)
+            def work(part: Sequence[int]) -> tuple[Counter[str], list[dict[str, Any]]]:
+                return _Worker(Path(place, f"{part[0]}"), plan.seed, bases, actions, mutations).tried(part)
+
+            for part, done in in_parallel(work, parts, plan.jobs, within=_LONGEST):
+                if isinstance(done, Died):
+                    total += Outcome(0, [f"a worker of the suite itself broke: {done}"])
+                    continue
+                counts, faults = done
+                for fault in faults:
+                    case = self.keep(plan, {"seed": plan.seed, **fault}, {"bases": pickle.dumps(bases)})
+                    total += Outcome(0, [self.failure(fault["what"], case)])
+                total += Outcome(len(part), [], dict(sorted(counts.items())))
+        return total
 
 
 class _Child:
@@ -152,19 +128,19 @@ class _Child:
             try:
                 hostile_actions.prepare(files, place.out)
                 ours.close()
-                with its, its.makefile("r") as told, its.makefile("w") as tell:
+                with its, its.makefile("r") as orders, its.makefile("w") as answers:
                     forbid_side_effects((place.session, place.out), may_start=may_start)
-                    while line := told.readline():
+                    while line := orders.readline():
                         number, name, ids = json.loads(line)
                         rng = Random(f"{seed}:{number}:{name}")
                         done = hostile_actions.do(actions[name], attrs.evolve(place, ids=ids), rng)
-                        print(done, int(hostile_actions.is_clean()), file=tell, flush=True)
+                        print(done, int(hostile_actions.is_clean()), file=answers, flush=True)
                 status = 0
             finally:
                 os._exit(status)
         its.close()
         self._ours = ours
-        self._told = ours.makefile("r")
+        self._answers = ours.makefile("r")
 
     def do(self, number: int, name: str, ids: list[str]) -> tuple[int, bool]:
         """Do a case; return the wait status that it has, or would have had, and whether the child can do another."""
@@ -172,7 +148,7 @@ class _Child:
         line = ""
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             self._ours.sendall(f"{json.dumps((number, name, ids))}\n".encode())
-            line = self._told.readline()
+            line = self._answers.readline()
         if not line:  # that it ends by itself and well is wrong, too
             return self.end() or hostile_actions.WRONG << 8, False
         status, clean = map(int, line.split())
@@ -184,7 +160,7 @@ class _Child:
         """End the child; return its wait status."""
         with contextlib.suppress(OSError):  # of one that has died
             self._ours.shutdown(socket.SHUT_RDWR)  # another child has a copy of this end
-        self._told.close()
+        self._answers.close()
         self._ours.close()
         return os.waitpid(self._pid, 0)[1]
 
@@ -207,7 +183,6 @@ class _Worker:
         self._actions = actions
         self._mutations = mutations
         for path in (work, self._out):
-            shutil.rmtree(path, ignore_errors=True)
             path.mkdir()
         bases.sessions[0].write(work / "sound")
         (work / "dump.jsonl").write_bytes(bases.dump)
@@ -216,23 +191,21 @@ class _Worker:
         self._place = hostile_actions.Place(work / "case", [], work / "sound", work / "dump.jsonl", self._out)
         self._children: dict[bool, _Child] = {}  # whether it may start programs -> the child
 
-    def tried(self, numbers: Sequence[int]) -> Iterator[dict[str, Any]]:
-        """Try the cases of these numbers; give counts and faults now and then."""
+    def tried(self, numbers: Sequence[int]) -> tuple[Counter[str], list[dict[str, Any]]]:
+        """Try the cases of these numbers; return counts, and what is wrong."""
         counts: Counter[str] = Counter()
         faults: list[dict[str, Any]] = []
-        for n, number in enumerate(numbers):
+        for number in numbers:
             mutation, action, ended, wrong, done = self._case(number)
             counts[f"by {action}"] += 1
             counts[f"ended: {ended}"] += 1
             if wrong:
                 faults.append({"numbers": done, "what": f"{mutation}, {action}: {wrong}"})
-            if n % 500 == 499:
-                yield {"counts": counts, "faults": faults}
-                counts.clear()
-                faults = []
         for child in self._children.values():
             child.end()
-        yield {"counts": counts, "faults": faults}
+        for place in (self._work, self._out):
+            shutil.rmtree(place)
+        return counts, faults
 
     def _do(self, number: int, name: str, ids: list[str]) -> tuple[int, list[int]]:
         """Do a case; return its wait status, and the numbers of the cases that its child has done."""

@@ -53,7 +53,7 @@ class Place:
         ids: some IDs that it may have.
         sound: a sound session.
         dump: a dump.
-        out: a directory where commands may write what they are told to.
+        out: a directory where commands may write.
     """
 
     session: Path
@@ -90,8 +90,8 @@ def write(place: Place, rng: Random) -> int:
     return 0
 
 
-def make_anew(place: Place, rng: Random) -> int:
-    """Make the session anew, or destroy it."""
+def make_again(place: Place, rng: Random) -> int:
+    """Make the session again, or destroy it."""
     if rng.random() < 0.5:
         with Session(place.session, load=False) as session:
             session.add(Task(jobname="new"))
@@ -255,7 +255,7 @@ def actions() -> dict[str, Action]:
     untried = set(program._COMMANDS) - set(COMMANDS)
     if untried:
         raise LookupError(f"hostile_actions.COMMANDS has no line for the commands {', '.join(sorted(untried))}")
-    python: dict[str, Action] = {"read": read, "write": write, "make_anew": make_anew, "store": store}
+    python: dict[str, Action] = {"read": read, "write": write, "make_again": make_again, "store": store}
     return python | {name: command(name) for name in program._COMMANDS}
 
 
@@ -271,17 +271,7 @@ def import_all() -> None:
         layout_of(cls)
 
 
-_LAZY: Final = (
-    "difflib",
-    "encodings.idna",
-    "encodings.unicode_escape",
-    "numpy",
-    "psycopg",
-    "rich.console",
-    "rich.table",
-    "zoneinfo",
-    "zstandard",
-)
+_LAZY: Final = "difflib encodings.idna encodings.unicode_escape numpy psycopg rich.console rich.table zoneinfo zstandard".split()
 """What the library imports where it is needed, whatever the session says."""
 
 
@@ -320,7 +310,7 @@ def do(action: Action, place: Place, rng: Random) -> int:
         _at_exit()
         sys.stdout.flush()
         sys.stderr.flush()
-    except BaseException:  # noqa: BLE001  told to the parent, which judges
+    except BaseException:  # noqa: BLE001  the parent learns of it
         status = WRONG
         traceback.print_exc()
         sys.stderr.flush()

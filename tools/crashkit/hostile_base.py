@@ -6,6 +6,7 @@ import os
 import shutil
 from datetime import UTC, datetime
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import attrs
@@ -76,19 +77,6 @@ class Bases:
             dump.read_bytes(),
         )
 
-    def keep(self, path: Path) -> None:
-        """Write the bases to *path*, from which `kept` reads them."""
-        for n, sound in enumerate(self.sessions):
-            sound.write(path / f"session-{n}")
-        for name in ("version_3", "foreign", "dump"):
-            (path / name).write_bytes(getattr(self, name))
-
-    @classmethod
-    def kept(cls, path: Path) -> Bases:
-        """Return the bases that `keep` has written."""
-        sessions = [Sound.read(place) for place in sorted(path.glob("session-*"))]
-        return cls(sessions, *((path / name).read_bytes() for name in ("version_3", "foreign", "dump")))
-
 
 def _finish(session: Session) -> None:
     session.set_end_timestamp(1_700_000_000.0)
@@ -134,6 +122,18 @@ def _environment(path: Path, lib_version: int) -> bytes:
     return (path / "data.mdb").read_bytes()
 
 
+class Target:
+    """A session directory to be spoilt, and what stands beside it."""
+
+    def __init__(self, work: Path, bases: Bases, rng: Random) -> None:
+        self.case = work / "case"
+        self.canary = work / "canary"
+        self.bases = bases
+        self.rng = rng
+        self.data = self.case / "jobs" / "data.mdb"
+        self.lock = self.case / "jobs" / "lock.mdb"
+
+
 class Canary:
     """What stands beside a hostile session and must stay as it is."""
 
@@ -144,7 +144,7 @@ class Canary:
         self.renew()
 
     def renew(self) -> None:
-        """Make the canary anew."""
+        """Make the canary again."""
         shutil.rmtree(self.path, ignore_errors=True)
         self.path.mkdir()
         (self.path / "victim.txt").write_bytes(b"precious\n")

@@ -13,6 +13,7 @@ links, paths and URLs lead to::
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import stat
@@ -23,20 +24,14 @@ from random import Random
 from typing import Final
 
 import hostile_records
-from hostile_base import Bases
+from hostile_base import Bases, Target
 
 NOBODY: Final = 65534
 _NUMBERS: Final = (0, 1, 2, 7, 8, 0xFF, 0x7FFF, 0x8000, 0xFFFF, 1 << 31, (1 << 32) - 1, 1 << 40, (1 << 63) - 1)
 _FILES: Final = ("store.url", "session_ids.txt", "created", "finished")
 _TEMPORARY: Final = (
-    "session_ids.txt.tmp",
-    "session_ids.txt.1.1.tmp",
-    "store.url.1.1.tmp",
-    "created.1.1.tmp",
-    "jobs.1.00000000.tmp",
-    "jobs/checked",
-    "damaged",
-    "jobs.4194999.deadbeef.tmp",
+    "session_ids.txt.tmp session_ids.txt.1.1.tmp store.url.1.1.tmp created.1.1.tmp jobs.1.00000000.tmp jobs/checked "
+    "damaged jobs.4194999.deadbeef.tmp".split()
 )
 _TEXTS: Final = (
     b"\x1b]0;owned\x07\x1b[2J",
@@ -49,142 +44,97 @@ _TEXTS: Final = (
 )
 
 
-class Target:
-    """A session directory to be spoilt, and what stands beside it."""
-
-    def __init__(self, work: Path, bases: Bases, rng: Random) -> None:
-        self.case = work / "case"
-        self.canary = work / "canary"
-        self.bases = bases
-        self.rng = rng
-        self.data = self.case / "jobs" / "data.mdb"
-        self.lock = self.case / "jobs" / "lock.mdb"
-
-
 Mutation = Callable[[Target], None]
 
 
 # -- data.mdb: its bytes
 
 
-def _edit(target: Target, change: Callable[[bytearray, Random], None]) -> None:
-    data = bytearray(target.data.read_bytes())
-    change(data, target.rng)
-    target.data.write_bytes(data)
+def _of_bytes(change: Callable[[bytearray, Random], None]) -> Mutation:
+    """Return the mutation that changes the bytes of the data file so."""
+
+    @functools.wraps(change)
+    def mutation(target: Target) -> None:
+        data = bytearray(target.data.read_bytes())
+        change(data, target.rng)
+        target.data.write_bytes(data)
+
+    return mutation
 
 
-def flipped_bits(target: Target) -> None:
+@_of_bytes
+def flipped_bits(data: bytearray, rng: Random) -> None:
     """Some bits anywhere."""
-
-    def change(data: bytearray, rng: Random) -> None:
-        for _ in range(rng.choice((1, 1, 2, 8, 64))):
-            data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
-
-    _edit(target, change)
+    for _ in range(rng.choice((1, 1, 2, 8, 64))):
+        data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
 
 
-def flipped_header(target: Target) -> None:
+@_of_bytes
+def flipped_header(data: bytearray, rng: Random) -> None:
     """Some bits of a page's header or its node pointers."""
-
-    def change(data: bytearray, rng: Random) -> None:
-        for _ in range(rng.choice((1, 1, 2, 4))):
-            page = rng.randrange(len(data) // 4096)
-            data[page * 4096 + rng.randrange(rng.choice((16, 64)))] ^= 1 << rng.randrange(8)
-
-    _edit(target, change)
+    for _ in range(rng.choice((1, 1, 2, 4))):
+        page = rng.randrange(len(data) // 4096)
+        data[page * 4096 + rng.randrange(rng.choice((16, 64)))] ^= 1 << rng.randrange(8)
 
 
-def odd_numbers(target: Target) -> None:
+@_of_bytes
+def odd_numbers(data: bytearray, rng: Random) -> None:
     """Numbers of 16, 32 or 64 bits that are at a limit, where pages have theirs."""
-
-    def change(data: bytearray, rng: Random) -> None:
-        for _ in range(rng.choice((1, 1, 2, 4))):
-            page = rng.randrange(len(data) // 4096)
-            size, code = rng.choice(((2, "<H"), (4, "<I"), (8, "<Q")))
-            at = page * 4096 + rng.randrange(0, rng.choice((16, 168, 4096 - 8)), 2)
-            number = rng.choice((*_NUMBERS, len(data) // 4096, page, rng.getrandbits(64)))
-            struct.pack_into(code, data, at, number % (1 << 8 * size))
-
-    _edit(target, change)
+    for _ in range(rng.choice((1, 1, 2, 4))):
+        page = rng.randrange(len(data) // 4096)
+        size, code = rng.choice(((2, "<H"), (4, "<I"), (8, "<Q")))
+        at = page * 4096 + rng.randrange(0, rng.choice((16, 168, 4096 - 8)), 2)
+        number = rng.choice((*_NUMBERS, len(data) // 4096, page, rng.getrandbits(64)))
+        struct.pack_into(code, data, at, number % (1 << 8 * size))
 
 
-def odd_nodes(target: Target) -> None:
+@_of_bytes
+def odd_nodes(data: bytearray, rng: Random) -> None:
     """A node of a leaf or branch page with another size, flag or child."""
-
-    def change(data: bytearray, rng: Random) -> None:
-        pages = list(range(2, len(data) // 4096))
-        rng.shuffle(pages)
-        for page in pages:
-            begin = page * 4096
-            flags, lower = struct.unpack_from("<HH", data, begin + 10)
-            count = (lower - 16) // 2
-            if flags & 3 and 0 < count < 2000:
-                (node,) = struct.unpack_from("<H", data, begin + 16 + 2 * rng.randrange(count))
-                if node + 24 <= 4096:
-                    number = rng.choice((*_NUMBERS, page, rng.getrandbits(16))) % (1 << 16)
-                    struct.pack_into("<H", data, begin + node + 2 * rng.randrange(12), number)
-                    return
-
-    _edit(target, change)
+    pages = list(range(2, len(data) // 4096))
+    rng.shuffle(pages)
+    for page in pages:
+        begin = page * 4096
+        flags, lower = struct.unpack_from("<HH", data, begin + 10)
+        count = (lower - 16) // 2
+        if flags & 3 and 0 < count < 2000:
+            (node,) = struct.unpack_from("<H", data, begin + 16 + 2 * rng.randrange(count))
+            if node + 24 <= 4096:
+                number = rng.choice((*_NUMBERS, page, rng.getrandbits(16))) % (1 << 16)
+                struct.pack_into("<H", data, begin + node + 2 * rng.randrange(12), number)
+                return
 
 
-def odd_meta(target: Target) -> None:
+@_of_bytes
+def odd_meta(data: bytearray, rng: Random) -> None:
     """A field of a meta page, or of both, with a number at a limit."""
-
-    def change(data: bytearray, rng: Random) -> None:
-        fields: tuple[tuple[int, str], ...] = (
-            (10, "<H"),
-            (20, "<I"),
-            (24, "<Q"),
-            (32, "<Q"),
-            (40, "<I"),
-            (44, "<H"),
-            (46, "<H"),
-            (48, "<Q"),
-        )
-        fields += (
-            (80, "<Q"),
-            (88, "<I"),
-            (92, "<H"),
-            (94, "<H"),
-            (120, "<Q"),
-            (128, "<Q"),
-            (136, "<Q"),
-            (144, "<Q"),
-        )
-        at, code = rng.choice(fields)
-        number = rng.choice((*_NUMBERS, 0x2C, 0x0C, len(data) // 4096, len(data) // 4096 + 1, rng.getrandbits(20)))
-        for page in rng.choice(((0,), (1,), (0, 1))):
-            struct.pack_into(code, data, page * 4096 + at, number % (1 << 8 * struct.calcsize(code)))
-
-    _edit(target, change)
+    places = {"<H": (10, 44, 46, 92, 94), "<I": (20, 40, 88), "<Q": (24, 32, 48, 80, 120, 128, 136, 144)}
+    fields = [(at, code) for code, some in places.items() for at in some]
+    at, code = rng.choice(fields)
+    number = rng.choice((*_NUMBERS, 0x2C, 0x0C, len(data) // 4096, len(data) // 4096 + 1, rng.getrandbits(20)))
+    for page in rng.choice(((0,), (1,), (0, 1))):
+        struct.pack_into(code, data, page * 4096 + at, number % (1 << 8 * struct.calcsize(code)))
 
 
-def swapped_pages(target: Target) -> None:
+@_of_bytes
+def swapped_pages(data: bytearray, rng: Random) -> None:
     """Two pages in each other's place, or one twice, with its own number or the other's."""
-
-    def change(data: bytearray, rng: Random) -> None:
-        a, b = (4096 * rng.randrange(len(data) // 4096) for _ in range(2))
-        first, second = data[a : a + 4096], data[b : b + 4096]
-        if rng.random() < 0.5:
-            first[:8], second[:8] = second[:8], first[:8]
-        data[a : a + 4096] = second
-        if rng.random() < 0.7:
-            data[b : b + 4096] = first
-
-    _edit(target, change)
+    a, b = (4096 * rng.randrange(len(data) // 4096) for _ in range(2))
+    first, second = data[a : a + 4096], data[b : b + 4096]
+    if rng.random() < 0.5:
+        first[:8], second[:8] = second[:8], first[:8]
+    data[a : a + 4096] = second
+    if rng.random() < 0.7:
+        data[b : b + 4096] = first
 
 
-def blanked(target: Target) -> None:
+@_of_bytes
+def blanked(data: bytearray, rng: Random) -> None:
     """A page, or a part of one, of zeros, ones or noise."""
-
-    def change(data: bytearray, rng: Random) -> None:
-        size = rng.choice((8, 512, 4096, 8192))
-        at = rng.randrange(0, len(data) - size, 8 if size == 8 else 512)
-        filler = rng.choice((b"\0" * size, b"\xff" * size, rng.randbytes(size)))
-        data[at : at + size] = filler
-
-    _edit(target, change)
+    size = rng.choice((8, 512, 4096, 8192))
+    at = rng.randrange(0, len(data) - size, 8 if size == 8 else 512)
+    filler = rng.choice((b"\0" * size, b"\xff" * size, rng.randbytes(size)))
+    data[at : at + size] = filler
 
 
 def cut(target: Target) -> None:
@@ -252,16 +202,7 @@ def _put_special(path: Path, target: Target) -> None:
     else:
         path.unlink(missing_ok=True)
     canary = target.canary
-    ends = (
-        "victim.txt",
-        "store/data.mdb",
-        "store",
-        "empty.mdb",
-        "directory",
-        "new",
-        "session",
-        "session/store.url",
-    )
+    ends = "victim.txt store/data.mdb store empty.mdb directory new session session/store.url".split()
     kind = rng.randrange(8)
     if kind < 4:
         end = canary / rng.choice(ends)
@@ -335,50 +276,23 @@ def _url(target: Target) -> bytes:
     """Return what a store.url may say that leads elsewhere, or is none."""
     rng, canary = target.rng, target.canary
     identity = rng.choice((target.bases.sessions[0].identity, "0" * 32, "f" * 31, "", "g" * 32))
-    place = rng.choice(
-        (
-            "jobs",
-            "",
-            ".",
-            "..",
-            "../canary/store",
-            "jobs/../../canary/store",
-            "%2e%2e/canary/new",
-            "jobs%00x",
-            "jobs/x/y",
-            f"//{canary}/store",
-            f"//{canary}/new",
-            f"//{canary}/new/deeper",
-            f"//{canary}/link",
-            f"//{canary}/link/new",
-            f"//{canary}/victim.txt",
-            f"//{canary}/directory",
-            f"//{canary.parent}/case/../canary/store",
-            f"{canary}/store",
-            f"///{canary}/store",
-            "//host/share",
-            "jobs?x=1",
-            "x" * 5000,
-            "%1b%5b2J\u202e",
-            "//proc/self/root/tmp",
-            "//dev/zero",
-        )
+    places = (
+        "jobs . .. ../canary/store jobs/../../canary/store %2e%2e/canary/new jobs%00x jobs/x/y "
+        "//CANARY/store //CANARY/new //CANARY/new/deeper //CANARY/link //CANARY/link/new //CANARY/victim.txt "
+        "//CANARY/directory //WORK/case/../canary/store CANARY/store ///CANARY/store "
+        "//host/share jobs?x=1 %1b%5b2J\u202e //proc/self/root/tmp //dev/zero".split()
     )
+    place = rng.choice(("", "x" * 5000, *places))
     scheme = rng.choice(("lmdb",) * 8 + ("postgresql", "postgres", "sqlite", "file", "http", "LMDB", ""))
     if scheme.startswith("postgres"):
-        place = rng.choice(
-            (
-                "//127.0.0.1:1/x",
-                "///x?host=/nowhere&service=x&passfile=/etc/passwd",
-                "//u:p@127.0.0.1:1/x",
-                "//u@[::1/x",
-                "//u@\u2100/x",
-                "///%ff",
-                f"//u:a?b@127.0.0.1:1/x?sslkeylogfile={canary}/keys",
-                f"//127.0.0.1:1/x?sslkeylogfile={canary}/keys&hostaddr=127.0.0.2&passfile={canary}",
-                f"//127.0.0.1:1/x?sslkey={canary}/engine.so:key&sslcert={canary}/cert",
-            )
+        places = (
+            "//127.0.0.1:1/x ///x?host=/nowhere&service=x&passfile=/etc/passwd //u:p@127.0.0.1:1/x //u@[::1/x "
+            "//u@\u2100/x ///%ff //u:a?b@127.0.0.1:1/x?sslkeylogfile=CANARY/keys "
+            "//127.0.0.1:1/x?sslkeylogfile=CANARY/keys&hostaddr=127.0.0.2&passfile=CANARY "
+            "//127.0.0.1:1/x?sslkey=CANARY/engine.so:key&sslcert=CANARY/cert".split()
         )
+        place = rng.choice(places)
+    place = place.replace("CANARY", str(canary)).replace("WORK", str(canary.parent))
     text = f"{scheme}:{place}#{identity}" + rng.choice(("\n",) * 6 + ("", "\r\n", "\n\n", "\nlmdb:jobs#\n"))
     data = text.encode()
     if rng.random() < 0.15:

@@ -11,15 +11,13 @@ import struct
 import zlib
 from collections.abc import Iterator
 from random import Random
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import lmdb
 import msgpack
 
+from hostile_base import Target
 from hostile_values import NUMBERS, TEXTS, hostile_body, hostile_value
-
-if TYPE_CHECKING:
-    from hostile_mutations import Target
 
 Tables = dict[bytes, Any]
 

@@ -14,49 +14,13 @@ from pathlib import Path
 from typing import Any, Final
 
 _STARTING: Final = frozenset(
-    (
-        "compile",
-        "exec",
-        "subprocess.Popen",
-        "os.system",
-        "os.exec",
-        "os.fork",
-        "os.forkpty",
-        "os.kill",
-        "os.killpg",
-        "os.posix_spawn",
-        "os.spawn",
-        "pty.spawn",
-        "ctypes.dlopen",
-        "code.__new__",
-        "marshal.load",
-        "marshal.loads",
-        "pickle.find_class",
-        "shelve.open",
-        "socket.__new__",
-        "socket.connect",
-        "socket.bind",
-        "socket.getaddrinfo",
-        "socket.gethostbyname",
-        "urllib.Request",
-        "webbrowser.open",
-    )
+    "compile exec subprocess.Popen os.system os.exec os.fork os.forkpty os.kill os.killpg os.posix_spawn os.spawn "
+    "pty.spawn ctypes.dlopen code.__new__ marshal.load marshal.loads pickle.find_class shelve.open socket.__new__ "
+    "socket.connect socket.bind socket.getaddrinfo socket.gethostbyname urllib.Request webbrowser.open".split()
 )
 _CHANGING: Final = frozenset(
-    (
-        "os.chmod",
-        "os.chown",
-        "os.link",
-        "os.mkdir",
-        "os.remove",
-        "os.rename",
-        "os.rmdir",
-        "os.setxattr",
-        "os.symlink",
-        "os.truncate",
-        "os.utime",
-        "shutil.rmtree",
-    )
+    "os.chmod os.chown os.link os.mkdir os.remove os.rename os.rmdir os.setxattr os.symlink os.truncate os.utime "
+    "shutil.rmtree".split()
 )
 _WRITING: Final = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 _CODE: Final = 99

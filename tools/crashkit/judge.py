@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
-import os
+import contextlib
 import warnings
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import attrs
 
 import gc3session.index.mirror
-from gc3session import MirrorWarning, NotASession, Session, Task, check_session
-from script import Group, Holds, Job, child_of, is_group, program_of, value_of
+from gc3session import MirrorWarning, NotASession, NotFound, Session, Task, check_session
+from generator import owner_of
+from specimens import record_of
+from steps import SHARED, Change, Contents
 
 MAP = 1 << 24
 """Bytes of address space that a judge needs."""
 
 ANOTHER_BOOT = "00000000-0000-4000-8000-000000000000"
+
+_MADE_LAST = ("directory", "mirror")
+"""Kinds of findings that there may be while processes are killed: the session is being made, or its mirror is stale."""
+
+_PASSING = "passing"
+"""The name of a task that is added only to be removed."""
 
 
 @attrs.frozen
@@ -25,12 +34,12 @@ class Found:
     """What was found.
 
     Attributes:
-        holds: what there is of each program; None if there is no session, and one could be made there.
+        contents: what there is of each owner; None if there is no session, and one could be made there.
         new: the N that a task was given which was added afterwards; 0 if none was.
         problem: what is wrong, or ''.
     """
 
-    holds: dict[int, Holds] | None = None
+    contents: dict[str, Contents] | None = None
     new: int = 0
     problem: str = ""
 
@@ -74,62 +83,77 @@ def _judge(path: Path, further: bool) -> Found:
         session.remove(new)
         if contents(session) != before:
             raise ValueError("the session holds something else after another task was added and removed")
-    _check(path)
+    found = findings(path)
+    if found:
+        raise ValueError("; ".join(found[:3]))
     return Found(before, int(new.rpartition(".")[2]))
 
 
-def contents(session: Session) -> dict[int, Holds]:
-    """Return what the session holds of each program.  Raise ValueError if it contradicts itself."""
-    ids = list(session.ids())
-    members: dict[str, Any] = {}
-    states: Counter[str] = Counter()
-    for task in session:
-        if task.jobname in members:
-            raise ValueError(f"{task.jobname} is in the session twice")
-        members[task.jobname] = value_of(task)
-        states[task.state] += 1
-    if len(session) != len(ids) or len(members) != len(ids) or set(ids) != session.list_ids():
-        raise ValueError(f"{len(session)} tasks, of which {len(ids)} are listed and {len(members)} loaded")
-    if session.stats() != dict(states):
-        raise ValueError(f"the states are {dict(states)}, stats() says {session.stats()}")
+def contents(session: Session, owners: Iterable[str] = ()) -> dict[str, Contents]:
+    """Return what the session holds of *owners*, and of all others, while nobody else works on it.
+
+    Raise ValueError if it contradicts itself.
+    """
+    ids, tasks = list(session.ids()), list(session)
+    if ids != [str(task.persistent_id) for task in tasks] or {len(session), len(set(ids))} != {len(ids)}:
+        raise ValueError(f"{len(session)} tasks, of which {ids} are listed and {tasks} loaded")
+    if set(ids) != session.list_ids():
+        raise ValueError(f"ids() gives {ids}, list_ids() {session.list_ids()}")
+    states = dict(Counter(task.state for task in tasks))
+    if session.stats() != states:
+        raise ValueError(f"the states are {states}, stats() says {session.stats()}")
     lines = Path(session.path, session.INDEX_FILENAME).read_text().splitlines()
     if [line.strip() for line in lines if line.strip()] != ids:
         raise ValueError(f"the mirror lists {lines}, the session {ids}")
-    stored, children = _outside(session, set(ids))
-    parents = [*members, *stored]
-    if sorted(children) != sorted(child_of(name) for name in parents if is_group(name)):
-        raise ValueError(f"there are the children {children} of {parents}")
-    finished = int(session.finished or 0)
-    programs = {program_of(name) for name in parents}
-    return {
-        program: Holds(
-            {name: value for name, value in members.items() if program_of(name) == program},
-            {name: value for name, value in stored.items() if program_of(name) == program},
-            finished if program == 0 else 0,
-        )
-        for program in programs | {0}
-    }
+    outside = [session.load(id_) for id_ in session.store.list() if id_ not in session]
+    found = _by_owner(tasks, outside, owners)
+    if session.finished:
+        found["0"] = found.get("0", Contents()).after([Change("count", "finished", int(session.finished))])
+    return found
 
 
-def _outside(session: Session, members: set[str]) -> tuple[dict[str, Any], list[str]]:
-    """Return the tasks that are stored and not in the session, and the names of the groups' jobs."""
-    stored: dict[str, Any] = {}
-    children = []
-    for id_ in session.store.list():
-        if id_ in members:
-            continue
-        task = session.load(id_)
-        if isinstance(task, Job) and task.jobname.startswith("in "):
-            children.append(task.jobname)
-        elif isinstance(task, Job | Group) and task.jobname not in stored:
-            stored[task.jobname] = value_of(task)
-        else:
-            raise ValueError(f"{id_}, {task.jobname}, is stored and nobody has stored it")
-    return stored, children
+def _by_owner(members: Iterable[Any], outside: Iterable[Any], owners: Iterable[str]) -> dict[str, Contents]:
+    """Return what there is of *owners*, and of all others, if these are the tasks in and outside of the session."""
+    changes: dict[str, list[Change]] = {owner: [] for owner in owners}
+    names = set()
+    for verb, tasks in {"add": members, "part": outside}.items():
+        for task in tasks:
+            name = task.jobname
+            if name == _PASSING:
+                continue
+            if name in names:
+                raise ValueError(f"{name} is there twice")
+            names.add(name)
+            if name == SHARED:
+                for owner in {**changes, **task.content}:
+                    number = task.content.get(owner, 0)
+                    changes.setdefault(owner, []).append(Change("count", SHARED, number))
+            else:
+                changes.setdefault(owner_of(name), []).append(Change(verb, name, record_of(task)))
+    return {owner: Contents().after(each) for owner, each in changes.items()}
 
 
-def _check(path: Path) -> None:
-    """Raise ValueError if the library's own check finds anything."""
-    findings = [f"{finding.where}: {finding.message}" for finding in check_session(os.fspath(path))]
-    if findings:
-        raise ValueError(f"the check finds: {'; '.join(findings[:3])}")
+def settle(session: Session) -> None:
+    """Make a commit: a former one, which a killed process has not acknowledged, is seen for certain only after that."""
+    session.remove(session.add(Task(jobname=_PASSING)))
+
+
+def look(session: Session, owner: str) -> tuple[Contents, dict[str, str]]:
+    """Return what there is of an owner, who does nothing, and the IDs by name; others may work on the session."""
+    settle(session)
+    ids = list(session.ids())
+    tasks: dict[str, Any] = {}
+    for id_ in dict.fromkeys((*ids, *session.store.list())):
+        with contextlib.suppress(NotFound):  # another owner has removed it meanwhile
+            task: Any = session.load(id_)
+            if task.jobname == SHARED or owner_of(task.jobname) == owner:
+                tasks[id_] = task
+    members = [task for id_, task in tasks.items() if id_ in session]
+    outside = [task for id_, task in tasks.items() if id_ not in session]
+    return _by_owner(members, outside, [owner])[owner], {task.jobname: id_ for id_, task in tasks.items()}
+
+
+def findings(path: Path, *, meanwhile: bool = False) -> list[str]:
+    """Return what `check_session` finds; *meanwhile* writers are at work on the session, or killed."""
+    left_out = _MADE_LAST if meanwhile else ()
+    return [f"check finds {finding}" for finding in check_session(path) if finding.kind not in left_out]

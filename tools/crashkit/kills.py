@@ -7,12 +7,11 @@ not less than that of its acknowledged ones, and not more than that of those it 
 
 from __future__ import annotations
 
-import json
+import os
 import random
 import shutil
 import time
 import warnings
-from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final
@@ -20,11 +19,14 @@ from typing import Any, Final
 import attrs
 
 from breakages import BROKEN
-from findings import findings, findings_meanwhile
 from gc3session import MirrorWarning, NotASession, Session
-from processes import Died, Journal, Process, in_process
-from suite import Outcome, Plan, Suite
-from working import PAIRED, SHARED, Holds, Owner, difference, look, same, share, steps, whole
+from generator import PAIRED, RACE, steps
+from judge import contents, findings, look, settle
+from performer import Performer
+from processes import Died, Lines, Process, in_process, none_left
+from specimens import Job, whole
+from steps import SHARED, Contents
+from suite import Outcome, Plan, Suite, each_fails
 
 WRITERS: Final = 8
 READERS: Final = 2
@@ -40,29 +42,27 @@ class Life:
     Attributes:
         owner: whose steps it does.
         seed: of these steps.
-        journal: where it tells what it has found, and what it tries and has done.
+        journal: where it reports what it has found, and what it tries and has done.
     """
 
     owner: str
     seed: str
     journal: Path
 
-    def found(self) -> Holds | None:
-        """Return what its owner held when it was born, or None if it did not get so far."""
-        lines = Journal.read(self.journal)
-        return _holds(lines[0]) if lines else None
+    def reports(self) -> list[list[Any]]:
+        """Return what it has reported: what it found, and then what it tried and had done."""
+        return Lines.read(self.journal.read_bytes()) if self.journal.exists() else []
 
-    def may_hold(self, at_birth: Holds) -> list[Holds]:
-        """Return what its owner may hold after its death."""
-        lines = Journal.read(self.journal)
-        done, tried = lines.count("done"), lines.count("try")
+    def done(self) -> int:
+        """Return how many steps it had done."""
+        return sum(words[0] == "done" for words in self.reports())
+
+    def may_hold(self, at_birth: Contents) -> list[Contents]:
+        """Return what there may be of its owner after its death."""
+        done, tried = self.done(), sum(words[0] == "try" for words in self.reports())
         first = [] if done else [at_birth]
-        after = islice(steps(self.owner, self.seed, at_birth), max(0, done - 1), tried)
-        return first + [holds for _, holds in after]
-
-
-def _holds(line: str) -> Holds:
-    return {name: (state, number, member) for name, (state, number, member) in json.loads(line).items()}
+        after = islice(steps(self.owner, self.seed, RACE, at_birth), max(0, done - 1), tried)
+        return first + [each for _, each in after]
 
 
 class Kills(Suite):
@@ -78,42 +78,27 @@ class Kills(Suite):
         return self._kills(plan, "")
 
     def control(self, plan: Plan) -> Outcome:
-        outcomes = [self._kills(plan.part(str(n)), broken) for n, broken in enumerate(BROKEN_HERE)]
-        return Outcome(
-            sum(outcome.tried for outcome in outcomes),
-            [failure for outcome in outcomes for failure in outcome.failures]
-            if all(outcome.failures for outcome in outcomes)
-            else [],
-            {
-                broken: f"{len(outcome.failures)} failures in {outcome.tried} kills"
-                for broken, outcome in zip(BROKEN_HERE, outcomes, strict=True)
-            },
-        )
+        return each_fails({broken: self._kills(plan.part(str(n)), broken) for n, broken in enumerate(BROKEN_HERE)})
 
     def replay(self, plan: Plan, case: Path) -> Outcome:
-        told = json.loads((case / "case.json").read_text())
-        expected = {
-            owner: [_holds(json.dumps(holds)) for holds in each] for owner, each in told["expected"].items()
-        }
-        failures = [f"what was kept: {wrong}" for wrong in self._judged(case / "session", plan.work, expected)]
-        again = Campaign(self, plan.part("again"), told["seed"], told["broken"])
+        facts = self.facts(case)
+        expected = {owner: list(map(Contents.from_json, each)) for owner, each in facts["expected"].items()}
+        failures = [f"what was kept: {wrong}" for wrong in self.judged(case / "session", plan.work, expected)]
+        again = Campaign(self, plan.part("again"), facts["seed"], facts["broken"])
         again.run(KILLS_IN_A_SESSION)
         return Outcome(again.killed, failures + again.failures)
 
     def _kills(self, plan: Plan, broken: str) -> Outcome:
-        killed = steps_done = sessions = 0
-        failures: list[str] = []
-        while killed < plan.count and len(failures) < ENOUGH:
-            campaign = Campaign(self, plan.part(f"session {sessions}"), f"{plan.seed}/{sessions}", broken)
-            campaign.run(min(KILLS_IN_A_SESSION, plan.count - killed))
+        total, sessions = Outcome(0), 0
+        while total.tried < plan.count and len(total.failures) < ENOUGH:
+            campaign = Campaign(self, plan.part(f"session {sessions}"), f"{plan.seed}.{sessions}", broken)
+            campaign.run(min(KILLS_IN_A_SESSION, plan.count - total.tried))
             shutil.rmtree(campaign.work)
-            killed += campaign.killed
-            steps_done += campaign.done
-            failures += campaign.failures
+            total += Outcome(campaign.killed, campaign.failures, {"acknowledged steps": campaign.done})
             sessions += 1
-        return Outcome(killed, failures, {"sessions": sessions, "acknowledged steps": steps_done})
+        return total + Outcome(0, [], {"sessions": sessions})
 
-    def _judged(self, image: Path, work: Path, expected: dict[str, list[Holds]]) -> list[str]:
+    def judged(self, image: Path, work: Path, expected: dict[str, list[Contents]]) -> list[str]:
         """Return what is wrong with a copy of the session in *image*."""
         copy = work / "judged"
         if image.exists():
@@ -121,26 +106,27 @@ class Kills(Suite):
         else:  # all were killed before they had made it; judging makes it
             copy.mkdir()
         try:
-            held, wrong = in_process(work, "judge", judge, copy, list(expected))
+            held, wrong = in_process(judge, copy, list(expected))
         except Died as died:
             return [str(died)]
         finally:
             shutil.rmtree(copy)
         for owner, allowed in expected.items():
-            found = held.pop(owner, {})
-            if allowed and not any(same(found, each) for each in allowed):
-                last = difference(found, allowed[0])
+            found = held.pop(owner, Contents())
+            if allowed and found not in allowed:
+                last = found.difference(allowed[0])
                 wrong.append(
                     f"{owner} holds none of the {len(allowed)} states it may: after what was acknowledged {last}"
                 )
-        return [*wrong, *(f"what {owner} holds came from nowhere" for owner, holds in held.items() if holds)]
+        return [*wrong, *(f"what {owner} holds came from nowhere" for owner, each in held.items() if each.records)]
 
 
-def judge(path: Path, owners: list[str]) -> tuple[dict[str, Holds], list[str]]:
-    """Return what a session holds of each owner, and what else is wrong with it; everybody else is dead."""
+def judge(path: Path, owners: list[str]) -> tuple[dict[str, Contents], list[str]]:
+    """Return what there is of each owner, and what else is wrong with a session; everybody is dead."""
     warnings.simplefilter("error", MirrorWarning)  # nobody has edited it: it is mended without a word
     with Session(path) as session:
-        held = look(session, owners)
+        settle(session)
+        held = contents(session, owners)
     return held, findings(path)
 
 
@@ -164,15 +150,15 @@ class Campaign:
         self._broken = broken
         self._path = plan.work / "a session"
         self._chance = random.Random(f"{seed}/instants")
-        self._may_hold: dict[str, list[Holds]] = {f"writer {n}": [{}] for n in range(WRITERS)}
+        self._may_hold = {f"writer {n}": [Contents()] for n in range(WRITERS)}
         self._births = 0
         self._lives: dict[str, list[Life]] = {}
 
     def run(self, kills: int) -> None:
         """Kill so many processes, in rounds; stop at the first failure."""
         if self._chance.random() < 0.7:  # else the writers make it, all at once
-            in_process(self.work, "maker", _make, self._path)
-            self._may_hold = {owner: [{SHARED: ("", 0, True)}] for owner in self._may_hold}
+            in_process(make, self._path)
+            self._may_hold = {owner: [Contents(numbers={SHARED: 0})] for owner in self._may_hold}
         while self.killed < kills and not self.failures:
             self._round(kills - self.killed)
 
@@ -186,23 +172,24 @@ class Campaign:
             except Died as died:
                 wrong.append(str(died))
                 expected[owner] = []  # whatever it holds: that it is wrong is known
-        wrong += self._suite._judged(self._path, self.work, expected)
+        wrong += self._suite.judged(self._path, self.work, expected)
         if wrong:
             self._keep(wrong, expected)
         for life in (life for lives in self._lives.values() for life in lives):
-            self.done += Journal.read(life.journal).count("done")
+            self.done += life.done()
             life.journal.unlink(missing_ok=True)
         self._may_hold = expected
 
-    def _after(self, owner: str, lives: list[Life]) -> list[Holds]:
+    def _after(self, owner: str, lives: list[Life]) -> list[Contents]:
         """Return what an owner may hold after its lives of a round.  Raise Died if one found something else."""
         may_hold = self._may_hold[owner]
         for life in lives:
-            found = life.found()
-            if found is None:
+            reports = life.reports()
+            if not reports:  # it was killed before it had looked
                 continue
-            if not any(same(found, each) for each in may_hold):
-                raise Died(f"{owner} found what it can't hold: {difference(found, may_hold[0])}")
+            found = Contents.from_json(reports[0][0])
+            if found not in may_hold:
+                raise Died(f"{owner} found what can't be: {found.difference(may_hold[0])}")
             may_hold = life.may_hold(found)
         return may_hold
 
@@ -216,14 +203,13 @@ class Campaign:
         wrong: list[str] = []
 
         def be_born(owner: str, now: float) -> None:
-            process = self._writer(owner) if owner in self._lives else self._process(owner, read, self._path)
+            process = self._writer(owner) if owner in self._lives else Process(read, self._path, name=owner)
             due.append((last if at_once else now + chance.uniform(0, LONGEST_LIFE), owner, process))
             due.sort(key=lambda each: each[0])
 
-        everybody = [*self._lives, *(f"reader {n}" for n in range(READERS))]
-        for owner in everybody:
+        for owner in (*self._lives, *(f"reader {n}" for n in range(READERS))):
             be_born(owner, now)
-        try:
+        with none_left(process for _, _, process in due):
             while due:
                 instant, owner, process = due.pop(0)
                 time.sleep(max(0.0, instant - time.monotonic()))
@@ -231,39 +217,31 @@ class Campaign:
                     self.killed += 1
                     kills -= 1
                 else:
-                    wrong.append(f"{process.name} ended with status {process.wait()}: {process.error()}")
+                    wrong.append(str(process.death()))
                 if not at_once and kills > len(due) and owner in self._lives and chance.random() < 0.4:
                     be_born(owner, time.monotonic())
-        finally:
-            for _, _, process in due:
-                process.kill()
         return wrong
 
     def _writer(self, owner: str) -> Process:
         self._births += 1
-        life = Life(owner, f"{self._seed.replace('/', '.')}.{self._births}", self.work / f"{self._births}.journal")
+        life = Life(owner, f"{self._seed}.{self._births}", self.work / f"{self._births}.journal")
         self._lives[owner].append(life)
-        return self._process(owner, write, self._path, life, self._broken)
+        return Process(write, self._path, life, self._broken, name=owner)
 
-    def _process(self, owner: str, function: Callable[..., Any], *args: Any) -> Process:
-        return Process(self.work, f"{owner}", function, *args)
-
-    def _keep(self, wrong: list[str], expected: dict[str, list[Holds]]) -> None:
-        case = self._suite.new_case(self._plan)
-        if self._path.exists():
-            shutil.copytree(self._path, case / "session")
-        for lives in self._lives.values():
-            for life in lives:
-                if life.journal.exists():
-                    shutil.copyfile(life.journal, case / f"{life.owner} {life.journal.name}")
-        told = {"seed": self._seed, "broken": self._broken, "wrong": wrong, "expected": expected}
-        (case / "case.json").write_text(json.dumps(told, indent=1))
+    def _keep(self, wrong: list[str], expected: dict[str, list[Contents]]) -> None:
+        facts: dict[str, Any] = {"seed": self._seed, "broken": self._broken, "wrong": wrong}
+        facts["expected"] = {owner: [each.to_json() for each in allowed] for owner, allowed in expected.items()}
+        journals = {
+            f"{life.owner} {life.journal.name}": life.journal for each in self._lives.values() for life in each
+        }
+        case = self._suite.keep(self._plan, facts, {"session": self._path, **journals})
         self.failures.append(self._suite.failure("\n    ".join(wrong), case))
 
 
-def _make(path: Path) -> None:
+def make(path: Path) -> None:
+    """Make a session with the task that all owners share."""
     with Session(path) as session:
-        share(session)
+        session.add(Job(jobname=SHARED))
 
 
 def write(path: Path, life: Life, broken: str) -> None:
@@ -271,17 +249,18 @@ def write(path: Path, life: Life, broken: str) -> None:
     warnings.simplefilter("error", MirrorWarning)
     if broken:
         BROKEN[broken]()
-    early = broken == EARLY
-    owner = Owner(life.owner, path)
-    journal = Journal(life.journal)
-    journal.tell(json.dumps(owner.holds))
-    for kind, after in steps(life.owner, life.seed, owner.holds):
-        journal.tell("try")
-        if early:
-            journal.tell("done")
-        owner.do(kind, after)
-        if not early:
-            journal.tell("done")
+    report = Lines(os.open(life.journal, os.O_WRONLY | os.O_CREAT | os.O_APPEND))
+
+    def report_early(*words: Any) -> None:
+        if words[0] == "try":
+            report("try")
+            report("done")
+
+    performer = Performer(path, life.owner, report_early if broken == EARLY else report)
+    found, performer.ids = look(performer.open(), life.owner)
+    report(found.to_json())
+    for number, (step, _) in enumerate(steps(life.owner, life.seed, RACE, found)):
+        performer.perform(number, step)
 
 
 EARLY: Final = "acknowledged before the commit"
@@ -298,7 +277,7 @@ def read(path: Path) -> None:
         except NotASession:
             time.sleep(0.002)  # the writers are about to make it
             continue
-        if reads % 4 == 0 and (wrong := findings_meanwhile(path)):
+        if reads % 4 == 0 and (wrong := findings(path, meanwhile=True)):
             raise AssertionError(wrong)
         with session:
             for _ in range(3):
@@ -309,6 +288,6 @@ def read(path: Path) -> None:
                     if not whole(task):
                         raise AssertionError(f"not whole: {task!r}")
                     if task.jobname == SHARED:
-                        if any(task.inputs.get(owner, 0) < count for owner, count in counted.items()):
-                            raise AssertionError(f"{task.inputs}, which had been {counted}")
-                        counted = dict(task.inputs)
+                        if any(task.content.get(owner, 0) < count for owner, count in counted.items()):
+                            raise AssertionError(f"{task.content}, which had been {counted}")
+                        counted = dict(task.content)

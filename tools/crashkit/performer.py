@@ -1,136 +1,250 @@
-"""Does the steps of a script to a session, and tells of each before and after it."""
+"""Does the steps of an owner to a session, and reports each before and after it.
+
+As a program, `performer.py PATH SEED PROGRAM PROGRAMS STEPS [--broken HOW] [--destroy]`, it does those of a script, and
+reports to the recorder, which it is started with.
+"""
 
 from __future__ import annotations
 
+import argparse
 import ctypes
 import json
 import os
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any
 
-from gc3session import Session
-from script import Group, Holds, Job, Step, new_task, text_of
+import gc3session.session.session
+import gc3session.tables.lmdb.opening
+from breakages import BREAKAGES
+from gc3session import ConflictError, Session, Task
+from generator import script
+from specimens import assign, new_task
+from steps import SHARED, Step
 
 SMALL_MAP = 1 << 17
 """Bytes of a store's address space to begin with, so that it grows in mid-run."""
 
+MANY_BLANKS = 200
+"""Blank bytes of a mirror that closing tidies away, far fewer than usual."""
 
-class Teller(Protocol):
-    """Takes down what a program tries, and what has returned."""
-
-    def __call__(self, *words: Any) -> None:
-        """Take down *words*, which JSON can write, in the order of what happens to the disk."""
-
-
-class Recorded:
-    """Tells the recorder, which this program was started with."""
-
-    def __init__(self) -> None:
-        self._tell = ctypes.CDLL(None).crashkit_tell
-
-    def __call__(self, *words: Any) -> None:
-        self._tell(json.dumps(words).encode())
+Report = Callable[..., None]
+"""Takes down words, which JSON can write; their order is that of what happens to the disk."""
 
 
-class Piped:
-    """Tells whoever reads a pipe: a line for each telling, written at once."""
+def on_a_small_scale() -> None:
+    """Have maps grow and mirrors be tidied after few tasks, where it usually takes many."""
+    gc3session.tables.lmdb.opening._SMALLEST_MAP = SMALL_MAP
+    gc3session.session.session._FULL_OF_BLANKS = MANY_BLANKS
 
-    def __init__(self, fd: int) -> None:
-        self._fd = fd
 
-    def __call__(self, *words: Any) -> None:
-        os.write(self._fd, json.dumps(words).encode() + b"\n")
+def to_recorder() -> Report:
+    """Return what reports to the recorder, which this program was started with."""
+    report = ctypes.CDLL(None).crashkit_report
+    return lambda *words: report(json.dumps(words).encode())
+
+
+def no_report(*words: Any) -> None:
+    """Take down nothing."""
+
+
+class Rollback(Exception):
+    """Ends a transaction that is not to be."""
 
 
 class Performer:
-    """One program, numbered *program*, that does steps to the session at *path*."""
+    """Does steps to a session.
 
-    def __init__(self, path: str, program: int, tell: Teller) -> None:
-        self._path = path
-        self._program = program
-        self._tell = tell
-        self.session: Session | None = None
+    Args:
+        path: of the session.
+        owner: of the steps.
+        report: takes down what is tried, which IDs were given out, and what is done.
+        shared: the Session to work with, which other threads use, too; unless given, one of its own.
+        options: for opening.
+
+    Attributes:
+        ids: of the tasks that it knows, by name.
+        new: the tasks that the last step has made.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        owner: str,
+        report: Report = no_report,
+        shared: Session | None = None,
+        **options: Any,
+    ) -> None:
+        self.path, self.owner = path, owner
         self.ids: dict[str, str] = {}
+        self.new: list[Any] = []
+        self._report, self._shared, self._options = report, shared, options
+        self._own: Session | None = None
 
-    def open(self, *, create: bool = False) -> Session:
-        """Open the session, whose tasks of this program are then known by their names."""
-        self.session = session = Session(self._path, create, map_size=SMALL_MAP)
-        return session
+    @property
+    def session(self) -> Session:
+        """The session that it works with, which is opened if it has to be."""
+        return self.own if self._shared is None else self._shared
+
+    @property
+    def own(self) -> Session:
+        """Its own session."""
+        return self.open(create=False) if self._own is None else self._own
+
+    @property
+    def was_opened(self) -> bool:
+        """Whether its own session has been opened."""
+        return self._own is not None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether its own session is open; a call that has failed may have closed it."""
+        return self._own is not None and not self._own._closed
+
+    def open(self, create: bool = True) -> Session:
+        """Open its own session."""
+        self._own = Session(self.path, create, **self._options)
+        return self._own
+
+    def close(self) -> None:
+        """Close its own session."""
+        if self._own is not None:
+            self._own.close()
 
     def perform(self, number: int, step: Step) -> None:
-        """Do a step, and tell of it: what is tried, the IDs that were given out, what is done."""
-        self._tell("try", self._program, number)
-        self._do(step)
-        self._tell("done", self._program, number)
+        """Do a step, and report it; when this returns it is on disk."""
+        self._report("try", self.owner, number)
+        self.do(step)
+        self._report("done", self.owner, number)
 
-    def _do(self, step: Step) -> None:
-        if step.kind == "open":
-            self.open(create=True)
-        elif step.kind == "reopen":
-            self._opened().close()
+    def do(self, step: Step) -> None:
+        """Do a step."""
+        kind, changes, flush = step
+        self.new = []
+        if kind in ("transaction", "rollback"):
+            try:
+                with self.session.transaction():
+                    self._change(step)
+                    self.in_transaction()
+                    if kind == "rollback":
+                        raise Rollback
+            except Rollback:
+                pass
+        elif kind == "batch":
+            self._change(Step(kind, changes, flush=False))
+            self.session.flush()
+        elif kind == "reopen":
+            self.close()
+            self.open(create=False)
+        elif kind == "open":
             self.open()
-        elif step.kind == "finish":
-            self._opened().set_end_timestamp(step.after.finished)
-        elif step.kind in ("compact", "repair"):
-            getattr(self._opened(), step.kind)()
+        elif kind == "finish":
+            self.session.set_end_timestamp(changes[0].value)
+        elif kind == "share":
+            self._share(changes[0].value)
+        elif kind in ("compact", "repair", "flush"):
+            getattr(self.session, kind)()
         else:
-            self._change(step)
+            self._change(Step(kind, changes, flush))
 
-    def _opened(self) -> Session:
-        if self.session is None:
-            return self.open()
-        return self.session
+    def in_transaction(self) -> None:
+        """Do what there is to be done before a transaction ends."""
 
     def _change(self, step: Step) -> None:
-        session, before, after = self._opened(), step.before, step.after
-        names = {*before.members, *before.stored}
-        new = [new_task(name, value) for name, value in after.members.items() if name not in names]
-        values = {name: value for name, value in after.members.items() if name in before.members}
-        changed = {name: value for name, value in values.items() if value != before.members[name]}
-        removed = [self.ids[name] for name in before.members if name not in {**after.members, **after.stored}]
-        if step.kind == "transaction":
-            with session.transaction():
-                self._add(session, new, flush=True)
-                self._save(session, changed, flush=True)
-                session.remove_many(removed)
-        elif step.kind == "batch":
-            self._add(session, new, flush=False)
-            self._save(session, changed, flush=False)
-            session.flush()
-        elif step.kind == "add":
-            self._add(session, new, flush=True)
-        elif step.kind == "add_many":
-            self._given([task.jobname for task in new], session.add_many(new))
-        elif step.kind == "change":
-            self._save(session, changed, flush=True)
-        elif step.kind == "remove":
-            session.remove_many(removed)
-        elif step.kind in ("forget", "adopt"):
-            self._move(session, before, after)
+        """Do the changes of a step with the calls of its kind."""
+        kind, changes, flush = step
+        session, ids = self.session, self.ids
+        names: dict[str, list[str]] = {}
+        for verb, name, _ in changes:
+            names.setdefault(verb, []).append(name)
+        self._add(step)
+        changed = []  # kept until they are saved
+        for verb, name, record in changes:
+            if verb == "change":
+                changed.append(session.load(ids[name]))
+                assign(changed[-1], record)
+        if kind in ("save_all", "batch"):
+            session.save_all(flush=flush)
+        elif kind != "change":
+            for task in changed:
+                session.save(task)
+        for name in names.get("forget", ()):
+            session.forget(ids[name], flush=flush)
+        for name in names.get("adopt", ()):
+            if kind == "add_again":
+                session.add(session.load(ids[name]), flush=flush)
+            else:
+                session.load(ids[name], add=True, flush=flush)
+        removed = [ids[name] for name in names.get("remove", ())]
+        if kind == "remove":
+            for id_ in removed:
+                session.remove(id_, flush=flush)
+        elif removed or kind == "remove_many":
+            session.remove_many(removed, flush=flush)
+
+    def _add(self, step: Step) -> None:
+        """Do the changes of a step that add tasks."""
+        new: dict[str, Any] = {}
+        added: list[Task] = []
+        for verb, name, record in step.changes:
+            if verb in ("part", "add"):
+                known = {part: self.session.load(self.ids[part]) for part in record.parts or () if part not in new}
+                new[name] = new_task(name, record, new | known)
+                if verb == "add":
+                    added.append(new[name])
+        self.new = list(new.values())
+        if step.kind == "add_many":
+            list(self.session.add_many(added, flush=step.flush))
+            self._given(step, added)
         else:
-            raise ValueError(f"no step is {step.kind!r}")
+            for task in added:
+                self.session.add(task, flush=step.flush)
+                self._given(step, [task])
+        self.ids |= {name: str(task.persistent_id) for name, task in new.items()}
 
-    def _add(self, session: Session, new: list[Job | Group], *, flush: bool) -> None:
-        for task in new:
-            self._given([task.jobname], [session.add(task, flush=flush)])
+    def _given(self, step: Step, added: list[Task]) -> None:
+        """Take down the IDs of tasks that were added; those of a rollback may be given out again."""
+        ids = {task.jobname: str(task.persistent_id) for task in added}
+        self.ids |= ids
+        if step.kind != "rollback":
+            self._report("ids", self.owner, ids)
 
-    def _given(self, names: list[str], ids: Any) -> None:
-        found = dict(zip(names, ids, strict=True))
-        self.ids.update(found)
-        self._tell("ids", self._program, found)
+    def _share(self, number: int) -> None:
+        """Count in the task that all owners share, through its own session: increments are nobody else's to save."""
+        task: Any = self.own.load(self.ids[SHARED])
+        while True:
+            task.content = {**task.content, self.owner: number}
+            try:
+                self.own.save(task)
+            except ConflictError:
+                self.own.refresh(task)
+            else:
+                return
 
-    def _save(self, session: Session, changed: dict[str, tuple[str, int]], *, flush: bool) -> None:
-        tasks = []  # kept until they are saved
-        for name, (state, steps) in changed.items():
-            task = session.load(self.ids[name])
-            task.state, task.steps, task.text = state, steps, text_of(name, steps)
-            tasks.append(task)
-        session.save_all(flush=flush)
 
-    def _move(self, session: Session, before: Holds, after: Holds) -> None:
-        with session.transaction():
-            for name in before.members:
-                if name in after.stored:
-                    session.forget(self.ids[name])
-            for name in after.members:
-                if name in before.stored:
-                    session.load(self.ids[name], add=True)
+def main() -> None:
+    """Do what the command line says."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("path")
+    for name in ("seed", "program", "programs", "steps"):
+        parser.add_argument(name, type=int)
+    parser.add_argument("--broken", choices=BREAKAGES)
+    parser.add_argument("--destroy", action="store_true")
+    options = parser.parse_args()
+    on_a_small_scale()
+    if options.broken:
+        BREAKAGES[options.broken]()
+    report = to_recorder()
+    if options.destroy:
+        session = Session(options.path, create=False, map_size=SMALL_MAP)
+        report("try", "destroy")
+        session.destroy()
+        report("done", "destroy")
+        return
+    performer = Performer(options.path, str(options.program), report, map_size=SMALL_MAP)
+    for number, (step, _) in enumerate(script(options.seed, options.program, options.programs, options.steps)):
+        performer.perform(number, step)
+    performer.close()
+
+
+if __name__ == "__main__":
+    main()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import os
 import random
 import shutil
@@ -12,21 +11,19 @@ import signal
 import subprocess
 import sys
 import time
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import attrs
 
 from breakages import BREAKAGES
+from generator import script
 from judge import Found, boot, judge
-from performer import Performer, Piped
-from script import steps
+from performer import SMALL_MAP, Performer, on_a_small_scale
+from processes import Died, Lines, Process, in_parallel, in_process, none_left
 from suite import CannotRun, Outcome, Plan, Suite
 from verdicts import Account
-from workers import Died, Workers, one
-from workload import on_a_small_scale
 
 SHUTDOWN = 0x8004587D
 """The ioctl FS_IOC_SHUTDOWN."""
@@ -77,7 +74,7 @@ class Disk:
     """A filesystem in a file."""
 
     def __init__(self, work: Path, kind: Filesystem) -> None:
-        self._image = work / "image"
+        self.image = work / "image"
         self._fresh = work / "fresh"
         self.root = work / "root"
         self.root.mkdir()
@@ -87,12 +84,12 @@ class Disk:
 
     def renew(self) -> None:
         """Begin with an empty filesystem."""
-        _run("cp", "--sparse=always", str(self._fresh), str(self._image))
+        _run("cp", "--sparse=always", str(self._fresh), str(self.image))
 
     @contextlib.contextmanager
     def mounted(self) -> Iterator[None]:
         """Mount it; in the end it is mounted no more, whatever uses it."""
-        _run("mount", "-o", "loop", str(self._image), str(self.root))
+        _run("mount", "-o", "loop", str(self.image), str(self.root))
         try:
             yield
         finally:
@@ -106,13 +103,12 @@ class Disk:
         finally:
             os.close(fd)
 
-    def keep(self, place: Path) -> None:
-        """Copy it, as it is, to *place*."""
-        _run("cp", "--sparse=always", str(self._image), str(place))
-
 
 def _run(*command: str) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except FileNotFoundError as error:
+        raise CannotRun(f"{command[0]} is missing") from error
     if done.returncode:
         raise CannotRun(f"{' '.join(command)}: {done.stderr.strip() or done.stdout.strip()}")
 
@@ -128,34 +124,23 @@ class PowerCuts(Suite):
 
     def run(self, plan: Plan) -> Outcome:
         """Cut the power *plan.count* times, half of them on each filesystem."""
-        check_possible()
-        kinds, missing = _usable(plan.work)
+        kinds, missing = usable(plan.work)
         each = -(-plan.count // len(FILESYSTEMS))
-        failures: list[str] = []
-        tried: Counter[str] = Counter()
-        notes: Counter[str] = Counter()
-        workers: Workers[_Cuts, Outcome] = Workers(
-            lambda cuts: self._cuts(plan, cuts),
-            lambda died: Outcome(0, [f"the suite's own process: {died}"]),
-            plan.jobs,
-            batch=1,
-        )
+        jobs = [
+            _Cuts(kind, plan.seed + n, min(_AT_A_TIME, each - n))
+            for n in range(0, each, _AT_A_TIME)
+            for kind in kinds
+        ]
+        total = Outcome(0)
         try:
-            jobs = [
-                _Cuts(kind, plan.seed + n, min(_AT_A_TIME, each - n))
-                for n in range(0, each, _AT_A_TIME)
-                for kind in kinds
-            ]
-            for job in jobs:
-                for cuts, outcome in (*workers.add(job), *(workers.rest() if job is jobs[-1] else ())):
-                    tried[cuts.kind.name] += outcome.tried
-                    failures += outcome.failures
-                    notes.update({key: int(number) for key, number in outcome.notes.items()})
+            for _, outcome in in_parallel(lambda cuts: self._cuts(plan, cuts), jobs, plan.jobs):
+                broken = isinstance(outcome, Died)
+                total += Outcome(0, [f"the suite's own process: {outcome}"]) if broken else outcome
         finally:
             unmount_all(plan.work)
-        if missing and not failures:
-            raise CannotRun(f"{missing}; {tried.total()} power cuts on the other filesystem passed")
-        return Outcome(tried.total(), failures, {**tried, **notes})
+        if missing and not total.failures:
+            raise CannotRun(f"{missing}; {total.tried} power cuts on the other filesystem passed")
+        return total
 
     def _cuts(self, plan: Plan, cuts: _Cuts) -> Outcome:
         """Cut the power some times; this process is a child, or there are no others."""
@@ -169,50 +154,44 @@ class PowerCuts(Suite):
             programs = chance.choice((1, 1, 2, 3, 4))
             disk.renew()
             with disk.mounted():
-                told = _cut_in_mid_run(disk, seed, programs, cuts.broken, chance.uniform(0, LONGEST_RUN))
+                reports = _cut_in_mid_run(disk, seed, programs, cuts.broken, chance.uniform(0, LONGEST_RUN))
             account = Account(seed, programs, STEPS)
-            for words in told:
+            for words in reports:
                 account.take_down(words)
             moment = account.moment()
-            disk.keep(work / "cut")
+            _run("cp", "--sparse=always", str(disk.image), str(work / "cut"))
             with disk.mounted():
                 found = _found(disk.root)
             tried += 1
             amidst += moment.done != moment.tried
             wrong = account.wrong(found, moment)
             if wrong:
-                failures.append(self._keep(plan, work / "cut", cuts.kind, wrong, {**account.told(), "told": told}))
+                facts = {"wrong": wrong, "filesystem": cuts.kind.name, **account.to_json(), "reports": reports}
+                case = self.keep(plan, facts)
+                _run("cp", "--sparse=always", str(work / "cut"), str(case / "image"))
+                failures.append(self.failure(f"{cuts.kind.name}: {wrong}", case))
                 if cuts.broken and len(failures) >= ENOUGH:
                     break
         shutil.rmtree(work)
-        return Outcome(tried, failures, {"in the middle of a step": amidst})
-
-    def _keep(self, plan: Plan, image: Path, kind: Filesystem, wrong: str, told: dict[str, Any]) -> str:
-        case = self.new_case(plan)
-        _run("cp", "--sparse=always", str(image), str(case / "image"))
-        (case / "case.json").write_text(json.dumps({"wrong": wrong, "filesystem": kind.name, **told}))
-        return self.failure(f"{kind.name}: {wrong}", case)
+        return Outcome(tried, failures, {cuts.kind.name: tried, "in the middle of a step": amidst})
 
     def control(self, plan: Plan) -> Outcome:
         """Use sync=False."""
-        check_possible()
+        kinds, _ = usable(plan.work)
         try:
-            return self._cuts(plan, _Cuts(FILESYSTEMS[0], plan.seed, plan.count, "sync=False"))
+            return self._cuts(plan, _Cuts(kinds[0], plan.seed, plan.count, "sync=False"))
         finally:
             unmount_all(plan.work)
 
     def replay(self, plan: Plan, case: Path) -> Outcome:
-        check_possible()
-        try:
-            told = json.loads((case / "case.json").read_text())
-        except FileNotFoundError as error:
-            raise CannotRun(f"{error.filename} is missing: {case} holds no failure of this suite") from error
-        account = Account.from_told(told)
-        for words in told["told"]:
+        facts = self.facts(case)
+        account = Account.from_json(facts)
+        for words in facts["reports"]:
             account.take_down(words)
-        kind = next(kind for kind in FILESYSTEMS if kind.name == told["filesystem"])
+        kind = next(kind for kind in FILESYSTEMS if kind.name == facts["filesystem"])
+        check_possible()
         disk = Disk(plan.work, kind)
-        _run("cp", "--sparse=always", str(case / "image"), str(plan.work / "image"))
+        _run("cp", "--sparse=always", str(case / "image"), str(disk.image))
         with disk.mounted():
             wrong = account.wrong(_found(disk.root), account.moment())
         return Outcome(1, [self.failure(wrong, case)] if wrong else [])
@@ -224,12 +203,14 @@ def check_possible() -> None:
         raise CannotRun("only root can mount filesystems")
     if not Path("/dev/loop-control").exists():
         raise CannotRun("there are no loop devices (/dev/loop-control)")
-    if shutil.which(FILESYSTEMS[0].make[0]) is None:
-        raise CannotRun(f"{FILESYSTEMS[0].make[0]} is missing: install e2fsprogs")
 
 
-def _usable(work: Path) -> tuple[list[Filesystem], str]:
-    """Return the kinds of filesystem that can be made and mounted here, and why others can't."""
+def usable(work: Path) -> tuple[list[Filesystem], str]:
+    """Return the kinds of filesystem that can be made and mounted here, and why others can't.
+
+    Raise CannotRun if none can.
+    """
+    check_possible()
     kinds, missing = [], []
     for kind in FILESYSTEMS:
         probe = work / f"probe-{kind.name}"
@@ -238,11 +219,9 @@ def _usable(work: Path) -> tuple[list[Filesystem], str]:
             disk = Disk(probe, kind)
             disk.renew()
             with disk.mounted():
-                pass
+                kinds.append(kind)
         except CannotRun as reason:
             missing.append(f"{kind.name}: {reason}")
-        else:
-            kinds.append(kind)
         shutil.rmtree(probe)
     if not kinds:
         raise CannotRun("; ".join(missing))
@@ -257,49 +236,40 @@ def unmount_all(work: Path) -> None:
 
 
 def _cut_in_mid_run(disk: Disk, seed: int, programs: int, broken: str, seconds: float) -> list[list[Any]]:
-    """Run programs, cut the power, kill them; return what they told."""
+    """Run programs, cut the power, kill them; return what they reported."""
     reader, writer = os.pipe()
-    pids = []
-    for program in range(programs):
-        pid = os.fork()
-        if pid == 0:
-            os.close(reader)
-            _run_program(str(disk.root / "session"), seed, program, programs, broken, writer)
-        pids.append(pid)
+    path = disk.root / "session"
+    processes = [Process(_run_program, path, seed, n, programs, broken, writer) for n in range(programs)]
     os.close(writer)
-    with open(reader, "rb") as pipe:
-        lines = [pipe.readline()]  # the first step of somebody
+    with none_left(processes), open(reader, "rb") as pipe:
+        first = pipe.readline()  # the first step of somebody
         time.sleep(seconds)  # the instant is random on purpose
-        for pid in pids:
-            os.kill(pid, signal.SIGSTOP)  # nobody tells of a step that was done after the cut
+        for process in processes:
+            os.kill(process.pid, signal.SIGSTOP)  # nobody reports a step that was done after the cut
         disk.cut()
-        for pid in pids:
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
-        lines += pipe.readlines()
-    return [json.loads(line) for line in lines if line.endswith(b"\n")]
+        for process in processes:
+            process.kill()
+        return Lines.read(first + pipe.read())
 
 
-def _run_program(path: str, seed: int, program: int, programs: int, broken: str, tell: int) -> NoReturn:
+def _run_program(path: Path, seed: int, program: int, programs: int, broken: str, report: int) -> None:
     """Do a program's steps in this process, a child, until it is killed."""
-    try:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # what it says of the disk that fails is known
-        on_a_small_scale()
-        if broken:
-            BREAKAGES[broken]()
-        performer = Performer(path, program, Piped(tell))
-        for number, step in enumerate(steps(seed, program, programs, STEPS)):
-            performer.perform(number, step)
-    finally:
-        os._exit(0)
+    on_a_small_scale()
+    if broken:
+        BREAKAGES[broken]()
+    performer = Performer(path, str(program), Lines(report), map_size=SMALL_MAP)
+    for number, (step, _) in enumerate(script(seed, program, programs, STEPS)):
+        performer.perform(number, step)
+
+
+def _look(root: Path) -> Found:
+    boot(again=True)
+    return judge(root / "session")
 
 
 def _found(root: Path) -> Found:
-    def look() -> Found:
-        boot(again=True)
-        return judge(root / "session")
-
     try:
-        return one(look)
+        found: Found = in_process(_look, root)
     except Died as died:
         return Found(problem=str(died))
+    return found

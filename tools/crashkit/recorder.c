@@ -114,8 +114,8 @@ static void note(struct entry entry, const char *name, const char *target, const
     errno = error;
 }
 
-/* What the program tries and what has returned, in the same order as the calls; for the program to call. */
-void crashkit_tell(const char *text) {
+/* What the program tries and what has returned, in the same order as the calls; it is for the program to call. */
+void crashkit_report(const char *text) {
     lock();
     note((struct entry){.kind = 'A'}, NULL, NULL, text, strlen(text));
     unlock();
@@ -223,7 +223,7 @@ static enum fault fault(char kind) {
 }
 
 /* Return what the call is to return that was done with this result. */
-static long told(enum fault what, long result) {
+static long reported(enum fault what, long result) {
     if (what != DONE_AND_FAILS || result < 0) return result;
     errno = atoi(fault_what + 5);
     return -1;
@@ -250,7 +250,7 @@ static int opened(int directory, const char *path, int flags, mode_t mode) {
         }
         if (what == DONE_AND_FAILS && fd >= 0) {
             syscall(SYS_close, fd);
-            fd = told(what, fd);
+            fd = reported(what, fd);
         }
     }
     unlock();
@@ -300,7 +300,7 @@ static ssize_t written(int fd, const struct iovec *parts, int count, off_t at) {
             snprintf(length, sizeof length, "%zd", result);
             note(entry, NULL, NULL, length, strlen(length));
         }
-        result = told(what, result);
+        result = reported(what, result);
     }
     unlock();
     return result;
@@ -347,7 +347,7 @@ static int resized(int fd, off_t length) {
         struct entry entry = about('L', fd);
         entry.offset = length;
         if (!result) note(entry, NULL, NULL, NULL, 0);
-        result = told(what, result);
+        result = reported(what, result);
     }
     unlock();
     return result;
@@ -381,7 +381,7 @@ static int allocated(int fd, int mode, off_t offset, off_t length) {
             entry.offset = status.st_size;
             note(entry, NULL, NULL, NULL, 0);
         }
-        result = told(what, result);
+        result = reported(what, result);
     }
     unlock();
     return result;
@@ -406,7 +406,7 @@ int futimens(int fd, const struct timespec times[2]) {
     if (what != FAILS) {
         result = syscall(SYS_utimensat, fd, NULL, times, 0);
         if (!result) note(about('U', fd), NULL, NULL, NULL, 0);
-        result = told(what, result);
+        result = reported(what, result);
     }
     unlock();
     return result;
@@ -432,7 +432,7 @@ static int flushed(int fd, char kind, long call) {
     if (what != FAILS) {
         result = syscall(call, fd);
         if (!result) note(about(kind, fd), NULL, NULL, NULL, 0);
-        result = told(what, result);
+        result = reported(what, result);
     }
     unlock();
     return result;
@@ -456,7 +456,7 @@ static int two_names(char kind, int from, const char *path, int to, const char *
                               .target = parent_of(real_target)};
         result = syscall(call, from, path, to, target, flags);
         if (!result) note(entry, name_of(real), name_of(real_target), NULL, 0);
-        result = told(what, result);
+        result = reported(what, result);
     }
     unlock();
     return result;
@@ -489,7 +489,7 @@ static int one_name(char kind, int directory, const char *path, long call, unsig
         result = syscall(call, directory, path, argument);
         if (kind == 'M') entry.inode = inode_of(real);
         if (!result) note(entry, name_of(real), NULL, NULL, 0);
-        result = told(what, result);
+        result = reported(what, result);
     }
     unlock();
     return result;

@@ -23,7 +23,7 @@ _ENTRY = struct.Struct("=c3xiQQQqqIIQ")
 
 @attrs.frozen
 class Entry:
-    """A call, or what a program told.
+    """A call, or what a program reported.
 
     Attributes:
         kind: of the call:
@@ -34,7 +34,7 @@ class Entry:
               times, `S` all of it is, or the names in the directory;
             - `M` a directory was made, `R` a name was moved, `E` two names were exchanged, `N` a file has
               one more name, `K` a name was taken away;
-            - `A` a program told *data*.
+            - `A` a program reported *data*.
         pid: of the process.
         inode: of the file or directory.
         parent: the directory that *name* is in.
@@ -58,8 +58,8 @@ class Entry:
     data: bytes
 
     @property
-    def told(self) -> list[Any]:
-        """What the program told."""
+    def report(self) -> list[Any]:
+        """What the program reported."""
         words: list[Any] = json.loads(self.data)
         return words
 
@@ -78,7 +78,7 @@ class Recorder:
         self._library = build(work)
 
     def environment(self, fault: str = "", *, log: bool = True) -> dict[str, str]:
-        """Return the environment variables for a program; recorder.c tells of *fault*."""
+        """Return the environment variables for a program; recorder.c explains *fault*."""
         variables = {**os.environ, "LD_PRELOAD": str(self._library), "CRASHKIT_ROOT": str(self.root)}
         if log:
             variables["CRASHKIT_LOG"] = str(self.log)

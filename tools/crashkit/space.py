@@ -7,7 +7,6 @@ failed with an error of the library's own and changed nothing, and once there is
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import random
 import resource
@@ -18,15 +17,17 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import attrs
 
 from breakages import BROKEN
-from findings import findings
 from gc3session import Error, MirrorWarning, Session, StoreFull
+from judge import contents, findings
+from performer import Performer
 from processes import Died, Process, in_process, none_left
-from specimens import Simulation
+from specimens import Job, whole
+from steps import Change, Contents, Record, Step, View
 from suite import CannotRun, Outcome, Plan, Suite
 
 HOWS: Final = ("add", "batch", "transaction", "save", "save_all", "remove")
@@ -35,7 +36,9 @@ FILE_SIZES: Final = (1, 5_000, 40_000, 200_000, 1_000_000)  # bytes
 MEMORIES: Final = (0, 8, 32, 64)  # MiB above what the process has
 DESCRIPTORS: Final = range(10)  # that may still be opened
 READERS: Final = 200
-SILENT: Final = "a full disk that nobody is told of"
+MOST: Final = 3000  # tasks; no limit leaves room for as many
+OWNER: Final = "filler"
+SILENT: Final = "a full disk that raises no error"
 
 
 @attrs.frozen
@@ -86,18 +89,15 @@ class Space(Suite):
             if outcome.failures:
                 return outcome
             raise CannotRun(f"{len(disks)} of {len(cases)} cases mount small disks, as root; the others passed")
-        more = self._try(plan, disks, "")
-        return Outcome(
-            outcome.tried + more.tried, outcome.failures + more.failures, {**outcome.notes, **more.notes}
-        )
+        return outcome + self._try(plan, disks, "")
 
     def control(self, plan: Plan) -> Outcome:
         return self._try(plan, [Case("file size", 200_000, how) for how in HOWS[:3]], SILENT)
 
     def replay(self, plan: Plan, case: Path) -> Outcome:
-        told = json.loads((case / "case.json").read_text())
-        again = Case(told["what"], told["limit"], told["how"])
-        return self._try(attrs.evolve(plan, seed=told["seed"]), [again], told["broken"])
+        facts = self.facts(case)
+        again = Case(facts["what"], facts["limit"], facts["how"])
+        return self._try(attrs.evolve(plan, seed=facts["seed"]), [again], facts["broken"])
 
     def _try(self, plan: Plan, cases: list[Case], broken: str) -> Outcome:
         failures = []
@@ -108,56 +108,30 @@ class Space(Suite):
             place.mkdir()
             try:
                 with small_disk(place, case.limit) if case.what == "disk" else contextlib.nullcontext():
-                    wrong = tried(case, place, plan.work, plan.seed, broken)
+                    wrong = tried(case, place / "session", plan.seed, broken)
                     if wrong:
-                        failures.append(self._kept(plan, case, wrong, place, broken))
+                        facts = attrs.asdict(case) | {"seed": plan.seed, "broken": broken, "wrong": wrong}
+                        failures.append(self.failure(f"{case}: {wrong}", self.keep(plan, facts, {"place": place})))
             finally:
                 shutil.rmtree(place)
         return Outcome(len(cases), failures, notes)
 
-    def _kept(self, plan: Plan, case: Case, wrong: str, place: Path, broken: str) -> str:
-        kept = self.new_case(plan)
-        shutil.copytree(place, kept / "place", dirs_exist_ok=True)
-        (kept / "log").write_text(wrong)
-        (kept / "case.json").write_text(json.dumps(attrs.asdict(case) | {"seed": plan.seed, "broken": broken}))
-        return self.failure(f"{case}: {wrong}", kept)
 
-
-def tried(case: Case, place: Path, work: Path, seed: int, broken: str) -> str:
-    """Try a case in *place*; return what is wrong, or ''."""
-    path = place / "session"
-    does = {"readers": kill_readers}.get(case.what, exhaust)
+def tried(case: Case, path: Path, seed: int, broken: str) -> str:
+    """Try a case with a session at *path*; return what is wrong, or ''."""
+    does = kill_readers if case.what == "readers" else exhaust
     try:
-        expected = in_process(work, "filler", does, path, case, f"{seed}/{case}", broken)
-        found, wrong = in_process(work, "judge", judge, path)
+        expected = in_process(does, path, case, f"{seed}/{case}", broken)
+        found, wrong = in_process(judge, path)
     except Died as died:
         return str(died)
-    if found != expected:
-        differ = {name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)}
-        some = {name: (found.get(name), expected.get(name)) for name in sorted(differ)[:3]}
-        wrong.append(f"{len(differ)} of {len(expected)} tasks are not as they must be (found, expected): {some}")
-    return "; ".join(wrong)
+    return "; ".join([*wrong, *filter(None, [found.difference(expected)])])
 
 
-def judge(path: Path) -> tuple[dict[str, int], list[str]]:
+def judge(path: Path) -> tuple[Contents, list[str]]:
     """Return what a session holds, and what is wrong with it."""
     with Session(path, create=False, read_only=True) as session:
-        return held(session), findings(path)
-
-
-def held(session: Session) -> dict[str, int]:
-    """Return the names of a session's tasks, with what each says."""
-    found = {}
-    for task in session:
-        if task.mesh != mesh(task.steps):
-            raise AssertionError(f"not whole: {task!r}")
-        found[task.jobname] = task.steps
-    return found
-
-
-def mesh(steps: int) -> str:
-    """Return the text of a task that says *steps*: this many characters."""
-    return "x" * steps
+        return contents(session, [OWNER])[OWNER], findings(path)
 
 
 # -- what is exhausted ----------------------------------------------------------
@@ -236,113 +210,93 @@ class Filler:
     """Fills a session and knows what it must hold.
 
     Attributes:
-        session: that is filled.
-        expected: what it must hold.
-        later: what it must hold as soon as there is room: the batch, and what could not be saved.
+        performer: that does it.
+        contents: what the session must hold.
+        view: what it must hold as soon as there is room: the batch, and what could not be saved.
     """
 
-    def __init__(self, session: Session, chance: random.Random) -> None:
-        self.session = session
-        self.expected: dict[str, int] = held(session)
-        self.later: dict[str, int] = {}
+    def __init__(self, path: Path, chance: random.Random) -> None:
+        self.performer = Performer(path, OWNER)
+        self.performer.open()
+        self.contents = Contents()
+        self.view = View()
         self._chance = chance
         self._number = 0
-        self._unsaved: list[Any] = []
 
-    def _new(self) -> Any:
+    def do(self, kind: str, *changes: Change, flush: bool = True) -> None:
+        """Do a step; if it fails, nothing of it must have been done."""
+        step = Step(kind, changes, flush)
+        self.performer.do(step)
+        self.view.apply(step, self.contents)
+        if flush and kind != "change":
+            self.contents, self.view = self.contents.after(self.view.changes), View(unsaved=self.view.unsaved)
+
+    def _new(self, size: int = 0) -> Change:
         self._number += 1
-        steps = self._chance.choice((10, 400, 900, 2000, 60_000 if self._number % 20 == 0 else 3000))
-        return Simulation(jobname=str(self._number), steps=steps, mesh=mesh(steps))
+        size = size or self._chance.choice((11, 401, 1000, 2000, 60_000 if self._number % 20 == 0 else 3000))
+        return Change("add", f"{OWNER}/{self._number}", Record("NEW", size))
+
+    def _some(self, count: int) -> list[str]:
+        return self._chance.sample(self.contents.members, min(len(self.contents.members), count))
 
     def add(self) -> None:
-        task = self._new()
-        self.session.add(task)
-        self.expected[task.jobname] = task.steps
+        self.do("add", self._new())
 
     def large(self) -> None:
-        task = self._new()
-        task.steps, task.mesh = 1 << 20, mesh(1 << 20)
-        self.session.add(task)
-        self.expected[task.jobname] = task.steps
+        self.do("add", self._new(1 << 20))
 
     def batch(self) -> None:
         for _ in range(20):
-            task = self._new()
-            self.session.add(task, flush=False)
-            self.later[task.jobname] = task.steps
-        self.session.flush()
-        self._later_is_now()
-
-    def _later_is_now(self) -> None:
-        self.expected |= self.later
-        self.later.clear()
-        self._unsaved.clear()
+            self.do("add", self._new(), flush=False)
+        self.do("flush")
 
     def transaction(self) -> None:
         new = [self._new() for _ in range(5)]
-        removed = self._some(1)
-        with self.session.transaction():
-            for task in new:
-                self.session.add(task)
-            for task in removed:
-                self.session.remove(str(task.persistent_id))
-        for task in removed:
-            del self.expected[task.jobname]
-        self.expected |= {task.jobname: task.steps for task in new}
-
-    def _some(self, count: int) -> list[Any]:
-        ids = sorted(self.session.list_ids())
-        return [self.session.load(id_) for id_ in self._chance.sample(ids, min(len(ids), count))]
+        self.do("transaction", *new, *(Change("remove", name) for name in self._some(1)))
 
     def save(self) -> None:
-        self._change(1)
-        for task in self._unsaved:
-            self.session.save(task)
-        self._later_is_now()
+        self.do("save", *self._changed(1))
 
     def save_all(self) -> None:
-        self._change(5)
-        self.session.save_all()
-        self._later_is_now()
+        self.do("change", *self._changed(5))
+        self.do("save_all")
 
-    def _change(self, count: int) -> None:
-        if len(self.expected) < 10:
+    def _changed(self, count: int) -> list[Change]:
+        """Return changes of some tasks, which become longer; the same ones until they are saved."""
+        if len(self.contents.members) < 10:
             self.add()
-        if self._unsaved:
-            return
-        self._unsaved = self._some(count)
-        for task in self._unsaved:
-            task.steps += 700
-            task.mesh = mesh(task.steps)
-            self.later[task.jobname] = task.steps
+        if not self.view.unsaved:
+            records = {name: self.contents.records[name] for name in self._some(count)}
+            changes = [
+                Change("change", name, Record("NEW", steps + 700)) for name, (_, steps, _) in records.items()
+            ]
+            self.do("change", *changes)
+        return [Change("change", name, record) for name, record in self.view.unsaved.items()]
 
     def remove(self) -> None:
         for _ in range(3):
             self.add()
-        for task in self._some(1):
-            name = task.jobname
-            self.session.remove(str(task.persistent_id))
-            del self.expected[name]
+        self.do("remove", *(Change("remove", name) for name in self._some(1)))
 
     def check(self) -> None:
         """Raise AssertionError if the session doesn't hold what it must."""
-        found = held(self.session)
-        allowed = {**self.expected, **self.later}
-        if found.keys() - allowed.keys() or self.expected.keys() - found.keys():
-            raise AssertionError(f"{found} is there, but should be {self.expected}, and perhaps {self.later}")
-        if len(self.session) != len(found):
-            raise AssertionError(f"{len(self.session)} tasks, of which {len(found)} are found")
+        session = self.performer.own
+        found = {task.jobname for task in session if whole(task)}
+        now, later = set(self.contents.members), set(self.contents.after(self.view.changes).members)
+        if not now <= found <= later:
+            raise AssertionError(f"{found} is there, but should be {now}, and perhaps {later}")
+        if len(session) != len(found):
+            raise AssertionError(f"{len(session)} tasks, of which {len(found)} are found")
 
     def finish(self) -> None:
         """Go on now that there is room."""
-        self.session.save_all()
-        self._later_is_now()
+        self.do("save_all")
         for _ in range(5):
             self.add()
-        self.session.close()
+        self.performer.close()
 
 
-def exhaust(path: Path, case: Case, seed: str, broken: str) -> dict[str, int]:
+def exhaust(path: Path, case: Case, seed: str, broken: str) -> Contents:
     """Fill a session until there is no more room, then make room and go on; return what it must hold."""
     warnings.simplefilter("ignore", MirrorWarning)  # that it can't be written is what is wanted here
     if broken:
@@ -351,12 +305,12 @@ def exhaust(path: Path, case: Case, seed: str, broken: str) -> dict[str, int]:
     how = case.how
     filler = None
     if case.what == "descriptors" and how != "open":
-        filler = Filler(Session(path), chance)
+        filler = Filler(path, chance)
         filler.add()
     with limit_of(case, path):
         if filler is None:
             with contextlib.suppress(Error, MemoryError):
-                filler = Filler(Session(path), chance)
+                filler = Filler(path, chance)
         if filler is not None:
             if how == "fork":
                 fork_and_use(filler)
@@ -364,10 +318,10 @@ def exhaust(path: Path, case: Case, seed: str, broken: str) -> dict[str, int]:
                 filler, "remove" if how in ("open", "fork") else how, expect_end=case.what in ("disk", "file size")
             )
     if filler is None:
-        filler = Filler(Session(path), chance)
+        filler = Filler(path, chance)
     filler.check()
     filler.finish()
-    return filler.expected
+    return filler.contents
 
 
 def fill(filler: Filler, how: str, expect_end: bool) -> None:
@@ -383,7 +337,7 @@ def fill(filler: Filler, how: str, expect_end: bool) -> None:
             failed += 1
             if expect_end and not isinstance(error, StoreFull):
                 raise AssertionError("another error than StoreFull") from error
-        if failed == 3:
+        if failed == 3 or len(filler.contents.records) > MOST:
             break
     if expect_end and not failed:
         raise AssertionError("the limit was never felt")
@@ -398,7 +352,8 @@ def fork_and_use(filler: Filler) -> None:
         status = 1
         try:
             with contextlib.suppress(Error):
-                filler.session.remove(filler.session.add(Simulation(jobname="of the child")))
+                session = filler.performer.own
+                session.remove(session.add(Job(jobname="of the child")))
             status = 0
         finally:
             os._exit(status)
@@ -409,34 +364,35 @@ def fork_and_use(filler: Filler) -> None:
 # -- killed readers -------------------------------------------------------------
 
 
-def kill_readers(path: Path, case: Case, seed: str, broken: str) -> dict[str, int]:
+def kill_readers(path: Path, case: Case, seed: str, broken: str) -> Contents:
     """Kill many readers in mid-read, and see that the file does not grow for ever."""
     chance = random.Random(seed)
-    with Session(path) as session:
-        filler = Filler(session, chance)
-        for _ in range(40):
-            filler.batch()
+    filler = Filler(path, chance)
+    for _ in range(40):
+        filler.batch()
+    filler.performer.close()
     killed = 0
     while killed < case.limit:
         readers: list[Process] = []
         with none_left(readers):
-            readers.extend(Process(path.parent, f"reader {n}", _read, path) for n in range(20))
+            readers.extend(Process(read, path) for _ in range(20))
             time.sleep(chance.uniform(0.05, 0.15))  # so that they are reading, wherever they are
         killed += len(readers)
-    with Session(path) as session:
-        filler.session = session
-        [task, *_] = session
-        size = (path / "jobs" / "data.mdb").stat().st_size
-        for i in range(600):
-            task.state = f"state {i}"
-            session.save(task)
-        grown = (path / "jobs" / "data.mdb").stat().st_size - size
+    name, data = filler.contents.members[0], path / "jobs" / "data.mdb"
+    size = data.stat().st_size
+    filler.performer.open()
+    for i in range(600):
+        filler.do("save", Change("change", name, filler.contents.records[name]._replace(state=f"state {i}")))
+    grown = data.stat().st_size - size
+    filler.performer.close()
     if grown > 400_000:
         raise AssertionError(f"the file has grown by {grown} bytes: free pages are not used again")
-    return filler.expected
+    return filler.contents
 
 
-def _read(path: Path) -> None:
+def read(path: Path) -> None:
+    """Read until killed."""
     session = Session(path, read_only=True)
     while True:
-        held(session)
+        if not all(whole(task) for task in session):
+            raise AssertionError("not whole")

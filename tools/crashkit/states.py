@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import shutil
@@ -17,10 +16,10 @@ import attrs
 from breakages import BREAKAGES
 from disk import SECTOR, Disk, State
 from judge import Found, boot, judge
+from processes import Died, in_parallel, in_process
 from recorder import Entry, Recorder
-from suite import KIT, CannotRun, Outcome, Plan, Suite, scratch
+from suite import KIT, Outcome, Plan, Suite, each_fails, in_memory
 from verdicts import Account, Moment
-from workers import Died, Workers, one
 
 SEEDS = 3
 """Seeds that a plan's count is shared among, each with 1 to 4 programs."""
@@ -42,7 +41,7 @@ PASSES = 12
 NEW = 3
 """States of a moment, of which 4 are drawn, that no other moment has had; roughly."""
 
-TOLD = 5
+REPORTED = 5
 """How many times as often as others those moments are drawn at which something has just returned or is tried."""
 
 CONTROL, ENOUGH = 2000, 5
@@ -50,6 +49,9 @@ CONTROL, ENOUGH = 2000, 5
 
 KEPT = 10
 """Failures of a workload whose states are kept."""
+
+AT_ONCE, HUNG = 32, 60
+"""States that a child opens, and seconds after which one of them hangs."""
 
 TORN = 8
 """Bytes at which a control tears sectors."""
@@ -94,7 +96,7 @@ class Workload:
 
     def _run(self, path: Path, broken: str) -> None:
         chance = random.Random(f"{self.plan.seed}/kills")
-        command = [sys.executable, str(KIT / "workload.py"), str(path), str(self.plan.seed)]
+        command = [sys.executable, str(KIT / "performer.py"), str(path), str(self.plan.seed)]
         more = ["--broken", broken] if broken else []
         programs = []
         for program in range(self.account.programs):
@@ -110,12 +112,12 @@ class Workload:
         if any(status and not (may_die and status == -9) for status, may_die in statuses):
             raise RuntimeError(f"a program of the workload failed: {statuses}; seed {self.plan.seed}")
 
-        self.moments = self.told = 0
+        self.moments = self.reports = 0
         for entry in self.recorder.entries():
             self.moments += 1
             if entry.kind == "A":
-                self.told += 1
-                self.account.take_down(entry.told)
+                self.reports += 1
+                self.account.take_down(entry.report)
 
     def cases(
         self, chance: random.Random, share: float, each: int, unit: int = SECTOR
@@ -125,7 +127,7 @@ class Workload:
         account = Account(self.account.seed, self.account.programs, self.count)
         for number, entry in enumerate(self.recorder.entries(), 1):
             if entry.kind == "A":
-                account.take_down(entry.told)
+                account.take_down(entry.report)
             else:
                 disk.follow(entry)
             weight = _weight(entry, unit)
@@ -142,7 +144,7 @@ def _weight(entry: Entry, unit: int) -> int:
     """Return how often the moment after an entry is drawn, as a multiple."""
     if unit < SECTOR:  # where the meta page of the store, the only short write, may be torn
         return 1 if entry.kind == "W" and len(entry.data) < SECTOR else 0
-    return TOLD if entry.kind == "A" else 1
+    return REPORTED if entry.kind == "A" else 1
 
 
 def find(root: Path, killed: bool, further: bool = True) -> Found:
@@ -154,15 +156,12 @@ def find(root: Path, killed: bool, further: bool = True) -> Found:
 class Trial:
     """Tries states of a workload, and keeps account of what came of them."""
 
-    def __init__(self, suite: Suite, workload: Workload, scratch: Path) -> None:
-        self._suite, self._workload, self._scratch = suite, workload, scratch
+    def __init__(self, suite: Suite, workload: Workload, place: Path) -> None:
+        self._suite, self._workload, self._place = suite, workload, place
         self._found: dict[bytes, Found] = {}
         self._waiting: dict[bytes, set[Moment]] = {}
         self._alike: dict[str, Found] = {}
         self.failures: list[str] = []
-        self._workers: Workers[Case, Found] = Workers(
-            self._work, lambda died: Found(problem=str(died)), workload.plan.jobs
-        )
 
     @property
     def moments(self) -> int:
@@ -178,17 +177,15 @@ class Trial:
         """Try *count* states, or as many as are found in some passes over the log; until *enough* fail."""
         chance = random.Random(f"{self._workload.plan.seed}/states")
         each = 4
-        weights = self._workload.moments + (TOLD - 1) * self._workload.told
+        weights = self._workload.moments + (REPORTED - 1) * self._workload.reports
         share = count / (NEW * weights)  # at first: moments from all over the log, to its end
         for number in range(PASSES):
             before = len(self._found)
-            for case, moment in self._workload.cases(chance, share, each, unit):
-                full = number > 0 and len(self._found) + len(self._waiting) >= count
-                if full or len(self.failures) >= enough:
-                    break
-                self._try(case, moment)
-            for done in self._workers.rest():
-                self._take(*done)
+            cases = self._new(
+                self._workload.cases(chance, share, each, unit), count if number else 1 << 60, enough
+            )
+            for case, found in in_parallel(self._look, cases, self._workload.plan.jobs, AT_ONCE, HUNG):
+                self._take(case, Found(problem=str(found)) if isinstance(found, Died) else found)
             missing, new = count - len(self._found), len(self._found) - before
             if missing <= 0 or len(self.failures) >= enough:
                 break
@@ -196,20 +193,23 @@ class Trial:
                 each = min(4096, 2 * each * max(1, missing // max(1, new)))
             share *= max(2, missing / max(1, new))
 
-    def _try(self, case: Case, moment: Moment) -> None:
-        if case.digest in self._found:
-            self._note(case, self._found[case.digest], moment)
-        elif case.digest in self._waiting:
-            self._waiting[case.digest].add(moment)
-        else:
-            self._waiting[case.digest] = {moment}
-            for done in self._workers.add(case):
-                self._take(*done)
+    def _new(self, cases: Iterator[tuple[Case, Moment]], count: int, enough: int) -> Iterator[Case]:
+        """Give those of some cases that haven't been tried, until there are *count*, or *enough* have failed."""
+        for case, moment in cases:
+            if len(self._found) + len(self._waiting) >= count or len(self.failures) >= enough:
+                return
+            if case.digest in self._found:
+                self._note(case, self._found[case.digest], moment)
+            elif case.digest in self._waiting:
+                self._waiting[case.digest].add(moment)
+            else:
+                self._waiting[case.digest] = {moment}
+                yield case
 
-    def _work(self, case: Case) -> Found:
+    def _look(self, case: Case) -> Found:
         with open(os.devnull, "wb") as nowhere:  # LMDB's last words: how it ended is known without them
             os.dup2(nowhere.fileno(), 2)
-        place = Path(tempfile.mkdtemp(dir=self._scratch))
+        place = Path(tempfile.mkdtemp(dir=self._place))
         try:
             case.state.build(place)
             return find(place, case.killed, case.digest[-1] % FURTHER == 0)
@@ -231,12 +231,10 @@ class Trial:
         if len(self.failures) >= KEPT:
             self.failures.append(f"{wrong} (not kept)")
             return
-        kept = self._suite.new_case(self._workload.plan)
+        facts = {"wrong": wrong, "killed": case.killed, "moment": attrs.asdict(moment), **account.to_json()}
+        kept = self._suite.keep(self._workload.plan, facts, {"log": self._workload.recorder.log})
         (kept / "state").mkdir()
         case.state.build(kept / "state")
-        told = {"wrong": wrong, "killed": case.killed, "moment": attrs.asdict(moment), **account.told()}
-        (kept / "case.json").write_text(json.dumps(told, indent=2))
-        shutil.copyfile(self._workload.recorder.log, kept / "log")
         self.failures.append(self._suite.failure(wrong, kept))
 
 
@@ -250,59 +248,41 @@ class PowerLossStates(Suite):
     long = 3_000_000
 
     def run(self, plan: Plan) -> Outcome:
-        failures: list[str] = []
-        tried = moments = 0
+        total = Outcome(0)
         rounds = max(SEEDS if plan.count >= FEW else 1, -(-plan.count // (LARGEST * len(PROGRAMS))))
         for number in range(rounds):
-            for programs in PROGRAMS:
-                left = rounds * len(PROGRAMS) - number * len(PROGRAMS) - PROGRAMS.index(programs)
-                trial = self._trial(
-                    plan.part(
-                        f"{number}-{programs}", seed=plan.seed + number, count=-(-(plan.count - tried) // left)
-                    ),
-                    programs,
-                )
-                tried += trial.tried
-                moments += trial.moments
-                failures += trial.failures
-        return Outcome(tried, failures, {"seeds": rounds, "programs at a time": "1 to 4", "moments": moments})
+            for n, programs in enumerate(PROGRAMS, number * len(PROGRAMS)):
+                count = -(-(plan.count - total.tried) // (rounds * len(PROGRAMS) - n))
+                total += self._trial(plan.part(str(n), seed=plan.seed + number, count=count), programs)
+        return total + Outcome(0, [], {"seeds": rounds, "programs at a time": "1 to 4"})
 
     def _trial(
         self, plan: Plan, programs: int, broken: str = "", unit: int = SECTOR, enough: int = 1 << 30
-    ) -> Trial:
+    ) -> Outcome:
         workload = Workload(plan, programs, broken)
-        with scratch(plan) as place:
+        with in_memory(plan.work) as place:
             trial = Trial(self, workload, Path(place))
             trial.run(plan.count, unit, enough)
         shutil.rmtree(plan.work)
-        return trial
+        return Outcome(trial.tried, trial.failures, {"moments": trial.moments})
 
     def control(self, plan: Plan) -> Outcome:
-        """Break each of BREAKAGES, and tear sectors: failures only if each was found to be broken."""
-        failures: list[str] = []
-        tried = 0
-        notes: dict[str, int | str] = {}
-        for number, broken in enumerate((*BREAKAGES, "")):
-            trial = self._trial(
-                plan.part(str(number), count=CONTROL), 1, broken, SECTOR if broken else TORN, ENOUGH
-            )
-            tried += trial.tried
-            failures += trial.failures
-            notes[broken or f"torn at {TORN} bytes"] = f"{len(trial.failures)} of {trial.tried}"
-            if not trial.failures:
-                return Outcome(tried, [], notes)
-        return Outcome(tried, failures, notes)
+        """Break each of BREAKAGES, and tear sectors."""
+        controls = {name: (name, SECTOR) for name in BREAKAGES} | {f"torn at {TORN} bytes": ("", TORN)}
+        return each_fails(
+            {
+                name: self._trial(plan.part(str(n), count=CONTROL), 1, broken, unit, ENOUGH)
+                for n, (name, (broken, unit)) in enumerate(controls.items())
+            }
+        )
 
     def replay(self, plan: Plan, case: Path) -> Outcome:
-        try:
-            told = json.loads((case / "case.json").read_text())
-        except FileNotFoundError as error:
-            raise CannotRun(f"{error.filename} is missing: {case} holds no failure of this suite") from error
-        account = Account.from_told(told)
-        moment = Moment.from_told(told["moment"])
+        facts = self.facts(case)
+        account = Account.from_json(facts)
+        moment = Moment.from_json(facts["moment"])
         shutil.copytree(case / "state", plan.work / "state")
         try:
-            found = one(find, plan.work / "state", told["killed"])
+            found = in_process(find, plan.work / "state", facts["killed"])
         except Died as died:
             found = Found(problem=str(died))
         wrong = account.wrong(found, moment)

@@ -1,4 +1,4 @@
-"""What a session may hold at a moment, told from what its programs tried and what had returned."""
+"""What a session may hold at a moment, which follows from what its programs tried and what had returned."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from typing import Any
 
 import attrs
 
+from generator import script
 from judge import Found
-from script import Holds, steps
+from steps import Contents
 
 
 @attrs.frozen
@@ -28,13 +29,13 @@ class Moment:
     given: int = 0
 
     @classmethod
-    def from_told(cls, told: dict[str, Any]) -> Moment:
-        """Return the moment that `attrs.asdict` has told of."""
-        return cls(**{**told, "done": tuple(told["done"]), "tried": tuple(told["tried"])})
+    def from_json(cls, facts: dict[str, Any]) -> Moment:
+        """Return the moment that `attrs.asdict` and JSON have written."""
+        return cls(**{**facts, "done": tuple(facts["done"]), "tried": tuple(facts["tried"])})
 
 
 class Account:
-    """Keeps what the programs of a workload tell, and judges what was found.
+    """Keeps what the programs of a workload report, and judges what was found.
 
     Args:
         seed: of the script.
@@ -44,53 +45,48 @@ class Account:
 
     def __init__(self, seed: int, programs: int, count: int) -> None:
         self.seed, self.programs, self.count = seed, programs, count
-        self._steps = [list(steps(seed, program, programs, count)) for program in range(programs)]
+        self._steps = [script(seed, program, programs, count) for program in range(programs)]
         self._done, self._tried = [-1] * programs, [-1] * programs
         self._destroy = ""
         self._given: list[int] = []
 
     def take_down(self, words: Sequence[Any]) -> None:
-        """Take down what a program told."""
+        """Take down what a program reports."""
         what, whose, *rest = words
         if whose == "destroy":
             self._destroy = what
         elif what == "ids":
             self._given += [int(id_.rpartition(".")[2]) for id_ in rest[0].values()]
         else:
-            (self._done if what == "done" else self._tried)[whose] = rest[0]
+            (self._done if what == "done" else self._tried)[int(whose)] = rest[0]
 
     def moment(self) -> Moment:
         """Return what has been taken down until now."""
         return Moment(tuple(self._done), tuple(self._tried), self._destroy, len(self._given))
 
-    def told(self) -> dict[str, Any]:
-        """Return what `from_told` needs."""
+    def to_json(self) -> dict[str, Any]:
+        """Return what JSON can write, and `from_json` needs."""
         return {"seed": self.seed, "programs": self.programs, "steps": self.count, "given": self._given}
 
     @classmethod
-    def from_told(cls, told: dict[str, Any]) -> Account:
-        """Return an account that judges as the one that has told this."""
-        account = cls(told["seed"], told["programs"], told["steps"])
-        account._given = list(told["given"])
+    def from_json(cls, facts: dict[str, Any]) -> Account:
+        """Return an account that judges as the one whose `to_json` gave this."""
+        account = cls(facts["seed"], facts["programs"], facts["steps"])
+        account._given = list(facts["given"])
         return account
-
-    @property
-    def complete(self) -> bool:
-        """Whether all programs have done all steps."""
-        return all(done == len(steps_) - 1 for done, steps_ in zip(self._done, self._steps, strict=True))
 
     def wrong(self, found: Found, moment: Moment) -> str:
         """Return what is wrong with what was found, if that was the moment; '' if nothing is."""
         if found.problem:
             return found.problem
-        if found.holds is None:
+        if found.contents is None:
             return "" if moment.destroy or not self._is_made(moment) else "LOST: there is no session"
         if moment.destroy == "done":
             return "the session is there again, which was destroyed"
         if found.new and found.new in self._given[: moment.given]:
             return f"the ID of N {found.new} was given out a second time"
         for program in range(self.programs):
-            wrong = self._wrong(program, found.holds.get(program, Holds()), moment)
+            wrong = self._wrong(program, found.contents.get(str(program), Contents()), moment)
             if wrong:
                 return wrong
         return ""
@@ -103,33 +99,19 @@ class Account:
         if min(moment.done) >= 0:
             return True
         return any(
-            step.after != step.before
+            step.changes
             for done, steps_ in zip(moment.done, self._steps, strict=True)
-            for step in steps_[: done + 1]
+            for step, _ in steps_[: done + 1]
         )
 
-    def _wrong(self, program: int, held: Holds, moment: Moment) -> str:
+    def _wrong(self, program: int, found: Contents, moment: Moment) -> str:
         done, tried = moment.done[program], moment.tried[program]
-        allowed = [step.after for step in self._steps[program][max(done, 0) : tried + 1]] or [Holds()]
-        if held in allowed:
+        states = [after for _, after in self._steps[program]]
+        allowed = states[max(done, 0) : tried + 1] or [Contents()]
+        if found in allowed:
             return ""
-        earlier = [number for number, step in enumerate(self._steps[program]) if step.after == held]
+        earlier = [number for number, after in enumerate(states) if after == found]
         if earlier:
             return f"LOST: program {program} is as after its step {earlier[-1]}, step {done} had returned"
-        kind = f"step {tried} ({self._steps[program][tried].kind})" if tried >= 0 else "nothing"
-        return f"HALF: program {program} tried {kind}; {_difference(allowed[-1], held)}"
-
-
-def _difference(expected: Holds, held: Holds) -> str:
-    """Return in which way *held* is something else than what was *expected*."""
-    differ = []
-    for where in ("members", "stored"):
-        ours, theirs = getattr(expected, where), getattr(held, where)
-        missing = [name for name in ours if name not in theirs]
-        strange = [name for name in theirs if name not in ours]
-        other = {name: (ours[name], theirs[name]) for name in ours if theirs.get(name, ours[name]) != ours[name]}
-        told = {"lacks": missing, "has": strange, "differs in": other}
-        differ += [f"{where} {verb} {what}" for verb, what in told.items() if what]
-    if expected.finished != held.finished:
-        differ.append(f"the end is {held.finished} instead of {expected.finished}")
-    return "; ".join(differ) or "its tasks are in another order"
+        kind = f"step {tried} ({self._steps[program][tried][0].kind})" if tried >= 0 else "nothing"
+        return f"HALF: program {program} tried {kind}; {found.difference(allowed[-1])}"

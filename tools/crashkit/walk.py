@@ -1,430 +1,278 @@
 """A random walk over sessions that share a directory, a store, or neither process, against the plain model.
 
 Four sessions work on one store: `a1`, `a2` and `far` on one directory, `b` on another; `far` is in another process,
-which may be killed.
+which may be killed.  Each may have a batch, which the others don't see, and changed tasks that it has not saved.
 """
 
 from __future__ import annotations
 
-import random
 import shutil
-import sys
-import tempfile
 from collections.abc import Iterable
-from functools import partial
+from itertools import count
 from pathlib import Path
-from typing import Any, ClassVar
+from random import Random
 
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+import attrs
 
-from findings import findings
-from handles import Elsewhere, Handle
-from plain_model import Change, Committed, Record, View
+from generator import ONE_TASK, Choice
+from handles import Elsewhere, Handle, Picture
+from judge import findings
+from steps import Change, Contents, Step, View
 
-HANDLES = {"a1": "a", "a2": "a", "b": "b", "far": "a"}
+SESSIONS = {"a1": "a", "a2": "a", "b": "b", "far": "a"}
 """The sessions, and the directory of each."""
 
-STATES = ["NEW", "RUNNING", "TERMINATED", "x" * 450]
+LENGTH = 30
+"""Steps of a walk."""
+
+SIZES = (0, 1, 2, 4)
+FLUSHING = ("add", "add_many", "add_group", "adopt", "add_again", "remove", "remove_many", "forget", "save_all")
+AT_ONCE = ("change", "save", "flush", "batch", "transaction", "rollback")
+OTHERS = ("reopen", "kill", "hold", "conflict", "refused", "removed")
+"""Kinds of steps: those that say whether to flush, those that do or don't, and what only a walk does."""
+
+KINDS = FLUSHING + AT_ONCE + OTHERS
+
+MANY = ("remove_many", "batch", "transaction", "rollback")
 
 
-class Walk(RuleBasedStateMachine):
-    """The walk.
+class Walk:
+    """A walk.
+
+    Args:
+        directory: where it is to be; it is deleted unless the walk fails.
+        seed: each step follows from it and the step's number, and from what there is then.
 
     Attributes:
-        below: where its directory is made.
-        image: where that is kept if it fails.
+        log: what was done.
     """
 
-    below: ClassVar[Path]
-    image: ClassVar[Path]
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.directory = Path(tempfile.mkdtemp(dir=self.below))
-        self.url = self.new_url()
-        self.committed = Committed()
-        self.views: dict[str, View] = {}
-        self.handles: dict[str, Any] = {}
-        self.held: dict[str, set[str]] = {}
-        self.used: dict[str, int] = {}  # all IDs, numbered in the order in which they were given out
-        for name in HANDLES:
-            self._open(name)
-        for name in ("a1", "b"):  # something to work on
-            for _ in range(3):
-                self._add(name, True, "NEW", "first")
-        self._add_collection("a2", True, "NEW", ["NEW", "RUNNING"], None)
-        self._add_stored("b", True, False, self.committed.index["a"][0])
+    def __init__(self, directory: Path, seed: str) -> None:
+        self.directory, self.seed = directory, seed
+        self.log: list[str] = []
+        self._url = self.new_url()
+        self._names = (f"walk/{number}" for number in count())
+        self._committed = {"a": Contents(), "b": Contents()}
+        self._stale: set[str] = set()  # the directories whose mirror waits for its session
+        self._views: dict[str, View] = {}
+        self._handles: dict[str, Handle | Elsewhere] = {}
+        self._ids: dict[str, str] = {}  # of all tasks that there have been, by name
 
     def new_url(self) -> str:
         """Return the URL of a store that isn't there yet."""
         return f"lmdb://{self.directory}/store"
 
-    def _open(self, name: str) -> None:
-        directory = HANDLES[name]
-        kind = Elsewhere if name == "far" else Handle
-        self.handles[name] = kind(self.directory / directory, self.url)
-        self.views[name] = View()
-        self.held[name] = set()
-        self.committed.stale.discard(directory)
-
-    def _close(self, name: str, abruptly: bool = False) -> None:
-        self.handles[name].close(abruptly)
-        self._flushed(name)
-        if name == "far":
-            self.handles[name].let_end()
-
-    def teardown(self) -> None:
+    def run(self, numbers: Iterable[int] = range(LENGTH)) -> None:
+        """Do the steps of these numbers.  Raise AssertionError, or whatever it was, if one failed."""
+        self.directory.mkdir()
         try:
-            if sys.exc_info()[0] is not None:
-                shutil.copytree(self.directory, self.image, dirs_exist_ok=True)
-                return
-            for name in HANDLES:
-                self._close(name)
-            for name, directory in {"a1": "a", "b": "b"}.items():
-                self._open(name)
-                self.handles[name].close()
-                assert findings(self.directory / directory) == []
-        finally:
+            self._begin()
+            chance = Random(f"{self.seed}/kinds")
+            kinds = chance.sample(KINDS, chance.randint(4, len(KINDS)))  # some bugs need many of the same
+            for number in numbers:
+                self._step(kinds, Random(f"{self.seed}/{number}"))
+                self._all_agree()
             self._end()
-
-    def _end(self) -> None:
-        """Let go of everything, in whatever state it is."""
-        far = self.handles.get("far")
-        if far is not None:
-            far.make_sure_of_the_end()
-        for name, handle in self.handles.items():
-            if name != "far":
+        finally:
+            for handle in self._handles.values():
                 handle.discard()
         shutil.rmtree(self.directory)
 
+    def _begin(self) -> None:
+        """Open all sessions, and add something to work on."""
+        for session in SESSIONS:
+            self._open(session)
+        chance = Random(f"{self.seed}/begin")
+        for session, kind in {"a1": "add_many", "b": "add_many", "a2": "add_group"}.items():
+            self._do(session, Step(kind, tuple(self._choice(session, (3,)).draw(kind, chance))))
+        self._do("b", Step("adopt", (Change("adopt", self._committed["a"].members[0]),)))
+
+    def _open(self, session: str) -> None:
+        directory = SESSIONS[session]
+        self._views[session] = View()
+        self._handles[session] = (Elsewhere if session == "far" else Handle)(self.directory / directory, self._url)
+        self._stale.discard(directory)
+
+    def _close(self, session: str, abruptly: bool = False) -> None:
+        self._handles[session].end(abruptly)
+        self._flushed(session)
+
+    def _end(self) -> None:
+        """Close all sessions, and have both directories checked."""
+        for session in SESSIONS:
+            self._close(session)
+        for session in ("a1", "b"):
+            self._open(session)
+            self._close(session)
+            assert findings(self.directory / SESSIONS[session]) == []
+
     # -- the model's own work
 
-    def _seen(self, name: str) -> Committed:
-        """Return what a session sees: the committed state with its batch."""
-        return self.committed.after(self.views[name].changes)
+    def _seen(self, session: str) -> Contents:
+        """Return what a session sees: what is committed with its batch."""
+        return self._committed[SESSIONS[session]].after(self._views[session].changes)
 
-    def _change(self, name: str, ids: set[str], *changes: Change) -> None:
-        """Put changes into a session's batch."""
-        view = self.views[name]
-        view.changes += changes
-        view.touched |= ids
+    def _flushed(self, session: str) -> None:
+        """Note that a session's batch is on disk."""
+        view, directory = self._views[session], SESSIONS[session]
+        for other, contents in self._committed.items():
+            self._committed[other] = contents.after(view.changes, elsewhere=other != directory)
+            if other != directory and self._committed[other].members != contents.members:
+                self._stale.add(other)
+        self._views[session] = View(unsaved=view.unsaved)
 
-    def _flushed(self, name: str, flush: bool = True) -> None:
-        """A session's batch is on disk now."""
-        view = self.views[name]
-        if not flush or not view.changes:
-            return
-        self.committed = self._seen(name)
-        self.views[name] = View(dirty=view.dirty)
-
-    def _free(self, name: str, *ids: str) -> bool:
-        """Return whether no other session has unwritten changes to any of these IDs: else there are conflicts."""
+    def _free(self, session: str, *names: str) -> bool:
+        """Return whether no other session has unwritten changes to any of these: else there are conflicts."""
         return not any(
-            set(ids) & (view.touched | view.dirty.keys()) for other, view in self.views.items() if other != name
+            not view.touched.isdisjoint(names) or not view.unsaved.keys().isdisjoint(names)
+            for other, view in self._views.items()
+            if other != session
         )
 
-    def _store(self, name: str, id_: str, state: str, text: str, children: tuple[str, ...] = ()) -> None:
-        record = Record(state, text, children)
-        self._change(name, {id_}, partial(Committed.put, id_=id_, record=record))
+    def _choice(self, session: str, sizes: tuple[int, ...], many: bool = False) -> Choice:
+        """Return what a step may concern; one of *many* tasks may remove no collections."""
+        seen = self._seen(session)
+        held = [(name, {*(r.parts or ())}) for each in SESSIONS for name, r in self._seen(each).records.items()]
 
-    def _join(self, name: str, id_: str) -> None:
-        directory = HANDLES[name]
-        self._change(name, {id_}, partial(Committed.join, directory=directory, id_=id_))
-        self.views[name].joins = True
+        def removable(name: str) -> bool:
+            if many and seen.records[name].parts is not None:
+                return False
+            names = {name, *(seen.records[name].parts or ())}
+            return not any(holder != name and names & parts for holder, parts in held) and self._free(
+                session, *names
+            )
 
-    def _saved(self, name: str, id_: str) -> None:
-        """A session has saved a task, and the unsaved ones in it."""
-        records = self._seen(name).records
-        for each in (id_, *records[id_].children):
-            if each in self.views[name].dirty:
-                state, text = self.views[name].dirty.pop(each)
-                self._store(name, each, state, text, records[each].children)
+        free = {name: r for name, r in seen.records.items() if self._free(session, name, *(r.parts or ()))}
+        members = [name for name in seen.members if self._free(session, name)]
+        plain = [name for name, record in free.items() if record.parts is None]
+        return Choice(self._names, sizes, free, members, [*filter(removable, seen.members)], [*free], plain)
 
-    def _saved_all(self, name: str) -> None:
-        for id_ in list(self.views[name].dirty):
-            if id_ in self.views[name].dirty:
-                self._saved(name, id_)
+    # -- steps
 
-    def _pick(self, which: int, ids: Iterable[str]) -> str | None:
-        # What is drawn must not depend on what was found: where a kill falls is no function of the steps.
-        ids = self._by_age(ids)
-        return ids[which % len(ids)] if ids else None
-
-    def _some(self, which: int, count: int, ids: Iterable[str]) -> list[str]:
-        ids = self._by_age(ids)
-        return random.Random(which).sample(ids, min(count, len(ids)))
-
-    def _by_age(self, ids: Iterable[str]) -> list[str]:
-        """Sort IDs by when they were given out: which number each has depends on more than the steps."""
-        return sorted(ids, key=self.used.__getitem__)
-
-    def _gone(self, id_: str) -> None:
-        for name, view in self.views.items():
-            view.dirty.pop(id_, None)
-            if id_ in self.held[name]:
-                self.held[name].remove(id_)
-                self.handles[name].let_go({id_})
-
-    # -- rules
-
-    name = st.sampled_from(sorted(HANDLES))
-    flush = st.booleans()
-    state = st.sampled_from(STATES)
-    which = st.integers(0, 999)
-    text = st.text("aZ \n\0\x1bä\U0001f600", max_size=3)
-
-    @rule(name=name, flush=flush, state=state, text=text)
-    def add(self, name: str, flush: bool, state: str, text: str) -> None:
-        self._add(name, flush, state, text)
-
-    def _add(self, name: str, flush: bool, state: str, text: str) -> None:
-        id_ = self.handles[name].add(state, text, flush)
-        self._new(id_)
-        self._store(name, id_, state, text)
-        self._join(name, id_)
-        self._flushed(name, flush)
-
-    def _new(self, *ids: str) -> None:
-        for id_ in ids:
-            assert id_ not in self.used, "an ID was given out twice"
-            self.used[id_] = len(self.used)
-
-    @rule(name=name, flush=flush, states=st.lists(state, max_size=6))
-    def add_many(self, name: str, flush: bool, states: list[str]) -> None:
-        ids = self.handles[name].add_many(states, "", flush)
-        self._new(*ids)
-        for id_, state in zip(ids, states, strict=True):
-            self._store(name, id_, state, "")
-            self._join(name, id_)
-        self._flushed(name, flush)
-
-    @rule(name=name, flush=flush, state=state, which=which, new=st.lists(state, max_size=3))
-    def add_collection(self, name: str, flush: bool, state: str, which: int, new: list[str]) -> None:
-        known = self._pick(which, self.views[name].dirty) or self._pick(which, self._seen(name).records)
-        self._add_collection(name, flush, state, new, known)
-
-    def _add_collection(self, name: str, flush: bool, state: str, new: list[str], known: str | None) -> None:
-        if known is not None and (not self._free(name, known) or known.startswith("Sweep")):
-            known = None
-        id_, ids = self.handles[name].add_collection(state, new, known, flush)
-        self._new(id_, *ids)
-        for child, s in zip(ids, new, strict=True):
-            self._store(name, child, s, "")
-        self._store(name, id_, state, "", (*ids, known) if known else tuple(ids))
-        self._saved(name, id_)
-        self._join(name, id_)
-        self._flushed(name, flush)
-
-    @rule(name=name, flush=flush, by_load=st.booleans(), which=which)
-    def add_stored(self, name: str, flush: bool, by_load: bool, which: int) -> None:
-        self._add_stored(name, flush, by_load, self._pick(which, self._seen(name).records))
-
-    def _add_stored(self, name: str, flush: bool, by_load: bool, id_: str | None) -> None:
-        seen = self._seen(name)
-        if id_ is None or not self._free(name, id_, *seen.records[id_].children):
+    def _step(self, kinds: list[str], chance: Random) -> None:
+        kind, session = chance.choice(kinds), chance.choice([*SESSIONS])
+        if kind in OTHERS:
+            getattr(self, f"_{kind}")(session, chance)
             return
-        self.handles[name].add_stored(id_, by_load, flush)
-        if id_ in self.views[name].dirty:
-            self._saved(name, id_)
-        if id_ not in seen.index[HANDLES[name]]:
-            self._join(name, id_)
-        self._flushed(name, flush)
+        choice = self._choice(session, SIZES, kind in MANY)
+        changes = choice.draw("transaction" if kind == "rollback" else kind, chance)
+        if changes or kind not in ONE_TASK:
+            self._do(session, Step(kind, tuple(changes), kind in AT_ONCE or chance.random() < 0.5))
 
-    @rule(name=name, flush=flush, which=which)
-    def remove(self, name: str, flush: bool, which: int) -> None:
-        seen = self._seen(name)
-        id_ = self._pick(which, seen.index[HANDLES[name]])
-        if id_ is None or not self._removable(name, id_, seen):
+    def _do(self, session: str, step: Step) -> None:
+        """Do a step to a session and to the model."""
+        self.log.append(f"{session}: {step}")
+        view, seen = self._views[session], self._seen(session)
+        before = attrs.evolve(view, changes=[*view.changes], touched={*view.touched}, unsaved={**view.unsaved})
+        new, inside = self._handles[session].step(step, self._ids)
+        assert step.kind == "rollback" or set(new.values()).isdisjoint(self._ids.values()), (
+            "an ID was given out twice"
+        )
+        view.apply(step, seen)
+        if inside is not None:
+            self._agrees(session, inside, self._ids | new)
+        if step.kind == "rollback":
+            before.unsaved |= {change.name: change.value for change in step.changes if change.verb == "change"}
+            self._views[session] = before
             return
-        self.handles[name].remove(id_, flush)
-        self._removed(name, id_, seen)
-        self._flushed(name, flush)
+        self._ids |= new
+        for name in seen.records.keys() - self._seen(session).records.keys():
+            for handle in self._handles.values():
+                handle.release(name)
+        if step.flush and step.kind != "change":
+            self._flushed(session)
 
-    def _removable(self, name: str, id_: str, seen: Committed) -> bool:
-        """Return whether nothing else refers to what `remove` would remove."""
-        ids = {id_, *seen.records[id_].children}
-        holders = {
-            holder
-            for other in HANDLES
-            for holder, record in self._seen(other).records.items()
-            if holder != id_ and ids & set(record.children)
-        }
-        return not holders and self._free(name, *ids)
+    def _reopen(self, session: str, chance: Random) -> None:
+        abruptly = chance.random() < 0.5
+        self.log.append(f"{session}: closed{' abruptly' if abruptly else ''} and opened")
+        self._close(session, abruptly)
+        self._open(session)
 
-    def _removed(self, name: str, id_: str, seen: Committed) -> None:
-        directory = HANDLES[name]
-        for each in {id_, *seen.records[id_].children} & seen.records.keys():
-            self._change(name, {each}, partial(Committed.delete, directory=directory, id_=each))
-            self._gone(each)
-
-    @rule(name=name, flush=flush, which=which, count=st.integers(0, 4))
-    def remove_many(self, name: str, flush: bool, which: int, count: int) -> None:
-        seen = self._seen(name)
-        ids = seen.index[HANDLES[name]]
-        plain = [i for i in ids if not i.startswith("Sweep") and self._removable(name, i, seen)]
-        some = self._some(which, count, plain)
-        self.handles[name].remove_many(some, flush)
-        for id_ in some:
-            self._removed(name, id_, seen)
-        self._flushed(name, flush)
-
-    @rule(name=name, flush=flush, which=which)
-    def forget(self, name: str, flush: bool, which: int) -> None:
-        directory = HANDLES[name]
-        id_ = self._pick(which, self._seen(name).index[directory])
-        if id_ is None or not self._free(name, id_):
-            return
-        self.handles[name].forget(id_, flush)
-        self._change(name, {id_}, partial(Committed.leave, directory=directory, id_=id_))
-        self._flushed(name, flush)
-
-    @rule(name=name, state=state, text=text, which=which, save=st.booleans())
-    def change(self, name: str, state: str, text: str, which: int, save: bool) -> None:
-        seen = self._seen(name)
-        id_ = self._pick(which, seen.records)
-        if id_ is None or not self._free(name, id_, *seen.records[id_].children):
-            return
-        self._assign(name, id_, state, text)
-        if save:
-            self.handles[name].save(id_)
-            self._saved(name, id_)
-            self._flushed(name)
-
-    def _assign(self, name: str, id_: str, state: str, text: str) -> None:
-        self.handles[name].assign(id_, state, text)
-        self.views[name].dirty[id_] = (state, text)
-
-    @rule(name=name, flush=flush)
-    def save_all(self, name: str, flush: bool) -> None:
-        self.handles[name].save_all(flush)
-        self._saved_all(name)
-        self._flushed(name, flush)
-
-    @rule(name=name)
-    def flush_batch(self, name: str) -> None:
-        self._flush(name)
-
-    def _flush(self, name: str) -> None:
-        self.handles[name].flush()
-        self._flushed(name)
-
-    @rule(name=name, abruptly=st.booleans())
-    def reopen(self, name: str, abruptly: bool) -> None:
-        self._close(name, abruptly)
-        self._open(name)
-
-    @rule(microseconds=st.integers(0, 2000), call=st.sampled_from(["", "flush", "save_all", "close"]))
-    def kill(self, microseconds: int, call: str) -> None:
+    def _kill(self, _: str, chance: Random) -> None:
         """End the other process between two calls: its batch is lost, and nothing else.
 
         Or in the middle of one: all that this was to write is there, or nothing.
         """
+        call, seconds = chance.choice(("", "flush", "save_all", "end")), chance.uniform(0, 0.002)
+        self.log.append(f"far: killed {seconds:.6f} s after the begin of {call}" if call else "far: killed")
+        far = self._handles["far"]
+        assert isinstance(far, Elsewhere)
         if not call:
-            self.handles["far"].kill()
+            far.kill()
             self._open("far")
             return
-        before = self.committed.after([])
-        before.stale.discard("a")  # opening mends it, as `_open` knows
-        self.handles["far"].kill_in(microseconds / 1e6, call, *([True] if call == "save_all" else []))
-        if call == "save_all":
-            self._saved_all("far")
-        self._flushed("far")
-        self._open("far")
-        after = self.committed
-        self.handles["far"].settle()
-        picture = self.handles["far"].picture([])
-        view = self.views["far"]
-        wrong = [view.wrong(picture, committed, "a") for committed in (after, before)]
-        assert "" in wrong, f"neither as after the call ({wrong[0]}) nor as before it ({wrong[1]})"
-        self.committed = after if not wrong[0] else before
-
-    @rule(name=name, which=which)
-    def hold(self, name: str, which: int) -> None:
-        """Keep an object alive, as a user would."""
-        id_ = self._pick(which, self._seen(name).records)
-        if id_ is not None:
-            self.handles[name].hold(id_)
-            self.held[name].add(id_)
-
-    @rule(name=name, text=text, which=which, fails=st.booleans())
-    def transaction(self, name: str, text: str, which: int, fails: bool) -> None:
-        handle, directory = self.handles[name], HANDLES[name]
-        seen = self._seen(name)
-        ids = [i for i in seen.index[directory] if self._free(name, i, *seen.records[i].children)]
-        chosen = self._some(which, 4, [i for i in ids if not i.startswith("Sweep")])
-        removed = [i for i in chosen[:1] if self._removable(name, i, seen)]
-        forgotten, changed = chosen[1:2], chosen[2:4]
-        before = self.views[name].copy()
-        handle.begin()
-        new = [handle.add("NEW", text, True), *handle.add_many(["NEW", "NEW"], text, True)]
-        for each in new:
-            self._store(name, each, "NEW", text)
-            self._join(name, each)
-        for each in removed:
-            handle.remove(each, True)
-            self._removed(name, each, seen)
-        for each in forgotten:
-            handle.forget(each, True)
-            self._change(name, {each}, partial(Committed.leave, directory=directory, id_=each))
-        for each in changed:
-            self._assign(name, each, "RUNNING", text)
-            handle.save(each)
-            self._saved(name, each)
-        self._agrees(name)
-        assert handle.end(fails) == [not fails]
-        if fails:
-            before.dirty |= dict.fromkeys(changed, ("RUNNING", text))
-            self.views[name] = before
+        before, stale = dict(self._committed), {*self._stale} - {"a"}  # opening mends it
+        if call == "end":
+            far.kill_in(seconds, call, False)
         else:
-            self._new(*new)
-            self._flushed(name)
+            far.kill_in(seconds, "step", Step(call), {})
+        if call == "save_all":
+            self._views["far"].apply(Step(call), self._seen("far"))
+        self._flushed("far")
+        after = self._committed
+        self._open("far")
+        self._handles["far"].settle()
+        picture, ids = self._handles["far"].picture(), self._ids
+        wrong = [picture.wrong(self._views["far"], committed["a"], ids) for committed in (after, before)]
+        assert "" in wrong, f"neither as after the call ({wrong[0]}) nor as before it ({wrong[1]})"
+        if wrong[0]:
+            self._committed, self._stale = before, stale
 
-    @rule(names=st.permutations(sorted(HANDLES)), state=state, which=which, force=st.booleans())
-    def conflict(self, names: list[str], state: str, which: int, force: bool) -> None:
-        winner, loser, *_ = names
-        for name in (winner, loser):
-            self._flush(name)
-        id_ = self._pick(which, self._seen(loser).records)
-        if id_ is None or not all(self._free(n, id_, *self.committed.records[id_].children) for n in names):
+    def _hold(self, session: str, chance: Random) -> None:
+        """Keep an object alive, as a user would."""
+        names = [*self._seen(session).records]
+        if names:
+            name = chance.choice(names)
+            self.log.append(f"{session}: {name} is held")
+            self._handles[session].hold(name, self._ids[name])
+
+    def _conflict(self, winner: str, chance: Random) -> None:
+        """Save a task that another session has saved meanwhile: that is refused, unless by force."""
+        loser = chance.choice([session for session in SESSIONS if session != winner])
+        for session in (winner, loser):
+            self._do(session, Step("flush"))
+        records = self._seen(loser).records
+        names = [n for n, r in records.items() if all(self._free(each, n, *(r.parts or ())) for each in SESSIONS)]
+        if not names:
             return
-        self._assign(loser, id_, "UNKNOWN", "lost")
-        self.views[loser].dirty.pop(id_)
-        self._assign(winner, id_, state, "won")
-        self.handles[winner].save(id_)
-        self._saved(winner, id_)
-        self._flushed(winner)
-        assert self.handles[loser].refused(id_) == (id_,)
-        if force:
-            self.handles[loser].save(id_, True)
-            self.views[loser].dirty[id_] = ("UNKNOWN", "lost")
-            self._saved(loser, id_)
+        name = chance.choice(names)
+        lost, won = (
+            records[name]._replace(state=state, steps=chance.randrange(1000)) for state in ("UNKNOWN", "NEW")
+        )
+        self._do(loser, Step("change", (Change("change", name, lost),)))
+        self._views[loser].unsaved.pop(name)
+        self._do(winner, Step("save", (Change("change", name, won),)))
+        handle, id_ = self._handles[loser], self._ids[name]
+        assert handle.refused(id_) == (id_,)
+        if chance.random() < 0.5:
+            self.log.append(f"{loser}: {name} is saved by force")
+            handle.save_by_force(id_)
+            self._views[loser].unsaved[name] = lost
+            self._views[loser].save(name, *(lost.parts or ()))
             self._flushed(loser)
         else:
-            assert self.handles[loser].refresh(id_) == (state, False)
+            self.log.append(f"{loser}: {name} is refreshed")
+            assert handle.refresh(id_) == (won, False)
 
-    @rule(name=name)
-    def refused_calls_change_nothing(self, name: str) -> None:
-        self.handles[name].refuses()
+    def _refused(self, session: str, _: Random) -> None:
+        """Do what must be refused, and change nothing."""
+        self._handles[session].refuses()
 
-    @rule()
-    def what_was_removed_raises(self) -> None:
-        for name, handle in self.handles.items():
-            records = self._seen(name).records
-            handle.lacks([id_ for id_ in self.used if id_ not in records][-3:])
+    def _removed(self, session: str, _: Random) -> None:
+        """Look for what was removed: it must not be there."""
+        records = self._seen(session).records
+        self._handles[session].lacks([id_ for name, id_ in self._ids.items() if name not in records][-3:])
 
     # -- agreement
 
-    @invariant()
-    def all_agree_with_the_model(self) -> None:
-        for name in HANDLES:
-            self._agrees(name)
-        for directory, ids in self.committed.index.items():
-            if directory not in self.committed.stale:
+    def _all_agree(self) -> None:
+        for session, handle in self._handles.items():
+            self._agrees(session, handle.picture(), self._ids)
+        for directory, contents in self._committed.items():
+            if directory not in self._stale:
                 lines = (self.directory / directory / "session_ids.txt").read_text().split("\n")
-                assert [line for line in lines if line.strip()] == ids, "the mirror"
+                assert [line for line in lines if line.strip()] == [self._ids[name] for name in contents.members]
 
-    def _agrees(self, name: str) -> None:
-        picture = self.handles[name].picture(STATES[1:3])
-        wrong = self.views[name].wrong(picture, self._seen(name), HANDLES[name])
-        assert not wrong, f"{name}: {wrong}"
+    def _agrees(self, session: str, picture: Picture, ids: dict[str, str]) -> None:
+        wrong = picture.wrong(self._views[session], self._seen(session), ids)
+        assert not wrong, f"{session}: {wrong}"

@@ -107,7 +107,7 @@ class Connections:
                 break
             except psycopg.Error as error:
                 failure = refused(error, self._address)
-                # It may have been starting when it refused, and up when it was asked why.
+                # The server may have been starting when it refused, and up when it was asked why.
                 if last or isinstance(failure.error, StoreUnreachable):
                     raise failure from None  # libpq's exception holds the password
         self._open.add(connection)

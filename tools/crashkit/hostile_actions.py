@@ -29,7 +29,7 @@ import gc3session
 from gc3session import Error, Persistable, Session, Task
 from gc3session.cli import program
 from gc3session.records.codec import layout_of
-from gc3session.store.store import _at_exit
+from gc3session.store.program_end import _finish
 from gc3session.tables.lmdb import registry
 
 SECONDS: Final = 90
@@ -307,7 +307,7 @@ def do(action: Action, place: Place, rng: Random) -> int:
             status = action(place, rng)
         except Error:
             status = 1
-        _at_exit()
+        _finish()
         sys.stdout.flush()
         sys.stderr.flush()
     except BaseException:  # noqa: BLE001  the parent learns of it

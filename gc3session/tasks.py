@@ -202,6 +202,11 @@ def check_class(cls: type[Persistable]) -> None:
             f"a persistable class can't be named {cls.__name__!r}: the IDs of its objects"
             " (ClassName.N) need an identifier"
         )
+    if "__dataclass_fields__" in cls.__dict__:
+        raise InvalidArgument(
+            f"{cls.__qualname__} is made by dataclasses, which would leave the fields of its base class unset:"
+            " decorate it with @attrs.define"
+        )
     for name in field_names(cls):
         if name in _RESERVED:
             raise InvalidArgument(

@@ -123,6 +123,11 @@ class Encoder:
             buf_size=size,
         )
 
+    def quick_pack(self, value: Any) -> bytes:
+        """Return the bytes of *value*; raise one of UNPACKABLE, which explains nothing, if it can't be packed."""
+        self._depth = 0
+        return self._packers[0].pack(value)  # type: ignore[no-any-return]
+
     def pack(self, value: Any, parts: Callable[[], Iterable[tuple[str, Any]]]) -> bytes:
         """Return the bytes of *value*.
 

@@ -99,7 +99,7 @@ class Changes:
         """Return the checksum of what an object packs to: that of its record, if the record has the class's fields."""
         value = [schema, revision, layout.values(obj)]
         try:
-            packed = self.encoder.packer.pack(value)
+            packed = self.encoder.quick_pack(value)
         except UnicodeEncodeError:  # a lone surrogate
             packed = self.encoder.pack(value, lambda: ())
         return crc32(packed, number & 0xFFFFFFFF)

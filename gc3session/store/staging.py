@@ -214,7 +214,7 @@ class StoreStaging(StoreReading):
             self.batch.restamp(obj, stamp._replace(revision=revision, state=state, schema=schema))
             obj = original
         elif type(stamp) is Origin:
-            self.loader.note(number, obj)
+            self.batch.set_item(self.loader.live, number, ref(obj))
         self.batch.restamp(obj, Stamp(self, number, revision, state, schema, 0, leftover))
         layout = layout_of(type(obj))
         if schema.fields == layout.fields:
@@ -230,9 +230,10 @@ class StoreStaging(StoreReading):
         """
         original = self.loader.living(origin.number)
         if original is None:
-            return None
-        stamp = get_stamp(original)
-        if not force and (stamp.revision != origin.revision or original.changed):
+            is_changed = origin.number in self.changes.records
+        else:
+            is_changed = get_stamp(original).revision != origin.revision or original.changed
+        if is_changed and not force:
             raise ConflictError(
                 f"{copy.persistent_id} was changed here since this copy of it was made; nothing was written."
                 " refresh() gives up the change here, save(force=True) the copy's",
@@ -339,8 +340,10 @@ class StoreStaging(StoreReading):
             if self.batch.is_new(n):
                 self.batch.unstage(n)
             else:
+                # Of what was loaded here, the revision that was is to be removed, and no newer one.
                 obj = self.loader.living(n)
-                self.batch.stage(n, REMOVED, "", (0 if obj is None else get_stamp(obj).revision, ""))
+                base = self.batch.bases.get(n) or (0 if obj is None else get_stamp(obj).revision, "")
+                self.batch.stage(n, REMOVED, "", base)
             for index in self.indexes:
                 order = index.order_of(reader, n)
                 if order is not None:
@@ -348,6 +351,7 @@ class StoreStaging(StoreReading):
             obj = self.loader.living(n)
             if obj is not None:
                 self._detach(obj)
+            self.batch.set_item(self.changes.records, n, None)
 
     def _with_parts(self, reader: Reader, number: int) -> list[int]:
         """Return N and the Ns of the records in its `tasks`, of all depths."""
@@ -379,7 +383,7 @@ class StoreStaging(StoreReading):
 
     def note_changed(self, obj: Persistable) -> None:
         """Keep a saved object alive while it has unsaved changes."""
-        if not self.read_only:
+        if not (self.read_only or self._closed):
             self.changes.note(obj, get_stamp(obj).number)
             if len(self.changes.objects) > HELD and self.lock.acquire(blocking=False):
                 try:
@@ -421,7 +425,7 @@ class StoreStaging(StoreReading):
         with no_collection():
             self.look_at_all()
             for number in choose(sorted({*changes.objects, *changes.records})):
-                obj = changes.objects.get(number) or self.loader.living(number)
+                obj = self.loader.living(number)
                 kept = changes.records.get(number)
                 if obj is not None:
                     self.stage(obj)

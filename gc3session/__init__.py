@@ -37,11 +37,8 @@ from .errors import (
     WriteError,
 )
 from .format.schema import Schema
-from .query.conditions import Condition
-from .query.selection import Selected
 from .records.values import Opaque
 from .session.session import Session, TemporarySession
-from .store.record_view import StoredReference, StoredTask, UnreadableTask
 from .store.store import Store, make_store
 from .tables.interface import Compacted, Figure
 from .tables.lmdb.tables import LmdbTables as _LmdbTables  # noqa: F401
@@ -62,10 +59,13 @@ from .workflow import Workflow, WorkflowTask
 
 if TYPE_CHECKING:
     from .format.validation import Finding
+    from .query.conditions import Condition
     from .query.event_log import LogEntry
     from .query.progress import FailedTask, Progress
+    from .query.selection import Selected
     from .session.information import EventFigures, Information, SchemaFigures
     from .snapshots.backup import BackedUp
+    from .store.record_view import StoredReference, StoredTask, UnreadableTask
     from .transfer.diff import Difference, diff
     from .transfer.dump import Dumped, dump_session
     from .transfer.load import Loaded, load_dump
@@ -78,10 +78,13 @@ else:
     # What most programs don't use is imported when it is asked for: `import gc3session` is a third faster so.
     _LATER = {
         "format.validation": ("Finding",),
+        "query.conditions": ("Condition",),
         "query.event_log": ("LogEntry",),
         "query.progress": ("FailedTask", "Progress"),
+        "query.selection": ("Selected",),
         "session.information": ("EventFigures", "Information", "SchemaFigures"),
         "snapshots.backup": ("BackedUp",),
+        "store.record_view": ("StoredReference", "StoredTask", "UnreadableTask"),
         "transfer.diff": ("Difference", "diff"),
         "transfer.dump": ("Dumped", "dump_session"),
         "transfer.load": ("Loaded", "load_dump"),

@@ -183,11 +183,11 @@ class Selected(Iterator[T_co]):
         filters (Filters): what was asked for.
     """
 
-    def __init__(self, index: Index, filters: Filters, first_page: int = _FIRST_PAGE) -> None:
+    def __init__(self, index: Index, filters: Filters, first_page: int | None = None) -> None:
         self.filters = filters
         self._index = index
         self._store = index.store
-        self._first_page = first_page
+        self._first_page = first_page or _FIRST_PAGE
         self._tasks = StoredTasks(index.store)
         self._pages = self._paged(self._with_records)
         self._fits = filters.fit_fields if filters.need_fields else None

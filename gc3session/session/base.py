@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, overload
 
 from ..errors import ClosedError, InvalidArgument, LoadError, NotFound, NotInSession, UnsavedWarning
 from ..index.index import CHUNK, Index
-from ..query.selection import Kinds, Names, Selected, Time, Where, filters
 from ..records.ids import IDs, all_ids, parse_id
 from ..store.staging import REMOVED_AT_ONCE
 from ..store.store import Store
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
     from ..directory import SessionDirectory
     from ..query.event_log import LogEntry
     from ..query.progress import Progress
+    from ..query.selection import Kinds, Names, Selected, Time, Where
 
 K = TypeVar("K", bound=Persistable)
 D = TypeVar("D")
@@ -269,13 +269,17 @@ class SessionBase(Generic[T]):
 
         A task whose record can't be read raises LoadError, and the iterator goes on after it.
         """
+        return self._selected(CHUNK)
+
+    def _selected(self, first_page: int | None, *asked: Any) -> Selected:
+        from ..query.selection import Selected, filters  # which takes a tenth of what importing the library takes
+
         self._ensure_open()
-        return Selected(self._index, filters(), CHUNK)
+        return Selected(self._index, filters(*asked), first_page)
 
     def ids(self) -> Iterator[str]:
         """Give the IDs of the session's tasks in the order of adding; no record is read."""
-        self._ensure_open()
-        return Selected(self._index, filters(), CHUNK).ids()
+        return self._selected(CHUNK).ids()
 
     def list_ids(self) -> set[str]:
         """Return the set of the IDs of the session's tasks."""
@@ -390,8 +394,7 @@ class SessionBase(Generic[T]):
         read raises LoadError, and the iterator goes on after it.  Raise InvalidArgument for an
         argument that can't be understood.
         """
-        self._ensure_open()
-        return Selected(self._index, filters(state, name, id, kind, where, since, before, fields))
+        return self._selected(None, state, name, id, kind, where, since, before, fields)
 
     def log(
         self,
@@ -430,6 +433,8 @@ class SessionBase(Generic[T]):
         from ..query.event_log import log  # what few programs use
 
         self._ensure_open()
+        from ..query.selection import filters
+
         wanted = filters(state, name, since=since, before=before)
         return log(self._index, wanted, last, interval if follow else None, self._is_there)
 

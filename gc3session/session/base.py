@@ -20,13 +20,13 @@ from ..system.gc_pause import no_collection
 from ..system.signals import signal_safe
 from ..tables.interface import Compacted, OnProgress, Reader, no_progress
 from ..tasks import Persistable, T, TaskCollection, stamp_of
-from .editing import Edit
 
 if TYPE_CHECKING:
     from ..directory import SessionDirectory
     from ..query.event_log import LogEntry
     from ..query.progress import Progress
     from ..query.selection import Kinds, Names, Selected, Time, Where
+    from .editing import Edit
 
 K = TypeVar("K", bound=Persistable)
 D = TypeVar("D")
@@ -526,6 +526,9 @@ class SessionBase(Generic[T]):
         [{}, {'seen': True}, {'seen': True}]
         """
         self._ensure_open()
+        from ..query.selection import filters
+        from .editing import Edit
+
         return Edit(self, filters(state, name, id, kind, where, since, before, fields))
 
     def update(self, selection: Selected[Any], **fields: Any) -> int:
@@ -533,6 +536,8 @@ class SessionBase(Generic[T]):
 
         Raise InvalidArgument, at the first such task, for a field that a task hasn't got.
         """
+        from .editing import Edit
+
         count = 0
         with Edit[Any](self, selection.filters) as tasks:
             for task in tasks:

@@ -15,11 +15,11 @@ import hypothesis
 import hypothesis.configuration
 import psycopg
 import pytest
-from consistency import check
-from postgresql_server import Server, shared_server, working_directory
 from psycopg import sql
 
+from consistency import check
 from gc3session import Session
+from postgresql_server import Server, shared_server, working_directory
 
 SERVERS = "GC3SESSION_TEST_SERVERS"
 """Environment variable: the directory of the servers of this run, for all its processes."""

@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 
-import lmdb
 import msgpack
 import psycopg
 from psycopg import sql
 
+import lmdb
 from gc3session import LoadError, Session, check_session
 
 _LATE = 1 << 31

@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from children import run_python
 
 import gc3session
+from children import run_python
 
 PACKAGE = Path(gc3session.__file__).parent
 

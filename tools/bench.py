@@ -87,17 +87,12 @@ class Row:
 
 
 class Stores(ExitStack):
-    """Makes the stores that are measured, in a directory or on the server at *url*; deletes them in the end.
+    """Makes the stores that are measured, in a directory or on the server at *url*; deletes them in the end."""
 
-    Attributes:
-        chunk: how many tasks are recorded, built or iterated over in a turn.
-    """
-
-    def __init__(self, directory: str, url: str, chunk: int) -> None:
+    def __init__(self, directory: str, url: str) -> None:
         super().__init__()
         self.directory = directory
         self.url = url
-        self.chunk = chunk
         self._numbers = count(1)
         self._filled: dict[tuple[type[Target], int], Target] = {}
 
@@ -125,7 +120,7 @@ class Stores(ExitStack):
     def turns(self, target: type[Target] | Target, tasks: int) -> Iterator[tuple[int, int]]:
         """Give the first task and the number of tasks of each turn."""
         tasks = min(tasks, target.most)
-        return ((first, min(self.chunk, tasks - first)) for first in range(0, tasks, self.chunk))
+        return ((first, min(CHUNK, tasks - first)) for first in range(0, tasks, CHUNK))
 
 
 def timed(function: Callable[..., object], *args: Any) -> float:
@@ -323,7 +318,7 @@ def rows_on_postgresql(tasks: int) -> list[Row]:
     row = partial(Row, at_most=None, tasks=tasks, targets=[on_server, on_lmdb], baseline=on_lmdb)
     many = partial(record, many=True)
     return [
-        Row(f"record {tasks:,} tasks, `add_many`", 1.5, many, tasks, ON_POSTGRESQL, copy),
+        Row(f"record {tasks:,} tasks, `add_many`", 2.5, many, tasks, ON_POSTGRESQL, copy),
         row("one durable `add`", work=add, single=True),
         row(f"iterate {tasks:,} tasks as objects", work=iterate),
         row("load at random", work=load),
@@ -386,11 +381,9 @@ def main() -> None:
     targets: Sequence[type[Target]] = ON_POSTGRESQL if args.store else ON_LMDB
     rows = rows_on_postgresql(args.tasks) if args.store else rows_on_lmdb(args.tasks, args.memory_tasks)
     ratio_lines, amount_lines = [], []
-    # On a server, tasks are recorded in one turn: what is sent ahead must not be sent while others are measured.
-    chunk = BATCH if args.store else CHUNK
     with (
         tempfile.TemporaryDirectory(prefix="bench-", dir=".") as directory,
-        Stores(directory, args.store or "", chunk) as stores,
+        Stores(directory, args.store or "") as stores,
     ):
         for row in rows:
             if args.only not in row.title:

@@ -22,9 +22,9 @@ from struct import Struct
 from typing import Any, ClassVar, Final, Protocol
 
 import attrs
-import lmdb
 import msgpack
 
+import lmdb
 from gc3session import Session, Task
 
 BATCH: Final = 100_000  # tasks that are recorded, or changed, in one transaction

@@ -30,8 +30,9 @@ from typing import Any
 from urllib.parse import unquote
 from zlib import crc32
 
-import lmdb
 import msgpack
+
+import lmdb
 
 
 class Ext:

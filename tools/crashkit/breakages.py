@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import lmdb
-
 from gc3session import StoreFull
 from gc3session.index.mirror import Mirror
 from gc3session.store.store import Store

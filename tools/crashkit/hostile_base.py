@@ -10,8 +10,8 @@ from random import Random
 from typing import Any
 
 import attrs
-import lmdb
 
+import lmdb
 from gc3session import Session, Task, TaskCollection, dump_session
 
 FILES = ("created", "session_ids.txt", "store.url", "finished", "jobs/data.mdb", "jobs/lock.mdb")

@@ -13,9 +13,9 @@ from collections.abc import Iterator
 from random import Random
 from typing import Any
 
-import lmdb
 import msgpack
 
+import lmdb
 from hostile_base import Target
 from hostile_values import NUMBERS, TEXTS, hostile_body, hostile_value
 

@@ -1,0 +1,121 @@
+"""A mirror that is not as the index says is found and mended, whatever of it is wrong."""
+
+from __future__ import annotations
+
+import os
+import signal
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import gc3session.index.mirror
+from children import Died, in_child
+from consistency import check, read_mirror
+from gc3session import MirrorWarning, Session, Task, WriteError
+
+MakeSession = Callable[..., Session]
+
+
+def write_with_its_time(mirror: Path, contents: bytes) -> None:
+    """Change a mirror so that its time does not tell."""
+    time = mirror.stat().st_mtime_ns
+    mirror.write_bytes(contents)
+    os.utime(mirror, ns=(time, time))
+
+
+def test_mirror_of_another_size_is_mended_though_its_time_is_right(make_session: MakeSession) -> None:
+    with make_session() as session:
+        ids = [session.add(Task()) for _ in range(5)]
+    mirror = Path(session.path, "session_ids.txt")
+    write_with_its_time(mirror, mirror.read_bytes()[:-7])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", MirrorWarning)
+        session = make_session()
+    assert read_mirror(session.path) == ids
+
+
+def test_mirror_of_another_boot_is_mended_without_a_warning(
+    make_session: MakeSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # It is not flushed: after a power cut blocks may be lost, with size and time as they were.
+    with make_session() as session:
+        ids = [session.add(Task()) for _ in range(5)]
+    mirror = Path(session.path, "session_ids.txt")
+    write_with_its_time(mirror, bytes(mirror.stat().st_size))
+    monkeypatch.setattr(gc3session.index.mirror, "_boot_id", lambda: "another boot")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        session = make_session()
+    assert read_mirror(session.path) == ids
+    write_with_its_time(mirror, b"")
+    monkeypatch.setattr(gc3session.index.mirror, "_boot_id", lambda: "a third one")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ids.append(session.add(Task()))
+    assert read_mirror(session.path) == ids
+    monkeypatch.undo()
+    session.close()
+    assert check(session.path) == ids
+
+
+def test_edited_mirror_is_mended_by_a_flush_of_nothing(session: Session) -> None:
+    ids = [session.add(Task()) for _ in range(2)]
+    mirror = Path(session.path, "session_ids.txt")
+    mirror.write_text("Task.99\n")
+    with pytest.warns(MirrorWarning):
+        session.flush()
+    assert read_mirror(session.path) == ids
+
+
+def be_killed_before_the_mirror_is_written(path: Path) -> None:
+    gc3session.index.mirror.Mirror.apply = lambda mirror: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[method-assign]
+    with Session(path) as session:  # which mends the mirror, if it is stale
+        session.add(Task())
+
+
+@pytest.mark.parametrize("kills", [1, 2, 3])
+def test_mirror_that_one_killed_process_after_another_has_left_stale_is_mended_without_a_word(
+    tmp_path: Path, kills: int
+) -> None:
+    path = tmp_path / "session"
+    with Session(path) as session:
+        session.add(Task())
+    for _ in range(kills):
+        with pytest.raises(Died):
+            in_child(be_killed_before_the_mirror_is_written, path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", MirrorWarning)
+        with Session(path) as session:
+            assert read_mirror(path) == list(session.tasks)
+    assert len(check(path)) == 2
+
+
+def test_edit_that_is_overwritten_by_a_killed_process_is_told_of_by_the_next_one(tmp_path: Path) -> None:
+    path = tmp_path / "session"
+    with Session(path) as session:
+        session.add(Task())
+    (path / "session_ids.txt").write_text("an edit\n")
+    with pytest.raises(Died):
+        in_child(be_killed_before_the_mirror_is_written, path)
+    with pytest.warns(MirrorWarning, match="changed by another program"):
+        Session(path).close()
+    check(path)
+
+
+def test_add_where_no_file_can_be_opened_any_more_is_an_error_of_the_library_and_changes_nothing(
+    make_session: MakeSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = make_session()
+    session.add(Task())
+    unreadable = tmp_path / "boot_id"
+    unreadable.mkdir()  # it can't be read, as any file when a process has too many open
+    with monkeypatch.context() as patched:
+        patched.setattr(gc3session.index.mirror, "_BOOT_ID", unreadable)
+        gc3session.index.mirror._boot_id.cache_clear()
+        with pytest.raises(WriteError, match="nothing was written"):
+            session.add(Task())
+    assert len(session) == 1
+    session.add(Task())
+    assert len(session) == 2

@@ -1,0 +1,81 @@
+"""The walk through a data file against `lmdb.verify` (3.0.0), which comes with py-lmdb: no false alarms, nothing missed.
+
+Where lmdb.verify misses damage: test_hostile.py.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import lmdb.verify
+
+from children import Child
+from examples import Simulation
+from gc3session import Session, Task, check_session
+from gc3session.tables.lmdb.data_file.structure import problems_of
+
+
+def make(path: Path, size: int = 100) -> Path:
+    """Make a session; return its data file."""
+    with Session(path) as session:
+        session.add_many(Simulation(mesh="m" * size) for _ in range(40))
+    return path / "jobs" / "data.mdb"
+
+
+def test_a_file_that_is_being_written_is_no_damage(tmp_path: Path) -> None:
+    # lmdb.verify looks at pages of several states: false alarms beside a live writer.
+    data = make(tmp_path / "s")
+
+    def write() -> None:
+        with Session(tmp_path / "s") as session:
+            while not (tmp_path / "stop").exists():
+                ids = list(session.add_many(Task() for _ in range(5)))
+                session.remove_many(ids)
+
+    writer = Child(write)
+    try:
+        for _ in range(50):
+            assert list(check_session(tmp_path / "s")) == []
+    finally:
+        (tmp_path / "stop").touch()
+        writer.result()
+    assert problems_of(os.fspath(data)) == []
+
+
+def test_sets_that_have_shrunk_are_no_damage(tmp_path: Path) -> None:
+    # lmdb.verify: "walked 1 leaf pages (3 with dup sub-trees), record says 4".  LMDB 0.9.36 loses count of them.
+    with Session(tmp_path / "s") as session:
+        session.add_many(Task() for _ in range(511))
+        tasks = list(session)
+        for task in [*tasks[::7], *tasks[509:]]:
+            task.state = "RUNNING"
+        session.save_all()
+        for task in tasks[:509]:
+            task.state = "RUNNING"
+        session.save_all()
+    data = os.fspath(tmp_path / "s" / "jobs" / "data.mdb")
+    assert any("leaf pages" in told for told in lmdb.verify.verify(data))
+    assert problems_of(data) == []
+    assert list(check_session(tmp_path / "s")) == []
+
+
+def test_whatever_lmdb_verify_finds_in_a_damaged_page_is_found(tmp_path: Path) -> None:
+    data = make(tmp_path / "s", size=200)
+    whole = data.read_bytes()
+    for page in range(2, len(whole) // 4096):
+        for place in (0, 10, 12, 14, 16, 18, 4000):
+            damaged = bytearray(whole)
+            damaged[page * 4096 + place] ^= 0xFF
+            data.write_bytes(damaged)
+            try:
+                told = [
+                    line
+                    for line in lmdb.verify.verify(os.fspath(data))
+                    if "leak" not in line and "neither" not in line
+                ]
+            except Exception as error:
+                told = [str(error)]
+            if told:
+                assert problems_of(os.fspath(data)), (page, place, told)
+    data.write_bytes(whole)

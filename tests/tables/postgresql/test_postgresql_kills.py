@@ -1,0 +1,279 @@
+"""The server, or the process of it that serves a writer, is killed: no task that was added is lost or doubled."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import psycopg
+import pytest
+from psycopg import sql
+
+from children import Child
+from consistency import check
+from examples import Simulation
+from gc3session import CommitUnknown, Session, StoreUnreachable, Task, make_store
+from postgresql_server import Server
+
+WRITERS = 4
+
+
+def add_and_tell(path: Path, process: int, count: int, tell: int) -> None:
+    """Add tasks in several ways, and tell the names of those whose call has returned."""
+    with Session(path) as session:
+        number = 0
+        while number < count:
+            tasks = [Simulation(jobname=f"{process}/{number + n}", steps=number + n) for n in range(7)]
+            number += len(tasks)
+            while True:
+                try:
+                    add(session, tasks, number % 2 == 0)
+                    break
+                except StoreUnreachable:  # lost in the middle of a read: nothing has been done
+                    continue
+            os.write(tell, "".join(f"{task.jobname}\n" for task in tasks).encode())
+
+
+def add(session: Session, tasks: list[Simulation], whole: bool) -> None:
+    if not whole:
+        session.add_many(tasks)
+        return
+    with session.transaction():
+        for task in tasks:
+            session.add(task)
+    session.add(tasks[0])  # it is there: this adds nothing
+
+
+def kill_a_backend(server: Server) -> None:
+    for pid in server.backends()[:1]:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def kill_and_start(server: Server) -> None:
+    server.kill()
+    server.start()
+
+
+@pytest.mark.parametrize("kill", [kill_and_start, kill_a_backend])
+def test_server_killed_under_four_writers_has_each_task_whose_call_returned_once(
+    server: Server, tmp_path: Path, kill: Callable[[Server], None], long_form: bool
+) -> None:
+    count = 20_000 if long_form else 700
+    path = tmp_path / "session"
+    Session(path, store_or_url=server.url()).close()
+    alone = tmp_path / "alone"
+    Session(alone, store_or_url=server.url()).close()
+    reader, writer = os.pipe()
+    children = [Child(add_and_tell, alone if i == 0 else path, i, count, writer) for i in range(WRITERS)]
+    os.close(writer)
+    done = b""
+    with open(reader, "rb", buffering=0) as pipe:
+        kills = 0
+        while piece := pipe.read(65536):
+            done += piece
+            if done.count(b"\n") > (kills + 1) * count * WRITERS // 5 and kills < 4:
+                kills += 1
+                kill(server)
+    for child in children:
+        child.result()
+    assert kills >= 3, "the writers had ended before the server was killed"
+    told = done.decode().splitlines()
+    assert len(told) == len(set(told)) == count * WRITERS
+    with Session(path) as session, Session(alone) as other:
+        names = [task.jobname for task in session]
+        others = [task.jobname for task in other]
+    assert sorted(names + others) == sorted(told)
+    assert set(others) == {name for name in told if name.startswith("0/")}
+    check(path)
+    check(alone)
+
+
+class LostAtCommit:
+    """A connection that is cut just before, or just after, the server commits."""
+
+    def __init__(self, server: Server, before: bool) -> None:
+        self.server = server
+        self.before = before
+        self.cuts = 0
+
+    def install(self, monkeypatch: pytest.MonkeyPatch, times: int) -> None:
+        from gc3session.tables.postgresql.transaction import PostgresqlWriter
+
+        commit = PostgresqlWriter.commit
+
+        def cut(writer: PostgresqlWriter, token: bytes, former: bytes | None) -> None:
+            if self.cuts >= times:
+                commit(writer, token, former)
+                return
+            self.cuts += 1
+            pid = writer.connection.info.backend_pid
+            if self.before:
+                os.kill(pid, signal.SIGTERM)
+                commit(writer, token, former)
+            else:
+                commit(writer, token, former)
+                os.kill(pid, signal.SIGTERM)
+                while True:  # until the server has gone: the answer to the commit is as good as lost
+                    writer.connection.execute(b"SELECT 1")
+
+        monkeypatch.setattr(PostgresqlWriter, "commit", cut)
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_connection_lost_at_the_commit_neither_loses_nor_doubles(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: bool
+) -> None:
+    with Session(tmp_path / "session", store_or_url=server.url()) as session:
+        ids = [session.add(Task(jobname="first"))]
+        cut = LostAtCommit(server, before)
+        cut.install(monkeypatch, times=3)
+        ids.append(session.add(Task(jobname="second")))
+        ids += session.add_many(Task(jobname=f"n{i}") for i in range(1000))
+        task = session.load(ids[0])
+        task.state = "RUNNING"
+        session.save_all()
+        session.remove(ids[1])
+        assert cut.cuts == 3
+        assert list(session.tasks) == [ids[0], *ids[2:]]
+        assert session.stats() == {"NEW": 1000, "RUNNING": 1}
+    check(tmp_path / "session")
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_commit_whose_outcome_nobody_can_tell_is_settled_later(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: bool
+) -> None:
+    session = Session(tmp_path / "session", store_or_url=server.url(), patience=0.1)
+    first = session.add(Task(jobname="first"))
+    from gc3session.tables.postgresql.transaction import PostgresqlWriter
+
+    commit = PostgresqlWriter.commit
+
+    def die(writer: PostgresqlWriter, token: bytes, former: bytes | None) -> None:
+        if not before:
+            commit(writer, token, former)
+        server.kill()
+        writer.connection.execute(b"SELECT 1")
+
+    task = Task(jobname="second")
+    with monkeypatch.context() as patch:
+        patch.setattr(PostgresqlWriter, "commit", die)
+        with pytest.raises(CommitUnknown, match="call again"):
+            session.add(task)
+    with pytest.raises(StoreUnreachable):
+        session.add(Task(jobname="third"))
+    with pytest.raises(StoreUnreachable):
+        len(session)
+    server.start()
+    assert len(session) == 2
+    assert session.add(task) == task.persistent_id
+    third = session.add(Task(jobname="third"))
+    assert list(session.tasks) == [first, task.persistent_id, third]
+    session.close()
+    assert check(tmp_path / "session") == [first, task.persistent_id, third]
+
+
+class Interrupted(BaseException):
+    """What the handler of a signal raises."""
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_interruption_of_the_wait_for_a_server_that_was_lost_while_it_committed_doubles_nothing(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: bool
+) -> None:
+    session = Session(tmp_path / "session", store_or_url=server.url())
+    ids = [session.add(Task(jobname="first"))]
+    from gc3session.tables.postgresql.transaction import PostgresqlWriter
+
+    commit = PostgresqlWriter.commit
+
+    def die(writer: PostgresqlWriter, token: bytes, former: bytes | None) -> None:
+        if not before:
+            commit(writer, token, former)
+        server.kill()
+        signal.setitimer(signal.ITIMER_REAL, 0.2)
+        writer.connection.execute(b"SELECT 1")
+
+    def interrupt(*_: object) -> None:
+        raise Interrupted
+
+    ids += [session.add(Task(jobname=f"n{i}"), flush=False) for i in range(400)]
+    with monkeypatch.context() as patch:
+        patch.setattr(PostgresqlWriter, "commit", die)
+        former = signal.signal(signal.SIGALRM, interrupt)
+        with pytest.raises(Interrupted):
+            session.flush()
+        signal.signal(signal.SIGALRM, former)
+    server.start()
+    ids.append(session.add(Task(jobname="last"), flush=False))
+    session.close()
+    assert check(tmp_path / "session") == ids
+
+
+def test_doubt_about_numbers_is_none_about_the_batch(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether the numbers were taken is settled without a word about the records that were to have them."""
+    session = Session(tmp_path / "session", store_or_url=server.url(), patience=0.1)
+    stored = session.save(Task(jobname="stored"))
+    others = [session.add(Task()) for _ in range(3)]
+    with Session(tmp_path / "session") as other:
+        others += other.add_many(Task() for _ in range(40))
+    session.load(stored, add=True, flush=False)  # it needs a number after all of these
+    write = session.store.tables.write
+
+    def lost(unit: Callable[..., object], *args: object) -> object:
+        if args:
+            return write(unit, *args)
+        server.kill()
+        session.store.tables.pending_commit = CommitUnknown("lost", lambda: True)
+        raise session.store.tables.pending_commit
+
+    with monkeypatch.context() as patch:
+        patch.setattr(session.store.tables, "write", lost)
+        with pytest.raises(CommitUnknown):
+            session.flush()
+    server.start()
+    session.close()
+    assert check(tmp_path / "session") == [*others, stored]
+
+
+def test_batch_is_kept_while_the_server_is_away(server: Server, tmp_path: Path) -> None:
+    session = Session(tmp_path / "session", store_or_url=server.url(), patience=0.1)
+    session.add(Task())
+    ids = [session.add(Task(jobname=f"n{i}"), flush=False) for i in range(10)]
+    server.kill()
+    for _ in range(2):
+        with pytest.raises(StoreUnreachable):
+            session.flush()
+    server.start()
+    session.flush()
+    assert list(session.tasks)[1:] == ids
+    session.close()
+    check(tmp_path / "session")
+
+
+def test_transaction_that_is_prevented_can_never_commit(server: Server, tmp_path: Path) -> None:
+    """The old one is still open in the server when it is asked for: it waits, and then can't be committed."""
+    store = make_store(server.url())
+    store.save(Task())
+    tables = store.tables
+    token = secrets.token_bytes(16)
+    with server.connect() as old:
+        old.execute("BEGIN ISOLATION LEVEL SERIALIZABLE")
+        schema = sql.Identifier("gc3session", "commits")
+        insert = sql.SQL("INSERT INTO {} (token, through) VALUES (%s, true)").format(schema)
+        assert tables._resolve(token) is False  # type: ignore[attr-defined]
+        with pytest.raises(psycopg.errors.UniqueViolation):
+            old.execute(insert, (token,))
+        assert tables._resolve(token) is False  # type: ignore[attr-defined]
+        old.execute("ROLLBACK")
+        other = secrets.token_bytes(16)
+        old.execute(insert, (other,))
+        assert tables._resolve(other) is True  # type: ignore[attr-defined]
+    store.close()

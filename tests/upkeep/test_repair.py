@@ -1,0 +1,275 @@
+"""A repair that is killed at any call loses nothing, and none is done to a store that somebody uses or that isn't the session's."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+import lmdb
+from children import in_child, run_script, start_python
+from consistency import check
+from examples import Simulation, Sweep
+from gc3session import DamagedSession, Session, StoreInUse, Task, WriteError, check_session, repair_session
+from test_cli import one_error, run
+
+KIT = Path(__file__).parents[2] / "tools" / "crashkit"
+PAGE = 4096
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """A closed session: collections, a forgotten task, one that came back, large values."""
+    with Session(tmp_path / "session") as session:
+        ids = list(session.add_many(Simulation(jobname=f"t{n}", mesh="m" * 10 * n) for n in range(60)))
+        session.add(Sweep(jobname="sweep", tasks=[session.load(ids[3]), Simulation(jobname="in it")]))
+        session.add(Simulation(jobname="large", inputs={"bytes": bytes(3 * PAGE)}))
+        session.forget(ids[0])
+        session.remove(ids[7])
+        session.forget(ids[5])
+        session.add(session.store.load(ids[5]))
+    return tmp_path / "session"
+
+
+def root_of(path: Path, table: str) -> int:
+    """Return the number of the page with which the tree of a table begins."""
+    with lmdb.open(os.fspath(path / "jobs"), readonly=True, max_dbs=16, lock=False) as env, env.begin() as txn:
+        return int.from_bytes(txn.get(table.encode())[40:48], sys.byteorder)
+
+
+def zeroed(table: str) -> Callable[[Path], None]:
+    def damage(path: Path) -> None:
+        with open(path / "jobs" / "data.mdb", "r+b") as file:
+            file.seek(PAGE * root_of(path, table))
+            file.write(bytes(PAGE))
+
+    return damage
+
+
+def put(table: str, key: bytes, value: bytes) -> Callable[[Path], None]:
+    def damage(path: Path) -> None:
+        with (
+            lmdb.open(os.fspath(path / "jobs"), create=False, max_dbs=16, map_size=1 << 24) as env,
+            env.begin(write=True) as txn,
+        ):
+            txn.put(key, value, db=env.open_db(table.encode(), txn=txn, create=False))
+
+    return damage
+
+
+def without_url(path: Path) -> None:
+    (path / "store.url").unlink()
+
+
+def strange_url(path: Path) -> None:
+    """Two sessions are in the store, so that only `store.url` tells which one this is."""
+    with Session(path.with_name("other"), store_or_url=path / "jobs") as other:
+        other.add(Task())
+    url = path / "store.url"
+    url.write_text(url.read_text().replace("lmdb:jobs", "lmdb:gone"))
+
+
+def odd_files(path: Path) -> None:
+    (path / "created").unlink()
+    (path / "created").mkdir()
+    odd_lock(path)
+    (path / "session_ids.txt").write_text("Simulation.2\nrubbish\n")
+
+
+def without_data(path: Path) -> None:
+    (path / "jobs" / "data.mdb").unlink()
+
+
+def odd_lock(path: Path) -> None:
+    (path / "jobs" / "lock.mdb").unlink()
+    (path / "jobs" / "lock.mdb").mkdir()
+
+
+def combined(*damages: Callable[[Path], None]) -> Callable[[Path], None]:
+    return lambda path: [damage(path) for damage in damages] and None
+
+
+DAMAGES: dict[str, tuple[Callable[[Path], None], list[str]]] = {
+    "members lost": (zeroed("members"), ["python"]),
+    "records lost": (combined(without_url, zeroed("records")), ["python"]),
+    "record damaged": (
+        combined(put("records", (9).to_bytes(8, "big"), b"spoilt"), put("schemas", b"\0\0\0\7", b"spoilt")),
+        ["session"],
+    ),
+    "store.url strange": (strange_url, ["python"]),
+    "odd files": (odd_files, ["command"]),
+    "no data": (without_data, ["python"]),
+}
+"""Damages, and how they are repaired."""
+
+
+@pytest.mark.skipif(not KIT.exists(), reason="there is no tools/crashkit beside the tests")
+@pytest.mark.parametrize("name", DAMAGES)
+def test_killed_at_any_call_a_repair_can_be_done_again_and_nothing_is_lost(
+    path: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch, long_form: bool
+) -> None:
+    monkeypatch.syspath_prepend(os.fspath(KIT))
+    from recorder import Recorder
+    from suite import CannotRun, in_memory
+
+    damage, ways = DAMAGES[name]
+    damage(path)
+    script = Path(__file__).with_name("killed_repairs.py")
+    much = "all" if long_form else "some"
+    with in_memory(tmp_path) as scratch:
+        try:
+            environment = Recorder(tmp_path, Path(scratch)).environment(log=False)
+        except CannotRun as error:
+            pytest.skip(str(error))
+        watched = {name: environment[name] for name in ("LD_PRELOAD", "CRASHKIT_ROOT")}
+        told = json.loads(run_script(script, scratch, path, much, *ways, env=watched))
+    assert told["wrong"] == []
+    assert told["kills"] > 5
+
+
+# -- beside others
+
+
+@contextlib.contextmanager
+def in_use(path: Path, statement: str) -> Iterator[int]:
+    """Give the pid of a program that has the session's store open; it adds a task at the end, and must succeed."""
+    script = f"""
+        import sys, lmdb
+        from gc3session import Session, Task
+        {statement}
+        print("open", flush=True)
+        sys.stdin.read()
+    """
+    process = start_python("-c", textwrap.dedent(script), path, stdin=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "open\n"
+    try:
+        yield process.pid
+    finally:
+        _, errors = process.communicate()
+    assert process.returncode == 0, errors
+
+
+USERS = {
+    "session": "session = Session(sys.argv[1])",
+    "reader": "session = Session(sys.argv[1], read_only=True); len(session)",
+    "lmdb alone": "env = lmdb.open(sys.argv[1] + '/jobs', max_dbs=16); env.stat()",
+}
+
+
+def state_of(path: Path) -> dict[str, tuple[int, bytes]]:
+    """Return inode and contents of each file, but for LMDB's lock, which readers write."""
+    return {
+        str(file): (file.stat().st_ino, file.read_bytes())
+        for file in path.rglob("*")
+        if file.is_file() and file.name != "lock.mdb"
+    }
+
+
+@pytest.mark.parametrize("user", USERS)
+def test_data_file_that_others_use_is_not_replaced_and_they_are_named(path: Path, user: str) -> None:
+    with in_use(path, USERS[user]) as pid:
+        zeroed("members")(path)
+        before = state_of(path)
+        with pytest.raises(StoreInUse, match=f"open by process {pid};") as caught:
+            repair_session(path)
+        assert caught.value.pids == (pid,)
+        assert str(pid) in one_error(run("repair", path), 1)
+        assert any("made again" in line for line in repair_session(path, dry_run=True).done)
+        assert state_of(path) == before
+    assert repair_session(path).quarantined == ["data.mdb"]
+    with Session(path) as session:
+        assert len(session) == 60
+    check(path)
+
+
+@pytest.mark.parametrize("damage", [without_data, odd_lock])
+def test_store_that_others_use_is_not_moved_aside(path: Path, damage: Callable[[Path], None]) -> None:
+    with in_use(path, USERS["session"]) as pid:
+        damage(path)
+        with pytest.raises(StoreInUse, match=str(pid)):
+            repair_session(path)
+        assert not (path / "damaged").exists()
+    assert repair_session(path).done
+    assert list(check_session(path)) == []
+
+
+def test_data_file_that_this_process_uses_is_not_replaced(path: Path) -> None:
+    with Session(path) as session:
+        in_child(zeroed("members"), path)
+        with pytest.raises(WriteError, match=f"open by process {os.getpid()}, this one;"):
+            session.repair()
+        with pytest.raises(StoreInUse, match="this one"):
+            repair_session(path)
+    assert repair_session(path).quarantined == ["data.mdb"]
+
+
+def test_tables_are_mended_beside_a_program_that_goes_on_adding(path: Path) -> None:
+    adds = "session = Session(sys.argv[1]); session.add(Task(jobname='before'))"
+    process = "import atexit; atexit.register(lambda: session.add(Task(jobname='after')))"
+    with in_use(path, f"{adds}; {process}"):
+        put("records", (9).to_bytes(8, "big"), b"spoilt")(path)
+        assert repair_session(path).quarantined == ["9.record"]
+    with Session(path) as session:
+        assert {"before", "after"} <= session.list_names()
+        assert len(session) == 61
+    check(path)
+
+
+# -- stores that are elsewhere
+
+
+@pytest.mark.parametrize("there", ["a directory", "another session's store", "nothing"])
+@pytest.mark.parametrize("own", [True, False])
+def test_repair_touches_nothing_that_a_hostile_url_leads_to(
+    path: Path, tmp_path: Path, there: str, own: bool
+) -> None:
+    with Session(tmp_path / "precious" / "session") as session:
+        session.add(Task(jobname="precious"))
+    place = {
+        "a directory": tmp_path / "precious",
+        "another session's store": tmp_path / "precious" / "session" / "jobs",
+        "nothing": tmp_path / "precious" / "new",
+    }[there]
+    url = path / "store.url"
+    url.write_text(f"lmdb://{place}#{url.read_text().partition('#')[2]}")
+    if not own:
+        (path / "jobs").rename(tmp_path / "jobs")
+    before = state_of(tmp_path / "precious")
+    assert list(check_session(path))
+    if own and there == "nothing":  # what the URL leads to is not there, and the store in the directory is
+        assert repair_session(path).done
+        assert list(check_session(path)) == []
+    else:
+        for dry_run in (True, False):
+            with pytest.raises(DamagedSession, match="doesn't know this session"):
+                repair_session(path, dry_run=dry_run)
+        assert run("repair", path).status == 2
+    assert state_of(tmp_path / "precious") == before
+
+
+def test_damaged_store_elsewhere_that_knows_the_session_is_mended(path: Path, tmp_path: Path) -> None:
+    with Session(tmp_path / "far", store_or_url=tmp_path / "store" / "jobs") as session:
+        ids = list(session.add_many(Simulation(jobname=f"t{n}") for n in range(60)))
+    zeroed("members")(tmp_path / "store")
+    assert repair_session(tmp_path / "far").quarantined == ["data.mdb"]
+    with Session(tmp_path / "far") as session:
+        assert list(session.ids()) == ids
+    assert os.listdir(tmp_path / "store") == ["jobs"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_data_file_that_is_made_anew_belongs_to_whom_the_old_one_did(path: Path) -> None:
+    data = path / "jobs" / "data.mdb"
+    zeroed("members")(path)
+    os.chown(data, 65534, 65534)
+    data.chmod(0o640)
+    repair_session(path)
+    assert (data.stat().st_uid, data.stat().st_gid, data.stat().st_mode & 0o7777) == (65534, 65534, 0o640)

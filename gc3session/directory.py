@@ -51,6 +51,10 @@ class SessionDirectory:
         self.mirror = os.path.join(self.path, self.INDEX_FILENAME)
         self.jobs = os.path.join(self.path, self.DEFAULT_JOBS_DIR)
         self.url_file = os.path.join(self.path, self.STORE_URL_FILENAME)
+        self.timestamp_files = {
+            which: os.path.join(self.path, name) for which, name in self.TIMESTAMP_FILES.items()
+        }
+        self.files = (*self.timestamp_files.values(), self.mirror, self.url_file)
 
     def check(self, *, create: bool) -> bool:
         """Return True if there is a session, False if there is none but one can be made here.
@@ -106,8 +110,7 @@ class SessionDirectory:
             anew: whether to make it in place of the session that is there.
             identity: the session's identity; by default it is drawn at random.
         """
-        created = os.path.join(self.path, self.TIMESTAMP_FILES["start"])
-        finished = os.path.join(self.path, self.TIMESTAMP_FILES["end"])
+        created, finished = self.timestamp_files.values()
         try:
             # Flushed before `store.url` is there: a process that sees that file may write at once, durably.
             make_directory(self.path)
@@ -242,27 +245,24 @@ class SessionDirectory:
 
     # -- timestamps
 
-    def _timestamp_file(self, which: str) -> str:
-        return os.path.join(self.path, self.TIMESTAMP_FILES[which])
-
     def timestamp(self, which: str) -> float | None:
         """Return the time ('start' or 'end') in seconds since 1970, or None if it isn't set."""
         try:
-            return os.lstat(self._timestamp_file(which)).st_mtime
+            return os.lstat(self.timestamp_files[which]).st_mtime
         except OSError:
             return None
 
     def timestamp_ns(self, which: str) -> int | None:
         """Return the time ('start' or 'end') in ns since 1970, or None."""
         try:
-            return os.lstat(self._timestamp_file(which)).st_mtime_ns
+            return os.lstat(self.timestamp_files[which]).st_mtime_ns
         except OSError:
             return None
 
     def command(self) -> str | None:
         """Return the command line in `created` (bytes that aren't UTF-8 as surrogates), or None."""
         try:
-            with opened_regular(self._timestamp_file("start")) as file:
+            with opened_regular(self.timestamp_files["start"]) as file:
                 return file.read(_LONGEST_COMMAND).decode("utf-8", "surrogateescape")
         except OSError:
             return None
@@ -272,16 +272,16 @@ class SessionDirectory:
 
         Raise OverflowError for a time that the system doesn't have.
         """
-        write_durably(self._timestamp_file("start"), command.encode("utf-8", "surrogateescape"))
+        write_durably(self.timestamp_files["start"], command.encode("utf-8", "surrogateescape"))
         for which, time in times.items():
-            touch(self._timestamp_file(which), time)
+            touch(self.timestamp_files[which], time)
         sync(self.path)
 
     def set_timestamp(self, which: str, time: float) -> None:
         """Set the time ('start' or 'end'), in seconds since 1970; the file is made if it is missing."""
         if isinstance(time, bool) or not isinstance(time, (int, float)):
             raise InvalidArgument(f"a time is a number of seconds since 1970, not {time!r}")
-        path = self._timestamp_file(which)
+        path = self.timestamp_files[which]
         try:
             try:
                 # The file appears with its time: if that were set later, a crash in between would leave another time.

@@ -10,7 +10,6 @@ import sys
 import textwrap
 import time
 import traceback
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
@@ -38,9 +37,7 @@ class Child:
 
     def __init__(self, function: Callable[..., Any], *args: Any) -> None:
         self._result, end = os.pipe()
-        with warnings.catch_warnings():  # other threads (of pytest-xdist) hold nothing that a child needs
-            warnings.simplefilter("ignore", DeprecationWarning)
-            self.pid = os.fork()
+        self.pid = os.fork()
         if self.pid == 0:
             os.close(self._result)
             _run(end, function, args)

@@ -147,8 +147,7 @@ def _times(directory: str) -> dict[str, int]:
 
 def _copy_timestamps(source: SessionDirectory, target: SessionDirectory) -> None:
     """Copy the files `created` and `finished`, with their times."""
-    for name in source.TIMESTAMP_FILES.values():
-        old, new = os.path.join(source.path, name), os.path.join(target.path, name)
+    for old, new in zip(source.timestamp_files.values(), target.timestamp_files.values(), strict=True):
         if is_regular(old):
             with opened_regular(old) as file, open(new, "wb") as copy:
                 shutil.copyfileobj(file, copy)

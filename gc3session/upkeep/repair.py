@@ -32,14 +32,13 @@ from ..errors import (
     MirrorWarning,
     OpenError,
     UnknownFormat,
-    WriteError,
 )
 from ..format.frame import FORMAT
 from ..format.validation import Fault
 from ..records.ids import parse_id
 from ..store.mirrored import mirrored_index
 from ..store.store import make_store
-from ..system.filesystem import opened_regular, write_durably
+from ..system.filesystem import opened_regular, write_durably, write_error
 from ..system.number_set import Numbers
 from ..system.temporary import delete_leftovers
 from ..tables.interface import META, SESSIONS, Contents, Salvaged, Tables, Writer
@@ -79,7 +78,7 @@ def repair_session(path: str | os.PathLike[str], *, dry_run: bool = False, **sto
     had to be replaced. No task that can be read is lost.
 
     Raise NotASession if there is none, StoreInUse if the store's files must be replaced while another
-    program (or this one) has them open, OpenError or WriteError if it can't be repaired.
+    program (or this one) has them open, OpenError, WriteError or ReadOnlyError if it can't be repaired.
     """
     directory = SessionDirectory(path)
     with contextlib.suppress(DamagedSession):
@@ -145,7 +144,9 @@ class _Repair:
                 tables.close()
             self._repair_files(identity)
         except OSError as error:
-            raise WriteError(f"{error.filename or directory.path} can't be repaired: {error.strerror}") from error
+            raise write_error(
+                error, f"{directory.path} can't be repaired", "ask its owner for the rights"
+            ) from error
         if self._more:
             self._done.append(f"and {self._more:,} more")
         return Repaired(self._done, self._damaged.names, self._dry_run)
@@ -164,15 +165,13 @@ class _Repair:
 
     def _delete_leftovers(self) -> None:
         """Delete what was written under temporary names by a process that was killed, such as another repair."""
-        directory = self._directory
-        delete_leftovers(os.path.join(directory.path, directory.DEFAULT_JOBS_DIR))
-        for name in (*directory.TIMESTAMP_FILES.values(), directory.INDEX_FILENAME, directory.STORE_URL_FILENAME):
-            delete_leftovers(os.path.join(directory.path, name), files=True)
+        delete_leftovers(self._directory.jobs)
+        for path in self._directory.files:
+            delete_leftovers(path, files=True)
 
     def _move_irregular_files(self) -> None:
         directory = self._directory
-        for name in (*directory.TIMESTAMP_FILES.values(), directory.INDEX_FILENAME, directory.STORE_URL_FILENAME):
-            path = os.path.join(directory.path, name)
+        for path in directory.files:
             with contextlib.suppress(FileNotFoundError):
                 if not stat.S_ISREG(os.lstat(path).st_mode):
                     self._quarantine(path, "it is not a regular file")
@@ -239,11 +238,11 @@ class _Repair:
             if not self._dry_run:
                 line = directory.line(StoreURL.of_path(directory.jobs), identity)
                 write_durably(directory.url_file, line.encode())
-        start = directory.TIMESTAMP_FILES["start"]
-        if not os.path.lexists(os.path.join(directory.path, start)):
-            self._report(f"{start}: made again, but when the session was started is not known")
+        created = directory.timestamp_files["start"]
+        if not os.path.lexists(created):
+            self._report(f"{os.path.basename(created)}: made again, but when the session was started is not known")
             if not self._dry_run:
-                write_durably(os.path.join(directory.path, start), b"")
+                write_durably(created, b"")
         if "mirror" in self._kinds or not os.path.lexists(directory.mirror):
             self._report(f"{directory.INDEX_FILENAME}: rewritten from the index")
         if not self._dry_run:

@@ -197,7 +197,9 @@ class Loader:
 
     def _resolve(self, number: int) -> Persistable:
         """Return the object that a reference means; called while its holder is decoded."""
-        obj = self.living(number) or self._shells.get(number)
+        obj = self.living(number)
+        if obj is None:
+            obj = self._shells.get(number)
         if obj is not None:
             return obj
         schema = _UNREADABLE

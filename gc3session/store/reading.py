@@ -20,7 +20,7 @@ from ..records.ids import parse_id
 from ..records.schemas import Schemas
 from ..records.sequence import NEXT_KEY
 from ..tables.interface import META, RECORDS, Reader, Tables, Writer
-from ..tasks import Origin, Persistable, get_stamp, set_stamp
+from ..tasks import Origin, Persistable, get_stamp, mark_of, set_stamp
 from .changes import Changes
 from .loader import Loader
 
@@ -248,16 +248,16 @@ class StoreReading:
             raise InvalidArgument(
                 f"only objects of attrs classes derived from Persistable or Task can be stored, not {obj!r}"
             )
-        stamp = getattr(obj, "_stamp", None)
+        stamp = mark_of(obj)
         if stamp is None:
             return None
-        if type(stamp) is Origin:
+        if isinstance(stamp, Origin):
             return stamp.number if stamp.identity == self.identity else None
         if not self.is_same(stamp.store):
             raise InvalidArgument(
                 f"{obj!r} belongs to the store {stamp.store.url}; store a copy of it here (copy.copy)"
             )
-        return stamp.number  # type: ignore[no-any-return]
+        return stamp.number
 
 
 def _shown(version: bytes | None) -> str:

@@ -759,7 +759,7 @@ def defaults_that_look_at_the_object() -> Case:
 @case
 def names_that_generated_code_might_use() -> Case:
     names = (
-        "cls enter assign now checked NOTHING obj values new make twin store number revision schema checksum"
+        "cls enter assign now checked obj values new make twin store number revision schema checksum"
         " default_x make_extra name fields build layout Stamp ref time attrs"
     ).split()
     made = attrs.make_class("Named", {name: attrs.field(default=name) for name in ("x", *names)}, bases=(Task,))

@@ -347,13 +347,13 @@ def one_slot_by_hand() -> Any:
 
 
 def slots_of_a_decorated_class() -> Any:
-    @attr.s(auto_attribs=True)
-    class Slotted(Task):
-        __slots__ = ("beside", "x")
-        x: int
+    class Loose(Task):
+        pass
 
-        def __init__(self) -> None:
-            self.__attrs_init__(x=1)
+    @attr.s(auto_attribs=True)
+    class Slotted(Loose):
+        __slots__ = ("beside",)
+        x: int = 1
 
     return Slotted
 

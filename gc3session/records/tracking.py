@@ -25,6 +25,8 @@ _set = type.__setattr__  # past a metaclass that has its own
 TWIN: Final = "__gc3session_twin__"
 """The attribute of a class that holds its twin; of a twin it is None."""
 
+_TRACKED: Final = "__gc3session_tracked__"
+
 
 class _Twin:
     """Holds the twin of a class; it stays behind when the class goes to another process by value.
@@ -86,16 +88,18 @@ def _has_own_state(cls: type[Persistable]) -> bool:
 def _track(cls: type[Any]) -> None:
     """Have the assignments to objects of *cls* noted by their stores."""
     setter: Any = cls.__setattr__
-    if "__gc3session_tracked__" in cls.__dict__ and cls.__dict__.get("__setattr__") is not None:
+    if _TRACKED in cls.__dict__ and cls.__dict__.get("__setattr__") is not None:
         return  # it has come from another process with its __setattr__ wrapped
-    if (setter is _assign or setter is note_assignment) and not hasattr(cls, "__getattr__"):
+    if setter in (note_assignment, note_declared):  # of a base class
+        setter = _assign
+    if setter is _assign and not hasattr(cls, "__getattr__"):
         initialise = _fast_init(cls)
         _set(cls, "__setattr__", note_declared if _takes_any(cls) else note_assignment)
         if initialise is not None:
             _set(cls, "__init__", initialise)
-    elif setter is not note_declared:
+    else:
         _set(cls, "__setattr__", _noting(setter))
-    _set(cls, "__gc3session_tracked__", True)
+    _set(cls, _TRACKED, True)
 
 
 def _takes_any(cls: type) -> bool:
@@ -106,18 +110,20 @@ def _takes_any(cls: type) -> bool:
 def note_assignment(self: Any, name: str, value: Any) -> None:
     """The `__setattr__` of classes that have none of their own."""
     _assign(self, name, value)
-    stamp = getattr(self, "_stamp", None)
-    if type(stamp) is Stamp and name != "changed":
-        stamp.store.note_changed(self)
+    if _TRACKED in type(self).__dict__:  # else no store has the object, and a `__getattr__` may not be ready
+        stamp = getattr(self, "_stamp", None)
+        if type(stamp) is Stamp and name != "changed":
+            stamp.store.note_changed(self)
 
 
 def note_declared(self: Any, name: str, value: Any) -> None:
     """The same of classes whose objects take any attribute: one that isn't declared would be lost."""
     _assign(self, name, value)
-    stamp = getattr(self, "_stamp", None)
-    if type(stamp) is Stamp and name != "changed":
-        refuse_undeclared(self, name)
-        stamp.store.note_changed(self)
+    if _TRACKED in type(self).__dict__:
+        stamp = getattr(self, "_stamp", None)
+        if type(stamp) is Stamp and name != "changed":
+            refuse_undeclared(self, name)
+            stamp.store.note_changed(self)
 
 
 def _noting(setter: Callable[[Any, str, Any], None]) -> Callable[[Any, str, Any], None]:

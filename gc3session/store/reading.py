@@ -185,18 +185,12 @@ class StoreReading:
             built, self.loader.built = self.loader.built, []
         return loaded, [] if self.read_only else built
 
-    def let_go(self, objs: list[Persistable]) -> None:
-        """Look at objects that a loop has given and goes on from; those that have changed are held."""
-        if objs and not self._closed:
-            self.changes.look_at(objs)
-            objs.clear()
-            self.changes.let_go()
-
     def remember(self, objs: list[Persistable]) -> None:
         """Hold objects that were given and may be changed after that, and look at them later."""
         if not self.read_only and not self._closed:
             with self.lock:
                 self.changes.remember(objs)
+                self.changes.let_go()
 
     def loaded(self, number: int, record: bytes) -> Persistable:
         """Return the object of a record, or of what it was changed to and not saved; see `Loader.load`."""

@@ -178,9 +178,8 @@ def known_class(tag: str) -> type[Persistable] | None:
 
 def _subclasses(cls: type[Any]) -> Iterator[type[Any]]:
     for child in cls.__subclasses__():
-        if child.__dict__.get("__gc3session_twin__", cls) is not None:
-            yield child
-            yield from _subclasses(child)
+        yield child
+        yield from _subclasses(child)
 
 
 def note_class(cls: type[Persistable]) -> None:
@@ -202,10 +201,10 @@ def check_class(cls: type[Persistable]) -> None:
             f"a persistable class can't be named {cls.__name__!r}: the IDs of its objects"
             " (ClassName.N) need an identifier"
         )
-    if "__dataclass_fields__" in cls.__dict__:
+    if any("__dataclass_fields__" in base.__dict__ for base in cls.__mro__):
         raise InvalidArgument(
-            f"{cls.__qualname__} is made by dataclasses, which would leave the fields of its base class unset:"
-            " decorate it with @attrs.define"
+            f"{cls.__qualname__} is decorated with @dataclass, which knows nothing of the fields of a task:"
+            " use @attrs.define"
         )
     for name in field_names(cls):
         if name in _RESERVED:
@@ -234,9 +233,17 @@ set_stamp: Callable[[Any, Stamp | Origin], None] = _Stamped._stamp.__set__  # ty
 _delete_stamp: Callable[[Any], None] = _Stamped._stamp.__delete__  # type: ignore[attr-defined]
 
 
+def mark_of(obj: Persistable) -> Stamp | Origin | None:
+    """Return what stands in the slot of an object; a `__getattr__` of its class isn't asked."""
+    try:
+        return get_stamp(obj)
+    except AttributeError:
+        return None
+
+
 def stamp_of(obj: Persistable) -> Stamp | None:
     """Return the stamp of an object; None if no store has it."""
-    stamp = getattr(obj, "_stamp", None)
+    stamp = mark_of(obj)
     return stamp if type(stamp) is Stamp else None
 
 
@@ -244,7 +251,7 @@ def restamp(obj: Persistable, stamp: Stamp | Origin | None) -> None:
     """Set the stamp of an object, or take it away; nothing is noted."""
     if stamp is not None:
         set_stamp(obj, stamp)
-    elif getattr(obj, "_stamp", None) is not None:
+    elif mark_of(obj) is not None:
         _delete_stamp(obj)
 
 
@@ -286,10 +293,15 @@ class Persistable(_Stamped):
         check_class(cls)
         note_class(cls)
 
+    @classmethod
+    def __subclasses__(cls) -> list[type[Any]]:
+        # Without twins: a program that looks for its classes must not find them.
+        return [c for c in type.__subclasses__(cls) if c.__dict__.get("__gc3session_twin__", cls) is not None]
+
     @property
     def persistent_id(self) -> str | None:
         """The ID (`ClassName.N`) that the store gave the object; None before that."""
-        stamp = getattr(self, "_stamp", None)
+        stamp = mark_of(self)
         return None if stamp is None else f"{stamp.schema.name}.{stamp.number}"
 
     @property
@@ -329,12 +341,15 @@ class Persistable(_Stamped):
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         reduced = object.__reduce_ex__(self, max(2, int(protocol)))
-        stamp = getattr(self, "_stamp", None)
+        stamp = mark_of(self)
         if stamp is None or not isinstance(reduced, tuple):
             return reduced
-        origin = stamp if type(stamp) is Origin else stamp.store.origin_of(self)
+        origin = stamp if isinstance(stamp, Origin) else stamp.store.origin_of(self)
         make, args, *rest = reduced
         return (_restored, (origin, make, *args), *rest)
+
+
+note_class(Persistable)
 
 
 def _copied(obj: Persistable, memo: dict[int, Any] | None) -> Any:
@@ -368,8 +383,8 @@ def first_event(task: Task) -> list[list[Any]]:
     return [[clock.time(), getattr(task, "state", None)]]
 
 
-def _noting(state: Any) -> property:
-    """Return a property over the slot *state* that notes each new state in the history.
+def _noting(state: Any, history: Any) -> property:
+    """Return a property over the slot *state* that notes each new state in that of the *history*.
 
     It takes the slot's place in the class, so that it works whatever hooks a derived class has, and
     also in one that declares the field again: attrs uses what the base class has.
@@ -379,18 +394,22 @@ def _noting(state: Any) -> property:
     def note(task: Task, value: str) -> None:
         if type(value) is not str or not value:
             value = checked_state(value)
+        is_made = True
         try:
             get(task)
-        except AttributeError:  # the task is being made
-            assign(task, value)
-            history = getattr(task, "history", None)
-            if type(history) is list and history and history[-1][1] is None:
-                history[-1][1] = value
-            return
+        except AttributeError:
+            is_made = False
         assign(task, value)
-        history = task.history
-        if type(history) is list and not (history and history[-1][1] == value):
-            history.append([clock.time(), value])
+        try:
+            events = history.__get__(task)
+        except AttributeError:
+            return
+        if type(events) is not list:
+            return
+        if not is_made and events and events[-1][1] is None:
+            events[-1][1] = value
+        elif is_made and not (events and events[-1][1] == value):
+            history.__set__(task, [*events, [clock.time(), value]])  # a copy of the task may have the same list
 
     return property(get, note, doc="The state that the task is in.")
 
@@ -442,7 +461,7 @@ class Task(Persistable):
 STATE_SLOT: Final[Any] = vars(Task)["state"]
 """The descriptor of the slot in which a task's state stands; setting it notes nothing."""
 
-STATE: Final = _noting(STATE_SLOT)
+STATE: Final = _noting(STATE_SLOT, vars(Task)["history"])
 type.__setattr__(Task, "state", STATE)
 
 

@@ -219,10 +219,10 @@ class Selected(Iterator[T_co]):
             self._ready = ready
 
     def finish_page(self) -> None:
-        """Look at the tasks of the page, which the caller has done with, for changes."""
+        """Have the tasks of the page, which the caller may have kept for a while, looked at later."""
         if self._given:
-            with self._store.lock:
-                self._store.let_go(self._given)
+            given, self._given = self._given, []
+            self._store.remember(given)
 
     def __del__(self) -> None:
         given = getattr(self, "_given", None)

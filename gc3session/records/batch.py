@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import MutableMapping
 from typing import Any
 
-from ..tasks import Origin, Persistable, Stamp, restamp
+from ..tasks import Origin, Persistable, Stamp, mark_of, restamp
 
 REMOVED = b""
 """In place of a record: it is to be removed."""
@@ -80,7 +80,7 @@ class Batch:
     def restamp(self, obj: Persistable, stamp: Stamp | Origin | None) -> None:
         """Set what a store knows of an object, so that it can be undone."""
         if self.journal is not None:
-            self.journal.append((None, obj, getattr(obj, "_stamp", None)))
+            self.journal.append((None, obj, mark_of(obj)))
         restamp(obj, stamp)
 
     def undo(self, mark: int) -> None:

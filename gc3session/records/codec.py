@@ -27,6 +27,7 @@ from ..tasks import (
     field_names,
     get_stamp,
     known_class,
+    mark_of,
     set_stamp,
 )
 from .tracking import compiled, twin_of
@@ -99,7 +100,10 @@ def _beside(cls: type, fields: tuple[str, ...]) -> tuple[str, ...]:
     """Return where an object of *cls* may have what is no field: `__dict__`, and slots that a class declares by hand."""
     found = {"__dict__"} if any("__dict__" in base.__dict__ for base in cls.__mro__) else set()
     for base in cls.__mro__[: cls.__mro__.index(Persistable)]:
-        if "__attrs_attrs__" not in base.__dict__:
+        props = base.__dict__.get(
+            "__attrs_props__"
+        )  # since attrs 25.4; whoever decorates has attrs write the slots
+        if "__attrs_attrs__" not in base.__dict__ or (props is not None and not props.is_slotted):
             slots = base.__dict__.get("__slots__", ())
             found |= {*([slots] if isinstance(slots, str) else slots)}
     return tuple(found - {*fields, "__weakref__"})
@@ -150,7 +154,7 @@ def layout_for(schema: Schema) -> Layout:
 
 def extras_of(obj: Persistable) -> tuple[Schema | None, dict[str, Any]]:
     """Return the schema that an object's record had, and those of its fields that the class doesn't have."""
-    stamp = getattr(obj, "_stamp", None)
+    stamp = mark_of(obj)
     if isinstance(obj, Placeholder):
         return obj._schema, obj._others
     return (None, {}) if stamp is None else (stamp.schema, stamp.leftover or {})

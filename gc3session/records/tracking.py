@@ -17,7 +17,7 @@ from typing import Any, Final
 
 import attrs
 
-from ..tasks import STATE, STATE_SLOT, Persistable, Stamp, Task, checked_state, field_names, first_event
+from ..tasks import STATE, STATE_SLOT, Persistable, Stamp, Task, checked_state, field_names, first_event, stamp_of
 
 _assign = object.__setattr__
 _set = type.__setattr__  # past a metaclass that has its own
@@ -25,12 +25,20 @@ _set = type.__setattr__  # past a metaclass that has its own
 TWIN: Final = "__gc3session_twin__"
 """The attribute of a class that holds its twin; of a twin it is None."""
 
+_TRACKED: Final = "__gc3session_tracked__"
+
 
 class _Twin:
-    """Holds the twin of a class; it stays behind when the class goes to another process by value."""
+    """Holds the twin of a class; it stays behind when the class goes to another process by value.
+
+    Attributes:
+        twin: the twin.
+        is_plain: assignments to objects of the class run no code of attrs or the user's.
+    """
 
     def __init__(self, twin: type[Any] | None = None) -> None:
         self.twin = twin
+        self.is_plain = False
 
     def __reduce__(self) -> Any:
         return _Twin, ()
@@ -62,8 +70,10 @@ def twin_of(cls: type[Persistable]) -> type[Any]:
             namespace["state"] = STATE_SLOT
         # Past the metaclass of the class, which might keep a list of its classes.
         twin = type.__new__(type(cls), cls.__name__, (_Guard, cls), namespace)
-        _set(cls, TWIN, _Twin(twin))
+        noted = _Twin(twin)
+        _set(cls, TWIN, noted)
         _track(cls)
+        noted.is_plain = cls.__setattr__ in (note_assignment, note_declared)
     return twin
 
 
@@ -78,16 +88,18 @@ def _has_own_state(cls: type[Persistable]) -> bool:
 def _track(cls: type[Any]) -> None:
     """Have the assignments to objects of *cls* noted by their stores."""
     setter: Any = cls.__setattr__
-    if "__gc3session_tracked__" in cls.__dict__ and cls.__dict__.get("__setattr__") is not None:
+    if _TRACKED in cls.__dict__ and cls.__dict__.get("__setattr__") is not None:
         return  # it has come from another process with its __setattr__ wrapped
-    if setter is _assign or setter is note_assignment:
+    if setter in (note_assignment, note_declared):  # of a base class
+        setter = _assign
+    if setter is _assign and not hasattr(cls, "__getattr__"):
         initialise = _fast_init(cls)
         _set(cls, "__setattr__", note_declared if _takes_any(cls) else note_assignment)
         if initialise is not None:
             _set(cls, "__init__", initialise)
-    elif setter is not note_declared:
+    else:
         _set(cls, "__setattr__", _noting(setter))
-    _set(cls, "__gc3session_tracked__", True)
+    _set(cls, _TRACKED, True)
 
 
 def _takes_any(cls: type) -> bool:
@@ -98,18 +110,20 @@ def _takes_any(cls: type) -> bool:
 def note_assignment(self: Any, name: str, value: Any) -> None:
     """The `__setattr__` of classes that have none of their own."""
     _assign(self, name, value)
-    stamp = getattr(self, "_stamp", None)
-    if type(stamp) is Stamp and name != "changed":
-        stamp.store.note_changed(self)
+    if _TRACKED in type(self).__dict__:  # else no store has the object, and a `__getattr__` may not be ready
+        stamp = getattr(self, "_stamp", None)
+        if type(stamp) is Stamp and name != "changed":
+            stamp.store.note_changed(self)
 
 
 def note_declared(self: Any, name: str, value: Any) -> None:
     """The same of classes whose objects take any attribute: one that isn't declared would be lost."""
     _assign(self, name, value)
-    refuse_undeclared(self, name)
-    stamp = getattr(self, "_stamp", None)
-    if type(stamp) is Stamp and name != "changed":
-        stamp.store.note_changed(self)
+    if _TRACKED in type(self).__dict__:
+        stamp = getattr(self, "_stamp", None)
+        if type(stamp) is Stamp and name != "changed":
+            refuse_undeclared(self, name)
+            stamp.store.note_changed(self)
 
 
 def _noting(setter: Callable[[Any, str, Any], None]) -> Callable[[Any, str, Any], None]:
@@ -117,10 +131,10 @@ def _noting(setter: Callable[[Any, str, Any], None]) -> Callable[[Any, str, Any]
 
     def __setattr__(self: Any, name: str, value: Any) -> None:
         setter(self, name, value)
-        if hasattr(self, "__dict__"):
-            refuse_undeclared(self, name)
-        stamp = getattr(self, "_stamp", None)
-        if type(stamp) is Stamp and name != "changed":
+        stamp = stamp_of(self)
+        if stamp is not None and name != "changed":
+            if hasattr(self, "__dict__"):
+                refuse_undeclared(self, name)
             stamp.store.note_changed(self)
 
     return __setattr__
@@ -151,10 +165,10 @@ def compiled(source: str, **names: Any) -> Any:
 
 
 def enter_twin(obj: Any) -> type[Any] | None:
-    """Put an object that is being made into the twin of its class, if it has one, and return the class."""
+    """Put an object that is being made into the twin of its class, if it has a plain one, and return the class."""
     cls = type(obj)
     noted = cls.__dict__.get(TWIN)
-    if noted is None or noted.twin is None:
+    if noted is None or not noted.is_plain:
         return None
     _assign(obj, "__class__", noted.twin)
     return cls
@@ -181,8 +195,9 @@ def _fast_init(cls: type[Any]) -> Callable[..., None] | None:
         or (issubclass(cls, Task) and not _has_own_state(cls))
     ):
         return None
-    names: dict[str, Any] = {"enter": enter_twin, "assign": _assign, "NOTHING": attrs.NOTHING, "now": clock.time}
-    names["checked"] = checked_state
+    # No field has a name that begins so, unless somebody wants it to.
+    names: dict[str, Any] = {"__enter": enter_twin, "__NOTHING": attrs.NOTHING, "__now": clock.time}
+    names["__checked"] = checked_state
     parameters: dict[bool, list[str]] = {False: [], True: []}
     checks, lines = [], []
     state = next((field.alias for field in fields if field.name == "state"), "None")
@@ -191,20 +206,20 @@ def _fast_init(cls: type[Any]) -> Callable[..., None] | None:
         value = argument
         default = ""
         if field.default is not attrs.NOTHING:
-            names[f"default_{field.name}"] = field.default
-            default = f"=default_{field.name}"
+            names[f"__default_{field.name}"] = field.default
+            default = f"=__default_{field.name}"
         if _is_factory(field.default):
-            default = "=NOTHING"
-            names[f"make_{field.name}"] = field.default.factory
-            made = f"[[now(), {state}]]" if field.default.factory is first_event else f"make_{field.name}()"
-            value = f"{made} if {argument} is NOTHING else {argument}"
+            default = "=__NOTHING"
+            names[f"__make_{field.name}"] = field.default.factory
+            made = f"[[__now(), {state}]]" if field.default.factory is first_event else f"__make_{field.name}()"
+            value = f"{made} if {argument} is __NOTHING else {argument}"
         elif field.name == "state" and issubclass(cls, Task):
-            checks.append(f"if type({argument}) is not str or not {argument}: {argument} = checked({argument})")
+            checks.append(f"if type({argument}) is not str or not {argument}: {argument} = __checked({argument})")
         parameters[field.kw_only].append(argument + default)
         lines.append(f"self.{field.name} = {value}")
     star = ["*", *parameters[True]] if parameters[True] else []
     source = f"def __init__({', '.join(['self', *parameters[False], *star])}):\n    "
-    body = [*checks, "cls = enter(self)", *lines, "if cls is not None: self.__class__ = cls"]
+    body = [*checks, "__cls = __enter(self)", *lines, "if __cls is not None: self.__class__ = __cls"]
     initialise = compiled(source + "\n    ".join(body) + "\n", **names)
     for name in ("__doc__", "__qualname__", "__module__", "__annotations__"):
         setattr(initialise, name, getattr(generated, name))

@@ -21,7 +21,7 @@ from ..errors import CorruptRecord, Error, UnstorableValue
 from ..format.frame import RECORD_KEY, revision_of, unseal
 from ..records.codec import Layout, layout_of
 from ..records.values import REFERENCE, UNPACKABLE, Decoder, Encoder, Opaque
-from ..tasks import Persistable, Stamp, set_stamp, stamp_of
+from ..tasks import Persistable, Stamp, get_stamp, set_stamp, stamp_of
 
 HELD: Final = 1024
 """Objects that are held because they were loaded, and as many because they were changed."""
@@ -56,8 +56,9 @@ class Changes:
         stored: N -> its committed record, or None.
 
     Attributes:
-        objects: N -> the object, which was changed.
+        objects: those that were changed, by their id(): after `invalidate_cache` two may have one N.
         records: N -> the record of one that was changed and let go.
+        limit: how many objects there may be before the oldest are kept as records.
         encoder: packs objects without giving an N to what they refer to: it raises NewReference.
     """
 
@@ -69,6 +70,7 @@ class Changes:
     ) -> None:
         self.objects: dict[int, Persistable] = {}
         self.records: dict[int, ChangedRecord] = {}
+        self.limit = HELD
         self._keep = keep
         self._is_own = is_own
         self._stored = stored
@@ -90,8 +92,8 @@ class Changes:
     # -- looking
 
     def _refer(self, obj: Persistable) -> int:
-        stamp = getattr(obj, "_stamp", None)
-        if type(stamp) is not Stamp or not self._is_own(stamp):
+        stamp = stamp_of(obj)
+        if stamp is None or not self._is_own(stamp):
             raise NewReference
         return stamp.number
 
@@ -106,7 +108,7 @@ class Changes:
 
     def is_changed(self, obj: Persistable, stamp: Stamp) -> bool:
         """Look whether an object differs from what was last loaded or saved of it."""
-        if stamp.number in self.objects:
+        if id(obj) in self.objects:
             return True
         try:
             found = self.checksum(obj, layout_of(type(obj)), stamp.schema.number, stamp.revision, stamp.number)
@@ -135,7 +137,7 @@ class Changes:
 
     def forget(self, obj: Persistable, stamp: Stamp) -> None:
         """Take an object as it is for what is stored."""
-        self.objects.pop(stamp.number, None)
+        self.objects.pop(id(obj), None)
         try:
             checksum = self.checksum(obj, layout_of(type(obj)), stamp.schema.number, stamp.revision, stamp.number)
         except (NewReference, AttributeError, Error, *UNPACKABLE):
@@ -148,17 +150,19 @@ class Changes:
     def note(self, obj: Persistable, number: int) -> None:
         """Hold an object that has been changed."""
         self.records.pop(number, None)
-        self.objects[number] = obj
+        self.objects[id(obj)] = obj
 
     def let_go(self) -> None:
         """Keep the oldest half of the changed objects as records, if there are many."""
-        if len(self.objects) <= HELD:
+        if len(self.objects) <= self.limit:
             return
-        for number, obj in [*self.objects.items()][: len(self.objects) // 2]:
+        for obj in [*self.objects.values()][: len(self.objects) // 2]:
             kept = self._keep(obj)
             if kept is not None:
-                self.records[number] = kept
-                self.objects.pop(number, None)
+                self.records[get_stamp(obj).number] = kept
+                self.objects.pop(id(obj), None)
+        # Some can't be kept, such as those of the batch: they aren't all tried again at once.
+        self.limit = max(HELD, 2 * len(self.objects))
 
     def remember(self, objs: list[Persistable]) -> None:
         """Hold objects that have been loaded, and look at those that were loaded long ago."""

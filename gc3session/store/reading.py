@@ -20,7 +20,7 @@ from ..records.ids import parse_id
 from ..records.schemas import Schemas
 from ..records.sequence import NEXT_KEY
 from ..tables.interface import META, RECORDS, Reader, Tables, Writer
-from ..tasks import Origin, Persistable, get_stamp, set_stamp
+from ..tasks import Origin, Persistable, get_stamp, mark_of, set_stamp
 from .changes import Changes
 from .loader import Loader
 
@@ -185,18 +185,12 @@ class StoreReading:
             built, self.loader.built = self.loader.built, []
         return loaded, [] if self.read_only else built
 
-    def let_go(self, objs: list[Persistable]) -> None:
-        """Look at objects that a loop has given and goes on from; those that have changed are held."""
-        if objs and not self._closed:
-            self.changes.look_at(objs)
-            objs.clear()
-            self.changes.let_go()
-
     def remember(self, objs: list[Persistable]) -> None:
         """Hold objects that were given and may be changed after that, and look at them later."""
         if not self.read_only and not self._closed:
             with self.lock:
                 self.changes.remember(objs)
+                self.changes.let_go()
 
     def loaded(self, number: int, record: bytes) -> Persistable:
         """Return the object of a record, or of what it was changed to and not saved; see `Loader.load`."""
@@ -248,16 +242,16 @@ class StoreReading:
             raise InvalidArgument(
                 f"only objects of attrs classes derived from Persistable or Task can be stored, not {obj!r}"
             )
-        stamp = getattr(obj, "_stamp", None)
+        stamp = mark_of(obj)
         if stamp is None:
             return None
-        if type(stamp) is Origin:
+        if isinstance(stamp, Origin):
             return stamp.number if stamp.identity == self.identity else None
         if not self.is_same(stamp.store):
             raise InvalidArgument(
                 f"{obj!r} belongs to the store {stamp.store.url}; store a copy of it here (copy.copy)"
             )
-        return stamp.number  # type: ignore[no-any-return]
+        return stamp.number
 
 
 def _shown(version: bytes | None) -> str:

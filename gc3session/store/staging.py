@@ -29,8 +29,8 @@ from ..records.values import UNPACKABLE, Encoder, holds_bytearray, may_hold_byte
 from ..system.gc_pause import no_collection
 from ..system.signals import signal_safe
 from ..tables.interface import RECORDS, Reader
-from ..tasks import Origin, Persistable, Stamp, Task, Unreadable, get_stamp, restamp, set_stamp, stamp_of
-from .changes import HELD, ChangedRecord, NewReference
+from ..tasks import Origin, Persistable, Stamp, Task, Unreadable, get_stamp, mark_of, restamp, set_stamp, stamp_of
+from .changes import ChangedRecord, NewReference
 from .reading import StoreReading
 
 _key = RECORD_KEY.pack
@@ -133,7 +133,7 @@ class StoreStaging(StoreReading):
 
     def _numbered(self, obj: Persistable) -> int:
         """Return the N of *obj*, which gets one if it is new.  A copy that came through pickle keeps that of its record."""
-        origin = getattr(obj, "_stamp", None)
+        origin = mark_of(obj)
         if type(origin) is Origin:
             if origin.identity == self.identity:
                 return origin.number
@@ -176,7 +176,7 @@ class StoreStaging(StoreReading):
         """Return the N for a reference to *obj*; called while its holder is encoded."""
         new = stamp_of(obj) is None
         number = self._numbered(obj)
-        if new or number in self.changes.objects:
+        if new or id(obj) in self.changes.objects:
             self._pending.append(obj)
         return number
 
@@ -202,7 +202,7 @@ class StoreStaging(StoreReading):
         original = self._original(obj, stamp, force=force) if type(stamp) is Origin else None
         base = self._committed_base(stamp) if force else self._base(obj, stamp)
         # Before its fields are read: a change by another thread from now on is a new one.
-        self.batch.set_item(self.changes.objects, number, None)
+        self.batch.set_item(self.changes.objects, id(obj), None)
         self.batch.set_item(self.changes.records, number, None)
         # More than any that there was, even if the record has been removed meanwhile.
         revision = max(stamp.revision, base[0] if base else 0) + 1
@@ -341,9 +341,10 @@ class StoreStaging(StoreReading):
                 self.batch.unstage(n)
             else:
                 # Of what was loaded here, the revision that was is to be removed, and no newer one.
-                obj = self.loader.living(n)
-                base = self.batch.bases.get(n) or (0 if obj is None else get_stamp(obj).revision, "")
-                self.batch.stage(n, REMOVED, "", base)
+                obj, kept = self.loader.living(n), self.changes.records.get(n)
+                known = get_stamp(obj).revision if obj is not None else kept.revision if kept is not None else 0
+                self.batch.stage(n, REMOVED, "", self.batch.bases.get(n) or (known, ""))
+            self.batch.set_item(self.changes.records, n, None)
             for index in self.indexes:
                 order = index.order_of(reader, n)
                 if order is not None:
@@ -351,7 +352,6 @@ class StoreStaging(StoreReading):
             obj = self.loader.living(n)
             if obj is not None:
                 self._detach(obj)
-            self.batch.set_item(self.changes.records, n, None)
 
     def _with_parts(self, reader: Reader, number: int) -> list[int]:
         """Return N and the Ns of the records in its `tasks`, of all depths."""
@@ -375,8 +375,12 @@ class StoreStaging(StoreReading):
     def _detach(self, obj: Persistable) -> None:
         """Make *obj* an object without an ID: its record is gone."""
         number = get_stamp(obj).number
-        for mapping in (self.loader.live, self.changes.objects, self.changes.records):
-            self.batch.set_item(mapping, number, None)
+        for mapping, key in (
+            (self.loader.live, number),
+            (self.changes.records, number),
+            (self.changes.objects, id(obj)),
+        ):
+            self.batch.set_item(mapping, key, None)
         self.batch.restamp(obj, None)
 
     # -- changes
@@ -385,7 +389,7 @@ class StoreStaging(StoreReading):
         """Keep a saved object alive while it has unsaved changes."""
         if not (self.read_only or self._closed):
             self.changes.note(obj, get_stamp(obj).number)
-            if len(self.changes.objects) > HELD and self.lock.acquire(blocking=False):
+            if len(self.changes.objects) > self.changes.limit and self.lock.acquire(blocking=False):
                 try:
                     self.changes.let_go()
                 finally:
@@ -424,13 +428,18 @@ class StoreStaging(StoreReading):
         changes = self.changes
         with no_collection():
             self.look_at_all()
-            for number in choose(sorted({*changes.objects, *changes.records})):
-                obj = self.loader.living(number)
-                kept = changes.records.get(number)
-                if obj is not None:
+            objs = [*changes.objects.values()]
+            chosen = {*choose(sorted({*(get_stamp(obj).number for obj in objs), *changes.records}))}
+            for obj in sorted(objs, key=lambda obj: get_stamp(obj).number):
+                if get_stamp(obj).number in chosen and id(obj) in changes.objects:
                     self.stage(obj)
-                elif kept is not None:
-                    self._stage_kept(number, kept)
+            for number, kept in sorted(changes.records.items()):
+                if number in chosen:
+                    living = self.loader.living(number)
+                    if living is None:
+                        self._stage_kept(number, kept)
+                    else:
+                        self.stage(living)
 
     def look_at_all(self) -> None:
         """Look at all objects that are alive for changes inside their values."""

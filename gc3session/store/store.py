@@ -127,6 +127,8 @@ class Store(StoreStaging):
             if record is None:
                 record = self._committed(number)
             if not record:
+                if record is None:
+                    self.changes.records.pop(number, None)  # what was changed in it before it was removed
                 raise self._not_found(id_)
             try:
                 obj = self.loaded(number, record)
@@ -252,7 +254,7 @@ class Store(StoreStaging):
                 else:
                     try:
                         self.loader.refill(obj, record)
-                        self.changes.objects.pop(number, None)
+                        self.changes.objects.pop(id(obj), None)
                         self.changes.records.pop(number, None)
                     except LoadError as error:  # what was staged is given up all the same
                         failure = error

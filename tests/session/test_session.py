@@ -35,6 +35,7 @@ from gc3session import (
     Task,
     TaskCollection,
     TemporarySession,
+    UnsavedWarning,
     UnstorableValue,
     make_store,
 )
@@ -757,10 +758,12 @@ def test_changed_task_is_saved_with_a_new_one_that_refers_to_it(
 
 
 def test_unsaved_changes_are_not_saved_by_closing(make_session: MakeSession) -> None:
-    with make_session() as session:
-        task = Simulation()
-        id_ = session.add(task)
-        task.mesh = "unsaved"
+    session = make_session()
+    task = Simulation()
+    id_ = session.add(task)
+    task.mesh = "unsaved"
+    with pytest.warns(UnsavedWarning, match="changes of 1 object were never saved"):
+        session.close()
     with make_session() as session:
         assert session.load(id_).mesh == ""
 
@@ -1709,5 +1712,5 @@ def test_session_that_is_dropped_with_a_batch_warns(tmp_path: Path) -> None:
         Session(tmp_path / "s").add(Task(), flush=False)
         gc.collect()
 
-    with pytest.warns(ResourceWarning, match="1 records that were to be written later are lost"):
+    with pytest.warns(UnsavedWarning, match="1 records that were to be written later are written at the end"):
         drop()

@@ -29,6 +29,7 @@ from gc3session import (
     make_store,
     register,
 )
+from gc3session.store.changes import HELD
 from gc3session.tables.lmdb.tables import LmdbTables
 from sameness import picture
 
@@ -179,7 +180,22 @@ def test_object_is_freed_when_its_user_drops_it(store: Store) -> None:
     loaded = store.load(id_)
     gone = weakref.ref(loaded)
     del loaded
+    load_others(store)
     assert gone() is None
+
+
+def test_object_of_a_store_that_is_only_read_is_freed_at_once(store: Store, open_store: MakeStore) -> None:
+    id_ = store.save(Simulation())
+    reading = open_store(read_only=True)
+    gone = weakref.ref(reading.load(id_))
+    assert gone() is None
+
+
+def load_others(store: Store) -> None:
+    """Load so many objects that one which was loaded before is no longer held for the changes inside its values."""
+    other = store.save(Note())
+    for _ in range(HELD + 1):
+        store.load(other)
 
 
 def test_object_with_unsaved_changes_is_kept_alive_until_saved(store: Store) -> None:
@@ -194,6 +210,7 @@ def test_object_with_unsaved_changes_is_kept_alive_until_saved(store: Store) -> 
     assert again.mesh == "unsaved"
     store.save(again)
     del again
+    load_others(store)
     gc.collect()
     assert gone() is None
 
@@ -300,6 +317,7 @@ def test_loaded_cycle_is_freed(store: Store, other: Store) -> None:
     back = other.load(store.save(a))
     gone = weakref.ref(back)
     del back
+    load_others(other)
     gc.collect()
     assert gone() is None
 

@@ -29,11 +29,16 @@ TWIN: Final = "__gc3session_twin__"
 class _Twin:
     """Holds the twin of a class; it stays behind when the class goes to another process by value."""
 
-    def __init__(self, twin: type[Any] | None = None) -> None:
+    def __init__(self, cls: type[Any], twin: type[Any] | None) -> None:
+        self.cls = cls
         self.twin = twin
 
     def __reduce__(self) -> Any:
-        return _Twin, ()
+        return _twin_there, (self.cls,)
+
+
+def _twin_there(cls: type[Any]) -> _Twin:
+    return cls.__dict__.get(TWIN) or _Twin(cls, None)
 
 
 class _Guard:
@@ -62,7 +67,7 @@ def twin_of(cls: type[Persistable]) -> type[Any]:
             namespace["state"] = STATE_SLOT
         # Past the metaclass of the class, which might keep a list of its classes.
         twin = type.__new__(type(cls), cls.__name__, (_Guard, cls), namespace)
-        _set(cls, TWIN, _Twin(twin))
+        _set(cls, TWIN, _Twin(cls, twin))
         _track(cls)
     return twin
 

@@ -86,6 +86,8 @@ class Store(StoreStaging):
         self._encoder = Encoder(self._refer)
         self._journal: list[tuple[Any, Any, Any]] = []  # for stage_new
         self._pending: builtins.list[Persistable] = []
+        self._outdated: builtins.list[tuple[Persistable, bytes]] = []
+        self._refers_to_copy = False
         self._identity: bytes | None = None
         self._pending_commit: CommitUnknown | None = None
         self._closed = False
@@ -238,7 +240,8 @@ class Store(StoreStaging):
             number = self.own_number(obj)
             if number is None:
                 raise InvalidArgument(f"{obj!r} was never saved: there is nothing to refresh it from")
-            staged = bool(self.batch.records.get(number)) and not self.batch.is_new(number)
+            is_copy = stamp_of(obj) is None  # of the object here, whose changes are its own
+            staged = not is_copy and bool(self.batch.records.get(number)) and not self.batch.is_new(number)
             # A staged record is given up only once the stored one has been taken over.
             with self.unit(flush=False, room=False) if staged else nullcontext():
                 if staged:
@@ -248,12 +251,16 @@ class Store(StoreStaging):
                 failure: Error | None = None
                 if record is None:
                     failure = self._not_found(str(obj.persistent_id))
-                    self._detach(obj)
+                    if is_copy:
+                        restamp(obj, None)
+                    else:
+                        self._detach(obj)
                 else:
                     try:
                         self.loader.refill(obj, record)
-                        self.changes.objects.pop(number, None)
-                        self.changes.records.pop(number, None)
+                        if not is_copy:
+                            self.changes.objects.pop(number, None)
+                            self.changes.records.pop(number, None)
                     except LoadError as error:  # what was staged is given up all the same
                         failure = error
             if failure is not None:

@@ -74,7 +74,7 @@ class StoreStaging(StoreReading):
             outermost = batch.journal is None
             if outermost:
                 self._owner = asyncio_task()
-            elif self._owner is not asyncio_task():
+            elif self._owner not in (None, asyncio_task()):
                 raise InvalidArgument(
                     "another asyncio task of this thread is inside a transaction of this session, and only that one"
                     " can write until it ends: have no `await` in the transaction, or a lock around it"

@@ -166,14 +166,27 @@ def class_tag(cls: type) -> str:
     return noted if type(noted) is str else f"{importable_name(cls.__module__)}:{cls.__qualname__}"
 
 
+def class_of_module(tag: str) -> type | None:
+    """Return the class of that *tag* that its module has now, or None; nothing is imported.
+
+    It comes before any other one of the same tag: a module may have been reloaded, or a cell run again.
+    """
+    module, _, qualified = tag.partition(":")
+    place: Any = sys.modules.get("__main__" if module == importable_name("__main__") else module)
+    for name in qualified.split("."):
+        place = getattr(place, "__dict__", {}).get(name)
+    return place if isinstance(place, type) and class_tag(place) == tag else None
+
+
 def known_class(tag: str) -> type[Persistable] | None:
     """Return the persistable class of that *tag* that this program has defined, or None."""
-    cls = _classes.get(tag)
-    if cls is None:  # its own `__init_subclass__` may have kept it from being noted
+    cls: type[Any] | None = class_of_module(tag)
+    if cls is not None and issubclass(cls, Persistable):
+        return cls
+    if tag not in _classes:  # its own `__init_subclass__` may have kept it from being noted
         for found in _subclasses(Persistable):
-            _classes[class_tag(found)] = found
-        cls = _classes.get(tag)
-    return cls
+            _note(found)
+    return _classes.get(tag)
 
 
 def _subclasses(cls: type[Any]) -> Iterator[type[Any]]:
@@ -185,8 +198,16 @@ def _subclasses(cls: type[Any]) -> Iterator[type[Any]]:
 def note_class(cls: type[Persistable]) -> None:
     """Make *cls* the class of its tag."""
     global _defined
-    _classes[class_tag(cls)] = cls
+    _note(cls)
     _defined += 1
+
+
+def _note(cls: type[Any]) -> None:
+    tag = class_tag(cls)
+    former = _classes.get(tag)
+    # While it is unpickled by value a class is made anew, empty, and given up if it is there already.
+    if former is None or "__attrs_attrs__" in cls.__dict__ or "__attrs_attrs__" not in former.__dict__:
+        _classes[tag] = cls
 
 
 def classes_defined() -> int:
@@ -528,8 +549,9 @@ class Placeholder:
         raise AttributeError(f"this {type(self).__qualname__} has no field {name!r}")
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if not name.startswith("_") and name in self._others:
-            self._others = {**self._others, name: value}
+        others = {} if name.startswith("_") else getattr(self, "_others", {})  # which `__init__` sets last
+        if name in others:
+            self._others = {**others, name: value}
         else:
             _assign(self, name, value)
 

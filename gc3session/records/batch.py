@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import MutableMapping
 from typing import Any
 
-from ..tasks import Origin, Persistable, Stamp, mark_of, restamp
+from ..tasks import Origin, Persistable, Stamp, field_names, mark_of, restamp
+from .codec import set_fields
 
 REMOVED = b""
 """In place of a record: it is to be removed."""
@@ -25,7 +26,7 @@ class Batch:
         bytes: of memory that all this takes, about.
         version: another one after each change, of what is staged in indexes, too.
         journal: what undoes the changes since the outermost unit began: mapping, key, value
-            before; or None, object, its stamp before.  None outside of units.
+            before; or None, object, its stamp or a dict of its fields before.  None outside of units.
     """
 
     def __init__(self) -> None:
@@ -83,6 +84,12 @@ class Batch:
             self.journal.append((None, obj, mark_of(obj)))
         restamp(obj, stamp)
 
+    def keep_fields(self, obj: Persistable) -> None:
+        """Have the fields of an object set again to what they are, if what is done to them is undone."""
+        if self.journal is not None:
+            names = field_names(type(obj))
+            self.journal.append((None, obj, {name: getattr(obj, name) for name in names if hasattr(obj, name)}))
+
     def undo(self, mark: int) -> None:
         """Undo all changes since the journal had *mark* entries."""
         journal = self.journal
@@ -90,7 +97,9 @@ class Batch:
         self.version += 1
         while len(journal) > mark:
             mapping, key, before = journal[-1]
-            if mapping is None:
+            if mapping is None and type(before) is dict:
+                set_fields(key, before)
+            elif mapping is None:
                 restamp(key, before)
             elif before is None:
                 mapping.pop(key, None)

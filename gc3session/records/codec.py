@@ -64,7 +64,7 @@ class Layout:
         self._beside = _beside(cls, self.fields)
 
     def __reduce__(self) -> Any:
-        return type(None), ()  # with a class that goes to another process by value, where it is made again
+        return _layout_there, (self.cls,)  # the class goes to another process by value: there it is made again
 
     def schema(self, name: str | None = None) -> Schema:
         """Return the schema of the class as it is now, not yet stored."""
@@ -135,6 +135,10 @@ _LAYOUT: Final = "__gc3session_layout__"
 """The attribute of a class that holds its layout: so it lives as long as the class does."""
 
 
+def _layout_there(cls: type[Persistable]) -> Layout | None:
+    return cls.__dict__.get(_LAYOUT)
+
+
 def layout_of(cls: type[Persistable]) -> Layout:
     """Return the layout of *cls*."""
     layout: Layout | None = cls.__dict__.get(_LAYOUT)
@@ -177,28 +181,21 @@ def fill(obj: Persistable, schema: Schema, values: list[Any], revision: int) -> 
         fields |= {"_schema": schema, "_others": leftover or {}}
         own, leftover = (*own, "_schema"), None
     stamp = get_stamp(obj)
-    object.__setattr__(obj, "__class__", layout.twin)
-    try:
-        missing = [name for name in own if name not in fields]
-        for name in own:
-            if name in fields:
-                setattr(obj, name, fields[name])
-    finally:
-        obj.__class__ = cls
-    for name in missing:
-        object.__setattr__(obj, name, _default(cls, name, obj))
+    set_fields(obj, {name: fields[name] for name in own if name in fields})
+    for name in own:
+        if name not in fields:
+            object.__setattr__(obj, name, _default(cls, name, obj))
     state = obj.state if isinstance(obj, Task) else ""
     set_stamp(obj, stamp._replace(revision=revision, state=state, schema=schema, leftover=leftover))
 
 
-def take_over(obj: Persistable, other: Persistable) -> None:
-    """Set the fields of *obj* to the values of *other*, which is a copy of it; nothing is noted."""
+def set_fields(obj: Persistable, fields: dict[str, Any]) -> None:
+    """Set fields of *obj*; nothing is noted."""
     cls = type(obj)
     object.__setattr__(obj, "__class__", layout_of(cls).twin)
     try:
-        for name in field_names(cls):
-            if hasattr(other, name):
-                setattr(obj, name, getattr(other, name))
+        for name, value in fields.items():
+            setattr(obj, name, value)
     finally:
         obj.__class__ = cls
 

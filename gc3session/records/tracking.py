@@ -36,12 +36,17 @@ class _Twin:
         is_plain: assignments to objects of the class run no code of attrs or the user's.
     """
 
-    def __init__(self, twin: type[Any] | None = None) -> None:
+    def __init__(self, cls: type[Any], twin: type[Any] | None) -> None:
+        self.cls = cls
         self.twin = twin
         self.is_plain = False
 
     def __reduce__(self) -> Any:
-        return _Twin, ()
+        return _twin_there, (self.cls,)
+
+
+def _twin_there(cls: type[Any]) -> _Twin:
+    return cls.__dict__.get(TWIN) or _Twin(cls, None)
 
 
 class _Guard:
@@ -70,7 +75,7 @@ def twin_of(cls: type[Persistable]) -> type[Any]:
             namespace["state"] = STATE_SLOT
         # Past the metaclass of the class, which might keep a list of its classes.
         twin = type.__new__(type(cls), cls.__name__, (_Guard, cls), namespace)
-        noted = _Twin(twin)
+        noted = _Twin(cls, twin)
         _set(cls, TWIN, noted)
         _track(cls)
         noted.is_plain = cls.__setattr__ in (note_assignment, note_declared)

@@ -57,7 +57,7 @@ import msgpack
 
 from ..errors import CorruptRecord, Error, UnstorableValue
 from ..format.frame import RECORD_KEY
-from ..tasks import Persistable, class_tag, field_names, importable_name
+from ..tasks import Persistable, class_of_module, class_tag, field_names
 
 MAX_DEPTH = 100
 """How deep values other than lists and dicts may be nested; of those msgpack takes some 1,000."""
@@ -457,12 +457,7 @@ def _unpath(parts: list[str]) -> pathlib.PurePath:
 
 def _defined_class(tag: str) -> type | None:
     """Return the class of that *tag* if this program defines it; nothing is imported."""
-    module, _, qualified = tag.partition(":")
-    place: Any = sys.modules.get("__main__" if module == importable_name("__main__") else module)
-    for name in qualified.split("."):
-        place = getattr(place, "__dict__", {}).get(name)
-    # What the module has now comes first: it may have been reloaded, or a cell run again.
-    return place if isinstance(place, type) and class_tag(place) == tag else _packed.get(tag)
+    return class_of_module(tag) or _packed.get(tag)
 
 
 def _unenum(parts: list[Any]) -> Any:

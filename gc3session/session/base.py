@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import itertools
 import re
-import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, overload
 
-from ..errors import ClosedError, InvalidArgument, LoadError, NotFound, NotInSession, UnsavedWarning
+from ..errors import ClosedError, InvalidArgument, LoadError, NotFound, NotInSession
 from ..index.index import CHUNK, Index
 from ..records.ids import IDs, all_ids, parse_id
 from ..store.staging import REMOVED_AT_ONCE
@@ -43,6 +42,8 @@ class SessionBase(Generic[T]):
     def __init__(self, store: Store, identity: bytes, *, owns_store: bool) -> None:
         self.store = store
         self._owns_store = owns_store
+        if owns_store:
+            store.title = f"the session {self.name!r}"
         self._index = Index(store, identity)
         store.indexes.append(self._index)
         self._closed = False
@@ -606,7 +607,6 @@ class SessionBase(Generic[T]):
                     self._index.reset()
                 else:
                     store.flush()
-                    self._warn_of_unsaved()
                     self._tidy()
                 self._closed = True
             # From here on it can be gone on with: a signal's handler may have kept it from that.
@@ -614,16 +614,6 @@ class SessionBase(Generic[T]):
                 store.indexes.remove(self._index)
         if self._owns_store:
             store.close()
-
-    def _warn_of_unsaved(self) -> None:
-        unsaved = self.store.unsaved() if self._owns_store else 0
-        if unsaved:
-            warnings.warn(
-                f"the session {self.name!r} is closed: changes of {unsaved} object{'' if unsaved == 1 else 's'} were"
-                " never saved; call save_all() before",
-                UnsavedWarning,
-                stacklevel=3,
-            )
 
     def _tidy(self) -> None:
         """Do what is to be done before closing."""

@@ -82,6 +82,10 @@ class Changes:
     def __len__(self) -> int:
         return len(self.objects) + len(self.records)
 
+    def numbers(self) -> set[int]:
+        """Return the Ns of what has been changed."""
+        return {get_stamp(obj).number for obj in [*self.objects.values()]} | {*self.records}
+
     def clear(self) -> None:
         """Forget all of it."""
         self.objects.clear()

@@ -15,10 +15,10 @@ import msgpack
 from ..errors import CorruptRecord
 from ..format.frame import revision_of, schema_number, unseal
 from ..format.schema import PERSISTABLE, Schema
-from ..records.codec import fill, layout_for, layout_of
+from ..records.codec import Layout, fill, layout_for, layout_of
 from ..records.values import DAMAGE, REFERENCE, Decoder
 from ..tables.interface import Reader
-from ..tasks import Persistable, Stamp, Unreadable, classes_defined, get_stamp, set_stamp
+from ..tasks import Persistable, Stamp, Unreadable, classes_defined, get_stamp, set_stamp, stamp_of
 
 if TYPE_CHECKING:
     from .store import Store
@@ -56,6 +56,7 @@ class Loader:
         self.built: list[Persistable] = []  # what has been given since somebody took that list
         self.limit = 1024
         self._builders: dict[int, tuple[Callable[..., Persistable], Schema]] = {}  # by schema number
+        self._layouts: dict[int, Layout] = {}  # by schema number
         self._classes = 0
         self._unpack = functools.partial(msgpack.unpackb, strict_map_key=False, ext_hook=self._build_plain)
         self._shells: dict[int, Persistable] = {}
@@ -82,6 +83,7 @@ class Loader:
         """Forget the builders if there are other classes than when they were noted."""
         if self._classes != classes_defined():
             self._builders.clear()
+            self._layouts.clear()
             self._classes = classes_defined()
 
     def quick(self, number: int, record: bytes) -> Persistable | None:
@@ -152,7 +154,7 @@ class Loader:
 
     def _build(self, number: int, record: bytes) -> Persistable:
         schema, revision, values = self._decode(number, record)
-        layout = layout_for(schema)
+        layout = self._layout(schema)
         obj = self._shells.get(number)
         if obj is None and layout.fields == schema.fields and not layout.generic:
             self._builders[schema.number] = layout.build, schema
@@ -165,9 +167,18 @@ class Loader:
         self.built.append(obj)
         return obj
 
+    def _layout(self, schema: Schema) -> Layout:
+        self.notice_classes()
+        layout = self._layouts.get(schema.number)
+        if layout is None:
+            layout = self._layouts[schema.number] = layout_for(schema)
+        return layout
+
     def _fill(self, obj: Persistable, schema: Schema, values: list[Any], revision: int) -> None:
         fill(obj, schema, values, revision)
-        get_stamp(obj).store.forget_changes(obj)
+        stamp = stamp_of(obj)
+        if stamp is not None:  # else it is a copy that came through pickle
+            stamp.store.forget_changes(obj)
 
     def _decode(self, number: int, record: bytes) -> tuple[Schema, int, list[Any]]:
         parts = self._decoder.unpack(unseal(number, record))
@@ -214,6 +225,6 @@ class Loader:
             obj = self._shell(Unreadable, number, schema)
             object.__setattr__(obj, "reason", str(error))
             return obj
-        obj = self._shells[number] = self._shell(layout_for(schema).cls, number, schema)
+        obj = self._shells[number] = self._shell(self._layout(schema).cls, number, schema)
         self._to_fill.append((number, record))
         return obj

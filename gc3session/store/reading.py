@@ -248,9 +248,10 @@ class StoreReading:
         if isinstance(stamp, Origin):
             return stamp.number if stamp.identity == self.identity else None
         if not self.is_same(stamp.store):
-            raise InvalidArgument(
-                f"{obj!r} belongs to the store {stamp.store.url}; store a copy of it here (copy.copy)"
-            )
+            which = f"the store {stamp.store.url}"
+            if stamp.store.url == self.url:
+                which = f"an earlier store at {self.url}, which was destroyed or replaced"
+            raise InvalidArgument(f"{obj!r} belongs to {which}; store a copy of it here (copy.copy)")
         return stamp.number
 
 

@@ -23,7 +23,7 @@ from ..format.frame import RECORD_KEY, revision_of, seal, values_of
 from ..format.schema import PERSISTABLE, Schema
 from ..index.index import Index
 from ..records.batch import REMOVED, STAGED_BYTES
-from ..records.codec import extras_of, layout_of, take_over
+from ..records.codec import extras_of, layout_of
 from ..records.sequence import NumberSequence
 from ..records.values import UNPACKABLE, Encoder, holds_bytearray, may_hold_bytes, references
 from ..system.gc_pause import no_collection
@@ -54,6 +54,9 @@ class StoreStaging(StoreReading):
     """The asyncio task that has begun the outermost unit; None if it was none."""
     _journal: list[tuple[Any, Any, Any]]
     _pending: list[Persistable]
+    _outdated: list[tuple[Persistable, bytes]]
+    """Objects whose values a copy, or a reference to a copy, has changed; and the records with the right ones."""
+    _refers_to_copy: bool
 
     @abstractmethod
     def commit(self) -> None:
@@ -71,7 +74,7 @@ class StoreStaging(StoreReading):
             outermost = batch.journal is None
             if outermost:
                 self._owner = asyncio_task()
-            elif self._owner is not asyncio_task():
+            elif self._owner not in (None, asyncio_task()):
                 raise InvalidArgument(
                     "another asyncio task of this thread is inside a transaction of this session, and only that one"
                     " can write until it ends: have no `await` in the transaction, or a lock around it"
@@ -121,6 +124,7 @@ class StoreStaging(StoreReading):
         number = self._numbered(obj)
         pending = self._pending
         pending.clear()
+        self._outdated.clear()
         done = {number}
         self._stage_one(obj, number, force=force)
         while pending:
@@ -129,6 +133,9 @@ class StoreStaging(StoreReading):
             if number_of_other not in done:
                 done.add(number_of_other)
                 self._stage_one(other, number_of_other, force=False)
+        for changed, record in self._outdated:
+            self.batch.keep_fields(changed)
+            self.loader.refill(changed, record)
         return number
 
     def _numbered(self, obj: Persistable) -> int:
@@ -178,6 +185,8 @@ class StoreStaging(StoreReading):
         number = self._numbered(obj)
         if new or id(obj) in self.changes.objects:
             self._pending.append(obj)
+        if new and self.loader.living(number) is not obj:
+            self._refers_to_copy = True
         return number
 
     def _encoded(
@@ -206,16 +215,18 @@ class StoreStaging(StoreReading):
         self.batch.set_item(self.changes.records, number, None)
         # More than any that there was, even if the record has been removed meanwhile.
         revision = max(stamp.revision, base[0] if base else 0) + 1
+        self._refers_to_copy = original is not None
         schema, record, state = self._encoded(obj, stamp, revision, self._encoder)
         self.batch.stage(number, record, state, base)
         leftover = stamp.leftover
         if original is not None:
-            take_over(original, obj)
             self.batch.restamp(obj, stamp._replace(revision=revision, state=state, schema=schema))
             obj = original
         elif type(stamp) is Origin:
             self.batch.set_item(self.loader.live, number, ref(obj))
         self.batch.restamp(obj, Stamp(self, number, revision, state, schema, 0, leftover))
+        if self._refers_to_copy:
+            self._outdated.append((obj, record))
         layout = layout_of(type(obj))
         if schema.fields == layout.fields:
             checksum = int.from_bytes(record[:4], "big")
@@ -428,9 +439,8 @@ class StoreStaging(StoreReading):
         changes = self.changes
         with no_collection():
             self.look_at_all()
-            objs = [*changes.objects.values()]
-            chosen = {*choose(sorted({*(get_stamp(obj).number for obj in objs), *changes.records}))}
-            for obj in sorted(objs, key=lambda obj: get_stamp(obj).number):
+            chosen = {*choose(sorted(changes.numbers()))}
+            for obj in sorted(changes.objects.values(), key=lambda obj: get_stamp(obj).number):
                 if get_stamp(obj).number in chosen and id(obj) in changes.objects:
                     self.stage(obj)
             for number, kept in sorted(changes.records.items()):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import builtins
 import copy
 import os
+import sys
 import threading
 import warnings
 import weakref
@@ -63,6 +64,9 @@ class Store(StoreStaging):
         tables: the tables of bytes to keep them in.
         batch_bytes: bytes of memory at which what was done with `flush=False` is written.
 
+    Attributes:
+        title (str): what messages call it: a session that has it for itself has its own name here.
+
     Threads may share a store.  Make one with `make_store`.
     """
 
@@ -71,6 +75,7 @@ class Store(StoreStaging):
             raise InvalidArgument(f"batch_bytes must be a positive int, not {batch_bytes!r}")
         self._closed = True  # until it is open
         self.tables = tables
+        self.title = f"the store {tables.url}"
         self.batch_bytes = batch_bytes
         self.schemas = Schemas(tables)
         self.sequence = NumberSequence(tables)
@@ -86,10 +91,13 @@ class Store(StoreStaging):
         self._encoder = Encoder(self._refer)
         self._journal: list[tuple[Any, Any, Any]] = []  # for stage_new
         self._pending: builtins.list[Persistable] = []
+        self._outdated: builtins.list[tuple[Persistable, bytes]] = []
+        self._refers_to_copy = False
         self._identity: bytes | None = None
         self._pending_commit: CommitUnknown | None = None
         self._closed = False
         self._pid = os.getpid()
+        self._changed_by_parent: frozenset[int] | None = None
         tables.on_create = self._on_create
         expect_workers()
         try:
@@ -240,7 +248,8 @@ class Store(StoreStaging):
             number = self.own_number(obj)
             if number is None:
                 raise InvalidArgument(f"{obj!r} was never saved: there is nothing to refresh it from")
-            staged = bool(self.batch.records.get(number)) and not self.batch.is_new(number)
+            is_copy = stamp_of(obj) is None  # of the object here, whose changes are its own
+            staged = not is_copy and bool(self.batch.records.get(number)) and not self.batch.is_new(number)
             # A staged record is given up only once the stored one has been taken over.
             with self.unit(flush=False, room=False) if staged else nullcontext():
                 if staged:
@@ -250,12 +259,16 @@ class Store(StoreStaging):
                 failure: Error | None = None
                 if record is None:
                     failure = self._not_found(str(obj.persistent_id))
-                    self._detach(obj)
+                    if is_copy:
+                        restamp(obj, None)
+                    else:
+                        self._detach(obj)
                 else:
                     try:
                         self.loader.refill(obj, record)
-                        self.changes.objects.pop(id(obj), None)
-                        self.changes.records.pop(number, None)
+                        if not is_copy:
+                            self.changes.objects.pop(id(obj), None)
+                            self.changes.records.pop(number, None)
                     except LoadError as error:  # what was staged is given up all the same
                         failure = error
             if failure is not None:
@@ -263,14 +276,22 @@ class Store(StoreStaging):
 
     def close(self) -> None:
         """Write the batch and close the files.  Closing twice does nothing."""
+        unsaved = 0
         with self.lock:
             if not self._closed:
                 if not self.read_only:
                     self.flush()
+                    unsaved = self.unsaved()
                     if self.tables.exists():
                         self.sequence.give_back()
                 self._closed = True
             self.tables.close()  # again, too: a signal's handler may have kept it from that
+        if unsaved:
+            warnings.warn(
+                f"{self.title} is closed: changes of {_objects(unsaved)} were never saved; call save_all() before",
+                UnsavedWarning,
+                stacklevel=_levels_to_user(),
+            )
 
     def discard(self) -> None:
         """Close the store without writing the batch: it is about to be deleted."""
@@ -300,8 +321,13 @@ class Store(StoreStaging):
             )
 
     def unsaved(self) -> int:
-        """Return how many objects have changes that were not saved, as far as these are still known."""
+        """Return how many objects have changes that were not saved, as far as these are still known.
+
+        In a forked child it is those that were assigned there: the rest may be its parent's.
+        """
         with self.lock:
+            if self._changed_by_parent is not None:
+                return len(self.changes.numbers() - self._changed_by_parent)
             self.look_at_all()
             return len(self.changes)
 
@@ -311,6 +337,8 @@ class Store(StoreStaging):
         with self.lock:
             if self.read_only or self._closed:
                 return lines
+            if any(store is self for store in _dropped):
+                self.tables.suspend()  # they are taken for gone, and others may have opened the files since
             while self.batch.records and self.batch.journal is None:
                 try:
                     self.flush()
@@ -323,7 +351,9 @@ class Store(StoreStaging):
                     self.discard()
                     return lines
             if unsaved := self.unsaved():
-                lines.append(f"{_unsaved_text(unsaved)} in {self.url} never saved: call save_all() or save()")
+                lines.append(
+                    f"changes of {_objects(unsaved)} in {self.url} were never saved: call save_all() or save()"
+                )
         return lines
 
     # -- writing
@@ -483,6 +513,7 @@ class Store(StoreStaging):
             else:
                 restamp(obj, None)
                 self.loader.live.pop(number)
+        self._changed_by_parent = frozenset(self.changes.numbers())
         self.sequence.reset()
         for index in self.indexes:
             index.reset()
@@ -508,8 +539,16 @@ def _after_in_child() -> None:
         store.after_fork_in_child()
 
 
-def _unsaved_text(count: int) -> str:
-    return f"changes of {count} object{'' if count == 1 else 's'} were"
+def _levels_to_user() -> int:
+    """Return the `stacklevel` with which the caller warns of what the user's code has called, also by `with`."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and str(frame.f_globals.get("__name__")).startswith("gc3session."):
+        level, frame = level + 1, frame.f_back
+    return level
+
+
+def _objects(count: int) -> str:
+    return f"{count} object{'' if count == 1 else 's'}"
 
 
 _dropped: list[Store] = []  # which nobody has any more, and which have something to write

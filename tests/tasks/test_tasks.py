@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 import enum
-import pickle
 import time
 from collections.abc import Callable
 from datetime import UTC
@@ -720,77 +718,7 @@ def test_class_that_is_defined_again_replaces_the_former_one(make_session: Calla
         assert type(session.load(id_)) is latter
 
 
-# -- copies -------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "copier",
-    [copy.copy, copy.deepcopy, attrs.evolve],
-    ids=["copy", "deepcopy", "evolve"],
-)
-def test_copy_is_a_new_task_without_an_id(session: Session, copier: Callable[[Simulation], Simulation]) -> None:
-    task = Simulation(mesh="m", jobname="j", inputs={"a": [1]})
-    id_ = session.add(task)
-    new = copier(task)
-    assert type(new) is Simulation
-    assert new.persistent_id is None
-    assert new.changed
-    assert new != task
-    assert (new.mesh, new.jobname, new.inputs, new.history) == ("m", "j", {"a": [1]}, task.history)
-    assert session.add(new) != id_
-    assert len(session) == 2
-    new.mesh = "other"
-    assert task.mesh == "m"
-    assert not task.changed
-
-
-def test_pickled_copy_is_one_of_the_same_record(session: Session) -> None:
-    task = Simulation(mesh="m", jobname="j", inputs={"a": [1]})
-    id_ = session.add(task)
-    new = pickle.loads(pickle.dumps(task))
-    assert type(new) is Simulation
-    assert new is not task
-    assert new != task
-    assert new.persistent_id == id_
-    assert (new.mesh, new.jobname, new.inputs, new.history) == ("m", "j", {"a": [1]}, task.history)
-    new.mesh = "other"
-    assert (task.mesh, task.changed) == ("m", False)
-    assert session.save(new) == id_
-    assert task.mesh == "other"
-    assert session.load(id_) is task
-    assert len(session) == 1
-
-
-def test_pickled_copy_of_a_task_of_no_store_is_a_new_task(session: Session) -> None:
-    task = Simulation(mesh="m")
-    new = pickle.loads(pickle.dumps(task))
-    assert (new.mesh, new.persistent_id, new.changed) == ("m", None, True)
-    assert session.add(new) != session.add(task)
-
-
-def test_deep_copy_of_a_collection_copies_its_tasks(session: Session) -> None:
-    sweep = Sweep(tasks=[Simulation(mesh="m")], parameter="p")
-    session.add(sweep)
-    new = copy.deepcopy(sweep)
-    assert new.parameter == "p"
-    assert new.tasks[0] is not sweep.tasks[0]
-    assert new.tasks[0].persistent_id is None
-
-
-def test_evolve_changes_a_field(session: Session) -> None:
-    task = Simulation(mesh="m", steps=3)
-    session.add(task)
-    new = attrs.evolve(task, mesh="n")
-    assert (new.mesh, new.steps, task.mesh) == ("n", 3, "m")
-
-
-def test_frozen_object_can_be_copied(session: Session) -> None:
-    obj = Fixed(3)
-    session.save(obj)
-    for new in (copy.copy(obj), copy.deepcopy(obj), attrs.evolve(obj, size=3)):
-        assert (type(new), new.size, new.persistent_id) == (Fixed, 3, None)
-    back = pickle.loads(pickle.dumps(obj))
-    assert (type(back), back.size, back.persistent_id) == (Fixed, 3, obj.persistent_id)
+# -- attrs -------------------------------------------------------------------
 
 
 def test_attrs_functions_see_only_the_fields() -> None:

@@ -373,6 +373,7 @@ class LmdbTables(Tables):
     def suspend(self) -> None:
         if self._env is not None:
             self._env.suspend()
+            self._env = None  # whose user this may no longer be: the garbage collection forgets users
 
     def close(self) -> None:
         self._closed = True

@@ -58,7 +58,6 @@ from .tasks import (
 from .workflow import Workflow, WorkflowTask
 
 if TYPE_CHECKING:
-    from .format.validation import Finding
     from .query.conditions import Condition
     from .query.event_log import LogEntry
     from .query.progress import FailedTask, Progress
@@ -71,13 +70,13 @@ if TYPE_CHECKING:
     from .transfer.load import Loaded, load_dump
     from .transfer.migrate import migrate_session
     from .upkeep.check import Check, check_session
+    from .upkeep.finding import Finding
     from .upkeep.repair import Repaired, repair_session
 
     __version__: str
 else:
     # What most programs don't use is imported when it is asked for: `import gc3session` is a third faster so.
     _LATER = {
-        "format.validation": ("Finding",),
         "query.conditions": ("Condition",),
         "query.event_log": ("LogEntry",),
         "query.progress": ("FailedTask", "Progress"),
@@ -90,6 +89,7 @@ else:
         "transfer.load": ("Loaded", "load_dump"),
         "transfer.migrate": ("migrate_session",),
         "upkeep.check": ("Check", "check_session"),
+        "upkeep.finding": ("Finding",),
         "upkeep.repair": ("Repaired", "repair_session"),
     }
 

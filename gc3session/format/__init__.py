@@ -1,1 +1,1 @@
-"""The bytes of FORMAT.md: the frame of a record, schemas, and a validation of them that shares no code with the rest."""
+"""The bytes of FORMAT.md: the frame of a record, and schemas."""

@@ -19,6 +19,8 @@ The bytes of a schema and the row of a session have the same checksum in front.
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
+from functools import partial
 from typing import Any, Final
 from zlib import crc32
 
@@ -31,6 +33,8 @@ FORMAT: Final = 1
 
 RECORD_KEY: Final = struct.Struct(">Q")
 """N as bytes: the key of a record, and what a reference holds."""
+
+_unpack_plain: Final = partial(msgpack.unpackb, strict_map_key=False, unicode_errors="surrogatepass")
 
 
 def seal(number: int, body: bytes) -> bytes:
@@ -78,15 +82,15 @@ def revision_of(record: bytes) -> int:
         return -1
 
 
-def values_of(number: int, record: bytes) -> tuple[int, int, list[Any]]:
-    """Return a record's schema number, revision and values; values of msgpack's extension types stay undecoded.
+def values_of(
+    number: int, record: bytes, unpack: Callable[[bytes], Any] = _unpack_plain
+) -> tuple[int, int, list[Any]]:
+    """Return a record's schema number, revision and values. Raise CorruptRecord if it is damaged.
 
-    Raise CorruptRecord if it is damaged.
+    *unpack* decodes the body; by default values of msgpack's extension types stay undecoded.
     """
     try:
-        schema, revision, values = msgpack.unpackb(
-            unseal(number, record), strict_map_key=False, unicode_errors="surrogatepass"
-        )
+        schema, revision, values = unpack(unseal(number, record))
         if type(schema) is not int or type(revision) is not int or type(values) is not list:
             raise ValueError("its parts have the wrong types")
     except (ValueError, TypeError, msgpack.UnpackException) as error:

@@ -18,6 +18,8 @@ from .frame import seal, unseal
 PERSISTABLE, TASK, COLLECTION = range(3)
 """The kinds of a schema: what its class is derived from, for programs that don't have the class."""
 
+_NEEDED = ("state", "tasks")  # fields that a task has, and a collection both
+
 
 @attrs.frozen
 class Schema:
@@ -42,15 +44,41 @@ class Schema:
         return seal(self.number, msgpack.packb([self.tag, self.name, self.kind, list(self.fields)]))
 
     @classmethod
+    def from_item(cls, key: bytes, data: bytes) -> Schema:
+        """Return the schema in an item of the table `schemas`. Raise CorruptRecord if there is none."""
+        if len(key) != 4:
+            raise CorruptRecord("its key is no schema number")
+        return cls.from_bytes(int.from_bytes(key, "big"), data)
+
+    @classmethod
     def from_bytes(cls, number: int, data: bytes) -> Schema:
         """Return the schema of that *number*. Raise CorruptRecord if *data* isn't one."""
+        if not 0 < number < 1 << 31:
+            raise CorruptRecord(f"{number} is no schema number")
         try:
             tag, name, kind, fields = msgpack.unpackb(unseal(number, data))
-            if not (isinstance(tag, str) and isinstance(name, str) and kind in range(3)):
-                raise ValueError("its parts have the wrong types")
-            return cls(number, tag, name, kind, tuple(map(str, fields)))
-        except (ValueError, TypeError, msgpack.UnpackException, CorruptRecord) as error:
-            raise CorruptRecord(f"schema {number} is damaged: {error}") from error
+        except (ValueError, TypeError, msgpack.UnpackException) as error:
+            raise CorruptRecord(f"it is not a schema: {error}") from error
+        if not (
+            isinstance(tag, str) and isinstance(name, str) and name and type(kind) is int and kind in range(3)
+        ):
+            raise CorruptRecord("its class, name or kind can't be one")
+        if not (isinstance(fields, list) and all(isinstance(field, str) for field in fields)):
+            raise CorruptRecord("the names of its fields aren't text")
+        if len(set(fields)) < len(fields):
+            raise CorruptRecord("two of its fields have the same name")
+        if not set(_NEEDED[:kind]) <= set(fields):
+            raise CorruptRecord(f"it lacks the field {' or '.join(_NEEDED[:kind])}, which such a class has")
+        return cls(number, tag, name, kind, tuple(fields))
+
+    def check(self, values: list[Any]) -> None:
+        """Raise CorruptRecord if these can't be the values of a record."""
+        if len(values) != len(self.fields):
+            raise CorruptRecord(f"it has {len(values)} values for the {len(self.fields)} fields of its schema")
+        if self.kind != PERSISTABLE and not isinstance(values[self.fields.index("state")], str):
+            raise CorruptRecord("its state isn't text")
+        if self.kind == COLLECTION and not isinstance(values[self.fields.index("tasks")], list):
+            raise CorruptRecord("its tasks aren't a list")
 
     def state(self, values: list[Any]) -> str:
         """Return the state in the values of a record, '' if its kind has none."""

@@ -110,15 +110,26 @@ class Row(NamedTuple):
 
     @classmethod
     def from_bytes(cls, identity: bytes, data: bytes) -> Row:
+        """Return the row in an item of the table. Raise CorruptStore if it is damaged."""
+        try:
+            return cls.parsed(identity, data)
+        except CorruptRecord as error:
+            raise CorruptStore(
+                f"the row of session {identity.hex()} is damaged ({error}); restore the store from a backup"
+            ) from error
+
+    @classmethod
+    def parsed(cls, identity: bytes, data: bytes) -> Row:
+        """Return the row in an item of the table. Raise CorruptRecord, which says only what is wrong with it."""
+        if len(identity) != 16:
+            raise CorruptRecord("its key is no identity of 16 bytes")
         try:
             number, size, blank, mark, *rest = msgpack.unpackb(unseal(0, data))
             [places] = rest or [()]
             row = cls(number, size, blank, mark, tuple(Place(*place) for place in places))
             row.check()
-        except (ValueError, TypeError, msgpack.UnpackException, CorruptRecord) as error:
-            raise CorruptStore(
-                f"the row of session {identity.hex()} is damaged ({error}); restore the store from a backup"
-            ) from error
+        except (ValueError, TypeError, msgpack.UnpackException) as error:
+            raise CorruptRecord(f"it is not a session's row: {error}") from error
         return row
 
     def check(self) -> None:

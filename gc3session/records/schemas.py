@@ -26,7 +26,10 @@ class Schemas:
             data = reader.get(SCHEMAS, number.to_bytes(4, "big")) if 0 < number < 1 << 31 else None
             if data is None:
                 raise CorruptRecord(f"its schema, number {number}, is not in the store")
-            schema = Schema.from_bytes(number, data)
+            try:
+                schema = Schema.from_bytes(number, data)
+            except CorruptRecord as error:
+                raise CorruptRecord(f"schema {number} is damaged: {error}") from error
             self._note(schema)
         return schema
 

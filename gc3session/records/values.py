@@ -356,11 +356,14 @@ def _packs(value: Any) -> bool:
 class Decoder:
     """Unpacks values.  *resolve* gives the object for the N of a reference.
 
+    With *checking* a value that needs the program (its classes, NumPy) or more time than its bytes is
+    `Opaque` once its parts have been found right: so a check finds the same whoever runs it.
     One decoder is used by one thread at a time.
     """
 
-    def __init__(self, resolve: Callable[[int], Any]) -> None:
+    def __init__(self, resolve: Callable[[int], Any], *, checking: bool = False) -> None:
         self._resolve = resolve
+        self._checking = checking
         self._depth = 0
 
     def unpack(self, data: bytes) -> Any:
@@ -379,17 +382,28 @@ class Decoder:
             self._depth -= 1
 
     def build(self, code: int, data: bytes) -> Any:
-        """Return the value of an extension; called by msgpack."""
-        if code == REFERENCE:
-            return self._resolve(RECORD_KEY.unpack(data)[0])
-        if code == INT:
-            return int.from_bytes(data, "big", signed=True)
-        if code == UUID_:
-            return UUID(bytes=data)
-        build = _BUILD.get(code)
-        if build is None:
-            return Opaque(code, data, "a type that this version doesn't know")
-        value = build(self.unpack(data))
+        """Return the value of an extension; called by msgpack.  Raise CorruptRecord if it can't be built."""
+        try:
+            if code == REFERENCE:
+                return self._resolve(RECORD_KEY.unpack(data)[0])
+            if code == INT and data:
+                return int.from_bytes(data, "big", signed=True)
+            if code == UUID_:
+                return UUID(bytes=data)
+            build = _BUILD.get(code)
+            if build is None:
+                if code < 0 or code == INT:
+                    raise ValueError(f"it can't have these {len(data)} bytes")
+                return Opaque(code, data, "a type that this version doesn't know")
+            parts = self.unpack(data)
+            check = _CHECKS.get(code)
+            if check is not None:
+                check(*parts)
+                if self._checking:
+                    return Opaque(code, data)
+            value = build(parts)
+        except DAMAGE as error:
+            raise CorruptRecord(f"its value of the type {code} can't be built: {error}") from error
         return Opaque(code, data, value.why) if type(value) is _Missing else value
 
 
@@ -412,13 +426,16 @@ class _Missing:
     why: str
 
 
-@functools.cache
+_available_zones = functools.cache(zoneinfo.available_timezones)  # it reads a whole directory
+
+
+@functools.lru_cache(1024)
 def _known_zone(key: str) -> bool:
     """Return whether there is a file for a time zone; `ZoneInfo` would import a module to look for it."""
     if not re.fullmatch(r"[\w+-]+(/[\w+-]+)*", key):
         return False
     places = (os.path.join(place, key) for place in zoneinfo.TZPATH)
-    return any(map(os.path.isfile, places)) or key in zoneinfo.available_timezones()
+    return any(map(os.path.isfile, places)) or key in _available_zones()
 
 
 def _unzone(zone: Any) -> Any:
@@ -428,22 +445,43 @@ def _unzone(zone: Any) -> Any:
         if not _known_zone(zone):
             return _Missing(f"this machine does not know the time zone {zone!r}; install tzdata")
         return zoneinfo.ZoneInfo(zone)
-    offset, *name = zone if isinstance(zone, list) else (zone,)
+    offset, *name = zone if isinstance(zone, list) and len(zone) == 2 else (zone,)
+    if type(offset) is not int:
+        raise TypeError("a time zone is needed")
     return timezone(timedelta(microseconds=offset), *name)
 
 
 def _undatetime(v: list[Any]) -> Any:
     year, month, day, hour, minute, second, microsecond, fold, zone = v
     tz = _unzone(zone)
-    if type(tz) is _Missing:
-        return tz
-    return datetime(year, month, day, hour, minute, second, microsecond, tz, fold=fold)
+    missing = type(tz) is _Missing
+    value = datetime(year, month, day, hour, minute, second, microsecond, None if missing else tz, fold=fold)
+    return tz if missing else value
 
 
 def _untime(v: list[Any]) -> Any:
     hour, minute, second, microsecond, fold, zone = v
     tz = _unzone(zone)
-    return tz if type(tz) is _Missing else time(hour, minute, second, microsecond, tz, fold=fold)
+    missing = type(tz) is _Missing
+    value = time(hour, minute, second, microsecond, None if missing else tz, fold=fold)
+    return tz if missing else value
+
+
+def _exactly(cls: Callable[..., Any], count: int) -> Callable[[Any], Any]:
+    """Return what builds a *cls* from that many parts, though it may take fewer."""
+
+    def build(parts: Any) -> Any:
+        if len(parts) != count:
+            raise ValueError(f"{count} parts are needed")
+        return cls(*parts)
+
+    return build
+
+
+def _undecimal(text: Any) -> Decimal:
+    if type(text) is not str:
+        raise TypeError("text is needed")
+    return Decimal(text)
 
 
 def _unpath(parts: list[str]) -> pathlib.PurePath:
@@ -524,9 +562,6 @@ def _unarray(parts: list[Any]) -> Any:
 
 
 def _filled(numpy: Any, dtype: Any, shape: Any, data: bytes) -> Any:
-    # NumPy takes -1 for 'whatever fits', and with items of no bytes divides by zero for it.
-    if not all(type(n) is int and n >= 0 for n in shape) or math.prod(shape) > sys.maxsize:
-        raise ValueError("a shape that no array has")
     if dtype.itemsize == 0 or 0 in shape:
         # Not `zeros`, which gives items of no bytes one: an array of 2**60 of them would take all memory.
         return numpy.ndarray(shape, dtype=dtype, buffer=bytearray())
@@ -537,12 +572,12 @@ _BUILD: dict[int, Callable[[Any], Any]] = {
     TUPLE: tuple,
     SET: set,
     FROZENSET: frozenset,
-    COMPLEX: lambda v: complex(*v),
+    COMPLEX: _exactly(complex, 2),
     DATETIME: _undatetime,
-    DATE: lambda v: date(*v),
+    DATE: _exactly(date, 3),
     TIME: _untime,
-    TIMEDELTA: lambda v: timedelta(*v),
-    DECIMAL: Decimal,
+    TIMEDELTA: _exactly(timedelta, 3),
+    DECIMAL: _undecimal,
     FRACTION: lambda v: Fraction(*v),
     PATH: _unpath,
     ENUM: _unenum,
@@ -550,6 +585,46 @@ _BUILD: dict[int, Callable[[Any], Any]] = {
     NUMPY_SCALAR: _unscalar,
     NUMPY_ARRAY: _unarray,
 }
+
+
+def _check_fraction(numerator: Any, denominator: Any) -> None:
+    if type(numerator) is not int or type(denominator) is not int or denominator == 0:
+        raise ValueError("a numerator and a denominator are needed")
+
+
+def _check_enum(tag: Any, told: Any) -> None:
+    if type(tag) is not str:
+        raise TypeError("the tag of a class is needed")
+
+
+def _check_attrs(tag: Any, names: Any, values: Any) -> None:
+    right = type(tag) is str and type(names) is type(values) is list and len(names) == len(values)
+    if not right or not all(type(name) is str for name in names):
+        raise ValueError("a tag, names and as many values are needed")
+
+
+def _check_scalar(dtype: Any, data: Any) -> None:
+    right = isinstance(data, (bytes, str)) if dtype is None else isinstance(data, bytes)
+    if not right or not isinstance(dtype, (str, list, type(None))):
+        raise TypeError("a dtype and bytes are needed")
+
+
+def _check_array(dtype: Any, shape: Any, data: Any) -> None:
+    if not isinstance(dtype, (str, list)) or type(data) is not bytes:
+        raise TypeError("a dtype, a shape and bytes are needed")
+    # NumPy takes -1 for 'whatever fits', and with items of no bytes divides by zero for it.
+    if not all(type(n) is int and n >= 0 for n in shape) or math.prod(shape) > sys.maxsize:
+        raise ValueError("a shape that no array has")
+
+
+_CHECKS: Final[dict[int, Callable[..., None]]] = {
+    FRACTION: _check_fraction,
+    ENUM: _check_enum,
+    ATTRS: _check_attrs,
+    NUMPY_SCALAR: _check_scalar,
+    NUMPY_ARRAY: _check_array,
+}
+"""Checks of the parts of what a decoder that is `checking` doesn't build."""
 
 
 def references(value: Any) -> list[int]:

@@ -1,8 +1,9 @@
 """The check of a session: everything on disk is read, and each fault is a finding.
 
-This is written from FORMAT.md and shares no code with what writes a session. It uses only the
-paths and the URL of the directory (directory.py), and the tables as bytes (`Tables.contents`).
-So a mistake in the code of the index, the mirror or the codec is found here, not repeated.
+Bytes are taken apart by the code that reads them anywhere (format/, records/values.py,
+index/entries.py), and the tables are read as bytes (`Tables.contents`), not through an index.
+Two readers of the format that share no code with the package are `tools/inspect_session.py` and the
+judge of the tests, `tests/consistency.py`.
 
 Memory stays flat: the tables are walked side by side in the order of N, and all that is kept of
 each N is a bit.
@@ -19,8 +20,10 @@ from typing import Any, Final
 import msgpack
 
 from ..directory import SessionDirectory
-from ..errors import CorruptStore, DamagedSession, InvalidArgument, UnknownFormat
-from ..format.validation import Fault, Finding, ParsedSchema, check_values, parse_record, parse_schema, state_in
+from ..errors import CorruptRecord, CorruptStore, DamagedSession, InvalidArgument, UnknownFormat
+from ..format.frame import FORMAT
+from ..format.schema import Schema
+from ..index.entries import Row
 from ..system.number_set import Numbers
 from ..tables.interface import (
     MEMBERS,
@@ -36,10 +39,11 @@ from ..tables.interface import (
     with_progress,
 )
 from ..tables.urls import StoreURL, make_tables
-from .check_index import IndexCheck, SessionRow, parse_row
+from .check_index import IndexCheck
 from .check_mirror import MirrorCheck, MirrorCopy, mirror_copy
+from .finding import Finding
+from .record_reader import RecordReader
 
-_FORMAT: Final = 1
 _MOST_STRUCTURE_FAULTS: Final = 200  # one damaged page can have more faults than anybody reads
 _RECENT_FAULTS: Final = 20  # a fault that is one of so many before it is not reported again
 _MOST_EXAMPLES: Final = 20
@@ -115,7 +119,9 @@ class _Work:
         self._references = references
         self._progress = progress
         self._options = options
-        self._schemas: dict[int, ParsedSchema] = {}
+        self._reader = RecordReader()
+        self._rows: dict[int, tuple[bytes, Row]] = {}  # number of a session -> its identity and row
+        self._all_rows = True  # whether all rows can be read
 
     # -- the directory
 
@@ -169,7 +175,7 @@ class _Work:
             return
         with mirror_copy(self._directory) as mirror:
             mirror.take()
-            yield from MirrorCheck(mirror, None).end()
+            yield from MirrorCheck(mirror, b"", None).end()
         yield from self._check_known(url)
 
     def _check_known(self, url: str) -> Iterator[Finding]:
@@ -212,11 +218,11 @@ class _Work:
         self, contents: Contents, url: str, identity: bytes | None, mirror: MirrorCopy
     ) -> Iterator[Finding]:
         version = contents.get(META, b"format")
-        if version != msgpack.packb(_FORMAT):
+        if version != msgpack.packb(FORMAT):
             yield Finding(
                 "format",
                 "meta",
-                f"the format is {version!r}; this version of gc3session knows {_FORMAT} only: upgrade gc3session",
+                f"the format is {version!r}; this version of gc3session knows {FORMAT} only: upgrade gc3session",
             )
             return
         if len(contents.get(META, b"store") or b"") != 16:
@@ -225,66 +231,58 @@ class _Work:
         if next_number is None:
             yield Finding("sequence", "meta", "'next N' is not a number of 8 bytes")
         yield from self._check_schemas(contents)
-        rows: dict[int, SessionRow] = {}
-        own: SessionRow | None = None
-        damaged_rows = 0
-        for finding, row in self._check_sessions(contents):
-            if finding is not None:
-                yield finding
-            if row is not None:
-                rows[row.number] = row
-                own = row if row.identity == identity else own
-            damaged_rows += row is None
+        yield from self._check_sessions(contents)
         present = Numbers()
         yield from self._check_records(contents, present, next_number)
-        index = IndexCheck(contents, self._schemas, present, next_number)
-        for number in sorted({*rows, *_sessions(contents, MEMBERS), *_sessions(contents, STATES)}):
-            if number not in rows:
-                if not damaged_rows:  # else one of those may be its row
+        index = IndexCheck(contents, self._reader, present, next_number)
+        known = False
+        for number in sorted({*self._rows, *_sessions(contents, MEMBERS), *_sessions(contents, STATES)}):
+            if number not in self._rows:
+                if self._all_rows:  # else one of the damaged ones may be its row
                     yield Finding(
                         "session", f"session number {number}", "the index has entries for it, but it has no row"
                     )
                 continue
-            ours = own is not None and number == own.number
-            lines = MirrorCheck(mirror if ours else None, rows[number])
+            owner, row = self._rows[number]
+            lines = MirrorCheck(mirror if owner == identity else None, owner, row)
             yield from index.check(number, lines.line)
             yield from lines.end()
-            if ours:
-                self.tasks = index.entries
-        if damaged_rows:
+            if owner == identity:
+                known, self.tasks = True, index.entries
+        if not self._all_rows:
             return  # it isn't known which entries belong to no session, and what the mirror should be
-        if own is None and identity is not None:
-            yield from MirrorCheck(mirror, None).end()
+        if not known and identity is not None:
+            yield from MirrorCheck(mirror, identity, None).end()
             yield from self._check_known(url)
         yield from index.check_late()
 
     def _check_schemas(self, contents: Contents) -> Iterator[Finding]:
         for key, data in contents.walk(SCHEMAS):
             try:
-                self._schemas[int.from_bytes(key, "big")] = parse_schema(key, data)
-            except Fault as fault:
-                yield Finding("schema", f"schema {int.from_bytes(key, 'big')}", str(fault))
+                schema = Schema.from_item(key, data)
+                self._reader.schemas[schema.number] = schema
+            except CorruptRecord as error:
+                yield Finding("schema", f"schema {int.from_bytes(key, 'big')}", str(error))
 
-    def _check_sessions(self, contents: Contents) -> Iterator[tuple[Finding | None, SessionRow | None]]:
+    def _check_sessions(self, contents: Contents) -> Iterator[Finding]:
         next_session = _number(contents.get(META, b"next session") or b"\0\0\0\1", 4)
         if next_session is None:
-            yield Finding("sequence", "meta", "'next session' is not a number of 4 bytes"), None
-        numbers: set[int] = set()
+            yield Finding("sequence", "meta", "'next session' is not a number of 4 bytes")
         for key, data in contents.walk(SESSIONS):
             where = f"session {key.hex()}"
             try:
-                row = parse_row(key, data)
-            except Fault as fault:
-                yield Finding("session", where, f"its row is damaged: {fault}"), None
+                row = Row.parsed(key, data)
+            except CorruptRecord as error:
+                self._all_rows = False
+                yield Finding("session", where, f"its row is damaged: {error}")
                 continue
-            if row.number in numbers:
-                yield Finding("session", where, f"another session has the same number {row.number}"), None
+            if row.number in self._rows:
+                self._all_rows = False
+                yield Finding("session", where, f"another session has the same number {row.number}")
                 continue
-            numbers.add(row.number)
+            self._rows[row.number] = key, row
             if next_session is not None and row.number >= next_session:
-                yield Finding("sequence", where, f"its number {row.number} has not been handed out"), row
-            else:
-                yield None, row
+                yield Finding("sequence", where, f"its number {row.number} has not been handed out")
 
     # -- the records
 
@@ -300,45 +298,25 @@ class _Work:
             self.records += 1
             where = f"record {number}"
             try:
-                where = self._check_record(number, data, targets)
-            except Fault as fault:
-                yield Finding("record", where, f"it can't be read: {fault}")
+                where, references = self._reader.check(number, data)
+                for target in references:
+                    if target not in targets:
+                        targets.add(target)
+            except CorruptRecord as error:
+                yield Finding("record", where, f"it can't be read: {error}")
             if next_number is not None and number >= next_number:
                 yield Finding("sequence", where, f"its N has not been handed out: 'next N' is {next_number}")
         if any(number not in present for numbers in targets.chunks(_NUMBERS_AT_ONCE) for number in numbers):
             yield from self._check_references(contents, present)
 
-    def _check_record(self, number: int, data: bytes, targets: Numbers) -> str:
-        """Return the ID of a record; note what it refers to. Raise Fault if it can't be read."""
-
-        def refer(target: int) -> None:
-            if target not in targets:
-                targets.add(target)
-
-        found = parse_record(number, data)
-        schema = self._schemas.get(found.schema)
-        if schema is None:
-            raise Fault(f"its schema {found.schema} is damaged or missing")
-        state_in(found, schema)
-        check_values(found, refer)
-        return f"{schema.name}.{number}"
-
     def _check_references(self, contents: Contents, present: Numbers) -> Iterator[Finding]:
         """Count the records that refer to missing ones, and with *references* give findings for them."""
         for key, data in contents.walk(RECORDS):
-            number = int.from_bytes(key, "big")
-            missing: list[int] = []
-
-            def refer(target: int, missing: list[int] = missing) -> None:
-                if target not in present:
-                    missing.append(target)
-
             try:
-                found = parse_record(number, data)
-                check_values(found, refer)
-                where = f"{self._schemas[found.schema].name}.{number}"
-            except (Fault, KeyError):
+                where, references = self._reader.check(int.from_bytes(key, "big"), data)
+            except CorruptRecord:
                 continue  # it is a finding already
+            missing = [target for target in references if target not in present]
             if missing:
                 self.dangling += 1
                 if len(self.examples) < _MOST_EXAMPLES:

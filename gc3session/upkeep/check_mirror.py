@@ -12,11 +12,11 @@ from typing import IO, Final
 
 from ..directory import SessionDirectory
 from ..errors import OpenError
-from ..format.validation import Finding
+from ..index.entries import Row
 from ..system.filesystem import is_holes
 from ..system.signals import signal_safe
 from ..system.temporary import keeping
-from .check_index import SessionRow
+from .finding import Finding
 
 _PIECE: Final = 1 << 20  # bytes read at once
 _COPY: Final = "a copy of the mirror"
@@ -152,12 +152,13 @@ class MirrorCheck:
 
     Args:
         mirror: the file; None if it belongs to another session.
+        identity: the session's.
         row: the session's row; None if it has none, and so no tasks.
     """
 
-    def __init__(self, mirror: MirrorCopy | None, row: SessionRow | None) -> None:
+    def __init__(self, mirror: MirrorCopy | None, identity: bytes, row: Row | None) -> None:
         self._row = row
-        self._where = f"session {row.identity.hex()}" if row is not None else "session"
+        self._where = f"session {identity.hex()}"
         self._end = 0
         self._used = 0
         self._mirror = mirror
@@ -175,11 +176,11 @@ class MirrorCheck:
             return False
         if row.mark is None:
             return True
-        if row.last_place in (None, mirror.place):
+        if not row.places or row.places[-1][:3] == mirror.place:
             return False
         # Another directory was written to last, or another machine has written to this one.
         same_file = (row.size, row.mark[0]) == (mirror.size, mirror.mark[0])
-        return not (same_file and row.last_place[0] != mirror.place[0])
+        return not (same_file and row.places[-1].host != mirror.place[0])
 
     def line(self, id_: str | None, at: int) -> Iterator[Finding]:
         """Give what is wrong with the next task's line; its ID is None if it isn't known."""

@@ -26,6 +26,7 @@ import msgpack
 
 from ..directory import SessionDirectory
 from ..errors import (
+    CorruptRecord,
     CorruptStore,
     DamagedSession,
     InvalidArgument,
@@ -34,7 +35,7 @@ from ..errors import (
     UnknownFormat,
 )
 from ..format.frame import FORMAT
-from ..format.validation import Fault
+from ..index.entries import Row
 from ..records.ids import parse_id
 from ..store.mirrored import mirrored_index
 from ..store.store import make_store
@@ -45,7 +46,6 @@ from ..tables.interface import META, SESSIONS, Contents, Salvaged, Tables, Write
 from ..tables.lmdb.data_file.meta import can_be_lock_file
 from ..tables.urls import StoreURL, make_tables
 from .check import check_session
-from .check_index import parse_row
 from .quarantine import DAMAGED, Quarantine
 from .repair_records import Known
 from .repair_tables import TablesRepair
@@ -369,27 +369,23 @@ class _Repair:
 
         If the store doesn't know that one, though the mirror has tasks, another session of the store is meant.
         """
-        rows = []
+        rows: dict[bytes, Row] = {}
         with tables.contents(_ignored) as contents:
             for key, data in contents.walk(SESSIONS):
-                with contextlib.suppress(Fault):
-                    rows.append(parse_row(key, data))
-        if known is not None and (
-            not len(self._listed)
-            or any(row.identity == known for row in rows)
-            or not self._directory.holds(tables.url)
-        ):
+                with contextlib.suppress(CorruptRecord):
+                    rows[key] = Row.parsed(key, data)
+        if known is not None and (not len(self._listed) or known in rows or not self._directory.holds(tables.url)):
             return known
         if len(rows) > 1:
             status = os.lstat(self._directory.mirror) if os.path.lexists(self._directory.mirror) else None
-            rows = [
-                row
-                for row in rows
+            rows = {
+                identity: row
+                for identity, row in rows.items()
                 if status is not None
                 and row.size == status.st_size
                 and row.mark
                 and row.mark[0] == status.st_mtime_ns
-            ]
+            }
             if len(rows) != 1 and known is None:
                 raise DamagedSession(
                     f"{self._directory.url_file} is lost, and nothing else says which of the sessions in {tables.url}"
@@ -398,7 +394,7 @@ class _Repair:
         if len(rows) != 1:
             return known or secrets.token_bytes(16)
         self._wrong_url = True
-        return rows[0].identity
+        return next(iter(rows))
 
     def _repair_tables(self, tables: Tables, identity: bytes | None) -> bytes:
         """Repair the tables; return the session's identity."""

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 from ..format.frame import RECORD_KEY
-from ..index.entries import LATE_BIT, MEMBER, SESSION_KEY, Row
+from ..index.entries import LATE_BIT, MEMBER, SESSION_KEY, Row, state_key
 from ..records.ids import parse_id
 from ..system.number_set import Numbers
 from ..tables.interface import LATE, LATE_MEMBERS, MEMBERS, STATES, Contents
-from .check_index import SessionRow, orders_and_states
+from .check_index import orders_and_states, shown_state
 from .repair_records import Changes, Known, RecordsRepair, Report
 
 _LONGEST_LINE: Final = 4096  # bytes of a line of the mirror
@@ -60,9 +60,9 @@ class IndexRepair:
         self.own = Numbers()  # Ns that are the order of an entry
         self.late: set[tuple[int, int, int]] = set()  # order, N, session of late entries
 
-    def repair_session(self, row: SessionRow, *, is_new: bool) -> None:
+    def repair_session(self, identity: bytes, row: Row, *, is_new: bool) -> None:
         """Repair members, states and row of a session; *is_new* if its row must be written anyway."""
-        _SessionRepair(self, row, is_new).run()
+        _SessionRepair(self, identity, row, is_new).run()
 
     def repair_late(self) -> None:
         """Make the late tables what the entries say, once all sessions have been repaired."""
@@ -86,14 +86,15 @@ class IndexRepair:
 class _SessionRepair:
     """The repair of one session's part of the index."""
 
-    def __init__(self, index: IndexRepair, row: SessionRow, changed: bool) -> None:
+    def __init__(self, index: IndexRepair, identity: bytes, row: Row, changed: bool) -> None:
         self._index = index
         self._contents = index.contents
         self._changes = index.changes
         self._records = index.records
+        self._identity = identity
         self._row = row
         self._key = SESSION_KEY.pack(row.number)
-        self._is_known = row.identity == index.known.identity  # whether the mirror here is its mirror
+        self._is_known = identity == index.known.identity  # whether the mirror here is its mirror
         self._changed = changed
         self._clashing: list[int] = []  # Ns that get a new order, because another session has them at their own
 
@@ -104,9 +105,10 @@ class _SessionRepair:
         state = next(states, None)
         line = used = end = 0
         for order, number, schema, at, stored in self._entries():
-            own_schema, name, expected = records.parts(number)
+            own_schema, named_state = records.schema_and_state(number)
+            name, expected = own_schema.name, state_key(self._row.number, named_state)
             if records.name(schema) != name:
-                schema = own_schema
+                schema = own_schema.number
             size = len(name.encode("utf-8", "surrogatepass")) + len(str(number)) + 2
             at = line if tidy else at
             value = MEMBER.pack(order, schema | (0 if order == number else LATE_BIT), at)
@@ -134,30 +136,29 @@ class _SessionRepair:
                 state = next(states, None)
             if not held:
                 self._report(f"{name}.{number}: put into its state")
-                changes.add_value(STATES, self._key + expected, RECORD_KEY.pack(order))
+                changes.add_value(STATES, expected, RECORD_KEY.pack(order))
         while state is not None:
             self._delete_state(*state)
             state = next(states, None)
         self._write_row(line if tidy else max(end, self._row.size), used)
         if tidy and used:
-            self._report(f"session {self._row.identity.hex()}: its lines get new places in the mirror")
+            self._report(f"session {self._identity.hex()}: its lines get new places in the mirror")
 
     def _write_row(self, size: int, used: int) -> None:
         row, writer = self._row, self._changes.writer
         if (row.size, row.blank) != (size, size - used):
-            self._report(f"session {row.identity.hex()}: its row is corrected")
+            self._report(f"session {self._identity.hex()}: its row is corrected")
         if (self._changed or self._is_known) and writer is not None:
             # Without a mark, so that the next opening rewrites its mirror.
-            Row(row.number, size, size - used, None).write(writer, row.identity)
+            Row(row.number, size, size - used, None).write(writer, self._identity)
 
     def _report(self, what: str) -> None:
         self._changed = True
         self._index.report(what)
 
-    def _delete_state(self, order: int, state: bytes) -> None:
-        name = state.decode("utf-8", "backslashreplace")
-        self._index.report(f"entry {order}: taken out of the state {name!r}")
-        self._changes.delete_value(STATES, self._key + state, RECORD_KEY.pack(order))
+    def _delete_state(self, order: int, key: bytes) -> None:
+        self._index.report(f"entry {order}: taken out of the state {shown_state(key)}")
+        self._changes.delete_value(STATES, key, RECORD_KEY.pack(order))
 
     def _lines_are_sound(self) -> bool:
         """Return whether the lines of the entries that stay follow one another inside the mirror."""

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from ..format.frame import schema_number_or_0
-from ..format.validation import Fault, ParsedSchema, check_values, parse_record, parse_schema, state_in
+from ..errors import CorruptRecord
+from ..format.frame import RECORD_KEY, schema_number_or_0
+from ..format.schema import Schema
 from ..system.number_set import Numbers
 from ..tables.interface import META, RECORDS, SCHEMAS, Contents, Item, Writer
-from .check_index import state_name
 from .quarantine import DAMAGED
+from .record_reader import RecordReader
 
 Report = Callable[[str], None]
 """Called with a line for each thing that is done."""
@@ -73,7 +74,7 @@ class RecordsRepair:
         self._contents = contents
         self._changes = changes
         self._report = report
-        self._schemas: dict[int, ParsedSchema] = {}
+        self._reader = RecordReader()
         self._present = Numbers()
         self.greatest = 0
 
@@ -87,30 +88,31 @@ class RecordsRepair:
         self._repair_schemas(copies, save)
         for key, data in self._contents.walk(RECORDS):
             number = int.from_bytes(key, "big")
-            fault = "its key can't be an N"
-            if len(key) == 8 and 0 < number < 1 << 63:
-                fault = self._fault_of(number, data)
-            if fault:
-                save(f"{number if len(key) == 8 else key.hex()}.record", data)
-                self._report(f"record {number}: {fault}; moved to {DAMAGED}/")
-                self._changes.delete(RECORDS, key)
-            else:
+            try:
+                if len(key) != 8 or not 0 < number < 1 << 63:
+                    raise CorruptRecord("its key can't be an N")
+                self._reader.check(number, data)
                 self._present.add(number)
+            except CorruptRecord as error:
+                save(f"{number if len(key) == 8 else key.hex()}.record", data)
+                self._report(f"record {number}: {error}; moved to {DAMAGED}/")
+                self._changes.delete(RECORDS, key)
             if len(key) == 8 and number < 1 << 63:
                 self.greatest = max(self.greatest, number)
 
     def _repair_schemas(self, copies: Callable[[], Iterator[Item]], save: Callable[[str, bytes], None]) -> None:
+        schemas = self._reader.schemas
         damaged: dict[int, tuple[bytes, bytes, str]] = {}
         for key, data in self._contents.walk(SCHEMAS):
             number = int.from_bytes(key, "big")
             try:
-                self._schemas[number] = parse_schema(key, data)
-            except Fault as fault:
-                damaged[number] = key, data, str(fault)
+                schemas[number] = Schema.from_item(key, data)
+            except CorruptRecord as error:
+                damaged[number] = key, data, str(error)
         needed = set(damaged)
         for _, record in self._contents.walk(RECORDS):
             number = schema_number_or_0(record)
-            if 0 < number < 1 << 31 and number not in self._schemas:
+            if 0 < number < 1 << 31 and number not in schemas:
                 needed.add(number)
         if not needed:
             return
@@ -119,8 +121,8 @@ class RecordsRepair:
             number = int.from_bytes(key, "big")
             if number in needed:
                 try:
-                    self._schemas[number] = parse_schema(key, data)
-                except Fault:
+                    schemas[number] = Schema.from_item(key, data)
+                except CorruptRecord:
                     continue
                 needed.discard(number)
                 self._changes.put(SCHEMAS, key, data)
@@ -131,19 +133,6 @@ class RecordsRepair:
             self._report(f"schema {number}: {message}; moved to {DAMAGED}/")
             self._changes.delete(SCHEMAS, key)
 
-    def _fault_of(self, number: int, data: bytes) -> str:
-        """Return what is wrong with a record, '' if nothing is."""
-        try:
-            record = parse_record(number, data)
-            schema = self._schemas.get(record.schema)
-            if schema is None:
-                return f"its schema {record.schema} is damaged or missing"
-            state_in(record, schema)
-            check_values(record, lambda target: None)
-        except Fault as fault:
-            return str(fault)
-        return ""
-
     # -- afterwards
 
     def has(self, number: int) -> bool:
@@ -152,16 +141,14 @@ class RecordsRepair:
 
     def name(self, schema: int) -> str | None:
         """Return the name in the IDs of a schema's records; None if there is no such schema."""
-        found = self._schemas.get(schema)
+        found = self._reader.schemas.get(schema)
         return None if found is None else found.name
 
-    def parts(self, number: int) -> tuple[int, str, bytes]:
-        """Return schema number, name and state of record N, the state as the table `states` names it."""
-        data = self._contents.get(RECORDS, number.to_bytes(8, "big"))
+    def schema_and_state(self, number: int) -> tuple[Schema, str]:
+        """Return schema and state of record N, which can be read."""
+        data = self._contents.get(RECORDS, RECORD_KEY.pack(number))
         assert data is not None
-        record = parse_record(number, data)
-        schema = self._schemas[record.schema]
-        return record.schema, schema.name, state_name(state_in(record, schema))
+        return self._reader.state(number, data)
 
     def new_number(self) -> int:
         """Return a number that was never handed out."""

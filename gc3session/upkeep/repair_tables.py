@@ -15,11 +15,10 @@ from collections.abc import Callable
 
 import msgpack
 
+from ..errors import CorruptRecord
 from ..format.frame import FORMAT, RECORD_KEY
-from ..format.validation import Fault
-from ..index.entries import SESSION_KEY
+from ..index.entries import SESSION_KEY, Row
 from ..tables.interface import MEMBERS, META, SESSIONS, STATES, Contents, Writer
-from .check_index import SessionRow, parse_row
 from .repair_index import IndexRepair
 from .repair_records import Changes, Known, RecordsRepair, Report
 
@@ -56,49 +55,50 @@ class TablesRepair:
         records.run(self._known.schemas, self._save)
         rows = self._repair_rows()
         index = IndexRepair(self._contents, self._changes, records, self._known, self._report)
-        for row in rows:
-            index.repair_session(row, is_new=row.identity in self._new)
+        for identity, row in rows.items():
+            index.repair_session(identity, row, is_new=identity in self._new)
         index.repair_late()
-        self._repair_meta(records.greatest, max((row.number for row in rows), default=0))
+        self._repair_meta(records.greatest, max((row.number for row in rows.values()), default=0))
 
-    def _repair_rows(self) -> list[SessionRow]:
-        """Return the rows of all sessions that have entries; those that are missing or damaged are made again."""
-        rows: dict[int, SessionRow] = {}
+    def _repair_rows(self) -> dict[bytes, Row]:
+        """Return the rows of all sessions, by their identities; those that are missing or damaged are made again."""
+        rows: dict[bytes, Row] = {}
         damaged: list[bytes] = []
+        numbers: set[int] = set()
         for key, data in self._contents.walk(SESSIONS):
             try:
-                row = parse_row(key, data)
-            except Fault:
+                row = Row.parsed(key, data)
+            except CorruptRecord:
                 damaged.append(key)
                 continue
-            if row.number in rows:
+            if row.number in numbers:
                 damaged.append(key)
             else:
-                rows[row.number] = row
+                numbers.add(row.number)
+                rows[key] = row
         without = sorted(
             {int.from_bytes(key[:4], "big") for table in (MEMBERS, STATES) for key in self._contents.keys(table)}
-            - set(rows)
+            - numbers
         )
         own = self._known.identity
         waiting = [key for key in damaged if key != own and len(key) == 16]
-        if own is not None and not any(row.identity == own for row in rows.values()):
+        if own is not None and own not in rows:
             waiting.insert(0, own)  # if a single index has no row, it is that of this session
         for number in filter(None, without):
             identity = waiting.pop(0) if waiting else secrets.token_bytes(16)
-            rows[number] = SessionRow(identity, number, 0, 0, None)
+            rows[identity] = Row(number, 0, 0, None)
             self._new.add(identity)
             self._report(f"session number {number}: its row is made again, for the session {identity.hex()}")
-        for identity in waiting:
-            number = max([*rows, *without], default=0) + 1
-            rows[number] = SessionRow(identity, number, 0, 0, None)
+        for number, identity in enumerate(waiting, max(*numbers, *without, 0, 0) + 1):
+            rows[identity] = Row(number, 0, 0, None)
             self._new.add(identity)
             if identity in damaged:
                 self._report(f"session {identity.hex()}: its row is made again")
         for key in damaged:
-            if not any(row.identity == key for row in rows.values()):
+            if key not in rows:
                 self._report(f"session {key.hex()}: its row has no identity; deleted")
                 self._changes.delete(SESSIONS, key)
-        return list(rows.values())
+        return rows
 
     def _repair_meta(self, greatest: int, session: int) -> None:
         """Correct the table `meta`, for the greatest number and the greatest session number in use."""

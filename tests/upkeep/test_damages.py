@@ -30,6 +30,7 @@ from gc3session.cli.program import _COMMANDS, run
 SEED = 20261125
 COUNT = 200
 SECONDS = 300  # after which a command hangs
+PAGE = 4096
 NOBODY = 65534
 MESSAGE = "gc3session: "
 
@@ -318,21 +319,37 @@ def schemas_of(path: Path) -> dict[int, bytes]:
 
 
 def intact(path: Path, records: dict[str, bytes], schemas: dict[int, bytes]) -> set[str]:
-    """Return the IDs of the tasks whose records stand unchanged in the damaged data file."""
+    """Return the IDs of the tasks whose records stand unchanged in whole pages of the damaged data file."""
     file = path / "jobs" / "data.mdb"
     if file.is_symlink() or not file.is_file():
         return set()
     data = file.read_bytes()
+    data = data[: len(data) // PAGE * PAGE]
+    nodes = {node for number in range(len(data) // PAGE) for node in _nodes(data, number)}
+    runs = [(key, PAGE * int.from_bytes(value, sys.byteorder) + 16) for key, value in nodes if len(value) == 8]
+
+    def stands(id_: str, record: bytes) -> bool:
+        key = int(id_.rpartition(".")[2]).to_bytes(8, "big")
+        if len(record) < 2000:
+            return (key, record) in nodes
+        return any(key == other and data.startswith(record, at) for other, at in runs)
+
     # Without its schema nobody can say what the values of a record are.
-    return {id_ for id_, record in records.items() if _stands(id_, record, data) and schemas[record[5]] in data}
+    known = {number for number, schema in schemas.items() if (number.to_bytes(4, "big"), schema) in nodes}
+    return {id_ for id_, record in records.items() if record[5] in known and stands(id_, record)}
 
 
-def _stands(id_: str, record: bytes, data: bytes) -> bool:
-    """Return whether a node with the record is in the data file, which tells its N, too."""
-    key = int(id_.rpartition(".")[2]).to_bytes(8, "big")
-    if len(record) < 2000:
-        return struct.pack("=HHHH", len(record), 0, 0, 8) + key + record in data
-    return struct.pack("=HH", 1, 8) + key in data and record in data  # in pages of its own
+def _nodes(data: bytes, number: int) -> Iterator[tuple[bytes, bytes]]:
+    """Give key and value of each node of a page if it is a leaf; of a large value the number of its first page."""
+    page = data[number * PAGE : (number + 1) * PAGE]
+    own_number, flags, lower, upper = struct.unpack_from("=QxxHHH", page)
+    if own_number != number or flags != 2 or not 16 <= lower <= upper <= PAGE:
+        return
+    for place in struct.unpack_from(f"={(lower - 16) // 2}H", page, 16):
+        if upper <= place <= PAGE - 8:
+            low, high, flags, key_size = struct.unpack_from("=HHHH", page, place)
+            begin = place + 8 + key_size
+            yield page[place + 8 : begin], page[begin : begin + (8 if flags & 1 else low | high << 16)]
 
 
 class Whole(NamedTuple):

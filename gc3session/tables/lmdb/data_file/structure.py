@@ -32,15 +32,19 @@ def trees_of(pages: Pages, problem: Problem) -> dict[str, Tree]:
     return dict(_Structure(pages, problem, used).tables())
 
 
-def check_structure(pages: Pages, problem: Problem, progress: Callable[[int], None] = lambda used: None) -> None:
+def check_structure(
+    pages: Pages, problem: Problem, progress: Callable[[int], None] = lambda used: None
+) -> tuple[bytes, bytes]:
     """Check the structure of a state.
 
     Args:
         pages: the pages of the state.
         problem: called with each fault.
         progress: called with how many pages have been checked.
+
+    Return the marks of the pages that the tables use, and of these and the free ones.
     """
-    _Structure(pages, problem, pages.new_marks(), progress).check()
+    return _Structure(pages, problem, pages.new_marks(), progress).check()
 
 
 class _Structure:
@@ -62,7 +66,7 @@ class _Structure:
         self._faults += 1
         self._report(fault)
 
-    def check(self) -> None:
+    def check(self) -> tuple[bytes, bytes]:
         if self._pages.meta.last_page >= self._pages.marks:
             self._problem(
                 f"the last page is said to be {self._pages.meta.last_page}, far beyond the end of the file"
@@ -73,7 +77,9 @@ class _Structure:
                 self._problem(f"there is no table {name!r}")
         for name, tree in tables.items():
             self._check_table(name, tree)
+        of_tables = bytes(self._used)
         self._check_free()
+        return of_tables, bytes(self._used)
 
     def tables(self) -> Iterator[tuple[str, Tree]]:
         """Yield the name and the tree of each table that the tree of tables names."""

@@ -17,7 +17,11 @@ from typing import Any, NoReturn
 import gc3session
 
 HERE = Path(__file__).parent
-_PATH = [str(Path(gc3session.__file__).parent.parent), str(HERE)]
+_PATH = [
+    str(Path(gc3session.__file__).parent.parent),
+    str(HERE),
+    *(str(path) for path in HERE.glob("**/") if path != HERE),
+]
 
 
 class Died(Exception):

@@ -530,7 +530,7 @@ class SessionBase(Generic[T]):
         from ..query.selection import filters
         from .editing import Edit
 
-        return Edit(self, filters(state, name, id, kind, where, since, before, fields))
+        return Edit(self._index, filters(state, name, id, kind, where, since, before, fields))
 
     def update(self, selection: Selected[Any], **fields: Any) -> int:
         """Set some fields of all tasks of a selection, as `edit` does it; return how many there were.
@@ -540,7 +540,7 @@ class SessionBase(Generic[T]):
         from .editing import Edit
 
         count = 0
-        with Edit[Any](self, selection.filters) as tasks:
+        with Edit[Any](self._index, selection.filters) as tasks:
             for task in tasks:
                 for name, value in fields.items():
                     if not hasattr(task, name):

@@ -5,15 +5,12 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Generic
+from typing import Any, Final, Generic
 
 from ..errors import Error
-from ..index.index import CHUNK
+from ..index.index import CHUNK, Index
 from ..query.selection import Filters, Selected
 from ..tasks import Persistable, T
-
-if TYPE_CHECKING:
-    from .base import SessionBase
 
 PART: Final = 4096
 """Changed tasks that are saved in one transaction."""
@@ -25,19 +22,20 @@ class Edit(Generic[T]):
     See `SessionBase.edit`.
     """
 
-    def __init__(self, session: SessionBase[Any], asked: Filters) -> None:
-        self._session = session
+    def __init__(self, index: Index, asked: Filters) -> None:
+        self._index = index
+        self._store = index.store
         self._asked = asked
         self._changed: list[Persistable] = []  # in the order of adding, not saved yet
         self._loops: list[_Loop] = []
         self._saved: str | None = None  # the ID of the last task that has been saved
 
     def __enter__(self) -> Edit[T]:
-        self._session._ensure_writable()
+        self._store.ensure_writable()
         return self
 
     def __iter__(self) -> Iterator[T]:
-        loop = _Loop(self, self._session, self._asked)
+        loop = _Loop(self, self._index, self._asked)
         self._loops.append(loop)
         return loop
 
@@ -49,12 +47,11 @@ class Edit(Generic[T]):
                 loop.finish_page()
             self._save()
             return
-        store = self._session.store
         for loop in self._loops:
             self._changed += loop.changed_ones()
         for task in self._changed:
             with contextlib.suppress(Error):  # it was removed, or can't be read any more
-                store.refresh(task)
+                self._store.refresh(task)
         error.add_note(
             f"edit: {'nothing is saved' if self._saved is None else f'all up to {self._saved} is saved'};"
             f" what was changed in {len(self._changed)} tasks after that is given up"
@@ -67,11 +64,11 @@ class Edit(Generic[T]):
             self._save()
 
     def _save(self) -> None:
-        session, changed = self._session, self._changed
+        changed = self._changed
         if changed:
-            with session.transaction():
+            with self._store.unit(flush=True):
                 for task in changed:
-                    session.store.stage(task)
+                    self._store.stage(task)
             self._saved = changed[-1].persistent_id
             changed.clear()
 
@@ -79,8 +76,8 @@ class Edit(Generic[T]):
 class _Loop(Selected[Any]):
     """One loop over the tasks of an edit."""
 
-    def __init__(self, edit: Edit[Any], session: SessionBase[Any], asked: Filters) -> None:
-        super().__init__(session._index, asked, CHUNK)
+    def __init__(self, edit: Edit[Any], index: Index, asked: Filters) -> None:
+        super().__init__(index, asked, CHUNK)
         self._edit = edit
 
     def changed_ones(self) -> list[Persistable]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import weakref
 from collections.abc import Callable, Collection, Iterable, Iterator
 from datetime import datetime, timedelta
+from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -189,7 +191,8 @@ class Selected(Iterator[T_co]):
         self._store = index.store
         self._first_page = first_page or _FIRST_PAGE
         self._tasks = StoredTasks(index.store)
-        self._pages = self._paged(self._with_records)
+        # Not by a bound method: in a cycle with its pages, a loop that is left would end only when that is collected.
+        self._pages = self._paged(partial(Selected._with_records, weakref.proxy(self)))
         self._fits = filters.fit_fields if filters.need_fields else None
         self._ready: list[Persistable | LoadError] = []  # the last one is the next one
         self._given: list[Persistable] = []  # of the page, which the caller may change

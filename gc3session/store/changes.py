@@ -118,7 +118,8 @@ class Changes:
             found = self.checksum(obj, layout_of(type(obj)), stamp.schema.number, stamp.revision, stamp.number)
         except (NewReference, AttributeError, UnstorableValue, *UNPACKABLE):
             self.encoder = Encoder(self._refer)  # what a failure has left in it
-            return True  # what is wrong with it is said when it is saved
+            # What is wrong with it is said when it is saved.
+            return stamp.checksum >= 0 or stamp.checksum != self._checksum_with_new(obj)
         return found != stamp.checksum and found != self._packed_again(stamp)
 
     def _packed_again(self, stamp: Stamp) -> int | None:
@@ -146,8 +147,40 @@ class Changes:
             checksum = self.checksum(obj, layout_of(type(obj)), stamp.schema.number, stamp.revision, stamp.number)
         except (NewReference, AttributeError, Error, *UNPACKABLE):
             self.encoder = Encoder(self._refer)
-            return
+            checksum = self._checksum_with_new(obj)
         set_stamp(obj, stamp._replace(checksum=checksum))
+
+    def _checksum_with_new(self, obj: Persistable) -> int:
+        """Return a negative checksum of an object that refers to some which the store doesn't have: theirs is part of it.
+
+        Such are made by an `upgrade_record`, or as the default of a new field.  0 if it can't be packed.
+        """
+        seen: set[int] = set()
+
+        def refer(other: Persistable) -> int:
+            stamp = stamp_of(other)
+            if stamp is not None and self._is_own(stamp):
+                return stamp.number
+            if id(other) in seen:
+                return 0
+            seen.add(id(other))
+            return checksum(other)
+
+        def checksum(one: Persistable) -> int:
+            return crc32(Encoder(refer).pack(layout_of(type(one)).values(one), lambda: ()))
+
+        try:
+            return -1 - checksum(obj)
+        except (AttributeError, Error, *UNPACKABLE):
+            return 0
+
+    def look_at_recent(self) -> None:
+        """Look at the objects that were loaded last.
+
+        Some may no longer be among the living ones: those that a collected cycle had, until its loop gave them here.
+        """
+        for objs in self._recent:
+            self.look_at(objs)
 
     # -- holding
 

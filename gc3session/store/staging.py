@@ -454,6 +454,7 @@ class StoreStaging(StoreReading):
     def look_at_all(self) -> None:
         """Look at all objects that are alive for changes inside their values."""
         self.changes.look_at([obj for held in [*self.loader.live.values()] if (obj := held()) is not None])
+        self.changes.look_at_recent()
 
     def _stage_kept(self, number: int, kept: ChangedRecord) -> None:
         staged = self.batch.records.get(number)

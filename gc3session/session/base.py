@@ -500,6 +500,34 @@ class SessionBase(Generic[T]):
                 or all(index.order_of(reader, number) is None for index in others)
             ]
 
+    @overload
+    def edit(
+        self,
+        state: Names | None = ...,
+        name: str | re.Pattern[str] | None = ...,
+        *,
+        id: str | re.Pattern[str] | None = ...,
+        kind: type[K],
+        where: Where = ...,
+        since: Time | None = ...,
+        before: Time | None = ...,
+        **fields: Any,
+    ) -> Edit[K]: ...
+
+    @overload
+    def edit(
+        self,
+        state: Names | None = ...,
+        name: str | re.Pattern[str] | None = ...,
+        *,
+        id: str | re.Pattern[str] | None = ...,
+        kind: Kinds | None = ...,
+        where: Where = ...,
+        since: Time | None = ...,
+        before: Time | None = ...,
+        **fields: Any,
+    ) -> Edit[T]: ...
+
     def edit(
         self,
         state: Names | None = None,
@@ -511,7 +539,7 @@ class SessionBase(Generic[T]):
         since: Time | None = None,
         before: Time | None = None,
         **fields: Any,
-    ) -> Edit[T]:
+    ) -> Edit[Any]:
         """`with` this, and a loop over what it gives, change any number of tasks, which are saved as the loop goes on.
 
         The arguments are those of `select`; without any it is all tasks.  What the loop changes, also

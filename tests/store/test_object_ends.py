@@ -14,9 +14,9 @@ from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import pytest
+
 from children import start_python
 from examples import Simulation
-
 from gc3session import (
     ClosedError,
     InvalidArgument,

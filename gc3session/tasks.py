@@ -130,6 +130,11 @@ class Event(NamedTuple):
     time: datetime
     state: str
 
+    @classmethod
+    def at(cls, seconds: float, state: str) -> Event:
+        """Return the event of a time in seconds since 1970."""
+        return cls(datetime.fromtimestamp(seconds, UTC), state)
+
 
 # -- classes and their tags ---------------------------------------------------
 
@@ -468,15 +473,22 @@ class Task(Persistable):
         state = checked_state(state)
         if isinstance(time, datetime):
             time = time.timestamp()
-        if time is not None and (isinstance(time, bool) or not isinstance(time, int | float)):
-            raise InvalidArgument(f"a time is a datetime or a number of seconds since 1970, not {time!r}")
-        self.history = [*self.history, [clock.time() if time is None else float(time), state]]
+        seconds = clock.time() if time is None else time
+        try:
+            if isinstance(time, bool):
+                raise TypeError("a bool is neither")
+            Event.at(seconds, state)
+        except (TypeError, ValueError, OverflowError, OSError) as error:
+            raise InvalidArgument(
+                f"a time is a datetime or a number of seconds since 1970, not {time!r}: {error}"
+            ) from error
+        self.history = [*self.history, [float(seconds), state]]
         self.state = state
 
     @property
     def events(self) -> list[Event]:
         """The history with its times as aware datetimes."""
-        return [Event(datetime.fromtimestamp(seconds, UTC), state) for seconds, state in self.history]
+        return [Event.at(seconds, state) for seconds, state in self.history]
 
 
 STATE_SLOT: Final[Any] = vars(Task)["state"]

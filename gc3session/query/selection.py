@@ -139,10 +139,10 @@ def filters(
     fields: dict[str, Any] | None = None,
 ) -> Filters:
     """Return the filters that the arguments of `Session.select` mean.  Raise InvalidArgument for a wrong one."""
-    states = None if state is None else frozenset([state] if isinstance(state, str) else state)
+    states = None if state is None else frozenset(_several(state))
     if states is not None and not all(isinstance(one, str) for one in states):
         raise InvalidArgument(f"state must be a str or several, such as 'RUNNING', not {state!r}")
-    conditions = [where] if isinstance(where, (str, Condition)) else list(where)
+    conditions = _several(where)
     for condition in conditions:
         if not isinstance(condition, (str, Condition)):
             raise InvalidArgument(f"where takes conditions, such as 'returncode != 0', not {condition!r}")
@@ -165,8 +165,14 @@ def _pattern(argument: str, value: str | re.Pattern[str] | None) -> re.Pattern[s
         raise InvalidArgument(f"{argument} must be a regular expression, not {value!r}: {error}") from error
 
 
+def _several(value: Any) -> list[Any]:
+    """Return a list of what an argument holds, which may also be one thing alone."""
+    alone = isinstance(value, (str, type, Condition)) or not isinstance(value, Iterable)
+    return [value] if alone else list(value)
+
+
 def _kinds(kind: Kinds) -> frozenset[str]:
-    several = [kind] if isinstance(kind, (str, type)) else list(kind)
+    several = _several(kind)
     for one in several:
         if not isinstance(one, str) and not (isinstance(one, type) and issubclass(one, Persistable)):
             raise InvalidArgument(f"kind must be the name, the tag or a class of tasks, or several, not {one!r}")
@@ -183,11 +189,12 @@ class Selected(Iterator[T_co]):
 
     Attributes:
         filters (Filters): what was asked for.
+        index (Index): of the session that was asked.
     """
 
     def __init__(self, index: Index, filters: Filters, first_page: int | None = None) -> None:
         self.filters = filters
-        self._index = index
+        self.index = index
         self._store = index.store
         self._first_page = first_page or _FIRST_PAGE
         self._tasks = StoredTasks(index.store)
@@ -198,7 +205,7 @@ class Selected(Iterator[T_co]):
         self._given: list[Persistable] = []  # of the page, which the caller may change
 
     def _paged(self, read: Callable[[Reader, list[Entry]], Page]) -> Pages[Page]:
-        return Pages(self._index, read, states=self.filters.read_states, size=self._first_page)
+        return Pages(self.index, read, states=self.filters.read_states, size=self._first_page)
 
     def __next__(self) -> T_co:
         ready, fits = self._ready, self._fits

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, overload
 
 from ..errors import ClosedError, InvalidArgument, LoadError, NotFound, NotInSession
 from ..index.index import CHUNK, Index
+from ..records.codec import layout_of
 from ..records.ids import IDs, all_ids, parse_id
 from ..store.staging import REMOVED_AT_ONCE
 from ..store.store import Store
 from ..system.gc_pause import no_collection
 from ..system.signals import signal_safe
 from ..tables.interface import Compacted, OnProgress, Reader, no_progress
-from ..tasks import Persistable, T, TaskCollection, stamp_of
+from ..tasks import Persistable, Placeholder, T, TaskCollection, stamp_of
 
 if TYPE_CHECKING:
     from ..directory import SessionDirectory
@@ -216,6 +217,8 @@ class SessionBase(Generic[T]):
         Raise NotFound if there is none, LoadError if it can't be read or is of another class.
         """
         self._ensure_open()
+        if kind is not None and not (isinstance(kind, type) and issubclass(kind, Persistable)):
+            raise InvalidArgument(f"kind must be a class derived from Persistable or Task, not {kind!r}")
         obj = self.store.load(obj_id)
         if kind is not None and not isinstance(obj, kind):
             raise LoadError(f"{obj_id} is a {type(obj).__qualname__}, not a {kind.__qualname__}", obj_id)
@@ -497,6 +500,34 @@ class SessionBase(Generic[T]):
                 or all(index.order_of(reader, number) is None for index in others)
             ]
 
+    @overload
+    def edit(
+        self,
+        state: Names | None = ...,
+        name: str | re.Pattern[str] | None = ...,
+        *,
+        id: str | re.Pattern[str] | None = ...,
+        kind: type[K],
+        where: Where = ...,
+        since: Time | None = ...,
+        before: Time | None = ...,
+        **fields: Any,
+    ) -> Edit[K]: ...
+
+    @overload
+    def edit(
+        self,
+        state: Names | None = ...,
+        name: str | re.Pattern[str] | None = ...,
+        *,
+        id: str | re.Pattern[str] | None = ...,
+        kind: Kinds | None = ...,
+        where: Where = ...,
+        since: Time | None = ...,
+        before: Time | None = ...,
+        **fields: Any,
+    ) -> Edit[T]: ...
+
     def edit(
         self,
         state: Names | None = None,
@@ -508,7 +539,7 @@ class SessionBase(Generic[T]):
         since: Time | None = None,
         before: Time | None = None,
         **fields: Any,
-    ) -> Edit[T]:
+    ) -> Edit[Any]:
         """`with` this, and a loop over what it gives, change any number of tasks, which are saved as the loop goes on.
 
         The arguments are those of `select`; without any it is all tasks.  What the loop changes, also
@@ -537,13 +568,17 @@ class SessionBase(Generic[T]):
 
         Raise InvalidArgument, at the first such task, for a field that a task hasn't got.
         """
+        from ..query.selection import Selected
         from .editing import Edit
 
+        if not isinstance(selection, Selected) or selection.index is not self._index:
+            raise InvalidArgument(f"update() takes what select() of the same session gives, not {selection!r}")
         count = 0
         with Edit[Any](self._index, selection.filters) as tasks:
             for task in tasks:
+                known = task.fields if isinstance(task, Placeholder) else layout_of(type(task)).fields
                 for name, value in fields.items():
-                    if not hasattr(task, name):
+                    if name not in known:
                         raise InvalidArgument(f"{task!r} has no field {name!r}")
                     setattr(task, name, value)
                 count += 1

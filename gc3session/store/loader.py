@@ -212,6 +212,7 @@ class Loader:
         if obj is None:
             obj = self._shells.get(number)
         if obj is not None:
+            self.built.append(obj)  # it may be changed through its holder
             return obj
         schema = _UNREADABLE
         try:

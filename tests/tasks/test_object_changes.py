@@ -15,10 +15,8 @@ from typing import Any, ClassVar
 
 import attrs
 import pytest
-from examples import Colour, Grid, Note, Point, Simulation, Sweep
-from sameness import picture
-from test_values import ONE_OF_EACH
 
+from examples import Colour, Grid, Note, Point, Simulation, Sweep
 from gc3session import (
     ConflictError,
     GenericTask,
@@ -36,6 +34,8 @@ from gc3session.format.frame import RECORD_KEY, seal, unseal
 from gc3session.store.changes import HELD
 from gc3session.tables.interface import RECORDS
 from gc3session.tasks import note_class
+from sameness import picture
+from test_values import ONE_OF_EACH
 
 try:
     import numpy

@@ -23,8 +23,8 @@ class Known(NamedTuple):
         identity: that of the session; None if it isn't known.
         line: returns the bytes of the mirror at a place, up to a size.
         listed: gives the Ns in the mirror that are to be added to the index if it lacks them.
-        late: those of them that stand after greater ones, in the order of the mirror.
-        schemas: gives copies of schemas from anywhere in the store.
+        late: those of them that stand after greater ones, in their order.
+        schemas: gives copies of schemas that stand elsewhere in the store.
     """
 
     identity: bytes | None

@@ -37,7 +37,7 @@ PARTLY = ("batch", "add_many")
 
 
 def set_fault(at: int, what: str, always: bool) -> None:
-    """Have the *at*-th call from now on go wrong, as recorder.c tells; none if that is 0."""
+    """Make the *at*-th call from now on go wrong, as recorder.c describes; none if that is 0."""
     _LIBRARY.crashkit_fault(ctypes.c_long(at), what.encode(), int(always))
 
 
@@ -116,7 +116,7 @@ class Script:
                 if always:
                     return
             else:
-                self._report("mended", "0")
+                self._report("repaired", "0")
                 return
 
     def _destroy(self, always: bool) -> None:

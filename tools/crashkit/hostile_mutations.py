@@ -166,7 +166,14 @@ def another_file(target: Target) -> None:
     other = rng.choice(target.bases.sessions)
     target.data.write_bytes(
         rng.choice(
-            (b"", b"x" * 10_000, rng.randbytes(8192), other.data, target.bases.version_3, target.bases.foreign)
+            (
+                b"",
+                b"x" * 10_000,
+                rng.randbytes(8192),
+                other.data,
+                target.bases.version_3,
+                target.bases.other_tables,
+            )
         )
     )
 
@@ -344,8 +351,8 @@ def odd_rights(target: Target) -> None:
                 os.chown(path, NOBODY, NOBODY)
 
 
-def foreign(target: Target) -> None:
-    """Everything is somebody else's; and the data file is spoilt, too."""
+def owned_by_another(target: Target) -> None:
+    """All files belong to another user; and the data file is spoilt, too."""
     flipped = target.rng.choice((flipped_bits, flipped_header, odd_numbers, odd_nodes, swapped_pages))
     flipped(target)
     if os.geteuid() == 0:
@@ -377,7 +384,7 @@ MUTATIONS: Final[dict[Mutation, int]] = {
     odd_text: 4,
     swapped_files: 2,
     odd_rights: 3,
-    foreign: 6,
+    owned_by_another: 6,
     hostile_records.spoilt_records: 14,
 }
 """How often each is chosen, of their sum."""

@@ -18,7 +18,7 @@ import attrs
 from breakages import BROKEN
 from gc3session import Session
 from generator import PAIRED, RACE, steps
-from judge import contents, findings, look, settle
+from judge import contents, findings, look, make_commit
 from kills import make
 from performer import Performer
 from processes import LONGEST, Died, Process, in_process, none_left
@@ -125,7 +125,7 @@ def judged(path: Path, expected: dict[str, Contents]) -> list[str]:
 
 def _judge(path: Path, owners: list[str]) -> tuple[dict[str, Contents], list[str]]:
     with Session(path) as session:
-        settle(session)
+        make_commit(session)
         held = contents(session, owners)
     return held, findings(path)
 

@@ -211,7 +211,7 @@ class Walk:
         self._flushed("far")
         after = self._committed
         self._open("far")
-        self._handles["far"].settle()
+        self._handles["far"].make_commit()
         picture, ids = self._handles["far"].picture(), self._ids
         wrong = [picture.wrong(self._views["far"], committed["a"], ids) for committed in (after, before)]
         assert "" in wrong, f"neither as after the call ({wrong[0]}) nor as before it ({wrong[1]})"

@@ -17,7 +17,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from breakages import BREAKAGES
+from breakages import break_by
 from gc3session import DamagedSession, Error, NotASession, Session, repair_session
 from generator import script
 from judge import Found, contents, judge
@@ -216,7 +216,7 @@ def main() -> None:
     """Do the jobs."""
     scratch = Path(sys.argv[1])
     for broken in sys.argv[2:]:
-        BREAKAGES[broken]()
+        break_by(broken)
     for line in sys.stdin:
         job = json.loads(line)
         path = scratch / "session"

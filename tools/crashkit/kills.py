@@ -18,7 +18,7 @@ from typing import Any, Final
 
 import attrs
 
-from breakages import BROKEN
+from breakages import break_by
 from gc3session import MirrorWarning, NotASession, Session
 from generator import PAIRED, RACE, steps
 from judge import contents, findings, look, make_commit
@@ -247,8 +247,7 @@ def make(path: Path) -> None:
 def write(path: Path, life: Life, broken: str) -> None:
     """Do the steps of a life until killed."""
     warnings.simplefilter("error", MirrorWarning)
-    if broken:
-        BROKEN[broken]()
+    break_by(broken)
     report = Lines(os.open(life.journal, os.O_WRONLY | os.O_CREAT | os.O_APPEND))
 
     def report_early(*words: Any) -> None:

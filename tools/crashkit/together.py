@@ -15,7 +15,7 @@ from typing import Final
 
 import attrs
 
-from breakages import BROKEN
+from breakages import break_by
 from gc3session import Session
 from generator import PAIRED, RACE, steps
 from judge import contents, findings, look, make_commit
@@ -135,8 +135,7 @@ def work(path: Path, name: str, seed: str, each: int, broken: str) -> dict[str, 
 
     Return what there is of them at the end, and of their forked children.
     """
-    if broken:
-        BROKEN[broken]()
+    break_by(broken)
     failures: list[BaseException] = []
     held: dict[str, Contents] = {}
     with Session(path) as session:

@@ -343,7 +343,8 @@ def odd_rights(target: Target) -> None:
     """Files of somebody else, or with odd rights."""
     rng = target.rng
     names = ("", "jobs", "jobs/data.mdb", "jobs/lock.mdb", *_FILES)
-    for name in rng.sample(names, rng.choice((1, 2, len(names)))):
+    chosen = rng.sample(names, rng.choice((1, 2, len(names))))
+    for name in sorted(chosen, reverse=True):  # what is in a directory can only be reached before
         path = target.case / name
         if path.exists():
             path.chmod(rng.choice((0, 0o444, 0o555, 0o222, 0o777, 0o4755)))

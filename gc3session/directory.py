@@ -66,7 +66,7 @@ class SessionDirectory:
             names = set(os.listdir(self.path))
             os.stat(
                 os.path.join(self.path, ".")
-            )  # a directory that may be listed need not be one that may be entered
+            )  # there may be the right to list a directory, but not to enter it
         except FileNotFoundError:
             names = set()
             if not create:
@@ -101,13 +101,13 @@ class SessionDirectory:
         except OSError:
             return False
 
-    def make(self, url: str, command: str, *, anew: bool, identity: bytes | None = None) -> None:
+    def make(self, url: str, command: str, *, replace: bool, identity: bytes | None = None) -> None:
         """Make the files of a new session; `store.url`, which makes it a session, is the last one.
 
         Args:
             url: the URL of the store.
             command: the command line that `created` will hold.
-            anew: whether to make it in place of the session that is there.
+            replace: whether to make it in place of the session that is there.
             identity: the session's identity; by default it is drawn at random.
         """
         created, finished = self.timestamp_files.values()
@@ -116,13 +116,13 @@ class SessionDirectory:
             make_directory(self.path)
             line = self.line(url, identity or secrets.token_bytes(16))
             files = {created: command, self.mirror: "", self.url_file: line}
-            if anew:
+            if replace:
                 files = {created: command, self.url_file: line, self.mirror: ""}
                 if os.path.lexists(finished):
                     os.unlink(finished)
             for path, text in files.items():
                 try:
-                    write_durably(path, text.encode(errors="surrogateescape"), replace=anew)
+                    write_durably(path, text.encode(errors="surrogateescape"), replace=replace)
                 except FileExistsError:
                     continue  # another process is making the session, too: the file that came first stays
         except OSError as error:

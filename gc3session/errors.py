@@ -56,7 +56,7 @@ class ClosedError(Error):
 class OpenError(Error):
     """A session or store can't be opened; the base of the exceptions that concern what is to be opened.
 
-    It is raised itself where the system doesn't let its files be read, or a failing disk doesn't.
+    It is raised itself where a missing right, or a failing disk, keeps the files from being read.
     """
 
 

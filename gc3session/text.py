@@ -17,6 +17,6 @@ def size_text(size: int) -> str:
     if size < 1024:
         return f"{size} byte{'' if size == 1 else 's'}"
     amount, unit = size / 1024, 0
-    while amount >= 1024 and unit < len(_UNITS) - 1:
+    while amount >= 1023.95 and unit < len(_UNITS) - 1:  # which would be shown as 1,024.0
         amount, unit = amount / 1024, unit + 1
     return f"{amount:,.1f} {_UNITS[unit]}"

@@ -121,8 +121,8 @@ class Workflow(TaskCollection):
         makespan: how long the run took, in seconds.
         machines: a dict for each machine, with its 'nodeName', 'cpu' and so on.
         files: a dict for each file, with its 'id' and 'sizeInBytes'.
-        executed: the `id` of each task that ran, in the order in which the document tells of
-            their runs; None if it tells of none.
+        executed: the `id` of each task that ran, in the order in which the document lists their
+            runs; None if it lists none.
     """
 
     class_tag: ClassVar[str] = "Workflow"

@@ -27,8 +27,8 @@ _PATH = [
 class Died(Exception):
     """A child ended by a signal, or without a word; `status` is as `os.waitstatus_to_exitcode` gives it."""
 
-    def __init__(self, status: int, told: str = "") -> None:
-        super().__init__(f"the child ended with status {status}: {told}")
+    def __init__(self, status: int, message: str = "") -> None:
+        super().__init__(f"the child ended with status {status}: {message}")
         self.status = status
 
 
@@ -69,15 +69,15 @@ def _run(end: int, function: Callable[..., Any], args: tuple[Any, ...]) -> NoRet
     status = 1
     try:
         try:
-            told = pickle.dumps((function(*args), None, ""))
+            result = pickle.dumps((function(*args), None, ""))
         except BaseException as error:
             trace = traceback.format_exc()
             try:
-                told = pickle.dumps((None, error, trace))
+                result = pickle.dumps((None, error, trace))
             except Exception:
-                told = pickle.dumps((None, AssertionError(f"{type(error).__name__}: {error}"), trace))
+                result = pickle.dumps((None, AssertionError(f"{type(error).__name__}: {error}"), trace))
         with open(end, "wb") as pipe:
-            pipe.write(told)
+            pipe.write(result)
         status = 0
     finally:
         os._exit(status)

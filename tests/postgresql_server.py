@@ -97,7 +97,7 @@ class Server:
         return server
 
     def start(self, answer: pq.Ping = pq.Ping.OK, **settings: str) -> None:
-        """Start it, and return when it takes connections, or gives another *answer* to whoever asks."""
+        """Start it, and return when it takes connections, or gives another *answer*."""
         options = [f"-c{name}={value}" for name, value in {**_SETTINGS, "port": self.port, **settings}.items()]
         with open(self.directory / "log", "ab") as log:
             process = subprocess.Popen(
@@ -127,7 +127,7 @@ class Server:
         _wait_for(mine)
 
     def stop(self) -> None:
-        """Stop the server, whoever is connected."""
+        """Stop the server, even if somebody is connected."""
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
             pid = self.postmaster()
             os.kill(pid, signal.SIGINT)
@@ -187,7 +187,7 @@ def _is_running(pid: int) -> bool:
 
 
 def server_user() -> pwd.struct_passwd | None:
-    """Return whom to run the server as; None for whoever runs the tests."""
+    """Return the user that the server is to run as; None for the one that runs the tests."""
     if os.geteuid() != 0:
         return None
     for name in ("postgres", "nobody"):

@@ -97,7 +97,7 @@ def _selected(session: Session, chosen: TaskFilter) -> tuple[Sequence[str], bool
     for task in selection.stored():
         if isinstance(task, UnreadableTask):
             complain(
-                f"{task.persistent_id} is left as it is: it can't be read, so nobody knows whether it is meant"
+                f"{task.persistent_id} is left as it is: it can't be read, so it isn't known whether it is meant"
             )
             complete = False
         else:
@@ -112,7 +112,7 @@ def _append(ids: IDs, id_: str) -> None:
 
 
 def _in_steps(action: BulkAction, session: Session, ids: Sequence[str], interrupts: Interrupts) -> tuple[int, int]:
-    """Do *action* to tasks until a signal comes; return how many had their turn, and how many were there then."""
+    """Do *action* to tasks until a signal comes; return how many IDs were processed, and how many of them were there."""
     finished = done = 0
     with ProgressBar(wanted=len(ids) > STEP_TASKS) as bar:
         source = iter(ids)
@@ -120,7 +120,7 @@ def _in_steps(action: BulkAction, session: Session, ids: Sequence[str], interrup
             with session.transaction():
                 there = [id_ for id_ in step if id_ in session]
                 for id_ in there:
-                    if id_ in session:  # it may have gone with the collection that it was in
+                    if id_ in session:  # it may have been removed with the collection that it was in
                         action.apply(session, id_)
             finished += len(step)
             done += len(there)

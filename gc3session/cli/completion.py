@@ -22,7 +22,7 @@ _IDS_OFFERED: Final = 50
 _IDS_READ: Final = 5000  # in search of those that fit
 
 
-class SessionDirectory(click.types.StringParamType):
+class SessionPath(click.types.StringParamType):
     """The path of a session."""
 
     def shell_complete(

@@ -26,7 +26,7 @@ _PAUSE_SECONDS: Final = 0.5  # without input
 
 
 def stdin(remedy: str, prompt: str = "", status: int = 1) -> IO[bytes]:
-    """Return standard input.  Raise Failure, which tells the user the *remedy*, if it is closed.
+    """Return standard input.  Raise Failure, whose message has the *remedy*, if it is closed.
 
     The *prompt* says what is read, if it is a terminal.
     """

@@ -13,7 +13,7 @@ from typing import Any, Final, TextIO
 import click
 
 from .. import Error, OpenError
-from .completion import SHELLS, SessionDirectory, script
+from .completion import SHELLS, SessionPath, script
 from .console import Failure, complain, os_error_text
 
 _INTERRUPTED: Final = 128 + signal.SIGINT
@@ -55,7 +55,7 @@ class _Program(click.Group):
         command: click.Command = getattr(importlib.import_module(f".commands.{name}", __package__), name)
         for parameter in command.params:
             if parameter.name == "session":
-                parameter.type = SessionDirectory()
+                parameter.type = SessionPath()
         return command
 
     def resolve_command(
@@ -75,7 +75,7 @@ class _Program(click.Group):
             result = super().invoke(ctx)
             sys.stdout.flush()
         except BrokenPipeError:
-            _drop_unwritten(sys.stdout)  # nobody reads any more, as in `gc3session list ... | head`
+            _drop_unwritten(sys.stdout)  # the reader has ended, as in `gc3session list ... | head`
             return _BROKEN_PIPE
         except KeyboardInterrupt:
             raise Failure("interrupted", _INTERRUPTED) from None
@@ -142,7 +142,7 @@ def run(arguments: list[str]) -> int:
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
-        except OSError:  # which the status tells already
+        except OSError:  # the exit status says so already
             _drop_unwritten(stream)
     return status
 
@@ -169,7 +169,7 @@ def _status_of(arguments: list[str]) -> int:
 
 
 def _drop_unwritten(stream: TextIO) -> None:
-    """Have what is left in a stream's buffer go nowhere: else Python tries it again as it ends, and changes the status."""
+    """Send what is left in a stream's buffer to /dev/null: Python would try to write it as it ends, and change the status."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 

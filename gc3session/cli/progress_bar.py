@@ -33,9 +33,9 @@ class ProgressBar:
     """Within `with`, a bar with the number of things done, their rate and the time left.
 
     Args:
-        noun: what is counted; '' if nobody wants to read the number, such as that of bytes.
+        noun: what is counted; '' if the number is of no interest, such as that of bytes.
         wanted: False shows nothing, for work that itself writes on the terminal.
-        sized: False if nobody knows how much there is to do: the bar shows the time spent.
+        sized: False if it isn't known how much there is to do: the bar shows the time spent.
     """
 
     def __init__(self, noun: str = "record", *, wanted: bool = True, sized: bool = True) -> None:

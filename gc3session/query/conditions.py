@@ -1,8 +1,8 @@
 """Conditions on the fields of tasks: `returncode != 0`, `extra.runtimeInSeconds > 30`.
 
-The value in the text of a condition is read as what the field holds: `17` is a number if the field
-holds a number, and a text if it holds a text.  A field that is missing, or whose value can't be compared,
-doesn't fit; it is never an error.
+The value in the text of a condition is read as the type that the field holds: `17` is a number if the
+field holds a number, and a text if it holds a text.  A task that lacks the field, or whose value can't be
+compared, doesn't fit; that is never an error.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Condition:
 
             - `=` (or `==`), `!=`, `<`, `<=`, `>`, `>=`;
             - `~`, `!~`: a regular expression is found in the text there, or isn't;
-            - `in`, `not in`: what is there equals one of several values, or none of them;
+            - `in`, `not in`: the value there equals one of several values, or none of them;
             - `has`, `lacks`: the value is an item of the list, tuple or set there, a key of the
               dict, or a part of the text; or it isn't.
         value: what it is compared with; for `in` and `not in` a list, tuple or set of values.

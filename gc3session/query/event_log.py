@@ -32,10 +32,10 @@ UNKNOWN_TIME: Final = float("-inf")
 _FIRST: Final = datetime.min.replace(tzinfo=UTC).timestamp()
 _LAST: Final = datetime(9999, 12, 31, tzinfo=UTC).timestamp()
 _COUNTS_A_PAGE: Final = 1 << 12
-_LARGE: Final = 255  # stands in a byte for this count and all greater ones
+_LARGE: Final = 255  # in a byte: this count or a greater one, which is kept elsewhere
 _MOST_IN_MEMORY: Final = 10_000  # last events that are kept in memory while all are read
-_LOOK_SPACING: Final = 4  # from one look to the next it takes at least so many times as long as the look took
-_WHOLE_SPACING: Final = 20  # the same from one look at all tasks to the next
+_LOOK_SPACING: Final = 4  # the time between the beginnings of two looks, at least: so many times that of a look
+_WHOLE_SPACING: Final = 20  # the same for two looks at all tasks
 
 
 class LogEntry(NamedTuple):
@@ -66,7 +66,7 @@ def log(
 
     Args:
         index: of the session.
-        wanted: states, a name, and times; nothing else of it is looked at.
+        wanted: states, a name, and times; its other parts are ignored.
         last: how many events to give at first, the last ones; None for all.
         interval: seconds between two looks at the session; None to look once.
         alive: returns whether the session is still where it was opened.
@@ -197,8 +197,8 @@ class _Following(_Log):
         self._reported = Numbers()  # the unreadable tasks for which an exception was raised
         self._version: tuple[int, int] | None = None  # of the session, at the last look
         self._whole_version: tuple[int, int] | None = None  # of the session, at the last look at all tasks
-        self._whole_begin = 0.0  # when that began
-        self._whole_duration = self._duration = 0.0  # of it, and of the last look, in seconds
+        self._whole_begin = 0.0  # when that look began
+        self._whole_duration = self._duration = 0.0  # seconds that it took, and that the last look took
         self._ended = False
 
     def __next__(self) -> LogEntry:
@@ -223,7 +223,7 @@ class _Following(_Log):
             self._wait(max(self._interval, (_LOOK_SPACING - 1) * self._duration))
             if not self._alive():
                 self._ended = True
-                try:  # to read what was written before the session went, from the files that are still open
+                try:  # to read what was written before the session was deleted, from the files that are still open
                     return self._look(self._newest_version(), whole=True)
                 except Error:  # this program has closed them
                     return iter(())

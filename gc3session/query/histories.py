@@ -1,4 +1,4 @@
-"""The tasks of a session with what has happened to them, read from the records.
+"""The histories of a session's tasks, read from the records.
 
 No object is built, so no class is needed, and a walk through a session takes some bits of memory a task.
 """
@@ -28,7 +28,7 @@ _NONE: Final[list[Any]] = []
 
 
 class History(NamedTuple):
-    """A task, and what has happened to it.
+    """A task, and its events.
 
     Attributes:
         number: its N.
@@ -81,7 +81,7 @@ class TaskHistories:
             self.last = entries[-1][0]
 
     def of(self, numbers: Iterable[int]) -> Iterator[History]:
-        """Give the histories of the records of some Ns; those that there aren't are left out."""
+        """Give the histories of the records of some Ns; those that don't exist are left out."""
         source = iter(numbers)
         while some := list(islice(source, CHUNK)):
             for number, record in self._records(some):
@@ -92,7 +92,7 @@ class TaskHistories:
         return [(number, record) for number, record in records if record is not None]
 
     def _with_inner(self, number: int, record: bytes, schema: int | None = None) -> Iterator[History]:
-        """Give the histories of a task and of those inside it, breadth first, but for those given before."""
+        """Give the histories of a task and of those inside it, breadth first, except those given before."""
         inner: deque[int] = deque()
         yield from self._history(number, record, inner, schema)
         while inner:
@@ -150,7 +150,7 @@ class TaskHistories:
 
 
 class _RecordLayout:
-    """Where in the records of one schema the wanted fields are; None for a field that the schema hasn't got."""
+    """Where in the records of one schema the wanted fields are; None for a field that the schema doesn't have."""
 
     def __init__(self, schema: Schema) -> None:
         self.class_name = schema.name

@@ -1,13 +1,13 @@
 """How far a session has come, at a cost that doesn't depend on how many tasks it has.
 
-The counts are those of the index.  Which tasks have failed only their records tell; each look reads
-the records of some thousand tasks:
+The counts are those of the index.  Which tasks have failed is known from their records only; each look
+reads the records of some thousand tasks:
 
 - those that were under way at the last look and no longer are, and those that are new;
 - those that are UNKNOWN, and the next ones of those that have TERMINATED, all of them in turn.
 
-So in all but huge sessions a failure is seen at once.  In a huge one, a failed task that no look saw
-under way (it was so for less than the interval, or among too many others) is found when its turn comes.
+So in all but huge sessions a failure is seen at the next look.  In a huge one, a failed task that no look
+has seen under way (it ran for less than the interval, or among too many others) is found when its turn comes.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from ..tables.interface import Reader
 
 _RECORDS_A_LOOK: Final = 5000  # of each kind of task, at most
-_FAILURES: Final = 50  # that are kept
+_FAILURES: Final = 50  # the latest ones, which are kept
 _RATE_SECONDS: Final = 60.0  # the rate is measured over so much time, or over _RATE_LOOKS looks if that is longer
 _RATE_LOOKS: Final = 10
 _UNDER_WAY: Final = (State.RUNNING, State.TERMINATING, State.SUBMITTED, State.STOPPED)
@@ -62,8 +62,7 @@ class Progress(NamedTuple):
         counts: how many tasks are in each state, by the names of the states.
         total: how many tasks there are.
         rate: how many tasks have TERMINATED a minute, over the last minute or so; None at the first look.
-        left: seconds until the last task has TERMINATED if it goes on at this rate; None if that
-            can't be told.
+        left: seconds until the last task has TERMINATED at this rate; None if that can't be estimated.
         failures: the failed tasks that are known, at most 50, the latest one first.
     """
 
@@ -81,7 +80,7 @@ class Progress(NamedTuple):
 
 
 class Watch:
-    """Looks at a session, again and again."""
+    """Looks at a session again and again; each look begins with what the one before has found."""
 
     def __init__(self, index: Index) -> None:
         self._index = index
@@ -107,7 +106,7 @@ class Watch:
         begin, before = self._ended[0]
         rate = max(0.0, (ended - before) / (now - begin) * 60) if now > begin else None
         left = (total - ended) / rate * 60 if rate else 0.0 if total == ended else None
-        latest = sorted(self._failures.values(), key=lambda kept: kept[0], reverse=True)
+        latest = sorted(self._failures.values(), key=lambda pair: pair[0], reverse=True)
         return Progress(datetime.now(UTC), counts, total, rate, left, [failure for _, failure in latest])
 
     def _find_failures(self, last: int) -> None:
@@ -132,7 +131,7 @@ class Watch:
         return islice(chain.from_iterable(pages), _RECORDS_A_LOOK)
 
     def _new(self, last: int) -> list[int]:
-        """Return the Ns of the tasks that were added since the last look; of very many, of the latest ones.
+        """Return the Ns of the tasks that were added since the last look; if there are very many, of the latest ones.
 
         *last* is the greatest order in the session.
         """

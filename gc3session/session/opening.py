@@ -97,7 +97,7 @@ def make_new(
         store, owned = open_store(directory.own_store_url() if store_or_url is None else store_or_url), True
     try:
         store.ensure_writable()  # what could be wrong with the arguments has been found by now
-        directory.make(store.url, f"{without_password(shlex.join(sys.orig_argv))}\n", anew=anew)
+        directory.make(store.url, f"{without_password(shlex.join(sys.orig_argv))}\n", replace=anew)
         url, identity = directory.store_url()
         if owned and url != store.url:  # it has another name there, or another process was faster and chose it
             store.close()

@@ -95,7 +95,7 @@ def _fill(index: Index, source: SessionDirectory, target: SessionDirectory, prog
     if inside:
         there = os.path.realpath(StoreURL(index.store.url).path)
         place = os.path.join(target.path, os.path.relpath(there, os.path.realpath(source.path)))
-    target.make(StoreURL.of_path(place), "", anew=False, identity=index.identity)
+    target.make(StoreURL.of_path(place), "", replace=False, identity=index.identity)
     _copy_timestamps(source, target)
     times: dict[str, int] = {}
     if inside and tables.exists():
@@ -158,7 +158,7 @@ def _copy_timestamps(source: SessionDirectory, target: SessionDirectory) -> None
 
 
 def _write_mirror(identity: bytes) -> Callable[[Ledger, Writer], None]:
-    """Return the unit that writes the mirror of a copied store; the one that its row knows is elsewhere."""
+    """Return the unit that writes the mirror of a copied store, whose row still has the mark of the original's mirror."""
 
     def unit(ledger: Ledger, writer: Writer) -> None:
         row = Row.read(writer, identity)

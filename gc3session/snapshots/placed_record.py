@@ -43,7 +43,7 @@ def write_records(index: Index, records: list[PlacedRecord], state_of: Callable[
     held = [record for record in records if record.order]
     orders, numbers = [record.order for record in held], [record.number for record in held]
     if numbers == orders:
-        numbers = orders  # this tells the index that no entry is late
+        numbers = orders  # the same list: so the index knows that no entry is late
     entries = Joining(orders, numbers, [record.schema for record in held], list(map(state_of, held)))
 
     def unit(ledger: Ledger, writer: Writer) -> None:

@@ -7,7 +7,7 @@ the records is read at once (some 0.5 million a second) into a temporary file wi
 the transaction ends. If this program may write to the store, that happens right at the
 beginning, because its other threads have to wait while the transaction is open.
 
-A copy of the whole data file would serve as well, but it would take that much room even where
+A copy of the whole data file would serve as well, but it would take its room on the disk even where
 nobody writes, and include the other sessions of a shared store.
 """
 

@@ -54,7 +54,7 @@ OnProgress = Callable[[int, int], None]
 
 
 def no_progress(done: int, total: int) -> None:
-    """The `OnProgress` of a caller that doesn't want to know."""
+    """The `OnProgress` that ignores the figures."""
 
 
 def with_progress(items: Iterable[T], total: int, progress: OnProgress) -> Iterator[T]:
@@ -135,7 +135,7 @@ class Reader(Contents):
     """A read transaction: the state of the tables that was the newest committed one when it began."""
 
     serial: int
-    """A number that identifies the committed state; it differs after every commit, whoever makes it."""
+    """A number that identifies the committed state: it is different after each commit of any process."""
 
     @abstractmethod
     def newest(self) -> int:
@@ -287,7 +287,7 @@ class Tables(ABC):
     concurrent_writers: ClassVar[bool] = False
     """Whether several write transactions run at once, so that one may have to run again because of another.
 
-    If they do, a transaction must not wait for a lock of the program: whoever holds the lock may be
+    If they do, a transaction must not wait for a lock of the program: the thread that holds it may be
     waiting for a row that this transaction has changed, and the server couldn't see that deadlock.
     """
 
@@ -384,7 +384,7 @@ class Tables(ABC):
 
     @abstractmethod
     def after_write(self) -> None:
-        """Do what remains after a write, once nobody is waiting for it."""
+        """Do what is left to do after a write, and what nobody has to wait for."""
 
     def figures(self) -> list[Figure]:
         """Return what the store reports about itself, such as size and settings, in constant time."""

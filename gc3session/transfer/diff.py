@@ -85,7 +85,7 @@ class _Lines:
             raise self._text.broken(error) from error
 
     def gone(self, until: int, *, late: bool) -> list[_Line]:
-        """Return the waiting lines with an N up to *until*, sorted: the other side has passed that without them."""
+        """Return the waiting lines with an N up to *until*, sorted: the other side has passed that N without them."""
         if late or not self.waiting or next(iter(self.waiting.values())).number > until:
             return []
         found = sorted(

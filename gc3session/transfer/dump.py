@@ -74,9 +74,9 @@ def dump_session(
             moment; it is compressed if it ends with `.gz` or `.zst` (by the package zstandard).
         progress: called with the number of records written, and of all.
 
-    The dump is one state of the session, whoever writes to it meanwhile; the classes are not
-    needed. Other threads of the program wait while the records are read, and if the session is
-    read-only until the dump is complete.
+    The dump is one state of the session, even if others write to it meanwhile; the classes are not
+    needed. Other threads of the program wait while the records are read; if the session is
+    read-only, they wait until the dump is complete.
     """
     if not session.store.read_only:
         session.flush()

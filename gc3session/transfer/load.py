@@ -61,7 +61,7 @@ def load_dump(
     on_clash: str = "fail",
     progress: OnProgress | None = None,
 ) -> Loaded:
-    """Load all that `dump_session` has written to a file; return how much that is.
+    """Load all that `dump_session` has written to a file; return how much was loaded.
 
     Args:
         target: a session, or the path of one. If there is none at the path, it is made, whole or not at all.
@@ -117,7 +117,7 @@ class Loading:
         directory: where the session is; None if it has no directory.
         on_clash, progress: as in `load_dump`.
         lines: the lines of the dump.
-        own: Ns that an earlier loading took and was interrupted: they don't clash.
+        own: Ns that an earlier loading, which was interrupted, has reserved: they don't clash.
         reserve: called with the Ns of the dump, in the transaction that takes them.
     """
 
@@ -264,7 +264,7 @@ class Loading:
         return here, state, seal(record.number + self._shift, body)
 
     def _raw(self, record: DumpRecord) -> tuple[int, str, bytes]:
-        """Return the same for a record whose line has its bytes."""
+        """Return what `_built` does, for a record whose line has its bytes."""
         data = b64decode(record.line["record"], validate=True)
         named = [n for n, s in self._dump.schemas.items() if isinstance(s, Schema) and s.name == record.name]
         here = self._numbers[named[0]] if named else 0

@@ -12,7 +12,7 @@ The old store's transaction keeps writers out while the copy is made. Later a pr
 the session open there finds the note before it writes, so that none of its changes is lost in a
 store that was left behind. If `store.url` still names the old store, opening the session follows
 the note to the new one. If a migration is killed, the next one deletes what it has copied: the
-note in the new store of what is coming says what that is (see entries.py).
+note in the new store of what is coming says what that is (see index/entries.py).
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def migrate_session(
 class _Move:
     """The copying of a session into another store.
 
-    The session gets a new identity there. It may have been in that store before, and a program that
+    The session gets a new identity there, because it may have been in that store before: a program that
     has had it open since then must not write to it.
 
     Attributes:

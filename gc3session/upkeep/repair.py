@@ -213,7 +213,7 @@ class _Repair:
         if not there and inside:
             self._wrong_url = True
             return own, identity
-        if not known:  # whoever made the directory could write anything into `store.url`
+        if not known:  # `store.url` may name any store: the directory may come from somebody else
             raise DamagedSession(
                 f"{directory.url_file} leads to {url}, which is missing, unreadable or doesn't know this session."
                 " A repair changes nothing outside the session's directory: if that is its store, move it to"
@@ -293,7 +293,7 @@ class _Repair:
                 greatest = max(greatest, parsed[1])
 
     def _empty_mirror(self) -> None:
-        """Make the mirror that of a session without a store, and keep the old one."""
+        """Empty the mirror, because the session has no store, and keep the old one in quarantine."""
         if len(self._listed):
             self._quarantine(self._directory.mirror, f"its {len(self._listed):,} tasks have no store any more")
         elif os.path.lexists(self._directory.mirror):
@@ -321,7 +321,7 @@ class _Repair:
         return True
 
     def _move_of_store(self, tables: Tables, path: str, why: str) -> None:
-        """Move *path* out of a store in the session's directory. Raise StoreInUse if a program has that open."""
+        """Move *path* out of a store in the session's directory. Raise StoreInUse if a program has the store open."""
         if not self._directory.holds(tables.url):
             raise DamagedSession(
                 f"{path}: {why}. {self._directory.url_file} leads there, but a repair changes nothing outside the"
@@ -367,7 +367,7 @@ class _Repair:
     def _identity(self, tables: Tables, known: bytes | None) -> bytes:
         """Return the identity of the session whose mirror is here; *known* is that of `store.url`.
 
-        If the store doesn't know that one, though the mirror has tasks, another session of the store is meant.
+        If the store doesn't know that one, though the mirror has tasks, it is another session of the store.
         """
         rows: dict[bytes, Row] = {}
         with tables.contents(_ignored) as contents:

@@ -45,7 +45,7 @@ class Ran(NamedTuple):
 
 
 def start(*argv: object, env: dict[str, str] | None = None, **options: Any) -> subprocess.Popen[bytes]:
-    """Start `gc3session` with these arguments, its three streams being pipes unless told."""
+    """Start `gc3session` with these arguments, whose three streams are pipes by default."""
     pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
     return subprocess.Popen(
         [sys.executable, "-m", "gc3session", *map(str, argv)],
@@ -124,7 +124,7 @@ class Terminal:
         fcntl.ioctl(self.there, termios.TIOCSWINSZ, struct.pack("HHHH", 40, width, 0, 0))
 
     def read(self) -> str:
-        """Return all that is written until every program has let go of the terminal."""
+        """Return all that is written until every program has closed the terminal."""
         os.close(self.there)
         written = b""
         try:

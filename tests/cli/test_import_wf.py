@@ -119,7 +119,7 @@ def write(path: Path, document: Any) -> Path:
 
 
 def stored(path: Path) -> list[Workflow]:
-    """Return the workflows of a session, read anew."""
+    """Return the workflows of a session, which is opened again."""
     check(path)
     with Session(path, create=False, read_only=True) as session:
         return list(session)

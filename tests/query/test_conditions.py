@@ -247,10 +247,10 @@ def test_conditions_fit_as_well_without_the_classes(session: Session, task: Simu
     """
     texts = [line.strip() for part in (FITTING, UNFITTING) for line in part.strip().splitlines()]
     fitting = len(FITTING.strip().splitlines())
-    told = run_python(script, session.path, *texts).splitlines()
-    assert [text for text, line in zip(texts[:fitting], told, strict=False) if line != "True True"] == []
+    printed = run_python(script, session.path, *texts).splitlines()
+    assert [text for text, line in zip(texts[:fitting], printed, strict=False) if line != "True True"] == []
     assert [
-        text for text, line in zip(texts[fitting:], told[fitting:], strict=True) if line != "False False"
+        text for text, line in zip(texts[fitting:], printed[fitting:], strict=True) if line != "False False"
     ] == []
 
 

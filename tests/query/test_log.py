@@ -47,7 +47,7 @@ def task(name: str, *events: tuple[Any, str], cls: Any = Task, **fields: Any) ->
     return cls(jobname=name, state=events[-1][1] if events else "NEW", history=history, **fields)
 
 
-def told(entries: Iterator[LogEntry]) -> list[tuple[str | None, str | None]]:
+def names_and_states(entries: Iterator[LogEntry]) -> list[tuple[str | None, str | None]]:
     return [(entry.name, entry.state) for entry in entries]
 
 
@@ -68,7 +68,9 @@ def test_events_of_all_tasks_in_the_order_of_time(session: Session) -> None:
 
 def test_at_equal_times_the_order_of_adding_and_of_the_history_holds(session: Session) -> None:
     session.add_many(task(str(n), (0, "NEW"), (0, "x"), (0, "NEW"), (0, "a")) for n in range(12))
-    assert told(session.log()) == [(str(n), state) for n in range(12) for state in ("NEW", "x", "NEW", "a")]
+    assert names_and_states(session.log()) == [
+        (str(n), state) for n in range(12) for state in ("NEW", "x", "NEW", "a")
+    ]
 
 
 def test_collections_are_entered_each_task_is_given_once_and_cycles_end(session: Session) -> None:
@@ -80,7 +82,9 @@ def test_collections_are_entered_each_task_is_given_once_and_cycles_end(session:
     session.add(outer)
     session.add(shared)
     session.add(Note("neither"))
-    assert told(session.log()) == [(name, "NEW") for name in ("outer", "inner", "shared", "leaf", "first")]
+    assert names_and_states(session.log()) == [
+        (name, "NEW") for name in ("outer", "inner", "shared", "leaf", "first")
+    ]
 
 
 def test_a_task_that_was_forgotten_is_left_out_and_one_added_again_is_given_once(session: Session) -> None:
@@ -88,7 +92,7 @@ def test_a_task_that_was_forgotten_is_left_out_and_one_added_again_is_given_once
     session.forget(ids[0])
     session.forget(ids[1])
     session.add(session.store.load(ids[1]))
-    assert told(session.log()) == [("1", "NEW"), ("2", "NEW")]
+    assert names_and_states(session.log()) == [("1", "NEW"), ("2", "NEW")]
 
 
 def test_events_without_a_known_time_come_first(session: Session) -> None:
@@ -127,19 +131,26 @@ def test_only_what_is_asked_for(session: Session) -> None:
     session.add(task("align-1", (0, "NEW"), (10, "RUNNING"), (20, DONE)))
     session.add(task("align-2", (5, "NEW"), (15, "RUNNING")))
     session.add(Task(jobname="untimed", state="RUNNING", history=[]))
-    assert told(session.log(state="NEW")) == [("align-1", "NEW"), ("align-2", "NEW")]
-    assert told(session.log(state=["NEW", DONE])) == [("align-1", "NEW"), ("align-2", "NEW"), ("align-1", DONE)]
-    assert told(session.log(name="2$")) == [("align-2", "NEW"), ("align-2", "RUNNING")]
-    assert told(session.log(since=at(10), before=at(20))) == [("align-1", "RUNNING"), ("align-2", "RUNNING")]
-    assert told(session.log(since=at(15.5))) == [("align-1", DONE)]
-    assert told(session.log(before=at(5))) == [("align-1", "NEW")]
-    assert told(session.log(since=at(15).astimezone().replace(tzinfo=None), state="RUNNING")) == [
+    assert names_and_states(session.log(state="NEW")) == [("align-1", "NEW"), ("align-2", "NEW")]
+    assert names_and_states(session.log(state=["NEW", DONE])) == [
+        ("align-1", "NEW"),
+        ("align-2", "NEW"),
+        ("align-1", DONE),
+    ]
+    assert names_and_states(session.log(name="2$")) == [("align-2", "NEW"), ("align-2", "RUNNING")]
+    assert names_and_states(session.log(since=at(10), before=at(20))) == [
+        ("align-1", "RUNNING"),
+        ("align-2", "RUNNING"),
+    ]
+    assert names_and_states(session.log(since=at(15.5))) == [("align-1", DONE)]
+    assert names_and_states(session.log(before=at(5))) == [("align-1", "NEW")]
+    assert names_and_states(session.log(since=at(15).astimezone().replace(tzinfo=None), state="RUNNING")) == [
         ("align-2", "RUNNING")
     ]
-    assert told(session.log(since=timedelta(days=1))) == []
-    assert told(session.log(last=2)) == [("align-2", "RUNNING"), ("align-1", DONE)]
-    assert told(session.log(last=1, state="NEW")) == [("align-2", "NEW")]
-    assert told(session.log(last=0)) == []
+    assert names_and_states(session.log(since=timedelta(days=1))) == []
+    assert names_and_states(session.log(last=2)) == [("align-2", "RUNNING"), ("align-1", DONE)]
+    assert names_and_states(session.log(last=1, state="NEW")) == [("align-2", "NEW")]
+    assert names_and_states(session.log(last=0)) == []
     assert len(list(session.log(last=100))) == 6
 
 
@@ -163,18 +174,18 @@ def test_arguments_that_can_not_be_used_are_refused(session: Session, arguments:
 def test_what_is_in_the_batch_is_told_and_what_was_not_saved_is_not(session: Session) -> None:
     a = task("a", (0, "NEW"))
     session.add(a, flush=False)
-    assert told(session.log()) == [("a", "NEW")]
+    assert names_and_states(session.log()) == [("a", "NEW")]
     a.state = "RUNNING"
-    assert told(session.log()) == [("a", "NEW")]
+    assert names_and_states(session.log()) == [("a", "NEW")]
     session.save_all(flush=False)
-    assert told(session.log()) == [("a", "NEW"), ("a", "RUNNING")]
+    assert names_and_states(session.log()) == [("a", "NEW"), ("a", "RUNNING")]
 
 
 def test_sessions_without_tasks_or_store_have_no_events(session: Session, tmp_path: Path) -> None:
     assert list(session.log()) == []
     with TemporarySession(tmp_path / "store") as temporary:
         temporary.add(task("a", (0, "NEW")))
-        assert told(temporary.log()) == [("a", "NEW")]
+        assert names_and_states(temporary.log()) == [("a", "NEW")]
 
 
 def test_unreadable_tasks_are_raised_first_and_the_others_told(tmp_path: Path) -> None:
@@ -188,7 +199,7 @@ def test_unreadable_tasks_are_raised_first_and_the_others_told(tmp_path: Path) -
             with pytest.raises(CorruptRecord, match=rf"{id_} in .*checksum") as caught:
                 next(entries)
             assert caught.value.id == id_
-        assert told(entries) == [("0", "NEW"), ("3", "NEW")]
+        assert names_and_states(entries) == [("0", "NEW"), ("3", "NEW")]
 
 
 @settings(max_examples=30)
@@ -285,31 +296,34 @@ def test_what_a_writer_did_between_two_looks_at_few_of_many_is_given_later(
     session.add_many([ended, begun])
     with Session(session.path, read_only=True) as source:
         entries = source.log(follow=True, interval=0.001)
-        assert told(iter([next(entries), next(entries)])) == [("ended", DONE), ("begun", "RUNNING")]
+        assert names_and_states(iter([next(entries), next(entries)])) == [("ended", DONE), ("begun", "RUNNING")]
         ended.history.append([MOMENT + 1, DONE])
         begun.state = DONE
         session.save(ended, force=True)
         session.save_all()
         session.add(task("new", (2, "NEW")))
-        assert sorted(told(iter([next(entries), next(entries)])), key=str) == [("begun", DONE), ("new", "NEW")]
+        assert sorted(names_and_states(iter([next(entries), next(entries)])), key=str) == [
+            ("begun", DONE),
+            ("new", "NEW"),
+        ]
         begun.state = "RUNNING"
         session.save_all()
         session.add(task("newer", (3, "NEW")))
-        assert told(iter([next(entries)])) == [("newer", "NEW")]
+        assert names_and_states(iter([next(entries)])) == [("newer", "NEW")]
         run_python("import sys; from gc3session import Session; Session(sys.argv[1]).destroy()", session.path)
-        assert sorted(told(entries), key=str) == [("begun", "RUNNING"), ("ended", DONE)]
+        assert sorted(names_and_states(entries), key=str) == [("begun", "RUNNING"), ("ended", DONE)]
 
 
 def test_following_begins_with_the_last_ones_and_takes_only_what_is_asked_for(session: Session) -> None:
     session.add_many(task(str(n), (n, "NEW")) for n in range(5))
     entries = session.log(follow=True, last=2, state=["NEW", DONE], interval=0.001)
-    assert told(iter([next(entries), next(entries)])) == [("3", "NEW"), ("4", "NEW")]
+    assert names_and_states(iter([next(entries), next(entries)])) == [("3", "NEW"), ("4", "NEW")]
     first = session["Task.1"]
     first.state = "RUNNING"
     late = session["Task.2"]
     late.state = DONE
     session.save_all()
-    assert told(iter([next(entries)])) == [("1", DONE)]
+    assert names_and_states(iter([next(entries)])) == [("1", DONE)]
     session.add(Task(jobname="no times", history=[]))
     assert next(entries).name == "no times"
     late.history.extend([MOMENT, str(n)] for n in range(300))
@@ -327,9 +341,9 @@ def test_unreadable_tasks_are_told_once_while_following(tmp_path: Path) -> None:
         entries = source.log(follow=True, interval=0.001)
         with pytest.raises(CorruptRecord):
             next(entries)
-        assert told(iter([next(entries), next(entries)])) == [("0", "NEW"), ("2", "NEW")]
+        assert names_and_states(iter([next(entries), next(entries)])) == [("0", "NEW"), ("2", "NEW")]
         source.add(task("3", (3, "NEW")))
-        assert told(iter([next(entries)])) == [("3", "NEW")]
+        assert names_and_states(iter([next(entries)])) == [("3", "NEW")]
         source.destroy()
 
 

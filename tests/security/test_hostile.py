@@ -1,4 +1,4 @@
-"""A session directory that somebody else has made can't hurt whoever opens it."""
+"""Opening a session directory that somebody else has made does no harm."""
 
 from __future__ import annotations
 
@@ -99,8 +99,8 @@ def test_a_mark_can_not_be_brought_along(path: Path, forged: str) -> None:
     mark = jobs / MARK
     line = mark.read_bytes()
     if forged == "old":  # as if it came back to the very inode
-        told = int(line.split()[0]) - 60 * 10**9
-        mark.write_bytes(b"%d %s" % (told, line.split(b" ")[1]))
+        earlier = int(line.split()[0]) - 60 * 10**9
+        mark.write_bytes(b"%d %s" % (earlier, line.split(b" ")[1]))
     elif forged == "other inode":
         data = (jobs / "data.mdb").read_bytes()
         (jobs / "new").write_bytes(data)

@@ -152,7 +152,7 @@ MAKES_HARMLESS = f"""{VALUES}
         session.add(TaskCollection(jobname="a", tasks=[Task(jobname="a"), Job()]))
         session.add_many([Job(), Group(), Thing()])
 """
-"""Also of classes that whoever reads them hasn't got: once these have been read, nothing is left to be compiled."""
+"""Also of classes that the reading program doesn't have: once these have been read, nothing is left to be compiled."""
 
 MAKES_HOSTILE = f"""{VALUES}
     import numpy
@@ -219,9 +219,9 @@ def test_whatever_is_done_nothing_is_imported_started_or_written_elsewhere(
     path = os.pathsep.join((str(HERE.parent), str(HERE), str(hostile)))
     environment = {"PYTHONPATH": path, "TMPDIR": str(hostile / "out")}
     ended = json.loads(run_script(HERE / "watched.py", KIT, harmless, hostile, env=environment))
-    for told in ended:
-        assert {name for name, status in told.items() if status} == set()
-        assert len(told) > 35
+    for statuses in ended:
+        assert {name for name, status in statuses.items() if status} == set()
+        assert len(statuses) > 35
     assert not (hostile / "loud_module.py.imported").exists()
 
 

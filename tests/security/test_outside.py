@@ -267,7 +267,7 @@ def ran(lines: list[list[str]]) -> None:
 
 
 def state_of(path: Path) -> dict[str, Any]:
-    """Return what there is in a directory; LMDB's own locks may be taken by whoever reads a store."""
+    """Return what there is in a directory, except for `lock.mdb`: each reader of a store takes LMDB's own locks."""
     found = {}
     for file in path.rglob("*"):
         status = os.lstat(file)

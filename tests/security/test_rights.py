@@ -188,11 +188,11 @@ def test_what_another_user_may_read_is_read_and_what_he_may_not_is_told(whole: P
         given_to(place, 0)
         RIGHTS[name](place.session)
         for looks in (read_all, check_all):
-            told = in_child(looks, place)
+            message = in_child(looks, place)
             if name == "session_ids.txt has 0" and looks is check_all:
                 says = "session_ids.txt"  # which only a check reads
-            if bool(told) != bool(says) or says not in told or (says and "ermission denied" not in told):
-                failures.append(f"{name}, {looks.__name__}: {told!r}")
+            if bool(message) != bool(says) or says not in message or (says and "ermission denied" not in message):
+                failures.append(f"{name}, {looks.__name__}: {message!r}")
     assert not failures, "\n".join(failures)
 
 
@@ -245,6 +245,6 @@ def test_without_a_place_for_temporary_files_a_check_says_so_and_finds_no_damage
         assert run(["check", str(place.session)]) == 1
         return sys.stderr.getvalue()
 
-    told = in_child(look_elsewhere)
-    assert told.startswith("gc3session: ")
-    assert told.count("\n") == 1
+    message = in_child(look_elsewhere)
+    assert message.startswith("gc3session: ")
+    assert message.count("\n") == 1

@@ -1,4 +1,4 @@
-"""What `info` tells is so; it reads no records unless it says that it does."""
+"""What `info` shows is right; it reads no records unless it says that it does."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from test_cli import on_terminal, one_error, run, without_colours
 MakeSession = Callable[..., Session]
 
 
-def figure(told: Information, name: str) -> dict[str, Any]:
-    return next(figure.values for figure in told.figures if figure.name == name)
+def figure(info: Information, name: str) -> dict[str, Any]:
+    return next(figure.values for figure in info.figures if figure.name == name)
 
 
 def test_counts_times_and_names_are_those_of_the_session(session: Session) -> None:
@@ -33,22 +33,22 @@ def test_counts_times_and_names_are_those_of_the_session(session: Session) -> No
     session.add(Note(text="no task"))
     last = session.add(Task(history=[[50.0, "NEW"], [150, "TERMINATED"]], state="TERMINATED"))
     session.set_start_timestamp(30)
-    told = session.info()
-    assert (told.name, told.path, told.store) == (session.name, session.path, session.store_url)
-    assert told.identity == Path(session.path, "store.url").read_text().strip().partition("#")[2]
-    assert (told.format, told.inside, told.mirror, told.waiting) == (1, True, True, 0)
-    assert told.tasks == 6
-    assert told.states == {"NEW": 3, "RUNNING": 1, "TERMINATED": 1}
-    assert (told.created, told.finished) == (30, None)
-    assert told.first_event is not None
-    assert told.last_event is not None
-    assert (told.first_event.id, told.first_event.time, told.first_event.state) == (first, 100.5, "NEW")
-    assert (told.last_event.id, told.last_event.time, told.last_event.state) == (last, 150, "TERMINATED")
-    assert told.last_write is not None
-    assert told.per_minute == 60 * 6 / (told.last_write - 30)
-    assert told.last_write == Path(session.path, "jobs", "data.mdb").stat().st_mtime
-    assert (told.scanned, told.unreadable) == (None, None)
-    assert {schema.name: schema.records for schema in told.schemas} == dict.fromkeys(
+    info = session.info()
+    assert (info.name, info.path, info.store) == (session.name, session.path, session.store_url)
+    assert info.identity == Path(session.path, "store.url").read_text().strip().partition("#")[2]
+    assert (info.format, info.inside, info.mirror, info.waiting) == (1, True, True, 0)
+    assert info.tasks == 6
+    assert info.states == {"NEW": 3, "RUNNING": 1, "TERMINATED": 1}
+    assert (info.created, info.finished) == (30, None)
+    assert info.first_event is not None
+    assert info.last_event is not None
+    assert (info.first_event.id, info.first_event.time, info.first_event.state) == (first, 100.5, "NEW")
+    assert (info.last_event.id, info.last_event.time, info.last_event.state) == (last, 150, "TERMINATED")
+    assert info.last_write is not None
+    assert info.per_minute == 60 * 6 / (info.last_write - 30)
+    assert info.last_write == Path(session.path, "jobs", "data.mdb").stat().st_mtime
+    assert (info.scanned, info.unreadable) == (None, None)
+    assert {schema.name: schema.records for schema in info.schemas} == dict.fromkeys(
         ["Task", "Simulation", "Note"]
     )
     session.set_end_timestamp(390)
@@ -61,19 +61,19 @@ def test_scan_finds_the_first_and_last_of_all_events_and_counts_records_by_schem
     session.add(Sweep(history=[[300, "NEW"]], tasks=[inner, Simulation(history=[["x", 1], "y", [1], 5])]))
     session.add(Note())
     seen: list[tuple[int, int]] = []
-    told = session.info(scan=True, progress=lambda done, total: seen.append((done, total)))
-    assert told.scanned == 5
-    assert told.unreadable == 0
+    info = session.info(scan=True, progress=lambda done, total: seen.append((done, total)))
+    assert info.scanned == 5
+    assert info.unreadable == 0
     assert seen[-1] == (5, 5)
-    assert told.first_event is not None
-    assert told.last_event is not None
-    assert (told.first_event.id, told.first_event.time) == (inner.persistent_id, 7)
-    assert (told.last_event.id, told.last_event.time, told.last_event.state) == (
+    assert info.first_event is not None
+    assert info.last_event is not None
+    assert (info.first_event.id, info.first_event.time) == (inner.persistent_id, 7)
+    assert (info.last_event.id, info.last_event.time, info.last_event.state) == (
         inner.persistent_id,
         900,
         "STOPPED",
     )
-    counts = {schema.name: schema.records for schema in told.schemas}
+    counts = {schema.name: schema.records for schema in info.schemas}
     assert counts == {"Task": 2, "Sweep": 1, "Simulation": 1, "Note": 1}
 
 
@@ -81,17 +81,17 @@ def test_batch_is_told_and_not_written(session: Session) -> None:
     session.add(Task())
     session.add(Task(), flush=False)
     for scan in (False, True):
-        told = session.info(scan=scan)
-        assert (told.tasks, told.waiting, told.records) == (2, 1, 1)
+        info = session.info(scan=scan)
+        assert (info.tasks, info.waiting, info.records) == (2, 1, 1)
     assert len(session.store.batch.records) == 1
 
 
 def test_session_without_tasks_has_information_too(session: Session) -> None:
     for scan in (False, True):
-        told = session.info(scan=scan)
-        assert (told.tasks, told.states, told.records, told.format) == (0, {}, 0, None)
-        assert told.first_event is told.last_event is None
-        assert json.loads(json.dumps(told.as_dict()))["figures"]["filesystem"]["type"]
+        info = session.info(scan=scan)
+        assert (info.tasks, info.states, info.records, info.format) == (0, {}, 0, None)
+        assert info.first_event is info.last_event is None
+        assert json.loads(json.dumps(info.as_dict()))["figures"]["filesystem"]["type"]
     assert run("info", session.path).status == 0
     session.add(Task())
     session.remove("Task.1")
@@ -105,9 +105,9 @@ def test_records_and_sessions_of_a_shared_store_are_told_apart(tmp_path: Path) -
         assert first.info().other_sessions == 0
         second = Session(tmp_path / "second", store_or_url=store)
         second.add_many(Simulation() for _ in range(5))
-        told = first.info(scan=True)
-        assert (told.inside, told.tasks, told.records, told.other_sessions, told.scanned) == (False, 3, 8, 1, 3)
-        assert {schema.name: schema.records for schema in told.schemas} == {"Task": 3}
+        info = first.info(scan=True)
+        assert (info.inside, info.tasks, info.records, info.other_sessions, info.scanned) == (False, 3, 8, 1, 3)
+        assert {schema.name: schema.records for schema in info.schemas} == {"Task": 3}
         first.close()
         second.close()
 
@@ -120,8 +120,8 @@ def test_damaged_record_and_stale_mirror_are_told(tmp_path: Path) -> None:
     data.write_bytes(data.read_bytes().replace(b"2 xyzzy", b"2 xyzzz").replace(b"0 xyzzy", b"0 xyzzz"))
     (path / "session_ids.txt").write_text("")
     with Session(path, read_only=True) as session:
-        told = session.info(scan=True)
-        assert (told.unreadable, told.scanned, told.mirror) == (2, 3, False)
+        info = session.info(scan=True)
+        assert (info.unreadable, info.scanned, info.mirror) == (2, 3, False)
         assert session.info().first_event is None
     assert "stale" in run("info", path).out
 
@@ -201,11 +201,11 @@ def _listed_as_free(data: Path) -> int:
 def test_map_and_last_write_are_told(tmp_path: Path) -> None:
     with Session(tmp_path / "s", map_size=1 << 26) as session:
         session.add(Task())
-        told = session.info()
+        info = session.info()
     data = tmp_path / "s" / "jobs" / "data.mdb"
-    assert figure(told, "map")["map_bytes"] == 1 << 26
-    assert figure(told, "map")["headroom_bytes"] == (1 << 26) - data.stat().st_size
-    assert figure(told, "last write")["transaction"] > 0
+    assert figure(info, "map")["map_bytes"] == 1 << 26
+    assert figure(info, "map")["headroom_bytes"] == (1 << 26) - data.stat().st_size
+    assert figure(info, "last write")["transaction"] > 0
 
 
 @pytest.mark.parametrize("read_only", [False, True])
@@ -234,15 +234,15 @@ def test_reader_slots_are_named_and_those_of_the_dead_are_told(make_session: Mak
     os.read(reader, 1)
     alive = json.loads(run("info", path, "--json").out)["figures"]["reader slots"]["readers"]
     assert [(slot["pid"], slot["stale"]) for slot in alive] == [(child.pid, False)]
-    with Session(path, read_only=True) as keeper:  # whoever opens it first, and alone, clears the slots
+    with Session(path, read_only=True) as keeper:  # opening it first, and alone, clears the slots
         assert len(keeper) == 1
         child.kill()
         with pytest.raises(Died):
             child.result()
-        told = run("info", path).out
+        info = run("info", path).out
         dead = json.loads(run("info", path, "--json").out)["figures"]["reader slots"]["readers"]
         assert (child.pid, True) in [(slot["pid"], slot["stale"]) for slot in dead]
-        assert re.search(rf"stale, .*: pid {child.pid} reading transaction \d", told)
+        assert re.search(rf"stale, .*: pid {child.pid} reading transaction \d", info)
     os.close(reader)
     os.close(writer)
     make_session()
@@ -279,11 +279,11 @@ def test_command_draws_bars_on_a_terminal(tmp_path: Path) -> None:
 
 def test_command_gives_the_same_as_the_library_in_json(session: Session) -> None:
     session.add_many(Task() for _ in range(5))
-    told = json.loads(run("info", "--json", "--scan", session.path).out)
+    info = json.loads(run("info", "--json", "--scan", session.path).out)
     expected = json.loads(json.dumps(session.info(scan=True).as_dict()))
-    for values in (told, expected):
+    for values in (info, expected):
         values["figures"].pop("reader slots")  # of which each leaves out its own
-    assert told == expected
+    assert info == expected
 
 
 def test_what_is_no_session_is_told(tmp_path: Path) -> None:
@@ -301,9 +301,9 @@ def test_information_beside_a_busy_writer(tmp_path: Path) -> None:
     counted = []
     with Session(path, read_only=True) as session:
         for n in range(200):
-            told = session.info(scan=n % 20 == 0)
-            assert sum(told.states.values()) == told.tasks
-            counted.append(told.tasks)
+            info = session.info(scan=n % 20 == 0)
+            assert sum(info.states.values()) == info.tasks
+            counted.append(info.tasks)
     child.kill()
     with pytest.raises(Died):
         child.result()

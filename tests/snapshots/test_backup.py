@@ -195,10 +195,10 @@ def test_backup_from_a_server_is_a_session_on_a_local_disk(tmp_path: Path, postg
     with Session(tmp_path / "s", store_or_url=postgresql_url) as session:
         fill(session)
         ids = list(session.ids())
-        told = session.info(scan=True)
-        assert (told.tasks, told.inside, told.mirror) == (len(ids), False, True)
+        info = session.info(scan=True)
+        assert (info.tasks, info.inside, info.mirror) == (len(ids), False, True)
         assert (
-            told.scanned == session.backup(tmp_path / "copy").tasks + 2
+            info.scanned == session.backup(tmp_path / "copy").tasks + 2
         )  # that in the collection, that forgotten
         assert list(diff(session.path, tmp_path / "copy")) == []
         with pytest.raises(InvalidArgument, match="isn't compacted from here"):
@@ -237,15 +237,15 @@ def test_backup_beside_a_busy_writer_is_a_state_that_was(
     child = Child(add_in_twos, path, tell)
     os.close(tell)
     try:
-        with open(ready, "rb") as told, Session(path, read_only=read_only) as session:
+        with open(ready, "rb") as counts, Session(path, read_only=read_only) as session:
             for n in range(6):
-                before = int(told.readline())
+                before = int(counts.readline())
                 waited = 0
 
                 def commits_come_in_between(done: int, total: int) -> None:
                     nonlocal waited
                     while waited < 30 and waited < 30 * done / total:
-                        waited += len(told.readline()) > 0
+                        waited += len(counts.readline()) > 0
 
                 session.backup(tmp_path / f"copy {n}", progress=commits_come_in_between)
                 ids = check(tmp_path / f"copy {n}")
@@ -263,7 +263,7 @@ def test_backup_beside_a_busy_writer_is_a_state_that_was(
             child.kill()
         with pytest.raises(Died):
             child.result()
-    Session(path).close()  # which mends the mirror: the writer was killed
+    Session(path).close()  # which rewrites the mirror: the writer was killed
     check(path)
 
 
@@ -323,10 +323,10 @@ def test_another_user_who_may_only_read_gets_information_and_a_backup(tmp_path: 
         os.setgid(65534)
         os.setuid(65534)
         with Session(path, read_only=True) as source:
-            told = source.info(scan=True)
+            info = source.info(scan=True)
             source.backup(place / "copy")
         with Session(place / "copy") as copy:
-            return told.tasks, told.mirror, list(copy.ids())
+            return info.tasks, info.mirror, list(copy.ids())
 
     assert in_child(look) == (len(ids), True, ids)
     assert state_of(path) == before

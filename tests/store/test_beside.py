@@ -120,7 +120,7 @@ def written_path(tmp_path: Path) -> Iterator[Path]:
     writer.kill()
     _, err = writer.communicate()
     assert err == ""
-    with Session(path):  # mends the mirror that the kill may have left stale
+    with Session(path):  # rewrites the mirror if the kill has left it stale
         pass
     check(path)
 
@@ -156,12 +156,12 @@ def test_dumps_beside_a_writer_are_states_that_the_session_had(written_path: Pat
     final = [line for line in dumped(written_path).splitlines() if line.startswith(b'{"id"')]
     assert len(final) > len(dumps[0].splitlines())
     for place, dump in enumerate(dumps):
-        *told, end = lines_of(dump)
+        *others, end = lines_of(dump)
         records = [line for line in dump.splitlines() if line.startswith(b'{"id"')]
         assert records == final[: len(records)], "a prefix of what was added, in the order of adding"
-        assert told[0]["records"] == end["end"]["records"] == len(records)
+        assert others[0]["records"] == end["end"]["records"] == len(records)
         assert end["end"]["members"] == len(records) - 1, "all but the one that was forgotten"
-        assert told[0]["next"] > json.loads(records[-1])["order"]
+        assert others[0]["next"] > json.loads(records[-1])["order"]
         load_dump(tmp_path / f"loaded{place}", io.BytesIO(dump))
         check(tmp_path / f"loaded{place}")
 
@@ -186,7 +186,7 @@ def state_of(path: Path) -> dict[str, Any]:
 def test_no_command_changes_anything(tmp_path: Path) -> None:
     path = tmp_path / "ein Verzeichnis mit Ümläuten und 'Zeichen'"
     run_python(MAKING, path)
-    (path / "session_ids.txt").write_text("stale\n")  # which a writer would mend
+    (path / "session_ids.txt").write_text("stale\n")  # which a writer would repair
     before = state_of(path)
     for name in INSPECTING:
         ran = run(*arguments(name, path, tmp_path))

@@ -118,11 +118,11 @@ def test_child_that_is_forked_while_nothing_is_collected_collects_again(session:
     """`add_many` pauses the collection of cycles; another thread may fork meanwhile."""
     tasks = [Task() for _ in range(30_000)]
     assert gc.isenabled()
-    told: list[bool] = []
+    enabled: list[bool] = []
     with ThreadPoolExecutor(1) as pool:
         adding = pool.submit(session.add_many, tasks)
         while not adding.done():
-            told.append(in_child(gc.isenabled))
+            enabled.append(in_child(gc.isenabled))
         adding.result()
-    assert all(told)
+    assert all(enabled)
     assert gc.isenabled()

@@ -92,15 +92,15 @@ def test_power_cuts_name_what_this_machine_lacks(tmp_path: Path, missing: str) -
     print(done.stdout, done.stderr)
     assert done.returncode == 0
     assert "Traceback" not in done.stdout + done.stderr
-    (told,) = (line for line in done.stdout.splitlines() if line.startswith("!! power: NOT RUN: "))
+    (reason,) = (line for line in done.stdout.splitlines() if line.startswith("!! power: NOT RUN: "))
     if os.geteuid() != 0:
-        assert "only root can mount filesystems" in told
+        assert "only root can mount filesystems" in reason
     elif not Path("/dev/loop-control").exists():
-        assert "there are no loop devices" in told
+        assert "there are no loop devices" in reason
     else:
-        assert [command for command in missing.split() if f"{command} is missing" not in told] == []
-        if missing == "mkfs.xfs" and "ext4: " not in told:
-            assert "1 power cuts on the other filesystem passed" in told
+        assert [command for command in missing.split() if f"{command} is missing" not in reason] == []
+        if missing == "mkfs.xfs" and "ext4: " not in reason:
+            assert "1 power cuts on the other filesystem passed" in reason
             assert "control: " in done.stdout
 
 
@@ -126,7 +126,7 @@ def run_suite(runner: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         return suite.Outcome(10, [f"failure {i}" for i in range(what)])
 
     class Pretended(suite.Suite):
-        name, summary, unit, short, long = "pretended", "does as it is told", "cases", 10, 100
+        name, summary, unit, short, long = "pretended", "does what the test asks for", "cases", 10, 100
 
         def run(self, plan: Any) -> Any:
             return outcome(does["run"])
@@ -173,9 +173,9 @@ def test_suite_that_cannot_run_says_so_loudly_and_has_not_passed(
     result = run_suite(runner, tmp_path, monkeypatch, run=reason, control=reason)
     assert result.verdict == "NOT RUN"
     assert runner.summary([result]) == 0
-    told = capsys.readouterr().out
-    assert "!! pretended: NOT RUN: no loop devices" in told
-    assert "!! NOT RUN, and so not proven here: pretended" in told
+    output = capsys.readouterr().out
+    assert "!! pretended: NOT RUN: no loop devices" in output
+    assert "!! NOT RUN, and so not proven here: pretended" in output
 
 
 def test_replay_tries_the_one_case(runner: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,11 +186,11 @@ def test_replay_tries_the_one_case(runner: ModuleType, tmp_path: Path, monkeypat
 
 def test_script_of_steps_follows_from_its_seed_and_has_each_kind(runner: ModuleType) -> None:
     generator = importlib.import_module("generator")
-    told = generator.script(7, 0, 1, 26)
-    assert told == generator.script(7, 0, 1, 26)
-    assert told != generator.script(8, 0, 1, 26)
-    assert {step.kind for step, _ in told} == {"open", *generator.SCRIPT.shares, *generator.FOR_ONE}
-    for (_, before), (step, after) in itertools.pairwise(told):
+    drawn = generator.script(7, 0, 1, 26)
+    assert drawn == generator.script(7, 0, 1, 26)
+    assert drawn != generator.script(8, 0, 1, 26)
+    assert {step.kind for step, _ in drawn} == {"open", *generator.SCRIPT.shares, *generator.FOR_ONE}
+    for (_, before), (step, after) in itertools.pairwise(drawn):
         assert (
             before.after(step.changes) == after == type(after).from_json(json.loads(json.dumps(after.to_json())))
         )
@@ -209,7 +209,7 @@ def test_job_that_ends_its_process_is_told_of_and_the_others_are_done(runner: Mo
         return job * job
 
     done = dict(processes.in_parallel(work, range(10), 2, batch=4, within=2))
-    assert {job: told for job, told in done.items() if isinstance(told, int)} == {
+    assert {job: result for job, result in done.items() if isinstance(result, int)} == {
         n: n * n for n in (0, 1, 2, 4, 6, 8, 9)
     }
     assert str(done[3]) == "the process ended by SIGKILL"

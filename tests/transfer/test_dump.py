@@ -266,8 +266,8 @@ def test_every_nan_keeps_its_bits(session: Session, bits: str) -> None:
     session.add(Task(extra={"x": nan, "y": [nan, (nan,)]}))
     with again(session):
         pass
-    told = records_of(dumped(session))["Task.1"]["fields"]["extra"]["x"]
-    assert told == {"$float": "nan" if bits == "7ff8000000000000" else bits}
+    value = records_of(dumped(session))["Task.1"]["fields"]["extra"]["x"]
+    assert value == {"$float": "nan" if bits == "7ff8000000000000" else bits}
 
 
 @pytest.mark.parametrize(
@@ -329,7 +329,7 @@ def test_attrs_objects_nested_deep_come_back(session: Session) -> None:
 
 # -- without the classes ------------------------------------------------------
 
-FOREIGN = """
+ANOTHER_PROGRAM = """
     import sys, attrs, enum, decimal
     from gc3session import Session, Task
 
@@ -341,17 +341,17 @@ FOREIGN = """
         x: int
 
     @attrs.define
-    class Foreign(Task):
+    class Measurement(Task):
         place: object = None
 
     with Session(sys.argv[1]) as session:
-        session.add(Foreign(jobname="f", place=Point(1), extra={Colour.RED: {Point(2)}}))
+        session.add(Measurement(jobname="f", place=Point(1), extra={Colour.RED: {Point(2)}}))
         session.add(Task(extra={"d": decimal.Decimal("1.10")}))
 """
 
 
 def test_dump_and_load_need_no_classes_and_import_nothing(tmp_path: Path) -> None:
-    run_python(FOREIGN, tmp_path / "a")
+    run_python(ANOTHER_PROGRAM, tmp_path / "a")
     script = """
         import io, sys
         import gc3session
@@ -467,10 +467,10 @@ def test_dump_whose_numbers_are_greater_is_added_under_its_own(
 def test_renumbering_keeps_references_order_and_membership(session: Session, dump: bytes, flush: bool) -> None:
     session.add_many([Task(jobname="here"), Simulation(jobname="here, too")], flush=flush)
     here = list(session.tasks)
-    told = load_dump(session, io.BytesIO(dump), on_clash="renumber")
-    assert told.shift > 0
-    assert told.records == 5
-    assert (told.skipped, told.members) == (0, 3)
+    done = load_dump(session, io.BytesIO(dump), on_clash="renumber")
+    assert done.shift > 0
+    assert done.records == 5
+    assert (done.skipped, done.members) == (0, 3)
     assert list(session.tasks)[:2] == here
     names = [task.jobname for task in session]
     assert names[:3] == ["here", "here, too", "both"]
@@ -495,8 +495,8 @@ def test_skipping_takes_only_what_is_new(session: Session, tmp_path: Path) -> No
         more = dumped(grown)
     with Session(session.path) as session:
         session.remove("Task.2")
-        told = load_dump(session, io.BytesIO(more), on_clash="skip")
-        assert (told.records, told.skipped, told.gone) == (3, 3, 1)
+        done = load_dump(session, io.BytesIO(more), on_clash="skip")
+        assert (done.records, done.skipped, done.gone) == (3, 3, 1)
         assert list(session.tasks) == ["Task.1", "Task.3", "Task.4", "Task.6", "TaskCollection.7"]
         assert session["TaskCollection.7"].tasks == [session["Task.1"], session["Task.4"]]
 
@@ -610,11 +610,11 @@ def test_damaged_records_come_back_with_their_bytes_and_states(tmp_path: Path) -
     assert dumped(tmp_path / "b") == ran.out.encode()
     with Session(tmp_path / "b") as session:
         assert session.stats() == {"RUNNING": 1, "STOPPED": 1}
-        told = load_dump(session, io.BytesIO(ran.out.encode()), on_clash="renumber")
-        assert told.records == 4
+        done = load_dump(session, io.BytesIO(ran.out.encode()), on_clash="renumber")
+        assert done.records == 4
     check(
         tmp_path / "b",
-        damaged=["Simulation.2", "Note.4", f"Simulation.{2 + told.shift}", f"Note.{4 + told.shift}"],
+        damaged=["Simulation.2", "Note.4", f"Simulation.{2 + done.shift}", f"Note.{4 + done.shift}"],
     )
 
 
@@ -681,9 +681,9 @@ def test_dump_beside_a_writer_is_one_state(tmp_path: Path, read_only: bool) -> N
         with Session(path, read_only=read_only) as session:
             for n in range(3):
                 dump = dumped(session)
-                told = list(records_of(dump).values())
-                totals = [r["fields"]["extra"]["n"] for r in told if r["fields"]["jobname"] == "total"]
-                pairs = sum(r["fields"]["jobname"].startswith("pair") for r in told)
+                records = list(records_of(dump).values())
+                totals = [r["fields"]["extra"]["n"] for r in records if r["fields"]["jobname"] == "total"]
+                pairs = sum(r["fields"]["jobname"].startswith("pair") for r in records)
                 assert totals[0] == totals[1]
                 assert pairs == 2 * totals[0]
                 loaded(dump, tmp_path / f"copy{n}")
@@ -724,9 +724,9 @@ def test_slow_reader_of_a_dump_does_not_make_the_store_grow(tmp_path: Path) -> N
     assert (path / "jobs" / "data.mdb").stat().st_size < grown + size // 10
     ran = finish(process)
     assert ran.status == 0
-    told = records_of(first + ran.out.encode())
-    assert len(told) == 20_000
-    assert told["Task.1"]["fields"]["returncode"] is None
+    records = records_of(first + ran.out.encode())
+    assert len(records) == 20_000
+    assert records["Task.1"]["fields"]["returncode"] is None
 
 
 def test_dump_changes_no_byte_of_the_session(tmp_path: Path) -> None:

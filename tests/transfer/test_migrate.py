@@ -141,7 +141,7 @@ def test_who_has_the_session_open_loses_no_change_to_the_old_store(tmp_path: Pat
     """A change of a state touches no mirror, so that the lock of that would not tell."""
     path = tmp_path / "session"
     filled(path).close()
-    told, tell = os.pipe()
+    ready, tell = os.pipe()
     back, go = os.pipe()
 
     def other() -> list[str]:
@@ -160,7 +160,7 @@ def test_who_has_the_session_open_loses_no_change_to_the_old_store(tmp_path: Pat
         return refused
 
     child = Child(other)
-    os.read(told, 1)
+    os.read(ready, 1)
     migrate(path, tmp_path / "elsewhere")
     os.write(go, b"x")
     refused = child.result()
@@ -330,8 +330,8 @@ def test_a_directory_that_is_no_store_does_not_keep_a_session_from_being_opened(
 def test_the_command_moves_a_session_and_says_how_many_tasks(tmp_path: Path) -> None:
     filled(tmp_path / "s p ä").close()
     shutil.copytree(tmp_path / "s p ä", tmp_path / "copy")
-    told = run_script("-m", "gc3session", "migrate", tmp_path / "s p ä", tmp_path / "else where")
-    assert told == f"moved 299 tasks of {tmp_path}/s p ä to {tmp_path}/else where"
+    output = run_script("-m", "gc3session", "migrate", tmp_path / "s p ä", tmp_path / "else where")
+    assert output == f"moved 299 tasks of {tmp_path}/s p ä to {tmp_path}/else where"
     assert list(diff(tmp_path / "copy", tmp_path / "s p ä")) == []
     with pytest.raises(Died) as died:
         run_script("-m", "gc3session", "migrate", tmp_path / "none", tmp_path / "x")
@@ -342,8 +342,8 @@ def test_the_command_moves_a_session_and_says_how_many_tasks(tmp_path: Path) -> 
 def test_the_command_shows_no_password_and_where_the_store_is(tmp_path: Path, postgresql_url: str) -> None:
     filled(tmp_path / "session").close()
     url = f"{postgresql_url}&password=correct%20horse"
-    told = run_script("-m", "gc3session", "migrate", tmp_path / "session", url)
-    assert told == f"moved 299 tasks of {tmp_path}/session to {postgresql_url}"
+    output = run_script("-m", "gc3session", "migrate", tmp_path / "session", url)
+    assert output == f"moved 299 tasks of {tmp_path}/session to {postgresql_url}"
     assert "horse" not in (tmp_path / "session" / "store.url").read_text()
     with pytest.raises(Died, match="already") as died:
         run_script("-m", "gc3session", "migrate", tmp_path / "session", url)
@@ -351,11 +351,13 @@ def test_the_command_shows_no_password_and_where_the_store_is(tmp_path: Path, po
 
 
 def test_progress_is_told(tmp_path: Path) -> None:
-    told: list[tuple[int, int]] = []
+    reported: list[tuple[int, int]] = []
     with filled(tmp_path / "session", 2000) as session:
-        migrate_session(session, tmp_path / "elsewhere", progress=lambda done, total: told.append((done, total)))
-    assert told[-1] == (2001, 2001)
-    assert [done for done, _ in told] == sorted(done for done, _ in told)
+        migrate_session(
+            session, tmp_path / "elsewhere", progress=lambda done, total: reported.append((done, total))
+        )
+    assert reported[-1] == (2001, 2001)
+    assert [done for done, _ in reported] == sorted(done for done, _ in reported)
 
 
 def test_a_damaged_index_is_not_moved(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Each fault that a session can have is found by `check`, told once, and mended by `repair`.
+"""Each fault that a session can have is found by `check`, reported once, and repaired by `repair`.
 
 The faults are made in the tables by py-lmdb, as FORMAT.md describes them, and in the files.
 """

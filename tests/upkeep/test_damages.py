@@ -1,4 +1,4 @@
-"""Sessions damaged in 200 ways: every command ends with a message and a documented status, and a repair mends.
+"""Sessions damaged in 200 ways: every command ends with a message and a documented status, and a repair repairs it.
 
 A damage is a name and a function on a session directory.  All are made from one seed.  Commands run in
 forked children of one process that has imported everything.
@@ -270,23 +270,23 @@ def command(arguments: list[str]) -> Ended:
                 os._exit(status)
         os.close(write)
         with open(read, "rb") as pipe:
-            told = pipe.read().decode(errors="replace")
-        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), told
+            output = pipe.read().decode(errors="replace")
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), output
 
     return Ended(*in_child(child))
 
 
 def faults_of(name: str, arguments: list[str]) -> list[str]:
     """Return what is wrong with how a command ends."""
-    status, told = command([name, *arguments])
+    status, output = command([name, *arguments])
     faults = []
     if status not in (0, 1, 2):
         faults.append(f"status {status}")
-    if "Traceback" in told:
+    if "Traceback" in output:
         faults.append("a traceback")
-    if status == 2 and not any(line.startswith(MESSAGE) for line in told.splitlines()):
+    if status == 2 and not any(line.startswith(MESSAGE) for line in output.splitlines()):
         faults.append("no message")
-    return [f"{name} {' '.join(arguments)}: {fault}: {told[-1500:]}" for fault in faults]
+    return [f"{name} {' '.join(arguments)}: {fault}: {output[-1500:]}" for fault in faults]
 
 
 # -- what is intact -----------------------------------------------------------
@@ -299,9 +299,9 @@ def lines_of(path: Path) -> dict[str, dict[str, Any]]:
         dump_session(session, out)
     found = {}
     for line in out.getvalue().splitlines():
-        told = json.loads(line)
-        if told.get("order") is not None:
-            found[told["id"]] = told
+        record = json.loads(line)
+        if record.get("order") is not None:
+            found[record["id"]] = record
     return found
 
 
@@ -416,7 +416,7 @@ def test_damaged_session_is_mended_and_no_readable_task_is_lost(whole: Whole, pl
             restore_rights(path)
         expected = intact(path, whole.records, whole.schemas)
         try:
-            failures += [f"{name}: {fault}" for fault in in_child(mended, path, expected, whole.lines)]
+            failures += [f"{name}: {fault}" for fault in in_child(repair_failures, path, expected, whole.lines)]
         except Died as error:
             failures.append(f"{name}: {error}")
         except Exception as error:
@@ -439,16 +439,16 @@ def times_of(path: Path) -> dict[str, int]:
     }
 
 
-def mended(path: Path, expected: set[str], lines: dict[str, Any]) -> list[str]:
+def repair_failures(path: Path, expected: set[str], lines: dict[str, Any]) -> list[str]:
     """Repair a session; return what is wrong after it."""
     signal.alarm(SECONDS)
     wrong = bool(next(check_session(path), None))
     before = times_of(path)
-    told = repair_session(path, dry_run=True)
+    planned = repair_session(path, dry_run=True)
     failures = [] if before == times_of(path) else ["a dry run has written"]
     repaired = repair_session(path)
-    if bool(repaired.done) != wrong or bool(told.done) != wrong:
-        failures.append(f"findings: {wrong}, but repaired {repaired.done[:3]}, dry run {told.done[:3]}")
+    if bool(repaired.done) != wrong or bool(planned.done) != wrong:
+        failures.append(f"findings: {wrong}, but repaired {repaired.done[:3]}, dry run {planned.done[:3]}")
     left = [str(finding) for finding in check_session(path)]
     if left:
         failures.append(f"after the repair: {left[:3]}")
@@ -467,9 +467,9 @@ def mended(path: Path, expected: set[str], lines: dict[str, Any]) -> list[str]:
         failures.append(f"tasks are not what they were: {changed[:3]}")
     order = [id_ for id_ in lines if id_ in after]
     if [id_ for id_ in after if id_ in lines] != order:
-        told = [id_ for id_ in after if id_ in lines]
-        place = next(n for n, (a, b) in enumerate(zip(told, order, strict=True)) if a != b)
-        failures.append(f"the order of adding: {told[place : place + 3]} instead of {order[place : place + 3]}")
+        listed = [id_ for id_ in after if id_ in lines]
+        place = next(n for n, (a, b) in enumerate(zip(listed, order, strict=True)) if a != b)
+        failures.append(f"the order of adding: {listed[place : place + 3]} instead of {order[place : place + 3]}")
     again = repair_session(path)
     if again.done:
         failures.append(f"a second repair does {again.done[:3]}")

@@ -1,4 +1,4 @@
-"""Each fault that the tables on a server can have is found by `check` and mended by `repair`, also beside writers.
+"""Each fault that the tables on a server can have is found by `check` and repaired by `repair`, also beside writers.
 
 The faults are those of test_check.py, made by SQL, and of what is counted there.
 """
@@ -157,10 +157,10 @@ def test_what_is_counted_wrong_is_found_and_mended(raw: OnServer, tmp_path: Path
         findings = [str(finding) for finding in check_session(copy)]
         if not findings or not all(text.startswith("structure: postgresql:") for text in findings):
             failures.append(f"{name}: {findings}")
-        told = repair_session(copy, dry_run=True)
+        planned = repair_session(copy, dry_run=True)
         assert list(map(str, check_session(copy))) == findings, "a dry run has changed something"
         done = repair_session(copy)
-        assert told.done[0] == done.done[0]
+        assert planned.done[0] == done.done[0]
         assert "counted again" in done.done[0]
         left = [str(finding) for finding in check_session(copy)]
         if left:

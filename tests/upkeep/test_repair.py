@@ -129,9 +129,9 @@ def test_killed_at_any_call_a_repair_can_be_done_again_and_nothing_is_lost(
         except CannotRun as error:
             pytest.skip(str(error))
         watched = {name: environment[name] for name in ("LD_PRELOAD", "CRASHKIT_ROOT")}
-        told = json.loads(run_script(script, scratch, path, much, *ways, env=watched))
-    assert told["wrong"] == []
-    assert told["kills"] > 5
+        result = json.loads(run_script(script, scratch, path, much, *ways, env=watched))
+    assert result["wrong"] == []
+    assert result["kills"] > 5
 
 
 # -- beside others

@@ -174,7 +174,7 @@ def main() -> int:
     options.seed = secrets.randbelow(1 << 32) if options.seed is None else options.seed
     options.log = options.log.absolute()
     names = list(dict.fromkeys(options.suites or SUITES))
-    results = side_by_side(names, options) if len(names) > 1 else [alone(names[0], options)]
+    results = in_parallel(names, options) if len(names) > 1 else [alone(names[0], options)]
     if options.result is None:
         return summary(sorted(results, key=lambda result: names.index(result.name)))
     options.result.write_text(json.dumps([attrs.asdict(result) for result in results]))
@@ -190,7 +190,7 @@ def alone(name: str, options: argparse.Namespace) -> Result:
         shutil.rmtree(work, ignore_errors=True)
 
 
-def side_by_side(names: list[str], options: argparse.Namespace) -> list[Result]:
+def in_parallel(names: list[str], options: argparse.Namespace) -> list[Result]:
     """Run several suites, some at a time, each in a process of its own; what each prints comes when it ends."""
     lanes = min(options.jobs, len(names))
     results: list[Result] = []

@@ -5,6 +5,7 @@ The library has no option for any of them.  Each takes hold in the program that 
 
 from __future__ import annotations
 
+import functools
 import os
 import stat
 import time
@@ -115,3 +116,10 @@ BROKEN: dict[str, Callable[[], None]] = {
     "a full disk that raises no error": silent_full_disk,
 }
 """What kills, races and full disks show."""
+
+
+@functools.cache
+def break_by(name: str) -> None:
+    """Break the library in this process, in one of these ways; in none if that is ''."""
+    if name:
+        (BREAKAGES | BROKEN)[name]()

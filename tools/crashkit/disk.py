@@ -25,11 +25,11 @@ SECTOR = 512
 """Bytes that a disk writes whole or not at all."""
 
 _PAGE = 4096
-_FEW = 5
-"""So many free choices are tried in all combinations."""
+_FREE_CHOICES = 5
+"""Up to so many free choices are tried in all combinations."""
 
 _SAMPLE = 400
-"""Of more units than these in a file a state leaves out or adds some, not each in turn."""
+"""Choices that are tried one by one at most; of more, a sample is."""
 
 
 @attrs.frozen
@@ -267,7 +267,7 @@ class Disk:
         names = list(range(len(self._changes)))
         units = [(file, i) for file in self._files() for i in file.versions]
         free: list[object] = [*names, *units]
-        if len(free) <= _FEW and all(len(file.versions[i]) == 2 for file, i in units):
+        if len(free) <= _FREE_CHOICES and all(len(file.versions[i]) == 2 for file, i in units):
             yield from self._combinations(free)
         elif free:
             singles = free if len(free) <= _SAMPLE else chance.sample(free, _SAMPLE)

@@ -17,7 +17,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from breakages import BREAKAGES
+from breakages import break_by
 from gc3session import DamagedSession, Error, NotASession, Session, repair_session
 from generator import script
 from judge import Found, contents, judge
@@ -37,7 +37,7 @@ PARTLY = ("batch", "add_many")
 
 
 def set_fault(at: int, what: str, always: bool) -> None:
-    """Have the *at*-th call from now on go wrong, as recorder.c tells; none if that is 0."""
+    """Make the *at*-th call from now on go wrong, as recorder.c describes; none if that is 0."""
     _LIBRARY.crashkit_fault(ctypes.c_long(at), what.encode(), int(always))
 
 
@@ -116,7 +116,7 @@ class Script:
                 if always:
                     return
             else:
-                self._report("mended", "0")
+                self._report("repaired", "0")
                 return
 
     def _destroy(self, always: bool) -> None:
@@ -216,7 +216,7 @@ def main() -> None:
     """Do the jobs."""
     scratch = Path(sys.argv[1])
     for broken in sys.argv[2:]:
-        BREAKAGES[broken]()
+        break_by(broken)
     for line in sys.stdin:
         job = json.loads(line)
         path = scratch / "session"

@@ -15,7 +15,7 @@ import attrs
 
 from gc3session import ConflictError, NotFound, NotInSession, Task, UnstorableValue
 from generator import STATES
-from judge import settle
+from judge import make_commit
 from performer import Performer
 from processes import Process
 from specimens import Job, record_of
@@ -121,9 +121,9 @@ class Handle(Performer):
         self.own.refresh(task)
         return record_of(task), task.changed
 
-    def settle(self) -> None:
-        """See all that was committed, though who did that was killed."""
-        settle(self.own)
+    def make_commit(self) -> None:
+        """Make all commits visible, those of a killed process, too."""
+        make_commit(self.own)
 
     def end(self, abruptly: bool) -> None:
         """Close the session, as a `with` block does that ends well or *abruptly*."""

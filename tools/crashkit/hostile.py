@@ -257,8 +257,11 @@ def _contents(case: Path) -> dict[str, tuple[Any, ...]]:
     for directory, _, files in os.walk(case):
         for name in files:
             path = os.path.join(directory, name)
-            status = os.lstat(path)
             key = os.path.relpath(path, case)
+            try:
+                status = os.lstat(path)
+            except PermissionError:  # the directory lets its owner list it alone
+                continue
             if key != os.path.join("jobs", "lock.mdb"):
                 found[key] = (status.st_mode, status.st_ino, status.st_size, status.st_mtime_ns)
     return found
@@ -266,8 +269,9 @@ def _contents(case: Path) -> dict[str, tuple[Any, ...]]:
 
 def _delete(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
-        for directory, _, _ in os.walk(path):
-            os.chmod(directory, 0o700)
-        shutil.rmtree(path)
+        path.chmod(0o700)
+        for entry in path.iterdir():
+            _delete(entry)
+        path.rmdir()
     else:
         path.unlink(missing_ok=True)

@@ -104,7 +104,7 @@ def make_again(place: Place, rng: Random) -> int:
 def store(place: Place, rng: Random) -> int:
     """Use the store without a session."""
     if (place.session / "jobs").is_symlink():
-        return 0  # whoever names a store may do so by a link
+        return 0  # a store that the caller names may be a link
     with gc3session.make_store(place.session / "jobs", read_only=rng.random() < 0.5) as store:
         for id_ in store.list():
             with _Documented():

@@ -53,13 +53,13 @@ class Bases:
     Attributes:
         sessions: a small one, one with values on overflow pages, and one with deep tables.
         version_3: a data file of LMDB 1.0.
-        foreign: a data file of LMDB 0.9 that has other tables.
+        other_tables: a data file of LMDB 0.9 that has other tables.
         dump: a dump of the first session.
     """
 
     sessions: list[Sound]
     version_3: bytes
-    foreign: bytes
+    other_tables: bytes
     dump: bytes
 
     @classmethod
@@ -73,7 +73,7 @@ class Bases:
         return cls(
             [Sound.read(work / name) for name in ("small", "large", "many")],
             _environment(work / "version_3", lib_version=1),
-            _environment(work / "foreign", lib_version=0),
+            _environment(work / "other_tables", lib_version=0),
             dump.read_bytes(),
         )
 
@@ -179,7 +179,7 @@ class Canary:
                 if entry.path == str(self.work / "case"):
                     continue
                 status = entry.stat(follow_symlinks=False)
-                # A directory changes with its names, which are here; a lock file is used by whoever reads.
+                # A directory changes with its names, which are here; a lock file is used by each reader.
                 skip = entry.is_dir(follow_symlinks=False) or entry.name == "lock.mdb"
                 size = (0, 0) if skip else (status.st_size, status.st_mtime_ns)
                 name = os.path.relpath(entry.path, self.work)

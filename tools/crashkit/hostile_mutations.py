@@ -166,7 +166,14 @@ def another_file(target: Target) -> None:
     other = rng.choice(target.bases.sessions)
     target.data.write_bytes(
         rng.choice(
-            (b"", b"x" * 10_000, rng.randbytes(8192), other.data, target.bases.version_3, target.bases.foreign)
+            (
+                b"",
+                b"x" * 10_000,
+                rng.randbytes(8192),
+                other.data,
+                target.bases.version_3,
+                target.bases.other_tables,
+            )
         )
     )
 
@@ -336,7 +343,8 @@ def odd_rights(target: Target) -> None:
     """Files of somebody else, or with odd rights."""
     rng = target.rng
     names = ("", "jobs", "jobs/data.mdb", "jobs/lock.mdb", *_FILES)
-    for name in rng.sample(names, rng.choice((1, 2, len(names)))):
+    chosen = rng.sample(names, rng.choice((1, 2, len(names))))
+    for name in sorted(chosen, reverse=True):  # what is in a directory can only be reached before
         path = target.case / name
         if path.exists():
             path.chmod(rng.choice((0, 0o444, 0o555, 0o222, 0o777, 0o4755)))
@@ -344,8 +352,8 @@ def odd_rights(target: Target) -> None:
                 os.chown(path, NOBODY, NOBODY)
 
 
-def foreign(target: Target) -> None:
-    """Everything is somebody else's; and the data file is spoilt, too."""
+def owned_by_another(target: Target) -> None:
+    """All files belong to another user; and the data file is spoilt, too."""
     flipped = target.rng.choice((flipped_bits, flipped_header, odd_numbers, odd_nodes, swapped_pages))
     flipped(target)
     if os.geteuid() == 0:
@@ -377,7 +385,7 @@ MUTATIONS: Final[dict[Mutation, int]] = {
     odd_text: 4,
     swapped_files: 2,
     odd_rights: 3,
-    foreign: 6,
+    owned_by_another: 6,
     hostile_records.spoilt_records: 14,
 }
 """How often each is chosen, of their sum."""

@@ -1,6 +1,6 @@
 """Records, schemas and index entries that no encoder wrote, in a data file whose structure is sound.
 
-Their checksums are right: whoever makes a directory can compute them.
+Their checksums are right, as the person who makes a directory can compute them.
 """
 
 from __future__ import annotations

@@ -48,14 +48,14 @@ _this_boot = gc3session.index.mirror._boot_id
 
 
 def boot(*, again: bool) -> None:
-    """Have this process take the machine for one that was started *again*, as it is after a power cut, or was not."""
+    """Make this process believe that the machine was started *again*, as after a power cut, or that it was not."""
     gc3session.index.mirror._boot_id = (lambda: ANOTHER_BOOT) if again else _this_boot  # type: ignore[assignment]
 
 
 def judge(path: Path, *, further: bool = True) -> Found:
     """Open the session at *path* and look at all of it; with *further* add a task, look again, and have it checked."""
     with warnings.catch_warnings():
-        # Nobody has edited the mirror: what is wrong with it must be mended without a word.
+        # Nobody has edited the mirror: what is wrong with it must be repaired without a warning.
         warnings.simplefilter("error", MirrorWarning)
         try:
             return _judge(path, further)
@@ -133,14 +133,14 @@ def _by_owner(members: Iterable[Any], outside: Iterable[Any], owners: Iterable[s
     return {owner: Contents().after(each) for owner, each in changes.items()}
 
 
-def settle(session: Session) -> None:
-    """Make a commit: a former one, which a killed process has not acknowledged, is seen for certain only after that."""
+def make_commit(session: Session) -> None:
+    """Make a commit: an earlier one, by a process that was killed before it returned, is sure to be seen only after that."""
     session.remove(session.add(Task(jobname=_PASSING)))
 
 
 def look(session: Session, owner: str) -> tuple[Contents, dict[str, str]]:
-    """Return what there is of an owner, who does nothing, and the IDs by name; others may work on the session."""
-    settle(session)
+    """Return what there is of an owner, which does nothing meanwhile, and the IDs by name; others may use the session."""
+    make_commit(session)
     ids = list(session.ids())
     tasks: dict[str, Any] = {}
     for id_ in dict.fromkeys((*ids, *session.store.list())):

@@ -18,10 +18,10 @@ from typing import Any, Final
 
 import attrs
 
-from breakages import BROKEN
+from breakages import break_by
 from gc3session import MirrorWarning, NotASession, Session
 from generator import PAIRED, RACE, steps
-from judge import contents, findings, look, settle
+from judge import contents, findings, look, make_commit
 from performer import Performer
 from processes import Died, Lines, Process, in_process, none_left
 from specimens import Job, whole
@@ -122,10 +122,10 @@ class Kills(Suite):
 
 
 def judge(path: Path, owners: list[str]) -> tuple[dict[str, Contents], list[str]]:
-    """Return what there is of each owner, and what else is wrong with a session; everybody is dead."""
-    warnings.simplefilter("error", MirrorWarning)  # nobody has edited it: it is mended without a word
+    """Return what there is of each owner, and what else is wrong with a session; all its processes are dead."""
+    warnings.simplefilter("error", MirrorWarning)  # nobody has edited it: it must be repaired without a warning
     with Session(path) as session:
-        settle(session)
+        make_commit(session)
         held = contents(session, owners)
     return held, findings(path)
 
@@ -247,8 +247,7 @@ def make(path: Path) -> None:
 def write(path: Path, life: Life, broken: str) -> None:
     """Do the steps of a life until killed."""
     warnings.simplefilter("error", MirrorWarning)
-    if broken:
-        BROKEN[broken]()
+    break_by(broken)
     report = Lines(os.open(life.journal, os.O_WRONLY | os.O_CREAT | os.O_APPEND))
 
     def report_early(*words: Any) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
-from breakages import BROKEN
+from breakages import break_by
 from processes import Died, in_parallel, in_process
 from suite import Outcome, Plan, Suite
 from walk import LENGTH, Walk
@@ -64,8 +64,7 @@ class Model(Suite):
 
 def walked(walk: Walk, broken: str, numbers: Iterable[int] = range(LENGTH)) -> str:
     """Make a walk; return how it failed, with its steps, or ''."""
-    if broken:
-        BROKEN[broken]()
+    break_by(broken)
     try:
         walk.run(numbers)
     except Exception:  # noqa: BLE001  whatever it is, the walk has failed

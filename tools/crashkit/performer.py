@@ -15,7 +15,7 @@ from typing import Any
 
 import gc3session.session.session
 import gc3session.tables.lmdb.opening
-from breakages import BREAKAGES
+from breakages import BREAKAGES, break_by
 from gc3session import ConflictError, Session, Task
 from generator import script
 from specimens import assign, new_task
@@ -227,12 +227,11 @@ def main() -> None:
     parser.add_argument("path")
     for name in ("seed", "program", "programs", "steps"):
         parser.add_argument(name, type=int)
-    parser.add_argument("--broken", choices=BREAKAGES)
+    parser.add_argument("--broken", choices=BREAKAGES, default="")
     parser.add_argument("--destroy", action="store_true")
     options = parser.parse_args()
     on_a_small_scale()
-    if options.broken:
-        BREAKAGES[options.broken]()
+    break_by(options.broken)
     report = to_recorder()
     if options.destroy:
         session = Session(options.path, create=False, map_size=SMALL_MAP)

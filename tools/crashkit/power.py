@@ -17,7 +17,7 @@ from typing import Any
 
 import attrs
 
-from breakages import BREAKAGES
+from breakages import break_by
 from generator import script
 from judge import Found, boot, judge
 from performer import SMALL_MAP, Performer, on_a_small_scale
@@ -255,8 +255,7 @@ def _cut_in_mid_run(disk: Disk, seed: int, programs: int, broken: str, seconds: 
 def _run_program(path: Path, seed: int, program: int, programs: int, broken: str, report: int) -> None:
     """Do a program's steps in this process, a child, until it is killed."""
     on_a_small_scale()
-    if broken:
-        BREAKAGES[broken]()
+    break_by(broken)
     performer = Performer(path, str(program), Lines(report), map_size=SMALL_MAP)
     for number, (step, _) in enumerate(script(seed, program, programs, STEPS)):
         performer.perform(number, step)

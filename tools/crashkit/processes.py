@@ -188,7 +188,7 @@ def none_left(processes: Iterable[Process]) -> Iterator[None]:
 
 
 class Lines:
-    """Reports to whoever reads *fd*, a pipe or a file: each report is a line of JSON, whole or not there."""
+    """Writes reports to *fd*, a pipe or a file: each report is a line of JSON, whole or not there."""
 
     def __init__(self, fd: int) -> None:
         self._fd = fd

@@ -21,7 +21,7 @@ from typing import Final
 
 import attrs
 
-from breakages import BROKEN
+from breakages import break_by
 from gc3session import Error, MirrorWarning, Session, StoreFull
 from judge import contents, findings
 from performer import Performer
@@ -299,8 +299,7 @@ class Filler:
 def exhaust(path: Path, case: Case, seed: str, broken: str) -> Contents:
     """Fill a session until there is no more room, then make room and go on; return what it must hold."""
     warnings.simplefilter("ignore", MirrorWarning)  # that it can't be written is what is wanted here
-    if broken:
-        BROKEN[broken]()
+    break_by(broken)
     chance = random.Random(seed)
     how = case.how
     filler = None

@@ -15,10 +15,10 @@ from typing import Final
 
 import attrs
 
-from breakages import BROKEN
+from breakages import break_by
 from gc3session import Session
 from generator import PAIRED, RACE, steps
-from judge import contents, findings, look, settle
+from judge import contents, findings, look, make_commit
 from kills import make
 from performer import Performer
 from processes import LONGEST, Died, Process, in_process, none_left
@@ -125,7 +125,7 @@ def judged(path: Path, expected: dict[str, Contents]) -> list[str]:
 
 def _judge(path: Path, owners: list[str]) -> tuple[dict[str, Contents], list[str]]:
     with Session(path) as session:
-        settle(session)
+        make_commit(session)
         held = contents(session, owners)
     return held, findings(path)
 
@@ -135,8 +135,7 @@ def work(path: Path, name: str, seed: str, each: int, broken: str) -> dict[str, 
 
     Return what there is of them at the end, and of their forked children.
     """
-    if broken:
-        BROKEN[broken]()
+    break_by(broken)
     failures: list[BaseException] = []
     held: dict[str, Contents] = {}
     with Session(path) as session:

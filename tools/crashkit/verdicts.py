@@ -94,7 +94,7 @@ class Account:
     def _is_made(self, moment: Moment) -> bool:
         """Return whether the session must be there.
 
-        Who has only opened it, while another program was still making it, has lost nothing.
+        A program that has only opened it, while another one was still making it, has lost nothing.
         """
         if min(moment.done) >= 0:
             return True

@@ -211,7 +211,7 @@ class Walk:
         self._flushed("far")
         after = self._committed
         self._open("far")
-        self._handles["far"].settle()
+        self._handles["far"].make_commit()
         picture, ids = self._handles["far"].picture(), self._ids
         wrong = [picture.wrong(self._views["far"], committed["a"], ids) for committed in (after, before)]
         assert "" in wrong, f"neither as after the call ({wrong[0]}) nor as before it ({wrong[1]})"
@@ -243,7 +243,8 @@ class Walk:
         self._views[loser].unsaved.pop(name)
         self._do(winner, Step("save", (Change("change", name, won),)))
         handle, id_ = self._handles[loser], self._ids[name]
-        assert handle.refused(id_) == (id_,)
+        refused = handle.refused(id_)
+        assert refused == (id_,), f"{loser} has lost an update, or {refused} was refused instead of it"
         if chance.random() < 0.5:
             self.log.append(f"{loser}: {name} is saved by force")
             handle.save_by_force(id_)
@@ -271,7 +272,8 @@ class Walk:
         for directory, contents in self._committed.items():
             if directory not in self._stale:
                 lines = (self.directory / directory / "session_ids.txt").read_text().split("\n")
-                assert [line for line in lines if line.strip()] == [self._ids[name] for name in contents.members]
+                found, right = filter(str.strip, lines), [self._ids[name] for name in contents.members]
+                assert [*found] == right, f"the mirror of {directory} has the lines {lines}, expected {right}"
 
     def _agrees(self, session: str, picture: Picture, ids: dict[str, str]) -> None:
         wrong = picture.wrong(self._views[session], self._seen(session), ids)

@@ -34,7 +34,7 @@ SESSION is made if it does not exist. The keys jobname, state, returncode, histo
     recorded 1 task in runs
 
 Tasks are on disk when the command says that they are recorded. If a program writes them slowly, they
-are committed whenever it pauses. After Ctrl-C, what has been read is kept.
+are committed whenever it pauses. After Ctrl-C, the tasks that were read before are kept.
 """
 
 
@@ -54,8 +54,8 @@ are committed whenever it pauses. After Ctrl-C, what has been read is kept.
     type=click.Choice(["stop", "skip"]),
     default="stop",
     show_default=True,
-    help="What to do at a broken line: stop, after recording the tasks before it; or skip it, report it on"
-    " standard error and record the others. Either way the exit status is 1.",
+    help="What to do at a broken line, which is reported on standard error: stop, after recording the tasks before"
+    " it; or skip it, and record the others. Either way the exit status is 1.",
 )
 def record(session: str, file: str, batch: int, on_error: str) -> int:
     """Record the tasks of *file*, and return the exit status."""

@@ -6,7 +6,7 @@ LMDB breaks in silence if its rules aren't kept. They are kept here and in regis
 - no transaction is open while the process forks, and the child opens the environment again: registry.py;
 - the map grows only while this process has no transaction open: `idle`;
 - a write transaction begins and ends in one thread: `writing`;
-- LMDB's exceptions leave this package only as those of errors.py, chained.
+- LMDB's exceptions leave this package only as those of gc3session/errors.py, chained.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""LMDB's exceptions as those of errors.py; outside of this package nobody meets LMDB's own."""
+"""LMDB's exceptions, translated to those of gc3session/errors.py: none of LMDB's own leaves this package."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ def contents(
             check_structure(state.pages, problem, count)
             yield LmdbContents(state.pages, state.tick)
         finally:
-            state.slot = None  # first and at once: a signal's handler may raise in what follows
+            state.slot = None  # first, in a single step: a signal's handler may raise in what follows
             state.close()
 
 

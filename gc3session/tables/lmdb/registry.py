@@ -1,6 +1,6 @@
 """The environments that this process has open: one for each directory, shared by all that use it.
 
-LMDB breaks if a process opens the same environment twice, or goes on using one after a fork. So `acquire` gives
+LMDB breaks if a process opens the same environment twice, or keeps using one after a fork. So `acquire` gives
 all users of a directory the same environment; and before a fork all environments are closed, so that
 parent and child each open theirs again.
 """

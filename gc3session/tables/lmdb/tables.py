@@ -246,7 +246,7 @@ class LmdbTables(Tables):
     def contents(
         self,
         problem: Callable[[str], None],
-        progress: Callable[[int, int], None] = lambda done, total: None,
+        progress: OnProgress = no_progress,
         held: Callable[[], None] = lambda: None,
         *,
         writer: Writer | None = None,

@@ -2,8 +2,8 @@
 
 This is a pool of our own because psycopg_pool connects in threads of its own.  There the reason
 why the server refuses is only logged, and the caller waits until a timeout; a program that forks
-would have threads that it never started; and a connection that a signal's handler takes out of
-somebody's hands would be counted as in use for ever.
+would have threads that it never started; and a connection whose user was interrupted by a signal's
+handler would be counted as in use for ever.
 """
 
 from __future__ import annotations

@@ -51,7 +51,7 @@ def _size(ask: Ask, statements: Statements) -> Figure:
     except StoreUnreachable:
         raise
     except OpenError:  # a relative of PostgreSQL that doesn't know this
-        return Figure("tables", "unknown size: this server doesn't tell", {"bytes": None, "tables": []})
+        return Figure("tables", "unknown size: this server doesn't report it", {"bytes": None, "tables": []})
     total = sum(sizes.values())
     largest = sorted(sizes.items(), key=lambda item: -item[1])[:3]
     text = f"{size_text(total)} with indexes: {', '.join(f'{table} {size_text(size)}' for table, size in largest)}"

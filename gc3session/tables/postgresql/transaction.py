@@ -71,7 +71,7 @@ class PostgresqlReader(Reader):
 
     @property
     def serial(self) -> int:  # type: ignore[override]
-        """A number that identifies the committed state; it differs after every commit, whoever makes it."""
+        """A number that identifies the committed state: it is different after each commit of any process."""
         if self._serial is None:
             if _identifies_states(self.connection):
                 snapshot = self._answer(b"SELECT pg_current_snapshot()::text")[0][0]
@@ -81,7 +81,7 @@ class PostgresqlReader(Reader):
         return self._serial
 
     def newest(self) -> int:
-        """Return the `serial` of this transaction, as if nobody had committed since: it may stay open, at no cost to others."""
+        """Return the `serial` of this transaction: it may stay open although others commit, as it costs them nothing."""
         return self.serial
 
     def _rows(self, table: str, what: str, *parameters: Any) -> list[Any]:
@@ -272,7 +272,7 @@ class PostgresqlWriter(PostgresqlReader, Writer):
             raise failure
 
     def fill(self, on_create: Callable[[Writer], None] | None) -> None:
-        """Fill new tables, unless another process has done so; their version, written last, says that they are there."""
+        """Fill new tables, unless another process has done so; their version is written last, and marks them as complete."""
         if not self._rows("", "layout"):
             if self.scan(META, b"", 1):
                 raise CorruptStore(

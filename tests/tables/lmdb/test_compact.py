@@ -383,11 +383,11 @@ def test_forked_child_does_not_stand_in_the_way_and_goes_on_with_the_new_file(ma
     session = make_session()
     ids = fill(session, 300)
     session.add(Task())
-    ready, told = os.pipe()
+    ready, tell = os.pipe()
     go_on, may = os.pipe()
 
     def wait_and_add() -> tuple[int, str]:
-        os.write(told, b"x")
+        os.write(tell, b"x")
         os.read(go_on, 1)
         return len(session), session.add(Task())
 
@@ -398,7 +398,7 @@ def test_forked_child_does_not_stand_in_the_way_and_goes_on_with_the_new_file(ma
     seen, id_ = child.result()
     assert seen == len(ids) + 1
     assert id_ in session.list_ids()
-    for fd in (ready, told, go_on, may):
+    for fd in (ready, tell, go_on, may):
         os.close(fd)
 
 
@@ -410,7 +410,7 @@ def test_reader_who_may_lock_nothing_goes_on_with_the_new_file(tmp_path: Path) -
     with Session(path) as session:
         ids = fill(session, 300)
     (path / "jobs").chmod(0o711)  # not to be listed, and so not to be locked
-    ready, told = os.pipe()
+    ready, tell = os.pipe()
     go_on, may = os.pipe()
 
     def read_twice() -> tuple[int, int]:
@@ -419,7 +419,7 @@ def test_reader_who_may_lock_nothing_goes_on_with_the_new_file(tmp_path: Path) -
         os.setuid(65534)
         with Session(path, read_only=True) as reader:
             first = len(reader)
-            os.write(told, b"x")
+            os.write(tell, b"x")
             os.read(go_on, 1)
             return first, len(reader)
 
@@ -430,7 +430,7 @@ def test_reader_who_may_lock_nothing_goes_on_with_the_new_file(tmp_path: Path) -
         session.add(Task())
     os.write(may, b"x")
     assert child.result() == (len(ids), len(ids) + 1)
-    for fd in (ready, told, go_on, may):
+    for fd in (ready, tell, go_on, may):
         os.close(fd)
 
 

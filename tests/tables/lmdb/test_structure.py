@@ -55,7 +55,7 @@ def test_sets_that_have_shrunk_are_no_damage(tmp_path: Path) -> None:
             task.state = "RUNNING"
         session.save_all()
     data = os.fspath(tmp_path / "s" / "jobs" / "data.mdb")
-    assert any("leaf pages" in told for told in lmdb.verify.verify(data))
+    assert any("leaf pages" in problem for problem in lmdb.verify.verify(data))
     assert problems_of(data) == []
     assert list(check_session(tmp_path / "s")) == []
 
@@ -69,13 +69,13 @@ def test_whatever_lmdb_verify_finds_in_a_damaged_page_is_found(tmp_path: Path) -
             damaged[page * 4096 + place] ^= 0xFF
             data.write_bytes(damaged)
             try:
-                told = [
+                problems = [
                     line
                     for line in lmdb.verify.verify(os.fspath(data))
                     if "leak" not in line and "neither" not in line
                 ]
             except Exception as error:
-                told = [str(error)]
-            if told:
-                assert problems_of(os.fspath(data)), (page, place, told)
+                problems = [str(error)]
+            if problems:
+                assert problems_of(os.fspath(data)), (page, place, problems)
     data.write_bytes(whole)

@@ -100,11 +100,11 @@ def test_password_in_the_url_opens_the_store_and_is_written_nowhere(
             with Session(sys.argv[1], store_or_url=sys.argv[2]) as session:
                 print(len(session), session.info())
         """
-        told = run_python(script, path, secret)
-        told += "".join(file.read_text() for file in path.iterdir())
+        written = run_python(script, path, secret)
+        written += "".join(file.read_text() for file in path.iterdir())
         assert (path / "store.url").read_text().startswith(url)
         for form in (SECRET, quote(SECRET, safe=""), "s3cret"):
-            assert form not in told
+            assert form not in written
 
 
 def test_password_is_in_no_error(postgresql: Server, guarded: str, tmp_path: Path) -> None:
@@ -120,8 +120,8 @@ def test_password_is_in_no_error(postgresql: Server, guarded: str, tmp_path: Pat
     for url, kind in urls.items():
         with pytest.raises(kind) as caught:
             Session(tmp_path / "session", store_or_url=url)
-        told = "".join(traceback.format_exception(caught.value))
-        assert "wr0ng" not in told.replace(repr(url), ""), kind
+        shown = "".join(traceback.format_exception(caught.value))
+        assert "wr0ng" not in shown.replace(repr(url), ""), kind
         assert not (tmp_path / "session" / "store.url").exists()
 
 
@@ -280,8 +280,8 @@ def test_commits_wait_for_the_disk_whatever_the_site_says(postgresql_url: str) -
         store.save(Task())
         tables: Any = store.tables
         assert tables._ask(b"SHOW synchronous_commit") == [("off",)], "more was changed than the transaction"
-        told = [tables.write(lambda writer: writer._answer(b"SHOW synchronous_commit")) for _ in range(10)]
-    assert told == [[("on",)]] * 10
+        settings = [tables.write(lambda writer: writer._answer(b"SHOW synchronous_commit")) for _ in range(10)]
+    assert settings == [[("on",)]] * 10
 
 
 # -- forks and machines -------------------------------------------------------

@@ -219,7 +219,7 @@ def test_another_session_of_the_store_adds_meanwhile(session: Session, tmp_path:
 
 
 @pytest.mark.parametrize(
-    ("state", "kind", "told"),
+    ("state", "kind", "message"),
     [
         ("53100", StoreFull, "make room"),
         ("57014", WriteError, "statement_timeout"),
@@ -228,7 +228,7 @@ def test_another_session_of_the_store_adds_meanwhile(session: Session, tmp_path:
     ],
 )
 def test_what_the_server_refuses_at_the_end_is_told_as_ever(
-    postgresql_url: str, tmp_path: Path, state: str, kind: type[Exception], told: str
+    postgresql_url: str, tmp_path: Path, state: str, kind: type[Exception], message: str
 ) -> None:
     schema = address_of(postgresql_url).schema
     with (
@@ -239,7 +239,7 @@ def test_what_the_server_refuses_at_the_end_is_told_as_ever(
         session.add(Task())
         refuse(connection, schema, "sessions", state)
         tasks = [Simulation(jobname=str(i)) for i in range(COUNT)]
-        with pytest.raises(kind, match=told):
+        with pytest.raises(kind, match=message):
             session.add_many(tasks)
         connection.execute(sql.SQL("DROP TRIGGER refuse ON {}").format(sql.Identifier(schema, "sessions")))
         session.flush()

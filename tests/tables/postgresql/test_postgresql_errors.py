@@ -401,12 +401,12 @@ def test_each_command_tells_it_in_one_line(
             continue
         if name == "compact" and not why.reading:
             continue  # nothing is written from here
-        told = err
+        line = err
         if name == "check" and status == 1 and not err.count("\n") > 1:
-            told, status = out, 2  # a finding, which the last line counts
+            line, status = out, 2  # a finding, which the last line counts
         refused_later = (name == "record" and not why.reading) or (name == "load" and why.error is InvalidArgument)
         expected = 2 if issubclass(why.error, OpenError | InvalidArgument) and not refused_later else 1
-        if status != expected or told.count("\n") != 1 or not re.search(why.remedy, told):
+        if status != expected or line.count("\n") != 1 or not re.search(why.remedy, line):
             wrong.append(f"{name}: {status}, {out}{err}")
         if "Traceback" in err or SECRET in err + out:
             wrong.append(f"{name}: {err}")

@@ -147,10 +147,10 @@ def test_full_disk_of_the_log_ends_the_server_and_loses_nothing(
     server.stop()
     server.start(**SEGMENTS)
     session.flush()
-    told = [task.jobname for task in session]
-    assert told[: len(names)] == names
-    assert 0 < len(told) - len(names) <= 50, "the batch that was in doubt"
-    assert len(set(told)) == len(told)
+    found = [task.jobname for task in session]
+    assert found[: len(names)] == names
+    assert 0 < len(found) - len(names) <= 50, "the batch whose commit was unknown"
+    assert len(set(found)) == len(found)
     session.close()
     check(tmp_path / "session")
 

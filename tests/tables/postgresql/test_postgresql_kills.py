@@ -82,13 +82,13 @@ def test_server_killed_under_four_writers_has_each_task_whose_call_returned_once
     for child in children:
         child.result()
     assert kills >= 3, "the writers had ended before the server was killed"
-    told = done.decode().splitlines()
-    assert len(told) == len(set(told)) == count * WRITERS
+    acknowledged = done.decode().splitlines()
+    assert len(acknowledged) == len(set(acknowledged)) == count * WRITERS
     with Session(path) as session, Session(alone) as other:
         names = [task.jobname for task in session]
         others = [task.jobname for task in other]
-    assert sorted(names + others) == sorted(told)
-    assert set(others) == {name for name in told if name.startswith("0/")}
+    assert sorted(names + others) == sorted(acknowledged)
+    assert set(others) == {name for name in acknowledged if name.startswith("0/")}
     check(path)
     check(alone)
 
@@ -215,10 +215,10 @@ def test_interruption_of_the_wait_for_a_server_that_was_lost_while_it_committed_
     assert check(tmp_path / "session") == ids
 
 
-def test_doubt_about_numbers_is_none_about_the_batch(
+def test_an_unknown_commit_of_numbers_is_none_of_the_batch(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whether the numbers were taken is settled without a word about the records that were to have them."""
+    """It is found out whether the numbers were taken; the records that were to have them are just written."""
     session = Session(tmp_path / "session", store_or_url=server.url(), patience=0.1)
     stored = session.save(Task(jobname="stored"))
     others = [session.add(Task()) for _ in range(3)]

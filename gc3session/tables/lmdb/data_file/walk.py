@@ -17,7 +17,7 @@ class Walk:
         tree: one of the trees of that state.
         used: the marks of the pages that this walk or an earlier one has used; see `Pages.new_marks`.
         problem: called with each fault.
-        order: what a key is compared by.
+        order: returns what a key is compared by.
 
     Attributes:
         branches: how many branch pages have been found so far.

@@ -606,7 +606,9 @@ class SessionBase(Generic[T]):
         """`with` this, what is done to the session is written whole at the end, or not at all.
 
         If the block or the writing raises, the session is as before, in memory, too; the
-        objects' own fields stay as they are.  Other threads wait until it ends.
+        objects' own fields stay as they are.  Other threads wait until it ends; another asyncio
+        task of this thread that wants to write is refused at once.  A generator that yields inside
+        its transaction shares it with its caller.
         """
         with self._unit(True):
             yield self

@@ -610,8 +610,13 @@ class SessionBase(Generic[T]):
         task of this thread that wants to write is refused at once.  A generator that yields inside
         its transaction shares it with its caller.
         """
+        store = self.store
         with self._unit(True):
-            yield self
+            store.transactions += 1
+            try:
+                yield self
+            finally:
+                store.transactions -= 1
 
     def compact(self, *, progress: OnProgress = no_progress) -> Compacted:
         """Give back the room that the store's file doesn't need, and return how large it was and is.

@@ -58,9 +58,16 @@ class StoreStaging(StoreReading):
     """Objects whose values a copy, or a reference to a copy, has changed; and the records with the right ones."""
     _refers_to_copy: bool
 
+    transactions: int
+    """How many `transaction()` are open, one inside the other."""
+
     @abstractmethod
     def commit(self) -> None:
         """Write the batch."""
+
+    @abstractmethod
+    def flush(self) -> None:
+        """Write the batch.  If that fails the batch is kept."""
 
     @signal_safe
     def unit(self, *, flush: bool, room: bool = True) -> Iterator[None]:
@@ -243,7 +250,7 @@ class StoreStaging(StoreReading):
         if original is None:
             is_changed = origin.number in self.changes.records
         else:
-            is_changed = get_stamp(original).revision != origin.revision or original.changed
+            is_changed = get_stamp(original).revision > origin.revision or original.changed
         if is_changed and not force:
             raise ConflictError(
                 f"{copy.persistent_id} was changed here since this copy of it was made; nothing was written."
@@ -420,19 +427,21 @@ class StoreStaging(StoreReading):
                 self.changes.forget(obj, stamp)
 
     def origin_of(self, obj: Persistable) -> Origin:
-        """Return what a copy of *obj* is to know of its record, which is written if it is still in the batch."""
-        with self.lock:
-            stamp = get_stamp(obj)
-            if stamp.number in self.batch.records:
-                if self.batch.journal is not None:
-                    raise InvalidArgument(
-                        f"{obj!r} can't be pickled inside the transaction that stores it: it may yet be undone"
-                    )
-                self.commit()
-                stamp = get_stamp(obj)
-            identity = self.identity
-            assert identity is not None
-            return Origin(identity, stamp.number, stamp.revision, stamp.state, stamp.schema, stamp.leftover)
+        """Return what a copy of *obj* is to know of its record, which is written if it is still in the batch.
+
+        A pool of processes pickles in a thread of its own, and the one with the transaction may be waiting for
+        the pool: so that thread doesn't wait for the transaction.
+        """
+        if get_stamp(obj).number in self.batch.records:
+            if self.transactions:
+                raise InvalidArgument(
+                    f"{obj!r} can't be pickled inside a transaction, as it isn't written yet and may be undone"
+                )
+            with self.lock:
+                self.flush()
+        stamp, identity = get_stamp(obj), self.identity
+        assert identity is not None
+        return Origin(identity, stamp.number, stamp.revision, stamp.state, stamp.schema, stamp.leftover)
 
     def stage_changed(self, choose: Callable[[list[int]], list[int]]) -> None:
         """Encode objects with unsaved changes into the batch: those whose Ns *choose* returns.  In a unit."""

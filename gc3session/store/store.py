@@ -98,6 +98,7 @@ class Store(StoreStaging):
         self._closed = False
         self._pid = os.getpid()
         self._changed_by_parent: frozenset[int] | None = None
+        self.transactions = 0
         tables.on_create = self._on_create
         expect_workers()
         try:
@@ -498,6 +499,7 @@ class Store(StoreStaging):
     def after_fork_in_child(self) -> None:
         """Begin afresh: the batch and the sequence's block stay the parent's."""
         self._pid = os.getpid()
+        self.transactions = 0
         self.lock = threading.RLock()
         self._pending_commit = None
         staged, self.batch = self.batch, Batch()

@@ -425,7 +425,7 @@ def test_pickling_an_object_of_a_transaction_is_refused(session: Session) -> Non
     session.add(saved)
     with session.transaction():
         session.add(task)
-        with pytest.raises(InvalidArgument, match="inside the transaction"):
+        with pytest.raises(InvalidArgument, match="inside a transaction"):
             pickle.dumps(task)
         assert pickled(saved).persistent_id == saved.persistent_id
         assert copy.copy(task).persistent_id is None
@@ -873,6 +873,48 @@ def test_results_of_a_loop_over_the_session_are_saved(session: Session) -> None:
     assert session.stats() == {"TERMINATED": 20}
     with Session(session.path, read_only=True) as other:
         assert list(other.store.list()) == list(ids)
+
+
+def test_pool_that_a_transaction_waits_for_does_not_wait_for_the_transaction(session: Session) -> None:
+    tasks = [Simulation(jobname=str(n)) for n in range(3)]
+    session.add_many(tasks)
+    new = Simulation()
+    with ProcessPoolExecutor(1, mp_context=get_context("fork")) as executor:
+        with session.transaction():
+            for result in [executor.submit(work, task) for task in tasks]:  # pickled by another thread
+                session.save(result.result(timeout=60))
+            session.add(new)
+            refused = executor.submit(work, new)
+            with pytest.raises(InvalidArgument, match="inside a transaction"):
+                refused.result(timeout=60)
+        session.save(executor.submit(work, new).result(timeout=60))
+    assert session.stats() == {"TERMINATED": 4}
+    assert [task.state for task in (*tasks, new)] == ["TERMINATED"] * 4
+
+
+def test_worker_that_has_saved_its_result_may_send_it_back(session: Session) -> None:
+    task = Simulation(jobname="j")
+    id_ = session.add(task)
+    with ProcessPoolExecutor(1, mp_context=get_context("fork")) as executor:
+        result = executor.submit(save_in_a_session, session.path, task).result()
+        assert stored(session, id_).state == "TERMINATED"
+        result.steps = 5
+        assert session.save(result) == id_
+        assert (task.state, task.steps, task.changed) == ("TERMINATED", 5, False)
+        assert stored(session, id_).steps == 5
+        result = executor.submit(save_in_a_session, session.path, task).result()
+        task.mesh = "changed here meanwhile"
+        with pytest.raises(ConflictError):
+            session.save(result)
+        session.refresh(task)
+        session.save(result)
+    assert session.stats() == {"TERMINATED": 1}
+
+
+def save_in_a_session(path: Path, task: Task) -> Task:
+    with Session(path) as session:
+        session.save(work(task))
+    return task
 
 
 def test_collection_goes_through_a_pool(session: Session) -> None:

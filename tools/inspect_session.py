@@ -263,9 +263,15 @@ def main() -> None:
     args = parser.parse_args()
     sys.set_int_max_str_digits(0)
     dumps = partial(json.dumps, default=lambda data: b64encode(data).decode(), separators=(",", ":"))
-    with tempfile.TemporaryDirectory() as scratch:
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        suppress(BrokenPipeError),
+    ):  # as in `inspect_session.py ... | head`
         for line in getattr(opened(args.session, scratch, copied=args.copy), args.command)(*args.ids):
             print(line if type(line) is str else dumps(line, indent=2 if args.command == "show" else None))
+        sys.stdout.flush()
+        return
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would write the rest as it ends
 
 
 if __name__ == "__main__":

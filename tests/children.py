@@ -48,7 +48,7 @@ class Child:
         os.close(end)
 
     def kill(self) -> None:
-        """End the child by SIGKILL.  Its result is then Died, unless it had ended before."""
+        """End the child by SIGKILL. Its result is then Died, unless it had ended before."""
         os.kill(self.pid, signal.SIGKILL)
 
     def result(self) -> Any:

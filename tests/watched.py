@@ -1,8 +1,8 @@
 """All that can be done with a session, under a hook that ends this process: `watched.py KIT HARMLESS HOSTILE`.
 
 In each of these two directories there are `session`, `dump.jsonl`, `tasks.jsonl`, `workflow.json`, and an empty
-directory `out`.  First the harmless session is used, so that all is imported that this needs, whatever a session says;
-then the hostile one, under the hook.  What was done is printed as JSON, with its exit status.
+directory `out`. First the harmless session is used, so that all is imported that this needs, whatever a session says;
+then the hostile one, under the hook. What was done is printed as JSON, with its exit status.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Measure how fast gc3session is, beside other ways of keeping the same tasks (bench_targets.py has each).
 
 All take turns of a few thousand tasks, in one order and the other, so that whatever else the machine does slows all of
-them alike.  Of several runs the median ratio counts.  The tasks that are recorded are built outside of the measured
-time.  Python's garbage collection stays on, as in a user's program.
+them alike. Of several runs the median ratio counts. The tasks that are recorded are built outside of the measured
+time. Python's garbage collection stays on, as in a user's program.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ def timed(function: Callable[..., object], *args: Any) -> float:
 
 
 def recording(stores: Stores, store: Target, tasks: int, *, many: bool) -> Iterator[Turn]:
-    """Record tasks.  What the death of a Job takes beyond that of a plain object counts, too."""
+    """Record tasks. What the death of a Job takes beyond that of a plain object counts, too."""
     for first, number in stores.turns(store, tasks):
         recorded = store.prepare(build(store.job, number, first))
         took = timed(store.record_many if many else store.record, recorded)

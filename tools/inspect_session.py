@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Look into a session on a machine where gc3session is not installed.
 
-This file needs only lmdb and msgpack.  It was written from FORMAT.md, shares no code with gc3session, and never writes
-to the session.  It shows the session as it was when it began.  Until it ends, each commit of another program makes
+This file needs only lmdb and msgpack. It was written from FORMAT.md, shares no code with gc3session, and never writes
+to the session. It shows the session as it was when it began. Until it ends, each commit of another program makes
 the data file grow, since LMDB keeps what may still be read; with --copy it makes a copy first, and reads that.
 
     inspect_session.py SESSION              how many tasks are in which state
@@ -36,7 +36,7 @@ import lmdb
 
 
 class Ext:
-    """A msgpack extension: a type that msgpack lacks.  It equals only itself, so that no two keys of a map are equal."""
+    """A msgpack extension: a type that msgpack lacks. It equals only itself, so that no two keys of a map are equal."""
 
     def __init__(self, code: int, data: bytes) -> None:
         self.code, self.data = code, data
@@ -197,7 +197,7 @@ class Session:
             "created": times.get("created"), "command": text and text.decode("utf-8", "surrogateescape"), "finished": times.get("finished"),
         }  # fmt: skip
         yield from ({"schema": number} | schema for number, schema in self.schemas.items() if number in schemas)
-        # A member's line stands at its order, that of another record at its N.  Where both are at one place they are
+        # A member's line stands at its order, that of another record at its N. Where both are at one place they are
         # the same record, and the member, which comes second, gives the line.
         records = (n for n in compress(range(end), dumped) if not self.get("late_members", key_of(n) + self.key))
         places = merge(((n, n, -1) for n in records), self.members())
@@ -263,9 +263,15 @@ def main() -> None:
     args = parser.parse_args()
     sys.set_int_max_str_digits(0)
     dumps = partial(json.dumps, default=lambda data: b64encode(data).decode(), separators=(",", ":"))
-    with tempfile.TemporaryDirectory() as scratch:
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        suppress(BrokenPipeError),
+    ):  # as in `inspect_session.py ... | head`
         for line in getattr(opened(args.session, scratch, copied=args.copy), args.command)(*args.ids):
             print(line if type(line) is str else dumps(line, indent=2 if args.command == "show" else None))
+        sys.stdout.flush()
+        return
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would write the rest as it ends
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Check the files of Python's own standard library, in several processes that all record into one session.
 
-Each file is a task: it is read, hashed and, if it is Python source, compiled.  What came of that is recorded, also
+Each file is a task: it is read, hashed and, if it is Python source, compiled. What came of that is recorded, also
 where it failed: Python's tests have some files that are not meant to compile.
 
 Press Ctrl-C, or kill it, whenever you like: nothing that was recorded is lost, and the same command with `--session`
@@ -49,7 +49,7 @@ class FileCheck(Task):
     seconds: float = 0.0  # that it took
 
     def run(self) -> None:
-        """Check the file.  Each new state is noted in the task's history, with its time."""
+        """Check the file. Each new state is noted in the task's history, with its time."""
         self.state = State.RUNNING
         start = time.perf_counter()
         try:

@@ -46,7 +46,7 @@ class ListColumn:
 
 
 def list_columns(text: str) -> list[ListColumn]:
-    """Return the columns that a text names, with commas between them.  Raise UsageError if one is no field."""
+    """Return the columns that a text names, with commas between them. Raise UsageError if one is no field."""
     try:
         paths = [FieldPath.parse(part) for part in text.split(",")]
     except InvalidArgument as error:

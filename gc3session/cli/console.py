@@ -113,7 +113,7 @@ def complain_of_missing(numbers: Sequence[int]) -> None:
 
 
 def wait_while_read(seconds: float) -> None:
-    """Flush stdout and wait.  Raise BrokenPipeError as soon as its reader has ended."""
+    """Flush stdout and wait. Raise BrokenPipeError as soon as its reader has ended."""
     sys.stdout.flush()
     reader = select.poll()
     reader.register(sys.stdout.fileno(), 0)  # no event but errors, which are always reported

@@ -70,7 +70,7 @@ class TaskFilter:
 
 
 def parsed_filters(**arguments: Any) -> Filters:
-    """Return what the arguments of `Session.select` ask for.  Raise UsageError if they can't be understood."""
+    """Return what the arguments of `Session.select` ask for. Raise UsageError if they can't be understood."""
     try:
         return filters(**arguments)
     except InvalidArgument as error:

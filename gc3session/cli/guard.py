@@ -1,8 +1,8 @@
 """A command in a process of its own, because a damaged data file can make LMDB end the process.
 
-LMDB maps the data file into memory.  If the file is damaged inside, or somebody cuts it while it is
+LMDB maps the data file into memory. If the file is damaged inside, or somebody cuts it while it is
 open, the process gets SIGBUS or SIGSEGV, or LMDB aborts; no check before the opening finds all such
-damage in constant time.  So the command runs in a child, and its parent reports what has happened.
+damage in constant time. So the command runs in a child, and its parent reports what has happened.
 """
 
 from __future__ import annotations

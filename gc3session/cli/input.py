@@ -26,7 +26,7 @@ _PAUSE_SECONDS: Final = 0.5  # without input
 
 
 def stdin(remedy: str, prompt: str = "", status: int = 1) -> IO[bytes]:
-    """Return standard input.  Raise Failure, whose message has the *remedy*, if it is closed.
+    """Return standard input. Raise Failure, whose message has the *remedy*, if it is closed.
 
     The *prompt* says what is read, if it is a terminal.
     """
@@ -193,7 +193,7 @@ def ensure_may_ask(command: str, yes: bool, *, stdin_has_ids: bool = False) -> N
 def confirmed(question: str, yes: bool, interrupts: Interrupts) -> bool:
     """Return whether *yes* is True or the answer to the question, asked on stderr, is yes.
 
-    The end of input means no.  Raise KeyboardInterrupt for a signal.
+    The end of input means no. Raise KeyboardInterrupt for a signal.
     """
     if yes:
         return True

@@ -34,9 +34,9 @@ def sorted_by(
 ) -> Iterator[FoundTask]:
     """Give tasks in the order of the field that *path* leads to; those without it, or without an order in it, last.
 
-    Tasks that are equal in it stay in the order of adding.  What is kept of each is the field and
+    Tasks that are equal in it stay in the order of adding. What is kept of each is the field and
     its place, not the task: of the *limit* first ones in memory, if these are few, else of all of
-    them, in a temporary file if they are many.  Each task is read once more when its turn comes,
+    them, in a temporary file if they are many. Each task is read once more when its turn comes,
     and is as it is then.
     """
     keys = (_key(path, task, place, descending) for place, task in enumerate(found))
@@ -106,7 +106,7 @@ def in_tree(
     """Give the tasks that fit, and those inside them, each after the collection that it is in.
 
     The tree is read as it is walked through; a collection is entered once, so cycles end.
-    Collections that don't fit come before the first task inside that does.  With *flat* they are
+    Collections that don't fit come before the first task inside that does. With *flat* they are
     left out, and each task comes once.
     """
     entered: set[int] = set()

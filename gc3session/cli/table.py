@@ -1,7 +1,7 @@
 """A table that is written while its rows come in, so that a million rows take no memory.
 
-The first rows are measured, and their widths hold for the rest.  On a terminal rich draws it, and
-folds what is too wide for its column, so that a narrow terminal hides nothing.  In a pipe or a file
+The first rows are measured, and their widths hold for the rest. On a terminal rich draws it, and
+folds what is too wide for its column, so that a narrow terminal hides nothing. In a pipe or a file
 it is text in aligned columns, and nothing is folded.
 """
 

@@ -1,7 +1,7 @@
 """Conditions on the fields of tasks: `returncode != 0`, `extra.runtimeInSeconds > 30`.
 
 The value in the text of a condition is read as the type that the field holds: `17` is a number if the
-field holds a number, and a text if it holds a text.  A task that lacks the field, or whose value can't be
+field holds a number, and a text if it holds a text. A task that lacks the field, or whose value can't be
 compared, doesn't fit; that is never an error.
 """
 
@@ -73,7 +73,7 @@ class Condition:
         value: what it is compared with; for `in` and `not in` a list, tuple or set of values.
 
     Numbers are compared with numbers, texts with texts, and so on; only None is compared with
-    anything, by `=` and `!=`.  An enum member is compared as its name, and a path, a UUID and the ID
+    anything, by `=` and `!=`. An enum member is compared as its name, and a path, a UUID and the ID
     of a reference as text.
 
     Raise InvalidArgument for an unknown operator, a path that can't be parsed, or a value that
@@ -132,11 +132,11 @@ class Condition:
 
     @classmethod
     def parse(cls, text: str) -> Condition:
-        """Return the condition of a text `FIELD OPERATOR VALUE`.  Raise InvalidArgument if it isn't one.
+        """Return the condition of a text `FIELD OPERATOR VALUE`. Raise InvalidArgument if it isn't one.
 
         The value is read as what the field holds: a number, true or false, null, a time such as
         '2026-11-24 18:30' or '2 hours ago', a time span such as 90s, or a text; in quotes it is
-        always a text.  The values of `in` are separated by commas.
+        always a text. The values of `in` are separated by commas.
         """
         match = _CONDITION.fullmatch(text)
         if match is None:

@@ -86,7 +86,7 @@ def log(
 def _wanted(wanted: Filters, history: History, passed: int | None) -> Iterator[tuple[float, str | None]]:
     """Give the times and states of those events of a task that are wanted.
 
-    *passed* is how many of its events have been given; None if the task wasn't seen before.  A task
+    *passed* is how many of its events have been given; None if the task wasn't seen before. A task
     without a history has one event when it is first seen: its state, at an unknown time.
     """
     if wanted.name is not None and not wanted.name.search(history.name or ""):
@@ -174,7 +174,7 @@ class _Following(_Log):
     """The events of all tasks, and then those that are added; it ends when the session is gone.
 
     Each look reads the tasks that are new and those that were not TERMINATED when they were last
-    read.  A task that had TERMINATED may go on, too, so now and then all tasks are read.  A byte a
+    read. A task that had TERMINATED may go on, too, so now and then all tasks are read. A byte a
     task holds how many of its events have been given, so none is given twice and none is left out.
     """
 

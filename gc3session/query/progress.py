@@ -1,12 +1,12 @@
 """How far a session has come, at a cost that doesn't depend on how many tasks it has.
 
-The counts are those of the index.  Which tasks have failed is known from their records only; each look
+The counts are those of the index. Which tasks have failed is known from their records only; each look
 reads the records of some thousand tasks:
 
 - those that were under way at the last look and no longer are, and those that are new;
 - those that are UNKNOWN, and the next ones of those that have TERMINATED, all of them in turn.
 
-So in all but huge sessions a failure is seen at the next look.  In a huge one, a failed task that no look
+So in all but huge sessions a failure is seen at the next look. In a huge one, a failed task that no look
 has seen under way (it ran for less than the interval, or among too many others) is found when its turn comes.
 """
 

@@ -20,7 +20,7 @@ _PART: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([a-z]+)\s*")
 
 
 def duration(text: str) -> timedelta:
-    """Return the time span that a text such as '90s', '1h30m' or '2 days' means.  Raise InvalidArgument if it is none."""
+    """Return the time span that a text such as '90s', '1h30m' or '2 days' means. Raise InvalidArgument if it is none."""
     rest = text.strip().lower()
     seconds, place = 0.0, 0
     while place < len(rest):

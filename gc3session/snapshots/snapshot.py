@@ -85,11 +85,7 @@ class Snapshot:
         self.schemas = {number: schema_or_bytes(number, data) for number, data in sorted(schemas.items())}
 
     def _count_late(self) -> int:
-        after, late = b"", 0
-        while items := self._reader.scan(LATE_MEMBERS, after, _CHUNK):
-            late += sum(key[8:] == self._session for key, _ in items)
-            after = items[-1][0] + b"\0"
-        return late
+        return sum(key[8:] == self._session for key, _ in self._reader.walk(LATE_MEMBERS))
 
     def _reached(self) -> tuple[Numbers, set[int]]:
         """Return the Ns of the session's records and of what these refer to, and of their schemas."""

@@ -41,7 +41,8 @@ def write_error(error: OSError, message: str, remedy: str, otherwise: type[Error
         remedy: what to do if the right to do it is missing.
         otherwise: the exception where neither room nor a right is missing.
     """
-    where = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
+    # It is a number where the call was given a descriptor.
+    where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, (str, bytes)) else ""
     message = f"{message}: {where}{error.strerror}"
     if error.errno in NO_ROOM:
         return StoreFull(f"{message}; make room")

@@ -14,7 +14,7 @@ its session; see index/entries.py)::
     late_members  N (8), session (4)         order (8)
 
 A table with a star holds a sorted set of values for each key, all of one length; the others
-hold one value for each key.  Both are sorted by bytes.
+hold one value for each key. Both are sorted by bytes.
 """
 
 from __future__ import annotations
@@ -277,7 +277,7 @@ class Writer(Reader):
 
 
 class Tables(ABC):
-    """The tables of one store.  Threads may share them; each transaction belongs to one thread."""
+    """The tables of one store. Threads may share them; each transaction belongs to one thread."""
 
     url: str
     """Where the store is, as `make_store` takes it."""
@@ -303,7 +303,7 @@ class Tables(ABC):
 
     @abstractmethod
     def read(self) -> AbstractContextManager[Reader]:
-        """Return the newest committed state, for `with`.  No user code may run while it is open."""
+        """Return the newest committed state, for `with`. No user code may run while it is open."""
 
     def contents(
         self,
@@ -372,10 +372,10 @@ class Tables(ABC):
     ) -> T:
         """Run *unit* in a transaction, commit, and return its result.
 
-        If the unit raises, nothing is written.  It runs again from the start if there was no room,
+        If the unit raises, nothing is written. It runs again from the start if there was no room,
         or if another transaction came in between, so its effects outside the transaction must allow
-        for that.  Before it runs again *aborted* is called to release every lock that the unit took,
-        because the process that may write meanwhile may be waiting for one of them.  (With
+        for that. Before it runs again *aborted* is called to release every lock that the unit took,
+        because the process that may write meanwhile may be waiting for one of them. (With
         `concurrent_writers` the locks were taken before, and are kept.)
 
         After the commit *committed* is called with the result, before any fork, and even if a
@@ -410,7 +410,7 @@ class Tables(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Release the tables.  Closing twice does nothing."""
+        """Release the tables. Closing twice does nothing."""
 
     @abstractmethod
     def discard(self) -> None:

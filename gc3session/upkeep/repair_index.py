@@ -1,4 +1,4 @@
-"""The repair of a store's index: its entries are made to agree with the records and the members."""
+"""The repair of a store's index: its entries are made what the records and the members say."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class IndexRepair:
         contents: the committed state.
         changes: where the repair is written.
         records: the records that can be read.
-        known: what is known from elsewhere than the tables.
+        known: what is known beside the tables.
         report: called with what is done.
     """
 
@@ -65,7 +65,7 @@ class IndexRepair:
         _SessionRepair(self, identity, row, is_new).run()
 
     def repair_late(self) -> None:
-        """Make the late tables agree with the entries, once all sessions have been repaired."""
+        """Make the late tables what the entries say, once all sessions have been repaired."""
         late = {RECORD_KEY.pack(order): RECORD_KEY.pack(number) for order, number, _ in self.late}
         back = {
             RECORD_KEY.pack(number) + SESSION_KEY.pack(session): RECORD_KEY.pack(order)

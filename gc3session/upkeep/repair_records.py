@@ -18,7 +18,7 @@ Report = Callable[[str], None]
 
 
 class Known(NamedTuple):
-    """What is known from elsewhere than the tables.
+    """What is known beside the tables.
 
     Attributes:
         identity: that of the session; None if it isn't known.

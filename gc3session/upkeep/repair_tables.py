@@ -1,7 +1,7 @@
 """The repair of the tables of a store, without loss, in one transaction.
 
-The records decide: an entry of the index without its record is deleted, and states, late tables, lines
-of the mirror and counters are made to agree with the records and the members. A record or schema
+The records count: an entry of the index without its record goes, and states, late tables, lines
+of the mirror and counters are made what the records and the members say. A record or schema
 that can't be read is moved to `damaged/`, and its entry is deleted.
 
 What is read is the committed state, while the transaction that writes is open: LMDB leaves its
@@ -29,7 +29,7 @@ class TablesRepair:
     Args:
         contents: the committed state.
         writer: the transaction; None only reports what would be done.
-        known: what is known from elsewhere than the tables.
+        known: what is known beside the tables.
         report: called with what is done.
         save: called with the name and the bytes of what is taken out, before that is deleted.
     """

@@ -190,6 +190,10 @@ def test_record_is_readable_without_the_library(session: Session) -> None:
     assert (record["mesh"], record["state"], record["extra"]) == ("m", "RUNNING", {"k": [1]})
 
 
+DEFINED: list[type[Any]] = []
+"""The classes of the program, which live as long as it does, unless a test gives them up."""
+
+
 def define(name: str, /, *, tag: str | None = None, base: type = Task, **fields: Any) -> type[Any]:
     """Return an attrs class, as a program would define it in one of its versions."""
     namespace: dict[str, Any] = {"__annotations__": {}, "__module__": __name__}
@@ -202,7 +206,8 @@ def define(name: str, /, *, tag: str | None = None, base: type = Task, **fields:
         else:
             namespace[field] = default
             namespace["__annotations__"][field] = Any
-    return attrs.define(type(base)(name, (base,), namespace))
+    DEFINED.append(attrs.define(type(base)(name, (base,), namespace)))
+    return DEFINED[-1]
 
 
 def test_tag_survives_renaming_and_moving_the_class_and_the_id_stays(make_session: MakeSession) -> None:
@@ -461,6 +466,7 @@ def generic(make_session: MakeSession, obj: Any, expected: type) -> Any:
     with Session(path) as session:
         id_ = session.save(obj)
     del obj, session  # a store remembers the classes that it has written
+    DEFINED.clear()
     gc.collect()
     back = make_session().load(id_)
     assert type(back) is expected

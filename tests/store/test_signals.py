@@ -34,7 +34,7 @@ def all_interrupted(function: Callable[[], object], step: int = 1) -> Iterator[I
     """Call *function* again and again, and raise in it where a handler would run for the n-th time, for each *step*-th n until it ends.
 
     Python looks for signals as a function of its own begins, or goes on after it has yielded, and
-    after a call of one in C: these are the events of a profiler.  (Not of generators: CPython 3.11 skips
+    after a call of one in C: these are the events of a profiler. (Not of generators: CPython 3.11 skips
     the handlers of one that is closed if its profiler raises, which a signal's handler can't bring about.)
     Give the exceptions; None for one that Python has swallowed, as it does while a generator is collected.
     """

@@ -1,4 +1,4 @@
-"""The crash kit in tools/crashkit: its runner, and each suite in seconds.  `python tools/crashkit` does it in earnest."""
+"""The crash kit in tools/crashkit: its runner, and each suite in seconds. `python tools/crashkit` does it in earnest."""
 
 from __future__ import annotations
 

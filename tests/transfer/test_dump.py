@@ -712,7 +712,7 @@ def test_slow_reader_of_a_dump_does_not_make_the_store_grow(tmp_path: Path) -> N
         for n in range(300):
             task.returncode = n
             session.save_all()
-        # Nothing has read on so far: the transaction is still open.  Read a little, and it notices.
+        # Nothing has read on so far: the transaction is still open. Read a little, and it notices.
         while len(first) < 1 << 20:
             first += process.stdout.read(1 << 16)
         while transactions() == held:

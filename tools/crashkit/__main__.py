@@ -61,7 +61,7 @@ class Result:
 
 
 def suite_named(name: str) -> Suite:
-    """Return the suite of that name.  Raise CannotRun if what it needs can't be imported."""
+    """Return the suite of that name. Raise CannotRun if what it needs can't be imported."""
     module, _, class_ = SUITES[name].partition(":")
     try:
         suite: Suite = getattr(importlib.import_module(module), class_)()

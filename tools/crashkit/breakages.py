@@ -1,6 +1,6 @@
 """Ways to break gc3session on purpose, from outside: what a control does.
 
-The library has no option for any of them.  Each takes hold in the program that calls it.
+The library has no option for any of them. Each takes hold in the program that calls it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The suite `decoder`: bytes that no encoder wrote, given to all that reads records, schemas and dumps.
 
 Half of the inputs are mutated by atheris, which looks for inputs that reach other code; the others
-are made by hostile_values.py, which knows where the limits of each type are.  What reads them
+are made by hostile_values.py, which knows where the limits of each type are. What reads them
 may raise documented errors only, within SECONDS and BYTES.
 """
 

@@ -2,7 +2,7 @@
 
 Of a file each unit (a sector of 512 bytes) that was written since it was last flushed holds any of the
 contents that it has had since, whatever the other units hold; the length and the time of change are any that
-the file has had since.  Of a directory each change of a name since it was last flushed has been
+the file has had since. Of a directory each change of a name since it was last flushed has been
 made or not, whatever became of the other changes; a rename has been made whole or not at all.
 
 Flushing a file says nothing of its name, flushing a directory nothing of what is in its files.

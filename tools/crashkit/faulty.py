@@ -1,6 +1,6 @@
 """Runs scripts in which an I/O call fails: `faulty.py SCRATCH [BROKEN]`, started with the recorder, which watches SCRATCH.
 
-It reads jobs, JSON one a line, and answers each with a line: what is wrong with what came of it.  Each script runs in
+It reads jobs, JSON one a line, and answers each with a line: what is wrong with what came of it. Each script runs in
 a forked child, and what it leaves is judged in another one, where nothing fails any more.
 """
 

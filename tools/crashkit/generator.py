@@ -1,7 +1,7 @@
 """Draws the steps of the step language (steps.py).
 
 Each program, or thread, is an *owner* of tasks that it alone changes: `writer 3/7-25` is the 25th that `writer 3` has
-made with the seed `7`.  What it does follows from its seed and from what it held before.  So from these, and from how
+made with the seed `7`. What it does follows from its seed and from what it held before. So from these, and from how
 many of its steps have returned, follows what the session holds of it, whatever the others do meanwhile.
 """
 

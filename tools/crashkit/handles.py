@@ -72,7 +72,7 @@ class Picture:
 
 
 class Handle(Performer):
-    """A session and the objects of it that its user keeps alive.  All arguments and results can be pickled."""
+    """A session and the objects of it that its user keeps alive. All arguments and results can be pickled."""
 
     def __init__(self, path: Path, url: str) -> None:
         super().__init__(path, "walk", store_or_url=url)

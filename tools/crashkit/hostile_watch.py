@@ -30,7 +30,7 @@ def forbid_side_effects(allowed: tuple[Path, ...], *, may_start: bool = False) -
     """Have this process end with status 99 if it starts or imports anything, or changes what isn't in *allowed*.
 
     What each of *allowed* is called while it is made or deleted, `.NAME.X`, is allowed, too.
-    With *may_start* it may start programs.  This can't be undone.
+    With *may_start* it may start programs. This can't be undone.
     """
     loaded = frozenset(sys.modules)
 

@@ -1,7 +1,7 @@
 """Kills: eight writers and two readers of one session, each ended by SIGKILL at a random instant.
 
 A *round* lasts until all of them are dead; some writers are followed by others meanwhile, which take over what
-they find.  Then the session is judged: of each writer it must hold what it held after a number of steps that is
+they find. Then the session is judged: of each writer it must hold what it held after a number of steps that is
 not less than that of its acknowledged ones, and not more than that of those it had begun.
 """
 
@@ -181,7 +181,7 @@ class Campaign:
         self._may_hold = expected
 
     def _after(self, owner: str, lives: list[Life]) -> list[Contents]:
-        """Return what an owner may hold after its lives of a round.  Raise Died if one found something else."""
+        """Return what an owner may hold after its lives of a round. Raise Died if one found something else."""
         may_hold = self._may_hold[owner]
         for life in lives:
             reports = life.reports()

@@ -73,7 +73,7 @@ class Process:
         return self._status is not None
 
     def result(self) -> Any:
-        """Wait for its end; return what the function returned.  Raise Died if it did not return."""
+        """Wait for its end; return what the function returned. Raise Died if it did not return."""
         if self.wait() != 0:
             raise self.death()
         (value,) = self.results()
@@ -138,7 +138,7 @@ def fail() -> NoReturn:
 
 
 def in_process(function: Callable[..., Any], *args: Any, within: float = LONGEST) -> Any:
-    """Run *function* in a process of its own; return what it returns.  Raise Died if it doesn't."""
+    """Run *function* in a process of its own; return what it returns. Raise Died if it doesn't."""
     return Process(function, *args, within=within).result()
 
 

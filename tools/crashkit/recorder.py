@@ -106,7 +106,7 @@ class Recorder:
 
 
 def build(work: Path) -> Path:
-    """Return the shared library of recorder.c, built in *work*.  Raise CannotRun if there is no compiler."""
+    """Return the shared library of recorder.c, built in *work*. Raise CannotRun if there is no compiler."""
     compiler = shutil.which("gcc") or shutil.which("cc")
     if compiler is None:
         raise CannotRun("no C compiler (gcc) to build the recorder with")

@@ -1,6 +1,6 @@
 """Space: full disks, limits of file size, memory and descriptors, and readers that were killed in mid-read.
 
-In each case a session is filled until something is exhausted.  What had returned must be there, what failed must have
+In each case a session is filled until something is exhausted. What had returned must be there, what failed must have
 failed with an error of the library's own and changed nothing, and once there is room the work must go on.
 """
 

@@ -17,7 +17,7 @@ LONG = 900
 
 @attrs.define
 class Job(Task):
-    """A task.  What it says is assigned at once: another thread may save it between two assignments."""
+    """A task. What it says is assigned at once: another thread may save it between two assignments."""
 
     content: dict[str, Any] = attrs.Factory(dict)
 
@@ -58,7 +58,7 @@ def whole(task: Any) -> bool:
 
 
 def record_of(task: Any) -> Record:
-    """Return the record of a task.  Raise ValueError if it isn't whole."""
+    """Return the record of a task. Raise ValueError if it isn't whole."""
     if not isinstance(task, Job | Group):
         raise ValueError(f"a {type(task).__name__} that nobody has stored: {task!r}")  # noqa: TRY004
     if not whole(task):

@@ -5,7 +5,7 @@ A *step* is one thing that a program does: some changes of tasks, and the kind o
     Step("add", (Change("add", "0/7-1", Record("NEW", 5)),))
     Step("transaction", (Change("change", "0/7-1", Record("RUNNING", 8)), Change("remove", "0/7-2")))
 
-Steps are data: performer.py does them to a session, and `Contents.after` to the plain model.  A task is known by its
+Steps are data: performer.py does them to a session, and `Contents.after` to the plain model. A task is known by its
 jobname, which no other task has, and its record says all of it.
 """
 

@@ -113,7 +113,7 @@ class Suite(ABC):
 
     @abstractmethod
     def run(self, plan: Plan) -> Outcome:
-        """Try *plan.count* cases.  Raise CannotRun if that isn't possible here."""
+        """Try *plan.count* cases. Raise CannotRun if that isn't possible here."""
 
     @abstractmethod
     def control(self, plan: Plan) -> Outcome:
@@ -155,7 +155,7 @@ class Suite(ABC):
 
     @staticmethod
     def facts(case: Path) -> dict[str, Any]:
-        """Return the facts of a failure that was kept.  Raise CannotRun if none was kept there."""
+        """Return the facts of a failure that was kept. Raise CannotRun if none was kept there."""
         try:
             facts: dict[str, Any] = json.loads((case / "case.json").read_text())
         except FileNotFoundError as error:

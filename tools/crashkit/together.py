@@ -1,7 +1,7 @@
 """Together: many processes of many threads add, save, remove, read and fork in one session, and nothing is lost.
 
 Each thread is an owner (steps.py) with tasks of its own; half of those of a process share one Session object,
-half have their own.  Now and then a thread forks: the child goes on with the open session, adds tasks and ends.
+half have their own. Now and then a thread forks: the child goes on with the open session, adds tasks and ends.
 """
 
 from __future__ import annotations

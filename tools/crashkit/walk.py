@@ -1,7 +1,7 @@
 """A random walk over sessions that share a directory, a store, or neither process, against the plain model.
 
 Four sessions work on one store: `a1`, `a2` and `far` on one directory, `b` on another; `far` is in another process,
-which may be killed.  Each may have a batch, which the others don't see, and changed tasks that it has not saved.
+which may be killed. Each may have a batch, which the others don't see, and changed tasks that it has not saved.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Walk:
         return f"lmdb://{self.directory}/store"
 
     def run(self, numbers: Iterable[int] = range(LENGTH)) -> None:
-        """Do the steps of these numbers.  Raise AssertionError, or whatever it was, if one failed."""
+        """Do the steps of these numbers. Raise AssertionError, or whatever it was, if one failed."""
         self.directory.mkdir()
         try:
             self._begin()

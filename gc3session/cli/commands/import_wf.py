@@ -55,7 +55,7 @@ def import_wf(session: str, files: tuple[str, ...]) -> int:
 
 
 def _workflow(file: str) -> Workflow:
-    """Return the workflow that a file describes.  Raise Failure, naming the file, if it can't be read."""
+    """Return the workflow that a file describes. Raise Failure, naming the file, if it can't be read."""
     try:
         data = Path(file).read_bytes()
     except OSError as error:

@@ -15,7 +15,7 @@ from ..interrupts import Interrupts
 from ..progress_bar import ProgressBar
 
 # A batch is committed before the session would do so by itself, at 64 MiB, because then it is known
-# how many tasks a failed commit has not written.  In a record a JSON value takes at most 9 bytes for 4 in
+# how many tasks a failed commit has not written. In a record a JSON value takes at most 9 bytes for 4 in
 # the line ('1e9,'); in the batch an object takes some 420 bytes beside its record.
 _BATCH_BYTES: Final = 48 << 20
 _OBJECT_BYTES: Final = 512
@@ -134,7 +134,7 @@ class _Recording:
         self.committed = self.pending = 0
 
     def add(self, task: Task, size: int) -> None:
-        """Add a task from a line of *size* bytes.  Raise InvalidArgument if it can't be stored."""
+        """Add a task from a line of *size* bytes. Raise InvalidArgument if it can't be stored."""
         cost = _OBJECT_BYTES + _RECORD_GROWTH * size
         if self._bytes + cost > _BATCH_BYTES:
             self.commit()

@@ -104,8 +104,8 @@ class _Watching:
 class _Keyboard:
     r"""Within `with`, keys come as they are pressed, without waiting for the end of a line, and aren't echoed.
 
-    In the end the terminal's modes are restored.  Ctrl-C asks to end, as always; Ctrl-Z and Ctrl-\ do
-    nothing, as they would leave the terminal in these modes.  If stdin isn't a terminal there are no keys.
+    In the end the terminal's modes are restored. Ctrl-C asks to end, as always; Ctrl-Z and Ctrl-\ do
+    nothing, as they would leave the terminal in these modes. If stdin isn't a terminal there are no keys.
     """
 
     def __init__(self) -> None:

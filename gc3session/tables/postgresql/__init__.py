@@ -1,4 +1,4 @@
-"""The tables on PostgreSQL.  Importing this registers their URLs, but doesn't import psycopg yet."""
+"""The tables on PostgreSQL. Importing this registers their URLs, but doesn't import psycopg yet."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ _OPTIONS: Final = frozenset(
     gssencmode krbsrvname target_session_attrs load_balance_hosts
     """.split()
 )
-"""Options of libpq that a URL may set.  The URL may come with a directory that somebody else has made.
+"""Options of libpq that a URL may set. The URL may come with a directory that somebody else has made.
 
 With others libpq would write to any file (sslkeylogfile), or send what is meant for one host to
 another (hostaddr, servicefile, gssdelegation).
@@ -69,7 +69,7 @@ def address_of(url: str) -> Address:
     """Return what a URL says: `postgresql://user@host:port/database?schema=jobs&sslmode=...`.
 
     All but `schema` is for libpq, which gets what is missing from PGHOST and the like, the password
-    file, and the service file.  Raise InvalidArgument if libpq can't read the URL or would read it
+    file, and the service file. Raise InvalidArgument if libpq can't read the URL or would read it
     in another way, and for options that a URL must not set.
     """
     if not _READ_ALIKE.fullmatch(url) or any(char <= " " or char == "\x7f" for char in url):

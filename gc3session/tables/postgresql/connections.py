@@ -1,6 +1,6 @@
 """Connections to a PostgreSQL server: each is used by one thread at a time, and never by a forked child.
 
-This is a pool of our own because psycopg_pool connects in threads of its own.  There the reason
+This is a pool of our own because psycopg_pool connects in threads of its own. There the reason
 why the server refuses is only logged, and the caller waits until a timeout; a program that forks
 would have threads that it never started; and a connection whose user was interrupted by a signal's
 handler would be counted as in use for ever.
@@ -100,7 +100,7 @@ class Connections:
             return self._idle.pop() if self._idle else None
 
     def _connect(self) -> Connection:
-        """Return a new connection.  Raise Refused if there is none to be had now."""
+        """Return a new connection. Raise Refused if there is none to be had now."""
         for last in (False, True):
             try:
                 connection = psycopg.connect(self._conninfo, autocommit=True)
@@ -120,7 +120,7 @@ class Connections:
         if lazy:
             self.lazy.add(connection)
         if backend != connection.info.backend_pid:
-            # There is a pooler in between.  It may have another process of the server do each
+            # There is a pooler in between. It may have another process of the server do each
             # transaction, which doesn't know the statements that were prepared before.
             connection.prepare_threshold = None
         return connection

@@ -43,7 +43,7 @@ _STANDBY: Final = (
 )
 _CANCELED: Final = "57014"
 
-# libpq passes on no code for a refused connection.  In another language this looks like a missing right.
+# libpq passes on no code for a refused connection. In another language this looks like a missing right.
 _TOO_MANY: Final = re.compile("too many|connection slots|no more connections")
 _PERSONAL: Final = ("user", "password", "dbname", "options")
 

@@ -1,7 +1,7 @@
 """The statements for the tables on PostgreSQL.
 
 Each table of tables/interface.py is a table of the schema with two columns of type bytea, which
-PostgreSQL sorts by bytes, as it has to be.  The schema has three more tables::
+PostgreSQL sorts by bytes, as it has to be. The schema has three more tables::
 
     counts    tab text, key bytea -> n bigint   how many values a key of a set table has
     commits   token bytea -> through boolean    whether the transaction with that token was committed

@@ -1,11 +1,11 @@
 """Tables of bytes on PostgreSQL, or a database that speaks its protocol.
 
-Write transactions are serializable, and several run at once.  One that the server can't put in an
+Write transactions are serializable, and several run at once. One that the server can't put in an
 order with the others, or whose connection is lost before the commit, runs again from the start.
 
-Each transaction inserts a row with a random *token*.  If the connection is lost while the server
-commits, a row with the same token is inserted on another connection.  That insert waits for the
-transaction to end.  It fails if the transaction was committed; if it succeeds, the transaction can
+Each transaction inserts a row with a random *token*. If the connection is lost while the server
+commits, a row with the same token is inserted on another connection. That insert waits for the
+transaction to end. It fails if the transaction was committed; if it succeeds, the transaction can
 never be committed any more.
 """
 

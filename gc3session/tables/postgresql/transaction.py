@@ -1,7 +1,7 @@
 """The tables on PostgreSQL, as one transaction sees and changes them.
 
 What a transaction writes is sent only before it reads the same table, and at the commit: many
-statements at once (a pipeline).  Very many rows are sent by COPY.
+statements at once (a pipeline). Very many rows are sent by COPY.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def _after_prefix(prefix: bytes) -> bytes | None:
 def _identifies_states(connection: Connection) -> bool:
     """Return whether the server's `pg_current_snapshot()` differs after each commit.
 
-    CockroachDB has no such function.  YugabyteDB has it, but it knows only one node's transactions.
+    CockroachDB has no such function. YugabyteDB has it, but it knows only one node's transactions.
     """
     status = connection.pgconn.parameter_status
     return status(b"crdb_version") is None and b"-YB-" not in (status(b"server_version") or b"")

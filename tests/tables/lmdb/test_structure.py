@@ -44,7 +44,7 @@ def test_a_file_that_is_being_written_is_no_damage(tmp_path: Path) -> None:
 
 
 def test_sets_that_have_shrunk_are_no_damage(tmp_path: Path) -> None:
-    # lmdb.verify: "walked 1 leaf pages (3 with dup sub-trees), record says 4".  LMDB 0.9.36 loses count of them.
+    # lmdb.verify: "walked 1 leaf pages (3 with dup sub-trees), record says 4". LMDB 0.9.36 loses count of them.
     with Session(tmp_path / "s") as session:
         session.add_many(Task() for _ in range(511))
         tasks = list(session)

@@ -19,7 +19,7 @@ from consistency import check
 from gc3session import AccessDenied, OpenError, Session, StoreUnreachable, Task, make_store
 from gc3session.tables.postgresql.address import address_of
 
-THREADS, PROCESSES = 8, 4
+THREADS, PROCESSES = 4, 3
 
 
 @pytest.fixture

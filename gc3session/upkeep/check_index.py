@@ -30,8 +30,6 @@ class SessionRow(NamedTuple):
     size: int
     blank: int
     mark: list[object] | None
-    last_place: tuple[object, ...] | None = None
-    """The directory that was written to last, if there are several: host, boot ID, inode of `store.url`."""
 
 
 def parse_row(key: bytes, data: bytes) -> SessionRow:
@@ -40,27 +38,17 @@ def parse_row(key: bytes, data: bytes) -> SessionRow:
         raise Fault("its key is no identity of 16 bytes")
     body = unframe(0, data)
     if not (
-        isinstance(body, list)
-        and len(body) in (4, 5)
-        and all(type(part) is int and part >= 0 for part in body[:3])
+        isinstance(body, list) and len(body) == 4 and all(type(part) is int and part >= 0 for part in body[:3])
     ):
         raise Fault("it doesn't have the parts of a session's row")
-    number, size, blank, mark = body[:4]
+    number, size, blank, mark = body
     if not 0 < number < 1 << 32 or blank > size:
         raise Fault("its number or its sizes can't be right")
     if mark is not None:
         kinds = [type(part) for part in mark] if isinstance(mark, list) else []
         if kinds != [int, str, int, int]:
             raise Fault("its mark can't be one")
-    places = body[4] if len(body) == 5 else []
-    if not isinstance(places, list) or not all(map(_is_place, places)):
-        raise Fault("its places can't be right")
-    return SessionRow(key, number, size, blank, mark, tuple(places[-1][:3]) if places else None)
-
-
-def _is_place(place: object) -> bool:
-    kinds = [type(part) for part in place] if isinstance(place, list) else []
-    return kinds == [str, str, int, int, int, int]
+    return SessionRow(key, number, size, blank, mark)
 
 
 class _Entry(NamedTuple):

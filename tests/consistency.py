@@ -52,7 +52,7 @@ class Index(NamedTuple):
 
     ids: list[str]  # in the order of adding
     lines: list[int]  # where each stands in the mirror
-    row: list[Any]  # number, size and blank bytes of the mirror, mark, and places if there are some
+    row: list[Any]  # number, size and blank bytes of the mirror, mark
 
 
 class Held(NamedTuple):
@@ -275,7 +275,7 @@ def _indices(
 
 
 def _check_lines(mirror: bytes, index: Index) -> None:
-    _, size, blank, mark = index.row[:4]
+    _, size, blank, mark = index.row
     end = 0
     for id_, line in zip(index.ids, index.lines, strict=True):
         assert line >= end, "the lines of the mirror are not in the order of adding"

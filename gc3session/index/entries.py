@@ -16,8 +16,7 @@ added.
 
 The row of a session in the table `sessions` has the frame of a record (codec.py) around
 `[ session number, size, blank, mark ]`: the bytes of the mirror, how many of them are blank,
-and what mirror.py has noted there, nil if the mirror is to be written anew.  Where several
-machines may write to the session an array of their places follows.
+and what mirror.py has noted there, nil if the mirror is to be written anew.
 """
 
 from __future__ import annotations
@@ -61,26 +60,6 @@ def coming_key(identity: bytes) -> bytes:
     return b"coming " + identity
 
 
-class Place(NamedTuple):
-    """A session directory, of several on one session, as it was when its mirror was last written.
-
-    Attributes:
-        host: the name of the machine.
-        boot: its boot ID.
-        inode: of `store.url`.
-        time: of the mirror's change, in ns.
-        size: of the mirror, in bytes.
-        last: the order of the last task in it.
-    """
-
-    host: str
-    boot: str
-    inode: int
-    time: int
-    size: int
-    last: int
-
-
 class Row(NamedTuple):
     """What the table `sessions` holds of a session.
 
@@ -89,18 +68,15 @@ class Row(NamedTuple):
         size: bytes of the mirror.
         blank: how many of them are blank.
         mark: of the mirror (mirror.py), or None.
-        places: directories whose mirrors lack nothing but lines at the end; the last one has all.
     """
 
     number: int
     size: int
     blank: int
     mark: Any
-    places: tuple[Place, ...] = ()
 
     def write(self, writer: Writer, identity: bytes) -> None:
-        parts = [*self[:4], [list(place) for place in self.places]] if self.places else self[:4]
-        writer.put(SESSIONS, [(identity, seal(0, msgpack.packb(parts)))])
+        writer.put(SESSIONS, [(identity, seal(0, msgpack.packb(self)))])
 
     @classmethod
     def read(cls, reader: Reader, identity: bytes) -> Row | None:
@@ -124,9 +100,7 @@ class Row(NamedTuple):
         if len(identity) != 16:
             raise CorruptRecord("its key is no identity of 16 bytes")
         try:
-            number, size, blank, mark, *rest = msgpack.unpackb(unseal(0, data))
-            [places] = rest or [()]
-            row = cls(number, size, blank, mark, tuple(Place(*place) for place in places))
+            row = cls(*msgpack.unpackb(unseal(0, data)))
             row.check()
         except (ValueError, TypeError, msgpack.UnpackException) as error:
             raise CorruptRecord(f"it is not a session's row: {error}") from error
@@ -141,8 +115,6 @@ class Row(NamedTuple):
         no_mark = type(self.mark) is not list or [type(part) for part in self.mark] != [int, str, int, int]
         if self.mark is not None and no_mark:
             raise ValueError("what it says of the mirror can't be")
-        if any([type(part) for part in place] != [str, str, int, int, int, int] for place in self.places):
-            raise ValueError("what it says of the session's places can't be")
 
 
 def state_key(session: int, state: str) -> bytes:
@@ -163,8 +135,9 @@ def member(reader: Reader, session: int, order: int) -> tuple[int, int] | None:
     return None
 
 
-def members(reader: Reader, session: int, after: int = 0) -> Iterator[tuple[Entry, int]]:
-    """Give all committed entries of a session after an order, and their lines, in order."""
+def members(reader: Reader, session: int) -> Iterator[tuple[Entry, int]]:
+    """Give all committed entries of a session, and their lines, in order."""
+    after = 0
     while True:
         values = reader.values(MEMBERS, SESSION_KEY.pack(session), MEMBER.pack(after + 1, 0, 0), 4096)
         found = list(map(MEMBER.unpack, values))

@@ -22,13 +22,11 @@ class Change(NamedTuple):
         text: the lines after its end.
         blanks: which become blank: where, and how many bytes.
         anew: all of it is to be written anew.
-        last: the order of the last line; None if none was added.
     """
 
     text: bytes
     blanks: list[tuple[int, int]]
     anew: bool
-    last: int | None
 
 
 class Listener(Protocol):
@@ -96,7 +94,6 @@ class Ledger:
         self._left: set[Holding] = set()
         self._gone: dict[tuple[str, bytes], list[bytes]] = {}  # table and key -> values that `take_away` deletes
         self._texts: dict[int, list[bytes]] = {}
-        self._last: dict[int, int] = {}  # session -> order of what has joined last
         self._anew: set[int] = set()
 
     # -- which sessions hold a record
@@ -239,7 +236,6 @@ class Ledger:
         for state, some in by_state.items():
             self._writer.put_values(STATES, state_key(row.number, state), some)
         self._texts.setdefault(row.number, []).append("".join(texts).encode())
-        self._last[row.number] = orders[-1]
         self._rows[row.number] = identity, row._replace(size=line)
 
     def mend(self, identity: bytes) -> None:
@@ -301,10 +297,9 @@ class Ledger:
         for session, (identity, row) in self._rows.items():
             blanks = self._blanks.get(session, [])
             blank = row.blank + sum(length + 1 for _, length in blanks)
-            after = row._replace(blank=blank, mark=None, places=())
+            after = row._replace(blank=blank, mark=None)
             listener = listeners.get(identity)
             if listener is not None:
-                text, last = b"".join(self._texts.get(session, ())), self._last.get(session)
-                change = Change(text, blanks, session in self._anew, last)
+                change = Change(b"".join(self._texts.get(session, ())), blanks, session in self._anew)
                 after = listener.prepare(self._writer, self._before[session], after, change)
             after.write(self._writer, identity)

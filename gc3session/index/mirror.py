@@ -12,14 +12,11 @@ the row, and the next transaction or opening writes it anew.  It is not flushed:
 boot ID too, and after another boot the file is written anew as well.  So is one that was edited,
 with a MirrorWarning (which the store gives once all is done).
 
-A mark, as the row keeps it, is `[ time of change in ns, boot ID, size before the last lines,
-time of change before the transaction ]`.
-
-Several machines, each with a directory of its own, may write to one session where the store is
-on a server.  The row then has their *places*, too: a mirror that is as its place says lacks
-nothing but the last lines, and only these are written.  A transaction that takes lines away
-leaves no place but its own.  Where the directory is on a filesystem of the network, the file that
-another machine has written and closed is on the file server: its boot doesn't matter here.
+A mark, as the row keeps it, is `[ time of change in ns, where, size before the last lines,
+time of change before the transaction ]`.  *Where* is the boot ID; if the store is on a server,
+so that several machines may write to the session, the inode of `store.url` follows, as each
+machine may have a directory of its own.  A mirror that another one has written since is behind,
+and written anew.
 """
 
 from __future__ import annotations
@@ -35,19 +32,13 @@ from pathlib import Path
 from ..errors import CorruptStore, WriteError
 from ..records.schemas import Schemas
 from ..tables.interface import MEMBERS, Reader, Writer
-from .entries import MEMBER, SESSION_KEY, Place, Row, members
+from .entries import SESSION_KEY, Row, members
 from .index_writer import Change
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _PIECE = 1 << 20
 _REMEDY = "restore the store from a backup"
-_PLACES = 32  # of one session, that are remembered
 _UNITS = (1, 100, 1000, 10**6, 10**9, 2 * 10**9)  # of times of change on various filesystems, in ns
-
-
-@cache
-def _host() -> str:
-    return os.uname().nodename
 
 
 @cache
@@ -102,42 +93,18 @@ class Mirror:
         if row is None:
             row = Row(0, 0, 0, None)
         try:
-            status = os.lstat(self.path)
+            status, here = os.lstat(self.path), self._here()
         except FileNotFoundError:
             return False
         if not stat.S_ISREG(status.st_mode) or status.st_size != row.size:
             return False
         if row.mark is None:
             return row.size == 0
-        time_, boot, _, _ = row.mark
-        of_this_boot = boot == _boot_id() or bool(row.places and row.places[-1].host != _host())
-        return of_this_boot and _is_time(status.st_mtime_ns, time_)
+        time_, where, _, _ = row.mark
+        return where == here and _is_time(status.st_mtime_ns, time_)
 
-    def _behind(self, row: Row) -> Place | None:
-        """Return the place of this mirror if it is as it says, and others have written since."""
-        here = self._here()
-        for place in row.places[:-1]:
-            if place[:3] == here and os.path.lexists(self.path):
-                status = os.lstat(self.path)
-                same = stat.S_ISREG(status.st_mode) and status.st_size == place.size
-                return place if same and _is_time(status.st_mtime_ns, place.time) else None
-        return None
-
-    def _here(self) -> tuple[str, str, int]:
-        """Return what a place of this directory begins with."""
-        return _host(), _boot_id(), os.fstat(self._lock).st_ino
-
-    def _places(self, writer: Writer, before: Row, after: Row, change: Change) -> tuple[Place, ...]:
-        """Return the places for the row, after the change."""
-        if not self._shared:
-            return ()
-        here, last = self._here(), change.last
-        if last is None:
-            value = writer.last_value(MEMBERS, SESSION_KEY.pack(after.number))
-            last = 0 if value is None else MEMBER.unpack(value)[0]
-        others = () if change.blanks or change.anew else before.places
-        others = tuple(place for place in others if place[:3] != here)
-        return *others[1 - _PLACES :], Place(*here, self._time, after.size, last)
+    def _here(self) -> str:
+        return f"{_boot_id()} {os.stat(self._lock_path).st_ino}" if self._shared else _boot_id()
 
     # -- the steps of a transaction
 
@@ -146,7 +113,7 @@ class Mirror:
         self._take_lock()
 
     def prepare(self, writer: Writer, before: Row, after: Row, change: Change) -> Row:
-        """Lock the mirror and plan what `apply` is to do; return the row *after* with mark and places.
+        """Lock the mirror and plan what `apply` is to do; return the row *after* with its mark.
 
         Raise WriteError if the session is no longer where it was opened.
         """
@@ -155,16 +122,7 @@ class Mirror:
         self._time = time.time_ns()
         kept, former = before.size, before.mark[0] if before.mark else 0
         asked = change.anew
-        places = self._places(writer, before, after, change)
-        if not change.anew and not self.intact(before):
-            behind = self._behind(before)
-            text = None if behind is None else self._text_after(writer, after, behind)
-            if behind is not None and text is not None:
-                change = change._replace(text=text)
-                kept, former = behind.size, behind.time
-            else:
-                change = change._replace(anew=True)
-        if self._has_other_names():
+        if not change.anew and (not self.intact(before) or self._has_other_names()):
             change = change._replace(anew=True)
         if change.anew:
             try:
@@ -179,24 +137,7 @@ class Mirror:
             if not self._complaint:
                 former = self._time_of_change()  # a killed process may have left another one than the row's
         self._change, self._end = change, kept
-        return after._replace(mark=[self._time, _boot_id(), kept, former], places=places)
-
-    def _text_after(self, reader: Reader, row: Row, behind: Place) -> bytes | None:
-        """Return what a mirror that is behind lacks to what *row* says; None if it lacks more than that."""
-        lines: list[str] = []
-        end = behind.size
-        for (_, number, schema), line in members(reader, row.number, behind.last):
-            if line < end:
-                return None
-            if line > end:  # of what this transaction takes away
-                lines.append(" " * (line - end - 1) + "\n")
-            lines.append(f"{self._schemas.name(schema, reader)}.{number}\n")
-            end = line + len(lines[-1])
-        if end > row.size:
-            return None
-        if end < row.size:
-            lines.append(" " * (row.size - end - 1) + "\n")
-        return "".join(lines).encode()
+        return after._replace(mark=[self._time, self._here(), kept, former])
 
     def _has_other_names(self) -> bool:
         """Return whether what is written into the file would change another one, too: a hard link."""
@@ -334,13 +275,11 @@ class Mirror:
 
     def _complain_if_edited(self, before: Row) -> None:
         """Complain if what the mirror holds can't be what a killed process has left."""
-        if before.places and before.places[-1][:3] != self._here():
-            return  # nobody knows what this mirror was to be
         if before.mark is None:
             edited = before.size == 0 and self._differs(0)
         else:
-            _, boot, kept, former = before.mark
-            edited = boot == _boot_id() and self._differs(kept, former)
+            _, where, kept, former = before.mark
+            edited = where == self._here() and self._differs(kept, former)
         if edited:
             self._complaint = (
                 f"{self.path} was changed by another program; it was written anew from the session's index."

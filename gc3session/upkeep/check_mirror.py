@@ -31,18 +31,18 @@ class MirrorCopy:
     Attributes:
         name: that of the file.
         fault: why there is no copy; '' if there is one.
-        mark: the file's time of change in ns, and the boot ID.
+        time: of the file's change, in ns.
         size: how many bytes it has.
-        place: the host, the boot ID and the inode of `store.url`.
+        where: the boot ID and the inode of `store.url`, as a mark has them.
     """
 
     def __init__(self, directory: SessionDirectory) -> None:
         self._directory = directory
         self.name = directory.INDEX_FILENAME
         self.fault = "it was not looked at"
-        self.mark: list[object] = []
+        self.time = 0
         self.size = 0
-        self.place: tuple[object, ...] = ()
+        self.where = ""
         self._lock = -1
         self._copy: IO[bytes] | None = None
         self._window, self._window_at = b"", 0
@@ -55,7 +55,7 @@ class MirrorCopy:
             )
         except OSError:  # without it nobody can write; the check of the directory finds it
             return
-        self.place = os.uname().nodename, _boot_id(), os.fstat(self._lock).st_ino
+        self.where = f"{_boot_id()} {os.fstat(self._lock).st_ino}"
         end = time.monotonic() + _PATIENCE
         while time.monotonic() < end:
             try:
@@ -97,7 +97,7 @@ class MirrorCopy:
                 with keeping(_COPY):
                     self._copy.write(piece)
                 self.size += len(piece)
-        self.mark = [status.st_mtime_ns, _boot_id()]
+        self.time = status.st_mtime_ns
         return ""
 
     def read(self, offset: int, size: int) -> bytes:
@@ -176,11 +176,8 @@ class MirrorCheck:
             return False
         if row.mark is None:
             return True
-        if not row.places or row.places[-1][:3] == mirror.place:
-            return False
-        # Another directory was written to last, or another machine has written to this one.
-        same_file = (row.size, row.mark[0]) == (mirror.size, mirror.mark[0])
-        return not (same_file and row.places[-1].host != mirror.place[0])
+        where = str(row.mark[1])  # with an inode if another machine or directory may have written last
+        return " " in where and where != mirror.where
 
     def line(self, id_: str | None, at: int) -> Iterator[Finding]:
         """Give what is wrong with the next task's line; its ID is None if it isn't known."""
@@ -223,13 +220,13 @@ class MirrorCheck:
     def _difference(self, what: str) -> Finding:
         """Return the finding that the file is not as the index says; there is at most one."""
         self._differs = True
-        assert self._mirror is not None
-        row = self._row
-        stale = row is not None and row.mark is not None and row.mark[:2] != self._mirror.mark
+        mirror = self._mirror
+        assert mirror is not None
+        mark = self._row.mark if self._row is not None else None
         cause = "another program has edited it; repair rewrites it"
-        if stale:
+        if mark is not None and not (mark[0] == mirror.time and mirror.where.startswith(str(mark[1]))):
             cause = "a writer was interrupted, or another program has edited it; the next opening rewrites it"
-        return Finding("mirror", self._mirror.name, f"{what}: {cause}")
+        return Finding("mirror", mirror.name, f"{what}: {cause}")
 
     def end(self) -> Iterator[Finding]:
         """Give what is wrong with the rest of the file, and with the sizes in the row."""

@@ -69,6 +69,17 @@ def test_edited_mirror_is_mended_by_a_flush_of_nothing(session: Session) -> None
     assert read_mirror(session.path) == ids
 
 
+def test_mirror_on_a_filesystem_with_coarse_times_is_appended_to(session: Session) -> None:
+    session.add(Task())
+    mirror = Path(session.path, "session_ids.txt")
+    inode = mirror.stat().st_ino
+    for unit in (1000, 10**9):
+        time = mirror.stat().st_mtime_ns
+        os.utime(mirror, ns=(time, time - time % unit))
+        session.add(Task())
+        assert mirror.stat().st_ino == inode, "it was written anew"
+
+
 def be_killed_before_the_mirror_is_written(path: Path) -> None:
     gc3session.index.mirror.Mirror.apply = lambda mirror: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[method-assign]
     with Session(path) as session:  # which mends the mirror, if it is stale

@@ -303,8 +303,7 @@ def backend(session: Session) -> int:
 
 
 def on_machine(host: str, path: Path, url: str, count: int) -> list[str]:
-    """Add tasks as a machine of that name would: it is in the mirror's mark, as is the boot."""
-    gc3session.index.mirror._host = lambda: host  # type: ignore[assignment]
+    """Add tasks as a machine of that name would: its boot is in the mirror's mark."""
     gc3session.index.mirror._boot_id = lambda: f"boot of {host}"  # type: ignore[assignment]
     with Session(path, store_or_url=url) as session:
         ids = []

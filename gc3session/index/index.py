@@ -24,7 +24,7 @@ from .entries import (
     member,
     state_key,
 )
-from .index_writer import Holding, Joining, Ledger, Listener
+from .index_writer import IndexWriter, Listener, Membership, NewEntries
 
 if TYPE_CHECKING:
     from ..store.store import Store
@@ -294,37 +294,37 @@ class Index:
 
     # -- writing
 
-    def write_left(self, ledger: Ledger, writer: Writer) -> None:
-        """Note in the ledger what the batch takes away."""
+    def write_left(self, index_writer: IndexWriter, writer: Writer) -> None:
+        """Note in the index_writer what the batch takes away."""
         self.expect_orders(writer, [*self.left.values(), *self.late])
         self.store.expect_records(writer, [*self.left.values(), *self.late])
         for order, number in self.left.items():
             if self.committed_order(writer, number) == order:
                 session = self.session(writer)
                 assert session is not None
-                ledger.leave(Holding(session, order), number, self.store.committed_state(writer, number))
+                index_writer.leave(Membership(session, order), number, self.store.committed_state(writer, number))
 
-    def write_joined(self, ledger: Ledger, writer: Writer) -> None:
+    def write_joined(self, index_writer: IndexWriter, writer: Writer) -> None:
         """Write what the batch adds.  Raise ConflictError if an added record is gone."""
         if not self.joined:
             return
-        joining = self._joining(writer)
+        new_entries = self._new_entries(writer)
         last = self.last(writer)
-        if joining.orders and joining.orders[0] <= last:
+        if new_entries.orders and new_entries.orders[0] <= last:
             # Another process has added meanwhile: these come after it.
-            first = self.store.sequence.fresh(writer, len(joining.orders), last)
-            joining = joining._replace(orders=list(range(first, first + len(joining.orders))))
-        if joining.orders:
-            ledger.join(self.identity, joining)
+            first = self.store.sequence.take_reserved(writer, len(new_entries.orders), last)
+            new_entries = new_entries._replace(orders=list(range(first, first + len(new_entries.orders))))
+        if new_entries.orders:
+            index_writer.join(self.identity, new_entries)
 
-    def _joining(self, writer: Writer) -> Joining:
+    def _new_entries(self, writer: Writer) -> NewEntries:
         """Return the entries that the batch adds; raise ConflictError if the record of one is gone."""
         store = self.store
         orders = self._sorted_orders()
         if not self.late:
             batch = store.batch
             schemas = [schema_number(batch.records[number]) for number in orders]
-            return Joining(orders, orders, schemas, [batch.states[number] for number in orders])
+            return NewEntries(orders, orders, schemas, [batch.states[number] for number in orders])
         # Another process may have added the same.
         orders = [n for n in orders if self.joined[n] == n or self.committed_order(writer, self.joined[n]) is None]
         numbers = [self.joined[order] for order in orders]
@@ -334,7 +334,7 @@ class Index:
                     f"record {number} was removed from the store while it was being added; nothing was written"
                 )
         schemas = [store.schema_number_of(writer, number) for number in numbers]
-        return Joining(orders, numbers, schemas, [store.state_of(writer, number) or "" for number in numbers])
+        return NewEntries(orders, numbers, schemas, [store.state_of(writer, number) or "" for number in numbers])
 
     def last(self, reader: Reader) -> int:
         """Return the greatest committed order, or 0."""

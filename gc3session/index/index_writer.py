@@ -1,4 +1,4 @@
-"""The ledger: what one transaction writes into the index of any session of the store."""
+"""What one transaction writes into the index of any session of the store."""
 
 from __future__ import annotations
 
@@ -35,27 +35,27 @@ class Listener(Protocol):
     def lock(self) -> None:
         """Called before the transaction where transactions run side by side: wait here for other programs."""
 
-    def prepare(self, writer: Writer, before: Row, after: Row, change: Change) -> Row:
+    def plan(self, writer: Writer, before: Row, after: Row, change: Change) -> Row:
         """Called at the end of the transaction; return the session's row with what the mirror needs to know."""
 
-    def apply(self) -> None:
+    def write(self) -> None:
         """Called after the commit."""
 
-    def release(self) -> str:
+    def unlock(self) -> str:
         """Called in the end, whether there was a commit or not; return what the user is to be warned of."""
 
     def forked(self) -> None:
         """Called in a forked child."""
 
 
-class Holding(NamedTuple):
+class Membership(NamedTuple):
     """A session that holds a record."""
 
     session: int
     order: int
 
 
-class Joining(NamedTuple):
+class NewEntries(NamedTuple):
     """Entries to be added to a session, in their order; if none is late the numbers are the orders."""
 
     orders: list[int]
@@ -80,7 +80,7 @@ def _runs(schemas: list[int], numbers: list[int]) -> Iterator[tuple[int, int, in
         begin = end
 
 
-class Ledger:
+class IndexWriter:
     """What one transaction writes into the index of any session of the store."""
 
     def __init__(self, store: Store, writer: Writer) -> None:
@@ -91,23 +91,23 @@ class Ledger:
         self._before: dict[int, Row] = {}
         self._rows: dict[int, tuple[bytes, Row]] = {}
         self._blanks: dict[int, list[tuple[int, int]]] = {}
-        self._left: set[Holding] = set()
+        self._left: set[Membership] = set()
         self._gone: dict[tuple[str, bytes], list[bytes]] = {}  # table and key -> values that `take_away` deletes
         self._texts: dict[int, list[bytes]] = {}
         self._anew: set[int] = set()
 
     # -- which sessions hold a record
 
-    def holdings(self, numbers: list[int]) -> list[tuple[int, Holding]]:
+    def holdings(self, numbers: list[int]) -> list[tuple[int, Membership]]:
         """Return which sessions hold some records: (N, holding), once for each session."""
-        found: list[tuple[int, Holding]] = []
+        found: list[tuple[int, Membership]] = []
         if self._late is None:
             self._late = bool(self._writer.scan(LATE_MEMBERS, b"", 1))
         if self._late:
             for number in numbers:
                 key = RECORD_KEY.pack(number)
                 for item, order in self._writer.scan(LATE_MEMBERS, key, prefix=key):
-                    holding = Holding(SESSION_KEY.unpack(item[8:])[0], RECORD_KEY.unpack(order)[0])
+                    holding = Membership(SESSION_KEY.unpack(item[8:])[0], RECORD_KEY.unpack(order)[0])
                     found.append((number, holding))
         for session in self._sessions():
             key, starts = SESSION_KEY.pack(session), [MEMBER.pack(number, 0, 0) for number in numbers]
@@ -116,7 +116,7 @@ class Ledger:
             for number, value in zip(numbers, values, strict=True):
                 order, schema, _ = (0, 0, 0) if value is None else MEMBER.unpack(value)
                 if order == number and schema < LATE_BIT:
-                    found.append((number, Holding(session, number)))
+                    found.append((number, Membership(session, number)))
                 else:
                     others.append(number)
             numbers = others  # a record has its own N for its order in one session at most
@@ -143,7 +143,7 @@ class Ledger:
             self._identities = {Row.from_bytes(key, data).number: key for key, data in rows}
         return self._identities
 
-    def expect(self, held: Iterable[tuple[int, Holding]]) -> None:
+    def expect(self, held: Iterable[tuple[int, Membership]]) -> None:
         """Hear which records are about to leave which sessions, one by one."""
         orders: dict[int, list[int]] = {}
         for _, (session, order) in held:
@@ -153,7 +153,7 @@ class Ledger:
 
     # -- changing them
 
-    def leave(self, holding: Holding, number: int, state: str | None) -> None:
+    def leave(self, holding: Membership, number: int, state: str | None) -> None:
         """Take record N, which is in *state* (None: it can't be read), out of a session; `take_away` completes it."""
         session, order = holding
         if holding in self._left:
@@ -203,11 +203,11 @@ class Ledger:
             values.sort()
             self._writer.put_values(STATES, key, values)
 
-    def join(self, identity: bytes, joining: Joining) -> None:
+    def join(self, identity: bytes, new_entries: NewEntries) -> None:
         """Add entries to a session."""
         row = self._row(identity)
         session = SESSION_KEY.pack(row.number)
-        orders, numbers, schemas, states = joining
+        orders, numbers, schemas, states = new_entries
         keys = list(map(RECORD_KEY.pack, orders))
         values: list[bytes] = []
         texts: list[str] = []
@@ -238,11 +238,11 @@ class Ledger:
         self._texts.setdefault(row.number, []).append("".join(texts).encode())
         self._rows[row.number] = identity, row._replace(size=line)
 
-    def mend(self, identity: bytes) -> None:
+    def check_mirror(self, identity: bytes) -> None:
         """Have a session's mirror compared with the index, and written anew if it differs."""
         self._row(identity)
 
-    def tidy(self, identity: bytes) -> None:
+    def rewrite_mirror(self, identity: bytes) -> None:
         """Give the entries of a session lines without blank ones between them."""
         row = self._row(identity)
         key, line = SESSION_KEY.pack(row.number), 0
@@ -301,5 +301,5 @@ class Ledger:
             listener = listeners.get(identity)
             if listener is not None:
                 change = Change(b"".join(self._texts.get(session, ())), blanks, session in self._anew)
-                after = listener.prepare(self._writer, self._before[session], after, change)
+                after = listener.plan(self._writer, self._before[session], after, change)
             after.write(self._writer, identity)

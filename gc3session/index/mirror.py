@@ -59,7 +59,7 @@ def _is_time(found: int, noted: int) -> bool:
 class Mirror:
     """The mirror at *path*; *lock* is a file of the session that stays for ever.
 
-    It is told of the transactions by its session's index (see `ledger.Listener`).
+    It is told of the transactions by its session's index (see `index_writer.Listener`).
 
     Args:
         path: of the mirror.
@@ -109,11 +109,11 @@ class Mirror:
     # -- the steps of a transaction
 
     def lock(self) -> None:
-        """Lock the mirror before the transaction.  Raise WriteError as `prepare` does."""
+        """Lock the mirror before the transaction.  Raise WriteError as `plan` does."""
         self._take_lock()
 
-    def prepare(self, writer: Writer, before: Row, after: Row, change: Change) -> Row:
-        """Lock the mirror and plan what `apply` is to do; return the row *after* with its mark.
+    def plan(self, writer: Writer, before: Row, after: Row, change: Change) -> Row:
+        """Lock the mirror and plan what `write` is to do; return the row *after* with its mark.
 
         Raise WriteError if the session is no longer where it was opened.
         """
@@ -174,7 +174,7 @@ class Mirror:
             " not all of them; make room, and the next flush mends it"
         )
 
-    def apply(self) -> None:
+    def write(self) -> None:
         """Write to the file what has been committed.
 
         A failure is only warned of: the tasks are stored, and the next transaction mends the file.
@@ -198,7 +198,7 @@ class Mirror:
         except OSError as error:
             self._complain(error)
 
-    def release(self) -> str:
+    def unlock(self) -> str:
         """Unlock the mirror, and drop a plan that was not carried out; return what to warn of."""
         complaint, self._complaint = self._complaint, ""
         if not self._locked:

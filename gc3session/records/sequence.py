@@ -9,7 +9,7 @@ from ..tables.interface import META, Tables, Writer
 
 NEXT_KEY = b"next N"
 _FIRST_BLOCK, _LARGEST_BLOCK = 16, 8192
-_MOST_FORESEEN = 1 << 20
+_MOST_EXPECTED = 1 << 20
 
 
 class NumbersNeeded(Exception):
@@ -30,7 +30,7 @@ class NumberSequence:
     What a crash leaves of a block stays unused.  The numbers of one process increase.
 
     Attributes:
-        numbers: the rest of the block; `next` goes on where it ends.
+        numbers: the rest of the block; `next` continues with another block.
     """
 
     def __init__(self, tables: Tables) -> None:
@@ -41,20 +41,20 @@ class NumberSequence:
         """Forget the block: it belongs to the process that this one was forked from."""
         self.numbers = iter(range(0))
         self._spare = range(0)  # the block after the one in use
-        self._stock = range(0)  # for `fresh`
+        self._reserved = range(0)  # for `take_reserved`
         self._size = _FIRST_BLOCK
-        self._foreseen = 0
+        self._expected = 0
 
-    def foresee(self, count: int) -> None:
-        """Hear how many numbers are about to be needed: they are taken as one block."""
-        self._foreseen = min(count, _MOST_FORESEEN) - length_hint(self.numbers) - len(self._spare)
+    def expect(self, count: int) -> None:
+        """Take the numbers that are about to be needed as one block."""
+        self._expected = min(count, _MOST_EXPECTED) - length_hint(self.numbers) - len(self._spare)
 
     def next(self) -> int:
-        """Return a number that nobody has had."""
+        """Return a number that was never handed out."""
         number = next(self.numbers, 0)
         if not number:
             if not self._spare:
-                self.took(self._tables.write(self.reserve))
+                self.use_block(self._tables.write(self.take_block))
             self.numbers, self._spare = iter(self._spare), range(0)
             number = next(self.numbers)
         return number
@@ -65,17 +65,17 @@ class NumberSequence:
             return False
         return not self._spare and length_hint(self.numbers) < self._size // 4
 
-    def reserve(self, writer: Writer) -> tuple[int, int]:
-        """Take a block in a transaction; `took` is to be called once that is committed."""
-        size = max(self._size, self._foreseen)
+    def take_block(self, writer: Writer) -> tuple[int, int]:
+        """Take a block in a transaction; `use_block` is to be called once that is committed."""
+        size = max(self._size, self._expected)
         first = self.take(writer, size)
         return first, first + size
 
-    def took(self, block: tuple[int, int]) -> None:
+    def use_block(self, block: tuple[int, int]) -> None:
         """Use a block whose transaction was committed."""
         self._spare = range(*block)
         self._size = min(2 * self._size, _LARGEST_BLOCK)
-        self._foreseen = 0
+        self._expected = 0
 
     def give_back(self) -> None:
         """Return what is left to the store, if nobody has taken a block since."""
@@ -90,23 +90,23 @@ class NumberSequence:
 
         self._tables.write(unit)
 
-    def fresh(self, writer: Writer, count: int, after: int) -> int:
+    def take_reserved(self, writer: Writer, count: int, after: int) -> int:
         """Take *count* numbers, all after *after*, for what a transaction writes; return the first.
 
         Where transactions run side by side raise NumbersNeeded if they are to be taken before it.
         """
         if not self._tables.concurrent_writers:
             return self.take(writer, count)
-        first = self._stock.start
-        if len(self._stock) < count or first <= after:
+        first = self._reserved.start
+        if len(self._reserved) < count or first <= after:
             raise NumbersNeeded(count)
-        self._stock = range(first + count, self._stock.stop)
+        self._reserved = range(first + count, self._reserved.stop)
         return first
 
-    def stock(self, count: int) -> None:
-        """Take numbers, for `fresh`, in a transaction of their own."""
+    def reserve_block(self, count: int) -> None:
+        """Take numbers, for `take_reserved`, in a transaction of their own."""
         first = self._tables.write(lambda writer: self.take(writer, count))
-        self._stock = range(first, first + count)
+        self._reserved = range(first, first + count)
 
     @staticmethod
     def take(writer: Writer, count: int) -> int:

@@ -111,7 +111,7 @@ class SessionBase(Generic[T]):
         store, index = self.store, self._index
         source = iter(tasks)
         with store.lock:
-            store.sequence.foresee(len(tasks) if isinstance(tasks, Sequence) else 0)
+            store.sequence.expect(len(tasks) if isinstance(tasks, Sequence) else 0)
         try:
             # The lock is held for some at a time, as a generator is the user's code.
             failure: BaseException | None = None

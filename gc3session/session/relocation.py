@@ -18,7 +18,7 @@ def complete_move(target: Store, directory: SessionDirectory, identity: bytes, l
         identity: the one that it had in the old store.
         line: what `store.url` is to say. That is written last: until then, each opening does all of this.
     """
-    target.write(lambda ledger, writer: writer.delete(META, [coming_key(identity)]), numbers=False)
+    target.write(lambda index_writer, writer: writer.delete(META, [coming_key(identity)]), numbers=False)
     directory.moved(line, write=True)
 
 

@@ -154,9 +154,9 @@ class Session(SessionBase[T]):
                 row = Row.read(reader, identity)
             if not self._mirror.intact(row) and self._is_there():
                 if row is not None and row.blank > _MOST_BLANKS:
-                    store.write(lambda ledger, writer: ledger.tidy(identity))
+                    store.write(lambda index_writer, writer: index_writer.rewrite_mirror(identity))
                 else:
-                    store.write(lambda ledger, writer: ledger.mend(identity))
+                    store.write(lambda index_writer, writer: index_writer.check_mirror(identity))
 
     def _is_there(self) -> bool:
         """Return whether the session is still where it was opened, and the same."""
@@ -177,7 +177,7 @@ class Session(SessionBase[T]):
         with store.reading() as reader:
             row = Row.read(reader, identity)
         if row is not None and row.blank > max(_FULL_OF_BLANKS, row.size // 2) and self._is_there():
-            store.write(lambda ledger, writer: ledger.tidy(identity))
+            store.write(lambda index_writer, writer: index_writer.rewrite_mirror(identity))
 
     def check(self, *, references: bool = False) -> Check:
         """Return the findings of a check of all that is on disk, one by one; none if all is right.
@@ -256,7 +256,7 @@ class Session(SessionBase[T]):
                     store.stage_removals(map(store.number_of, list(self.ids())))
                 try:
                     store.indexes.remove(self._index)
-                    store.write(lambda ledger, writer: ledger.erase(self._index.identity))
+                    store.write(lambda index_writer, writer: index_writer.erase(self._index.identity))
                 except BaseException:
                     if self._index not in store.indexes:  # it is still this session's
                         store.indexes.append(self._index)
@@ -315,7 +315,7 @@ class TemporarySession(SessionBase[T]):
 
     def _tidy(self) -> None:
         if self.store.tables.exists():
-            self.store.write(lambda ledger, writer: ledger.erase(self._index.identity))
+            self.store.write(lambda index_writer, writer: index_writer.erase(self._index.identity))
 
     def destroy(self) -> None:
         """Delete the session's tasks from the store, and close the session."""

@@ -21,7 +21,7 @@ from ..format.frame import RECORD_KEY, values_of
 from ..format.schema import Schema, stored_schema
 from ..index.entries import Row
 from ..index.index import Index
-from ..index.index_writer import Ledger
+from ..index.index_writer import IndexWriter
 from ..records.sequence import NEXT_KEY
 from ..store.mirrored import mirrored_index
 from ..store.store import Store, make_store
@@ -157,14 +157,14 @@ def _copy_timestamps(source: SessionDirectory, target: SessionDirectory) -> None
             os.unlink(new)
 
 
-def _write_mirror(identity: bytes) -> Callable[[Ledger, Writer], None]:
+def _write_mirror(identity: bytes) -> Callable[[IndexWriter, Writer], None]:
     """Return the unit that writes the mirror of a copied store, whose row still has the mark of the original's mirror."""
 
-    def unit(ledger: Ledger, writer: Writer) -> None:
+    def unit(index_writer: IndexWriter, writer: Writer) -> None:
         row = Row.read(writer, identity)
         if row is not None:
             row._replace(mark=None).write(writer, identity)
-            ledger.mend(identity)
+            index_writer.check_mirror(identity)
 
     return unit
 
@@ -181,10 +181,10 @@ class _Copying:
         while some := list(islice(records, _RECORDS_AT_ONCE)):
             write_records(self._target, some, self._state_of)
 
-    def _begin(self, ledger: Ledger, writer: Writer) -> None:
+    def _begin(self, index_writer: IndexWriter, writer: Writer) -> None:
         writer.put(META, [(NEXT_KEY, RECORD_KEY.pack(self._state.next))])
         writer.put(SCHEMAS, list(starmap(stored_schema, self._state.schemas.items())))
-        ledger.mend(self._target.identity)
+        index_writer.check_mirror(self._target.identity)
 
     def _state_of(self, record: PlacedRecord) -> str:
         if record.state is not None:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from ..format.frame import RECORD_KEY
 from ..index.index import Index
-from ..index.index_writer import Joining, Ledger
+from ..index.index_writer import IndexWriter, NewEntries
 from ..tables.interface import RECORDS, Writer
 
 
@@ -44,12 +44,12 @@ def write_records(index: Index, records: list[PlacedRecord], state_of: Callable[
     orders, numbers = [record.order for record in held], [record.number for record in held]
     if numbers == orders:
         numbers = orders  # the same list: so the index knows that no entry is late
-    entries = Joining(orders, numbers, [record.schema for record in held], list(map(state_of, held)))
+    entries = NewEntries(orders, numbers, [record.schema for record in held], list(map(state_of, held)))
 
-    def unit(ledger: Ledger, writer: Writer) -> None:
+    def unit(index_writer: IndexWriter, writer: Writer) -> None:
         writer.put(RECORDS, items)
         if held:
-            ledger.join(index.identity, entries)
+            index_writer.join(index.identity, entries)
 
     with index.store.lock:
         index.store.write(unit, numbers=False)

@@ -32,7 +32,7 @@ from ..errors import (
 from ..format.frame import RECORD_KEY, revision_of, schema_number_or_0
 from ..index.entries import moved_key
 from ..index.index import Index
-from ..index.index_writer import Ledger
+from ..index.index_writer import IndexWriter
 from ..records.batch import REMOVED, Batch
 from ..records.codec import layout_of
 from ..records.ids import parse_id
@@ -363,9 +363,9 @@ class Store(StoreStaging):
         """Write the batch, records and indexes in one transaction; keep it if that fails."""
         if not self.batch.records and not any(index.joined or index.left for index in self.indexes):
             return
-        self.write(lambda ledger, writer: None)
+        self.write(lambda index_writer, writer: None)
 
-    def write(self, more: Callable[[Ledger, Writer], None], *, numbers: bool = True) -> None:
+    def write(self, more: Callable[[IndexWriter, Writer], None], *, numbers: bool = True) -> None:
         """Write the batch, and what *more* does, in one transaction.
 
         Unless *numbers* is False a block of numbers for new records is taken along when few are left.
@@ -373,11 +373,11 @@ class Store(StoreStaging):
 
         def unit(writer: Writer) -> tuple[int, int] | None:
             self._check_not_moved(writer)
-            ledger = Ledger(self, writer)
-            self._write_batch(ledger, writer)
-            more(ledger, writer)
-            ledger.finish(self.indexes)
-            return self.sequence.reserve(writer) if numbers and self.sequence.low() else None
+            index_writer = IndexWriter(self, writer)
+            self._write_batch(index_writer, writer)
+            more(index_writer, writer)
+            index_writer.finish(self.indexes)
+            return self.sequence.take_block(writer) if numbers and self.sequence.low() else None
 
         self._resolve_commit()
         listeners = {index.identity: index.listener for index in self.indexes if index.listener is not None}
@@ -406,7 +406,7 @@ class Store(StoreStaging):
                 self.tables.write(unit, self._after_commit, self._release_listeners)
                 return
             except NumbersNeeded as needed:
-                self.sequence.stock(needed.count)
+                self.sequence.reserve_block(needed.count)
             except BaseException:  # also of a signal's handler, while the server was waited for
                 self._pending_commit = self.tables.pending_commit
                 raise
@@ -419,7 +419,7 @@ class Store(StoreStaging):
 
     def _release_listeners(self) -> builtins.list[str]:
         """Have all mirrors unlocked; return what to warn of."""
-        return [index.listener.release() for index in self.indexes if index.listener is not None]
+        return [index.listener.unlock() for index in self.indexes if index.listener is not None]
 
     def _check_not_moved(self, writer: Writer) -> None:
         for index in self.indexes:
@@ -433,15 +433,15 @@ class Store(StoreStaging):
 
     def _after_commit(self, block: tuple[int, int] | None) -> None:
         if block is not None:
-            self.sequence.took(block)
+            self.sequence.use_block(block)
         self.batch.clear()
         for index in self.indexes:
             index.reset()
         for index in self.indexes:
             if index.listener is not None:
-                index.listener.apply()
+                index.listener.write()
 
-    def _write_batch(self, ledger: Ledger, writer: Writer) -> None:
+    def _write_batch(self, index_writer: IndexWriter, writer: Writer) -> None:
         records, states = self.batch.records, self.batch.states
         updates, removed = sorted(self.batch.updates()), sorted(self.batch.removals())
         # What is removed without ever having been loaded here has no revision to compare.
@@ -449,23 +449,23 @@ class Store(StoreStaging):
         if expected:
             self._check_conflicts(writer, expected)
         self.expect_records(writer, removed)
-        held = ledger.holdings(removed) if removed else []
-        ledger.expect(held)
+        held = index_writer.holdings(removed) if removed else []
+        index_writer.expect(held)
         for number, holding in held:
-            ledger.leave(holding, number, self.committed_state(writer, number))
+            index_writer.leave(holding, number, self.committed_state(writer, number))
         for index in self.indexes:
-            index.write_left(ledger, writer)
-        ledger.take_away()
+            index.write_left(index_writer, writer)
+        index_writer.take_away()
         writer.delete(RECORDS, map(_key, removed))
         for index in self.indexes:
-            index.write_joined(ledger, writer)
+            index.write_joined(index_writer, writer)
         moves: dict[tuple[str, str], builtins.list[int]] = {}
         for number in updates:
             before, after = self.batch.bases[number][1], states[number]
             if before != after:
                 moves.setdefault((before, after), []).append(number)
         if moves:
-            ledger.move(moves)
+            index_writer.move(moves)
         bases = self.batch.bases
         if updates:
             writer.put(RECORDS, [(_key(number), records[number]) for number in updates])

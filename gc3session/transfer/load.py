@@ -13,7 +13,7 @@ from ..errors import ClashError, CorruptRecord, InvalidArgument
 from ..format.frame import RECORD_KEY, read_header, seal, unseal, values_of
 from ..format.schema import PERSISTABLE, Schema, stored_schema
 from ..index.index import Index
-from ..index.index_writer import Ledger
+from ..index.index_writer import IndexWriter
 from ..records.ids import parse_id
 from ..records.json_values import FieldsDecoder
 from ..records.sequence import NEXT_KEY
@@ -184,7 +184,7 @@ class Loading:
         first, next_ = self._dump.first, self._dump.next
         here, stored = 1, False
 
-        def unit(ledger: Ledger, writer: Writer) -> None:
+        def unit(index_writer: IndexWriter, writer: Writer) -> None:
             nonlocal here, stored
             here = RECORD_KEY.unpack(writer.get(META, NEXT_KEY) or _key(1))[0]
             mine = first >= self._own.start and min(here, next_) <= self._own.stop
@@ -193,7 +193,7 @@ class Loading:
             self._reserve(writer, range(first, next_))
             shift = here - first if first < here and self._on_clash == "renumber" else 0
             writer.put(META, [(NEXT_KEY, _key(max(here, next_ + shift)))])
-            ledger.mend(self._index.identity)
+            index_writer.check_mirror(self._index.identity)
             stored = writer.entries(SCHEMAS) == 0
             if stored:
                 writer.put(SCHEMAS, list(starmap(stored_schema, self._dump.schemas.items())))

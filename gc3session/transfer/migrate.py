@@ -25,7 +25,7 @@ from ..errors import ClashError, InvalidArgument, WriteError
 from ..format.frame import RECORD_KEY
 from ..index.entries import coming_key, moved_key
 from ..index.index import Index
-from ..index.index_writer import Ledger
+from ..index.index_writer import IndexWriter
 from ..session.relocation import complete_move
 from ..session.session import Session
 from ..snapshots.snapshot import Snapshot
@@ -69,7 +69,7 @@ def migrate_session(
             source.flush()
             move = _Move(session, target)
 
-            def unit(ledger: Ledger, writer: Writer) -> None:
+            def unit(index_writer: IndexWriter, writer: Writer) -> None:
                 move.copy(writer, progress)
                 writer.put(META, [(moved_key(session._index.identity), move.line.encode())])
 
@@ -125,7 +125,7 @@ class _Move:
         first, next_ = map(RECORD_KEY.pack, (numbers.start, numbers.stop))
         writer.put(META, [(self._coming, first + next_ + self._identity)])
 
-    def _clear(self, ledger: Ledger, writer: Writer) -> None:
+    def _clear(self, index_writer: IndexWriter, writer: Writer) -> None:
         """Delete what a migration of the session that was killed has left in the new store."""
         left = writer.get(META, self._coming)
         if left is None:
@@ -139,4 +139,4 @@ class _Move:
             if len(keys) < len(items):
                 break
             start = items[-1][0] + b"\0"
-        ledger.erase(identity)
+        index_writer.erase(identity)

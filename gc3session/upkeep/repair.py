@@ -259,7 +259,7 @@ class _Repair:
         ):
             warnings.simplefilter("ignore", MirrorWarning)
             if store.tables.exists():
-                store.write(lambda ledger, writer: ledger.mend(identity))
+                store.write(lambda index_writer, writer: index_writer.check_mirror(identity))
 
     # -- the store
 

@@ -81,7 +81,7 @@ def test_mirror_on_a_filesystem_with_coarse_times_is_appended_to(session: Sessio
 
 
 def be_killed_before_the_mirror_is_written(path: Path) -> None:
-    gc3session.index.mirror.Mirror.apply = lambda mirror: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[method-assign]
+    gc3session.index.mirror.Mirror.write = lambda mirror: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[method-assign]
     with Session(path) as session:  # which mends the mirror, if it is stale
         session.add(Task())
 

@@ -142,7 +142,7 @@ def step(sessions: list[Session], place: int, what: str, which: int) -> None:
         Path(mirror(session)).write_text(f"edited{text[6:]}")
     elif what == "kill":  # after the commit, before the mirror is written
         with pytest.MonkeyPatch.context() as patched:
-            patched.setattr(gc3session.index.mirror.Mirror, "apply", lambda self: None)
+            patched.setattr(gc3session.index.mirror.Mirror, "write", lambda self: None)
             session.add(Task())
     elif what == "batch":
         session.add(Task(), flush=False)

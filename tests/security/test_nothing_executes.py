@@ -109,7 +109,7 @@ def test_mirror_that_becomes_a_link_during_a_transaction_is_not_written_through(
     session.add(Task())
     victim = tmp_path / "victim"
     victim.write_text("precious")
-    prepare = session._mirror.prepare
+    prepare = session._mirror.plan
 
     def prepare_and_plant(*args: object) -> object:
         mark = prepare(*args)
@@ -118,7 +118,7 @@ def test_mirror_that_becomes_a_link_during_a_transaction_is_not_written_through(
         return mark
 
     with monkeypatch.context() as patched:
-        patched.setattr(session._mirror, "prepare", prepare_and_plant)
+        patched.setattr(session._mirror, "plan", prepare_and_plant)
         with pytest.warns(MirrorWarning, match="could not be written"):
             session.add(Task())
     assert victim.read_text() == "precious"

@@ -260,5 +260,5 @@ def test_data_file_is_as_long_as_its_pages_after_each_commit(session: Session) -
         writer.put("records", [(key, bytes(20_000)) for key in keys])
         writer.delete("records", keys)
 
-    session.store.write(lambda ledger, writer: take_and_free(writer))
+    session.store.write(lambda index_writer, writer: take_and_free(writer))
     assert missing_bytes(os.path.join(session.path, "jobs", "data.mdb")) == 0

@@ -170,14 +170,14 @@ def test_mirror_lists_nothing_that_is_not_committed(tmp_path: Path) -> None:
 def test_mirror_is_written_only_after_the_commit(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
     first = session.add(Task())
     seen: list[tuple[set[str], list[str]]] = []
-    apply = session._mirror.apply
+    apply = session._mirror.write
 
     def noting_apply() -> None:
         with Session(session.path, read_only=True) as other:
             seen.append((other.list_ids(), read_mirror(session.path)))
         apply()
 
-    monkeypatch.setattr(session._mirror, "apply", noting_apply)
+    monkeypatch.setattr(session._mirror, "write", noting_apply)
     second = session.add(Task())
     session.remove(first)
     assert seen == [({first, second}, [first]), ({second}, [first, second])]

@@ -43,14 +43,14 @@ def no_directory_sync() -> None:
 
 def mirror_first() -> None:
     """Write the mirror before the index is committed."""
-    prepare = Mirror.prepare
+    plan = Mirror.plan
 
-    def prepare_and_apply(self: Mirror, *args: Any) -> Any:
-        mark = prepare(self, *args)
-        self.apply()
+    def plan_and_write(self: Mirror, *args: Any) -> Any:
+        mark = plan(self, *args)
+        self.write()
         return mark
 
-    Mirror.prepare = prepare_and_apply  # type: ignore[method-assign, assignment]
+    Mirror.plan = plan_and_write  # type: ignore[method-assign, assignment]
 
 
 def nothing() -> None:

@@ -26,7 +26,7 @@ GROW = """
 def test_writer_that_begins_again_holds_no_mirror(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
     """Found by the crash kit: of two writers one waited for the store, the other for the mirror, for ever."""
     session.add(Task())
-    prepare, begin = session._mirror.prepare, Environment.begin
+    prepare, begin = session._mirror.plan, Environment.begin
     full = [lmdb.MapFullError("as it comes at a commit, after the mirror was locked")]
 
     def prepare_and_find_no_room(*args: Any) -> Any:
@@ -39,7 +39,7 @@ def test_writer_that_begins_again_holds_no_mirror(session: Session, monkeypatch:
         assert not (write and session._mirror._locked)
         return begin(self, write)
 
-    monkeypatch.setattr(session._mirror, "prepare", prepare_and_find_no_room)
+    monkeypatch.setattr(session._mirror, "plan", prepare_and_find_no_room)
     monkeypatch.setattr(Environment, "begin", noting_begin)
     session.add(Task())
     assert not full

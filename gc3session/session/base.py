@@ -48,6 +48,10 @@ class SessionBase(Generic[T]):
         self._index = Index(store, identity)
         store.indexes.append(self._index)
         self._closed = False
+        # Imported with the first session, not with the library; and no later: then no file might be opened any more.
+        from ..query import selection
+
+        self._selection = selection
 
     # -- adding
 
@@ -276,10 +280,8 @@ class SessionBase(Generic[T]):
         return self._selected(CHUNK)
 
     def _selected(self, first_page: int | None, *asked: Any) -> Selected:
-        from ..query.selection import Selected, filters  # which takes a tenth of what importing the library takes
-
         self._ensure_open()
-        return Selected(self._index, filters(*asked), first_page)
+        return self._selection.Selected(self._index, self._selection.filters(*asked), first_page)
 
     def ids(self) -> Iterator[str]:
         """Give the IDs of the session's tasks in the order of adding; no record is read."""
@@ -437,9 +439,7 @@ class SessionBase(Generic[T]):
         from ..query.event_log import log  # what few programs use
 
         self._ensure_open()
-        from ..query.selection import filters
-
-        wanted = filters(state, name, since=since, before=before)
+        wanted = self._selection.filters(state, name, since=since, before=before)
         return log(self._index, wanted, last, interval if follow else None, self._is_there)
 
     def watch(self, interval: float = 2.0) -> Iterator[Progress]:
@@ -558,10 +558,9 @@ class SessionBase(Generic[T]):
         [{}, {'seen': True}, {'seen': True}]
         """
         self._ensure_open()
-        from ..query.selection import filters
         from .editing import Edit
 
-        return Edit(self._index, filters(state, name, id, kind, where, since, before, fields))
+        return Edit(self._index, self._selection.filters(state, name, id, kind, where, since, before, fields))
 
     def update(self, selection: Selected[Any], **fields: Any) -> int:
         """Set some fields of all tasks of a selection, as `edit` does it; return how many there were.

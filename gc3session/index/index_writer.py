@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from itertools import groupby, repeat
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from ..format.frame import RECORD_KEY
 from ..tables.interface import LATE, LATE_MEMBERS, MEMBERS, META, SESSIONS, STATES, Writer
@@ -13,6 +13,9 @@ from .entries import LATE_BIT, MEMBER, SESSION_KEY, Row, expect_members, member,
 if TYPE_CHECKING:
     from ..store.store import Store
     from .index import Index
+
+
+_MOST_BLANKS: Final = 1 << 26  # bytes of blank lines that a mirror keeps when it is rewritten
 
 
 class Change(NamedTuple):
@@ -239,8 +242,12 @@ class IndexWriter:
         self._rows[row.number] = identity, row._replace(size=line)
 
     def check_mirror(self, identity: bytes) -> None:
-        """Have a session's mirror compared with the index, and written anew if it differs."""
-        self._row(identity)
+        """Have a session's mirror compared with the index, and rewritten if it differs.
+
+        The blank lines are left out then if they are very many: a row that was made up could fill the disk with them.
+        """
+        if self._row(identity).blank > _MOST_BLANKS:
+            self.rewrite_mirror(identity)
 
     def rewrite_mirror(self, identity: bytes) -> None:
         """Give the entries of a session lines without blank ones between them."""

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from .information import Information
 
 _FULL_OF_BLANKS = 1 << 16  # bytes of a mirror that may be blank before closing tidies it
-_MOST_BLANKS = 1 << 26  # bytes that are written anew
 
 
 class Session(SessionBase[T]):
@@ -153,10 +152,7 @@ class Session(SessionBase[T]):
             with store.reading() as reader:
                 row = Row.read(reader, identity)
             if not self._mirror.intact(row) and self._is_there():
-                if row is not None and row.blank > _MOST_BLANKS:
-                    store.write(lambda index_writer, writer: index_writer.rewrite_mirror(identity))
-                else:
-                    store.write(lambda index_writer, writer: index_writer.check_mirror(identity))
+                store.write(lambda index_writer, writer: index_writer.check_mirror(identity))
 
     def _is_there(self) -> bool:
         """Return whether the session is still where it was opened, and the same."""

@@ -13,7 +13,9 @@ import pytest
 import gc3session.index.mirror
 from children import Died, in_child
 from consistency import check, read_mirror
-from gc3session import MirrorWarning, Session, Task, WriteError
+from gc3session import MirrorWarning, Session, Task, WriteError, check_session, repair_session
+from gc3session.index.entries import Row
+from gc3session.tables import Writer
 
 MakeSession = Callable[..., Session]
 
@@ -130,3 +132,31 @@ def test_add_where_no_file_can_be_opened_any_more_is_an_error_of_the_library_and
     assert len(session) == 1
     session.add(Task())
     assert len(session) == 2
+
+
+@pytest.mark.parametrize("way", ["open", "repair", "backup"])
+def test_blank_lines_that_a_row_makes_up_do_not_fill_the_disk(tmp_path: Path, way: str) -> None:
+    path = tmp_path / "session"
+    with Session(path) as session:
+        session.add_many(Task() for _ in range(3))
+        size, store = os.path.getsize(path / "session_ids.txt"), session.store
+
+        def unit(writer: Writer) -> None:
+            row = Row.read(writer, session._index.identity)
+            assert row is not None
+            blank = (1 << 40) - row.size
+            row._replace(size=1 << 40, blank=blank, mark=None).write(writer, session._index.identity)
+
+        store.tables.write(unit)
+        session._closed = True
+        store.discard()
+    if way == "open":
+        Session(path).close()
+    elif way == "repair":
+        repair_session(path)
+    else:
+        with Session(path, read_only=True) as reading:
+            reading.backup(tmp_path / "copy")
+        path = tmp_path / "copy"
+    assert os.path.getsize(path / "session_ids.txt") == size
+    assert list(check_session(path)) == []

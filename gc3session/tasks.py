@@ -42,9 +42,6 @@ _assign = object.__setattr__
 # What of a class is not stored.
 _RESERVED = frozenset(("_stamp", "changed", "persistent_id", "class_tag", "upgrade_record"))
 
-# Methods that attrs would write for each class, unless the class has them already.
-_KEPT = ("__eq__", "__hash__", "__repr__", "__getstate__", "__setstate__")
-
 _classes: WeakValueDictionary[str, type[Any]] = WeakValueDictionary()
 _defined = 0  # how many classes have been defined
 
@@ -308,8 +305,8 @@ class Persistable(_Stamped):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         for name in _KEPT:
-            if name not in cls.__dict__ and hasattr(cls, name):
-                setattr(cls, name, getattr(cls, name))
+            if name not in cls.__dict__ and getattr(cls, name, None) is _KEPT[name]:
+                type.__setattr__(cls, name, _KEPT[name])
         if cls.__module__ in ("__main__", "__mp_main__") and "__gc3session_tag__" not in cls.__dict__:
             cls.__gc3session_tag__ = f"{importable_name(cls.__module__)}:{cls.__qualname__}"  # type: ignore[attr-defined]
         note_class(cls)
@@ -375,6 +372,11 @@ class Persistable(_Stamped):
         return (_restored, (origin, make, *args), *rest)
 
 
+# Methods of Persistable that attrs would replace in each class, unless it has them already.
+_KEPT: Final = {
+    name: getattr(Persistable, name) for name in "__eq__ __hash__ __repr__ __getstate__ __setstate__".split()
+}
+
 note_class(Persistable)
 
 
@@ -406,7 +408,11 @@ def checked_state(value: str) -> str:
 
 def first_event(task: Task) -> list[list[Any]]:
     """Return the history of a new task.  The state may be set later, if a class has that field again."""
-    return [[clock.time(), getattr(task, "state", None)]]
+    try:
+        state = STATE_SLOT.__get__(task)  # a `__getattr__` of the class isn't asked
+    except AttributeError:
+        state = None
+    return [[clock.time(), state]]
 
 
 def _noting(state: Any, history: Any) -> property:

@@ -103,7 +103,7 @@ def _track(cls: type[Any]) -> None:
         if initialise is not None:
             _set(cls, "__init__", initialise)
     else:
-        _set(cls, "__setattr__", _noting(setter))
+        _set(cls, "__setattr__", _noting(setter, takes_any=_takes_any(cls)))
     _set(cls, _TRACKED, True)
 
 
@@ -131,14 +131,14 @@ def note_declared(self: Any, name: str, value: Any) -> None:
             stamp.store.note_changed(self)
 
 
-def _noting(setter: Callable[[Any, str, Any], None]) -> Callable[[Any, str, Any], None]:
+def _noting(setter: Callable[[Any, str, Any], None], *, takes_any: bool) -> Callable[[Any, str, Any], None]:
     """Return the `__setattr__` *setter*, of attrs or of the user, with the noting added."""
 
     def __setattr__(self: Any, name: str, value: Any) -> None:
         setter(self, name, value)
         stamp = stamp_of(self)
         if stamp is not None and name != "changed":
-            if hasattr(self, "__dict__"):
+            if takes_any:
                 refuse_undeclared(self, name)
             stamp.store.note_changed(self)
 

@@ -222,6 +222,7 @@ class Filler:
         self.view = View()
         self._chance = chance
         self._number = 0
+        self.check()  # so that what reading needs is imported while files can be opened
 
     def do(self, kind: str, *changes: Change, flush: bool = True) -> None:
         """Do a step; if it fails, nothing of it must have been done."""

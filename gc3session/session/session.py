@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import secrets
 import time as clock
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..directory import SessionDirectory
-from ..errors import DamagedSession, InvalidArgument
+from ..errors import AccessDenied, DamagedSession, InvalidArgument, ReadOnlyError
 from ..index.entries import Row
 from ..index.mirror import Mirror
 from ..store.store import DEFAULT_BATCH_BYTES, Store, make_store
@@ -152,7 +153,9 @@ class Session(SessionBase[T]):
             with store.reading() as reader:
                 row = Row.read(reader, identity)
             if not self._mirror.intact(row) and self._is_there():
-                store.write(lambda index_writer, writer: index_writer.check_mirror(identity))
+                # Without the right to write, the session can still be read; whatever writes to it says what is missing.
+                with suppress(AccessDenied, ReadOnlyError):
+                    store.write(lambda index_writer, writer: index_writer.check_mirror(identity))
 
     def _is_there(self) -> bool:
         """Return whether the session is still where it was opened, and the same."""

@@ -147,13 +147,12 @@ class StoreStaging(StoreReading):
 
     def _numbered(self, obj: Persistable) -> int:
         """Return the N of *obj*, which gets one if it is new.  A copy that came through pickle keeps that of its record."""
-        origin = mark_of(obj)
-        if type(origin) is Origin:
-            if origin.identity == self.identity:
-                return origin.number
-            self.batch.restamp(obj, None)  # in another store it is a new object
         number = self.own_number(obj)
-        return self._assign(obj) if number is None else number
+        if number is not None:
+            return number
+        if mark_of(obj) is not None:
+            self.batch.restamp(obj, None)  # a copy of another store's record is a new object here
+        return self._assign(obj)
 
     def _base(self, obj: Persistable, stamp: Stamp | Origin) -> tuple[int, str] | None:
         """Return the revision of its record that *obj* was read from, and its state; None for a new one.

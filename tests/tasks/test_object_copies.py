@@ -1034,15 +1034,14 @@ class Undecorated(Plain):
 with Session(sys.argv[1]) as session:
     for cls in (Plain, Undecorated):
         ids = list(session.add_many(cls(size=n) for n in range(100)))
-        layout = session.store.schemas.of_class.__self__._of_layout
-        before = len(layout)
+        kept = {name: cls.__dict__[name] for name in ("__gc3session_layout__", "__gc3session_twin__")}
         for task in list(map(session.load, ids)):
             back = pickle.loads(cloudpickle.dumps(task))
             assert type(back) is cls
             back.size += 1
             session.save(back)
             assert task.size == back.size
-        assert len(layout) == before, "a class was taken for another one"
+        assert all(cls.__dict__[name] is value for name, value in kept.items()), "it was made anew each time"
         assert type(session.load(session.add(cls()))) is cls
     del task, back
     with Session(sys.argv[1]) as other:
@@ -1056,6 +1055,20 @@ def test_class_that_comes_back_by_value_stays_the_same(path: Path, tmp_path: Pat
     script = tmp_path / "campaign.py"
     script.write_text(BY_VALUE)
     run_script(script, path)
+
+
+def test_class_of_a_module_that_a_worker_has_not_got_is_the_one_that_came_first(session: Session) -> None:
+    namespace = {"__name__": "not_imported", "attrs": attrs, "Task": Task}
+    exec("@attrs.define\nclass Sent(Task):\n    size: int = 0", namespace)
+    data = cloudpickle.dumps(namespace["Sent"](size=3))
+    del namespace
+    for _ in range(3):  # each makes the class anew, and gives it up if it is there
+        task = pickle.loads(data)
+        id_ = session.add(task)
+        session.store.invalidate_cache()
+        back = session.load(id_)
+        assert type(back) is type(task)
+        assert back.size == 3
 
 
 PROGRAM = """

@@ -229,6 +229,10 @@ def check_class(cls: type[Persistable]) -> None:
             f"{cls.__qualname__} is decorated with @dataclass, which knows nothing of the fields of a task:"
             " use @attrs.define"
         )
+    if "_attrs_cached_hash" in getattr(getattr(cls.__hash__, "__code__", None), "co_names", ()):
+        raise InvalidArgument(
+            f"{cls.__qualname__}: cache_hash=True keeps a hash beside the fields, which would not be stored; leave it out"
+        )
     for name in field_names(cls):
         if name in _RESERVED:
             raise InvalidArgument(
@@ -305,7 +309,11 @@ class Persistable(_Stamped):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         for name in _KEPT:
-            if name not in cls.__dict__ and getattr(cls, name, None) is _KEPT[name]:
+            found = getattr(cls, name, None)
+            # What attrs has made for a base class to copy it by knows nothing of the fields of this one.
+            if name not in cls.__dict__ and (
+                found is _KEPT[name] or getattr(found, "__module__", "") == "attr._make"
+            ):
                 type.__setattr__(cls, name, _KEPT[name])
         if cls.__module__ in ("__main__", "__mp_main__") and "__gc3session_tag__" not in cls.__dict__:
             cls.__gc3session_tag__ = f"{importable_name(cls.__module__)}:{cls.__qualname__}"  # type: ignore[attr-defined]

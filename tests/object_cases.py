@@ -531,8 +531,8 @@ def equality_of_attrs() -> Case:
 
 
 @case
-def hash_of_attrs_that_is_kept() -> Case:
-    @attrs.define(unsafe_hash=True, cache_hash=True, eq=True)
+def hash_of_attrs() -> Case:
+    @attrs.define(unsafe_hash=True, eq=True)
     class Own(Persistable):
         x: int = 1
         box: dict[str, Any] = attrs.field(factory=dict, eq=False)
@@ -619,6 +619,32 @@ def own_getattr() -> Case:
                 raise AttributeError(name) from None
 
     return Case(Own, Own)
+
+
+@case
+def own_getattr_and_own_state() -> Case:
+    @attrs.define
+    class Own(Task):
+        state: str = "SUBMITTED"
+        x: int = 1
+
+        def __getattr__(self, name: str) -> Any:
+            return self.extra[name]
+
+    return Case(Own, Own, {"x": (2, 2), "state": ("NEW", "NEW")})
+
+
+@case
+def below_a_class_with_all_methods_of_attrs() -> Case:
+    @attr.s(slots=True, auto_attribs=True)
+    class Old(Task):
+        y: int = 2
+
+    @attrs.define
+    class Own(Old):
+        x: int = 1
+
+    return Case(Own, Own, {"x": (2, 2), "y": (3, 3)})
 
 
 @case

@@ -137,7 +137,7 @@ class Store(StoreStaging):
                 record = self._committed(number)
             if not record:
                 if record is None:
-                    self.changes.records.pop(number, None)  # what was changed in it before it was removed
+                    self._give_up(number)
                 raise self._not_found(id_)
             try:
                 obj = self.loaded(number, record)
@@ -149,6 +149,14 @@ class Store(StoreStaging):
                 raise self._not_found(id_)
             self.remember(built)
             return obj
+
+    def _give_up(self, number: int) -> None:
+        """Forget what was changed here in a record that another program has removed: it could never be saved."""
+        living = self.loader.living(number)
+        if living is None:
+            self.changes.records.pop(number, None)
+        else:
+            self._detach(living)
 
     def _committed(self, number: int) -> bytes | None:
         if self._closed or self._identity is None:

@@ -228,6 +228,30 @@ def test_change_inside_a_value_is_saved_of_any_number_of_tasks(
     assert extras(make_session) == [{"seen": 1}] * MANY
 
 
+def test_loop_that_ends_by_the_collection_of_a_cycle_saves_what_it_changed(make_session: MakeSession) -> None:
+    with make_session() as session:
+        session.add_many(Task() for _ in range(3))
+    with make_session() as session:
+        holder: list[Any] = [iter(session)]
+        holder.append(holder)
+        holder.append(next(holder[0]))
+        change(holder[-1])
+        del holder
+        gc.collect()
+        session.save_all()
+    assert extras(make_session) == [{"seen": 1}, {}, {}]
+
+
+def test_loop_that_is_left_is_gone_at_once(session: Session) -> None:
+    session.add_many(Task() for _ in range(3))
+    for loop in (lambda: iter(session), lambda: session.select(state="NEW"), lambda: iter(session.tasks.values())):
+        tasks = loop()
+        next(tasks)
+        gone = weakref.ref(tasks)
+        del tasks
+        assert gone() is None
+
+
 def test_broken_off_loop_saves_what_it_changed_and_nothing_else(make_session: MakeSession) -> None:
     with make_session() as session:
         session.add_many(Task() for _ in range(600))
@@ -518,6 +542,33 @@ def test_changed_task_that_was_let_go_is_refreshed(let_go: Session, make_session
         assert [task.steps for task in other] == [*range(n), 0, *range(n + 1, MANY)]
 
 
+@pytest.mark.parametrize("held", [True, False])
+def test_changes_of_a_task_that_another_program_removed_can_be_given_up(
+    make_session: MakeSession, held: bool
+) -> None:
+    with make_session() as session:
+        ids = session.add_many(Task() for _ in range(2))
+    with make_session() as session:
+        tasks = [session.load(id_) for id_ in ids]
+        for task in tasks:
+            task.jobname = "changed"
+        with make_session() as other:
+            other.remove(ids[0])
+        if not held:
+            del task, tasks[0]
+        with pytest.raises(ConflictError) as caught:
+            session.save_all()
+        assert caught.value.ids == (ids[0],)
+        with pytest.raises(NotFound):
+            session.load(ids[0])
+        if held:
+            assert tasks[0].persistent_id is None
+        session.save_all()
+        assert not tasks[-1].changed
+    with make_session(read_only=True) as session:
+        assert [task.jobname for task in session] == ["changed"]
+
+
 @pytest.mark.parametrize("how", ["remove", "remove_many", "remove after loading", "in a transaction that fails"])
 def test_changed_task_that_was_let_go_is_removed(let_go: Session, make_session: MakeSession, how: str) -> None:
     id_, n = first_let_go(let_go)
@@ -626,7 +677,8 @@ def test_save_all_that_is_undone_leaves_what_was_let_go_to_the_next(
     assert steps(make_session) == ALL
 
 
-def test_living_object_wins_over_the_record_that_it_was_kept_as(make_session: MakeSession) -> None:
+@pytest.mark.parametrize("more", [True, False])
+def test_living_object_wins_over_the_record_that_it_was_kept_as(make_session: MakeSession, more: bool) -> None:
     session = make_session()
     tasks = [Simulation(steps=-1) for _ in range(MANY)]
     session.add_many(tasks)
@@ -635,13 +687,17 @@ def test_living_object_wins_over_the_record_that_it_was_kept_as(make_session: Ma
     assert session.store.changes.records
     for n, task in enumerate(tasks):
         assert task.changed
-        task.extra["n"] = n
+        if more:
+            task.extra["n"] = n
     assert session.load(tasks[0].persistent_id) is tasks[0]
     assert [*session] == tasks
     session.save_all()
     assert not any(task.changed for task in tasks)
     with make_session(read_only=True) as other:
-        assert [(task.steps, task.extra) for task in other] == [(n, {"n": n}) for n in range(MANY)]
+        assert [(task.steps, task.extra) for task in other] == [(n, {"n": n} if more else {}) for n in range(MANY)]
+    tasks[0].steps = -2
+    session.save_all()
+    assert not tasks[0].changed
     session.close()
 
 

@@ -84,6 +84,15 @@ def test_what_is_done_to_an_object_reaches_the_disk(make_session: MakeSession, c
     session.save_all()
     assert getattr(stored(make_session, id_), case.box) == {"deep": {"list": [1]}}
     assert same_fields(stored(make_session, id_), obj)
+
+    for field, (value, expected) in case.assign.items():
+        obj = case.make()
+        id_ = session.add(obj)
+        setattr(obj, field, value)
+        del obj
+        gc.collect()
+        session.save_all()
+        assert getattr(stored(make_session, id_), field) == expected, f"{field} of an object that nobody loaded"
     session.close()
 
 
@@ -111,6 +120,31 @@ def test_what_is_done_to_an_object_that_was_loaded_and_dropped_reaches_the_disk(
     session.save_all()
     assert getattr(stored(make_session, id_), case.box) == {"seen": True}
     session.close()
+
+
+@pytest.mark.lmdb
+def test_what_attrs_or_the_user_wrote_works_for_loaded_objects(make_session: MakeSession, case: Case) -> None:
+    def uses(obj: Any) -> list[Any]:
+        found: list[Any] = [attrs.asdict(obj), len(attrs.astuple(obj)), str(obj), bool(obj)]
+        for use in (hash, lambda obj: obj == obj, lambda obj: obj < obj, lambda obj: attrs.evolve(obj).changed):
+            try:
+                found.append(type(use(obj)))
+            except Exception as error:
+                found.append(repr(error))
+        return found
+
+    with make_session() as session:
+        obj = case.make()
+        id_ = session.add(obj)
+        with make_session() as other:
+            loaded = other.load(id_)
+            session.save(Task(extra={"before it": obj}))
+            by_reference = [*other.store.list()][-1]
+            other.store.invalidate_cache()
+            shell = other.load(by_reference).extra["before it"]
+            assert shell is not loaded
+            for one in (loaded, shell):
+                assert uses(one) == uses(obj)
 
 
 def same_fields(a: Any, b: Any) -> bool:
@@ -219,7 +253,9 @@ def test_objects_of_the_class_can_be_referred_to_and_removed(make_session: MakeS
     session.add(member)
     assert list(session.iter_workflow())
     with make_session() as other:
+        living = other.load(member.persistent_id)
         back = other.load(id_)
+        assert back.extra["them"][0] is living
         assert back.extra["them"][0] is back.extra["them"][1]
         assert type(back.extra["them"][0]) is case.cls
         assert back.extra["them"][0] is other.load(member.persistent_id)
@@ -309,6 +345,15 @@ def test_field_that_the_library_needs_itself_is_refused_at_the_class(name: str, 
 def test_class_whose_name_can_not_be_in_an_id_is_refused() -> None:
     with pytest.raises(InvalidArgument, match="identifier"):
         attrs.make_class("Not Good", {"x": attrs.field(default=0)}, bases=(Task,))
+
+
+@pytest.mark.parametrize("options", [{}, {"frozen": True}, {"slots": False}], ids=str)
+def test_hash_that_is_kept_beside_the_fields_is_refused_at_the_class(options: dict[str, Any]) -> None:
+    with pytest.raises(InvalidArgument, match="Hashed: cache_hash=True"):
+
+        @attrs.define(unsafe_hash=True, cache_hash=True, **options)
+        class Hashed(Persistable):
+            x: int = 1
 
 
 @pytest.mark.parametrize("base", [Task, Persistable])

@@ -194,7 +194,11 @@ def test_object_of_any_class_behaves_stored_as_it_does_alone_and_loses_nothing(
     cls.__qualname__ = alone.__qualname__ = "Random"
     session, other = sessions
     session.store.changes.clear()  # what an example that failed has left
-    model, obj = alone(), cls()
+    try:
+        model = alone()
+    except attrs.exceptions.FrozenInstanceError:  # of its own `__attrs_post_init__`
+        return
+    obj = cls()
     fields = {field.name for field in attrs.fields(cls)}  # any other name is refused once the object is stored
     first, second = ([step for step in steps if step[0] in fields] for steps in (first, second))
     assert without_times(model) == without_times(obj)
@@ -339,6 +343,8 @@ class Programs:
             assert session.get(id_) is None
             with pytest.raises(NotFound):
                 session.load(id_)
+            task = self.held[side].pop(id_, None)
+            assert task is None or task.persistent_id is None
             return None
         task = session.load(id_)
         assert type(task) is Simulation
@@ -357,6 +363,7 @@ class Programs:
         self.write(id_, known)
         self.known[side][id_] = known
         self.held[side][id_] = task
+        self.load(side, 0)  # so that changes inside its values are seen when nobody holds it any more
 
     def change(self, task: Any, known: Known, how: str, value: int) -> None:
         if how == "inside":
@@ -615,7 +622,8 @@ def test_random_programs_lose_nothing_where_few_objects_are_held(
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("gc3session.store.changes.HELD", few)
-        run(
-            options(), [step for step in [("add", 0, 1, True), ("add", 1, 2, True), *program] if step[0] != "loop"]
-        )
+        # A change inside a value of a task that is dropped is seen only of those that were loaded last.
+        left_out = ("loop", "inside", "undone")
+        program = [("add", 0, 1, True), ("add", 1, 2, True), *program]
+        run(options(), [step for step in program if step[0] not in left_out])
     assert few < HELD

@@ -111,10 +111,10 @@ class Row(NamedTuple):
         numbers = (self.number, self.size, self.blank)
         sound = all(type(n) is int for n in numbers) and 0 < self.number < 1 << 32
         if not sound or not 0 <= self.blank <= self.size < 1 << 63:
-            raise ValueError("its numbers can't be")
+            raise ValueError("its numbers can't be right")
         no_mark = type(self.mark) is not list or [type(part) for part in self.mark] != [int, str, int, int]
         if self.mark is not None and no_mark:
-            raise ValueError("what it says of the mirror can't be")
+            raise ValueError("what it says of the mirror can't be right")
 
 
 def state_key(session: int, state: str) -> bytes:

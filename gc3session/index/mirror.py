@@ -51,6 +51,11 @@ def _boot_id() -> str:
         raise WriteError(f"{_BOOT_ID} can't be read ({error.strerror}); nothing was written") from error
 
 
+def place_of(store_url: os.stat_result) -> str:
+    """Return what a mark says of the directory with that `store.url`: the boot ID, and the inode."""
+    return f"{_boot_id()} {store_url.st_ino}"
+
+
 def _is_time(found: int, noted: int) -> bool:
     """Return whether a file of this time of change was given the one that was noted."""
     return any(found == noted - noted % unit for unit in _UNITS)
@@ -104,7 +109,7 @@ class Mirror:
         return where == here and _is_time(status.st_mtime_ns, time_)
 
     def _here(self) -> str:
-        return f"{_boot_id()} {os.stat(self._lock_path).st_ino}" if self._shared else _boot_id()
+        return place_of(os.stat(self._lock_path)) if self._shared else _boot_id()
 
     # -- the steps of a transaction
 

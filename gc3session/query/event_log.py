@@ -255,7 +255,7 @@ class _Following(_Log):
             found = histories.members(0)
         else:
             histories = TaskHistories(self._index, lambda n: n not in before and self._given.get(n) > 0)
-            found = chain(histories.of(chain.from_iterable(before.chunks(512))), histories.members(self._order))
+            found = chain(histories.of(before), histories.members(self._order))
         entries = _latest(self._events(found), last)
         self._order = histories.last
         self._duration = clock.monotonic() - begin

@@ -396,9 +396,12 @@ class Decoder:
                     raise ValueError(f"it can't have these {len(data)} bytes")
                 return Opaque(code, data, "a type that this version doesn't know")
             parts = self.unpack(data)
-            check = _CHECKS.get(code)
-            if check is not None:
-                check(*parts)
+            if type(parts) is not list and code != DECIMAL:
+                raise TypeError("an array is needed")
+            if code in _CHECKS:
+                count, check = _CHECKS[code]
+                if len(parts) != count or not check(*parts):
+                    raise ValueError("its parts can't be these")
                 if self._checking:
                     return Opaque(code, data)
             value = build(parts)
@@ -454,34 +457,23 @@ def _unzone(zone: Any) -> Any:
 def _undatetime(v: list[Any]) -> Any:
     year, month, day, hour, minute, second, microsecond, fold, zone = v
     tz = _unzone(zone)
-    missing = type(tz) is _Missing
-    value = datetime(year, month, day, hour, minute, second, microsecond, None if missing else tz, fold=fold)
-    return tz if missing else value
+    known = type(tz) is not _Missing
+    value = datetime(year, month, day, hour, minute, second, microsecond, tz if known else None, fold=fold)
+    return value if known else tz
 
 
 def _untime(v: list[Any]) -> Any:
     hour, minute, second, microsecond, fold, zone = v
     tz = _unzone(zone)
-    missing = type(tz) is _Missing
-    value = time(hour, minute, second, microsecond, None if missing else tz, fold=fold)
-    return tz if missing else value
+    known = type(tz) is not _Missing
+    value = time(hour, minute, second, microsecond, tz if known else None, fold=fold)
+    return value if known else tz
 
 
-def _exactly(cls: Callable[..., Any], count: int) -> Callable[[Any], Any]:
-    """Return what builds a *cls* from that many parts, though it may take fewer."""
-
-    def build(parts: Any) -> Any:
-        if len(parts) != count:
-            raise ValueError(f"{count} parts are needed")
-        return cls(*parts)
-
-    return build
-
-
-def _undecimal(text: Any) -> Decimal:
-    if type(text) is not str:
-        raise TypeError("text is needed")
-    return Decimal(text)
+def _exactly(parts: Any, count: int) -> Any:
+    if len(parts) != count:
+        raise ValueError(f"{count} parts are needed")
+    return parts
 
 
 def _unpath(parts: list[str]) -> pathlib.PurePath:
@@ -572,12 +564,12 @@ _BUILD: dict[int, Callable[[Any], Any]] = {
     TUPLE: tuple,
     SET: set,
     FROZENSET: frozenset,
-    COMPLEX: _exactly(complex, 2),
+    COMPLEX: lambda v: complex(*_exactly(v, 2)),
     DATETIME: _undatetime,
-    DATE: _exactly(date, 3),
+    DATE: lambda v: date(*v),
     TIME: _untime,
-    TIMEDELTA: _exactly(timedelta, 3),
-    DECIMAL: _undecimal,
+    TIMEDELTA: lambda v: timedelta(*_exactly(v, 3)),
+    DECIMAL: lambda v: Decimal(str.strip(v)),  # of text alone
     FRACTION: lambda v: Fraction(*v),
     PATH: _unpath,
     ENUM: _unenum,
@@ -587,44 +579,22 @@ _BUILD: dict[int, Callable[[Any], Any]] = {
 }
 
 
-def _check_fraction(numerator: Any, denominator: Any) -> None:
-    if type(numerator) is not int or type(denominator) is not int or denominator == 0:
-        raise ValueError("a numerator and a denominator are needed")
-
-
-def _check_enum(tag: Any, told: Any) -> None:
-    if type(tag) is not str:
-        raise TypeError("the tag of a class is needed")
-
-
-def _check_attrs(tag: Any, names: Any, values: Any) -> None:
-    right = type(tag) is str and type(names) is type(values) is list and len(names) == len(values)
-    if not right or not all(type(name) is str for name in names):
-        raise ValueError("a tag, names and as many values are needed")
-
-
-def _check_scalar(dtype: Any, data: Any) -> None:
-    right = isinstance(data, (bytes, str)) if dtype is None else isinstance(data, bytes)
-    if not right or not isinstance(dtype, (str, list, type(None))):
-        raise TypeError("a dtype and bytes are needed")
-
-
-def _check_array(dtype: Any, shape: Any, data: Any) -> None:
-    if not isinstance(dtype, (str, list)) or type(data) is not bytes:
-        raise TypeError("a dtype, a shape and bytes are needed")
+_CHECKS: Final[dict[int, tuple[int, Callable[..., bool]]]] = {
+    FRACTION: (2, lambda above, below: type(above) is type(below) is int and below != 0),
+    ENUM: (2, lambda tag, value: type(tag) is str),
+    ATTRS: (3, lambda tag, names, values: (
+        all(type(text) is str for text in (tag, *names)) and type(values) is list and len(names) == len(values)
+    )),
+    NUMPY_SCALAR: (2, lambda dtype, data: (
+        type(data) in (bytes, str) if dtype is None else type(dtype) in (str, list) and type(data) is bytes
+    )),
     # NumPy takes -1 for 'whatever fits', and with items of no bytes divides by zero for it.
-    if not all(type(n) is int and n >= 0 for n in shape) or math.prod(shape) > sys.maxsize:
-        raise ValueError("a shape that no array has")
-
-
-_CHECKS: Final[dict[int, Callable[..., None]]] = {
-    FRACTION: _check_fraction,
-    ENUM: _check_enum,
-    ATTRS: _check_attrs,
-    NUMPY_SCALAR: _check_scalar,
-    NUMPY_ARRAY: _check_array,
-}
-"""Checks of the parts of what a decoder that is `checking` doesn't build."""
+    NUMPY_ARRAY: (3, lambda dtype, shape, data: (
+        type(dtype) in (str, list) and type(data) is bytes
+        and all(type(n) is int and n >= 0 for n in shape) and math.prod(shape) <= sys.maxsize
+    )),
+}  # fmt: skip
+"""How many parts a value has, and whether they can be right; a decoder that is `checking` builds none of these."""
 
 
 def references(value: Any) -> list[int]:

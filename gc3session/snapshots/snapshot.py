@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Generator, Iterator
-from itertools import chain
+from itertools import chain, islice
 from struct import Struct
 from typing import IO
 from zlib import crc32
@@ -79,7 +79,7 @@ class Snapshot:
         else:
             self._numbers, used = self._reached()
             self.count = len(self._numbers)
-            first = next(self._numbers.chunks(1), [])
+            first = list(islice(self._numbers, 1))
             schemas = {number: data for number, data in schemas.items() if number in used}
         self.first = first[0] if first else self.next
         self.schemas = {number: schema_or_bytes(number, data) for number, data in sorted(schemas.items())}
@@ -121,8 +121,9 @@ class Snapshot:
     def _records(self) -> Iterator[list[Item]]:
         """Give all records of the snapshot by their Ns, some at a time."""
         if self._numbers is not None:
-            for numbers in self._numbers.chunks(_CHUNK):
-                yield self._reader.get_many(RECORDS, list(map(_key, numbers)))
+            keys = map(_key, self._numbers)
+            while some := list(islice(keys, _CHUNK)):
+                yield self._reader.get_many(RECORDS, some)
             return
         start = b""
         while items := self._reader.scan(RECORDS, start, _CHUNK):

@@ -326,7 +326,7 @@ class Tables(ABC):
         return _held(self.read(), held)
 
     def schema_copies(self) -> Iterator[Item]:
-        """Yield items of the table `schemas`, including old ones, found anywhere in the store; by default none."""
+        """Yield schemas that stand elsewhere in the store than in their table, as its items; by default none."""
         return iter(())
 
     def exclusive(self) -> AbstractContextManager[None]:

@@ -17,6 +17,7 @@ import stat
 from collections.abc import Generator, Iterator
 from typing import Any, Final
 
+import attrs
 import msgpack
 
 from ..directory import SessionDirectory
@@ -40,14 +41,13 @@ from ..tables.interface import (
 )
 from ..tables.urls import StoreURL, make_tables
 from .check_index import IndexCheck
-from .check_mirror import MirrorCheck, MirrorCopy, mirror_copy
+from .check_mirror import NO_ROW, MirrorCheck, MirrorCopy, mirror_copy
 from .finding import Finding
 from .record_reader import RecordReader
 
 _MOST_STRUCTURE_FAULTS: Final = 200  # one damaged page can have more faults than anybody reads
 _RECENT_FAULTS: Final = 20  # a fault that is one of so many before it is not reported again
 _MOST_EXAMPLES: Final = 20
-_NUMBERS_AT_ONCE: Final = 4096  # Ns that are read from a set of them by one call
 
 
 class Check(Iterator[Finding]):
@@ -99,29 +99,22 @@ class Check(Iterator[Finding]):
         return self._work.examples
 
 
+@attrs.define
 class _Work:
     """The work of a check, and its figures."""
 
-    def __init__(
-        self,
-        directory: SessionDirectory,
-        tables: Tables | None,
-        references: bool,
-        progress: OnProgress,
-        options: dict[str, Any],
-    ) -> None:
-        self.records = 0
-        self.tasks = 0
-        self.dangling = 0
-        self.examples: list[tuple[str, int]] = []
-        self._directory = directory
-        self._tables = tables
-        self._references = references
-        self._progress = progress
-        self._options = options
-        self._reader = RecordReader()
-        self._rows: dict[int, tuple[bytes, Row]] = {}  # number of a session -> its identity and row
-        self._all_rows = True  # whether all rows can be read
+    _directory: SessionDirectory
+    _tables: Tables | None
+    _references: bool
+    _progress: OnProgress
+    _options: dict[str, Any]
+    records: int = 0
+    tasks: int = 0
+    dangling: int = 0
+    examples: list[tuple[str, int]] = attrs.field(factory=list)
+    _reader: RecordReader = attrs.field(factory=RecordReader)
+    _rows: dict[int, tuple[bytes, Row]] = attrs.field(factory=dict)  # number of a session -> its identity and row
+    _all_rows: bool = True  # whether all rows can be read
 
     # -- the directory
 
@@ -175,7 +168,7 @@ class _Work:
             return
         with mirror_copy(self._directory) as mirror:
             mirror.take()
-            yield from MirrorCheck(mirror, b"", None).end()
+            yield from MirrorCheck(mirror, b"", NO_ROW).end()
         yield from self._check_known(url)
 
     def _check_known(self, url: str) -> Iterator[Finding]:
@@ -252,7 +245,7 @@ class _Work:
         if not self._all_rows:
             return  # it isn't known which entries belong to no session, and what the mirror should be
         if not known and identity is not None:
-            yield from MirrorCheck(mirror, identity, None).end()
+            yield from MirrorCheck(mirror, identity, NO_ROW).end()
             yield from self._check_known(url)
         yield from index.check_late()
 
@@ -300,13 +293,12 @@ class _Work:
             try:
                 where, references = self._reader.check(number, data)
                 for target in references:
-                    if target not in targets:
-                        targets.add(target)
+                    targets.add(target)
             except CorruptRecord as error:
                 yield Finding("record", where, f"it can't be read: {error}")
             if next_number is not None and number >= next_number:
                 yield Finding("sequence", where, f"its N has not been handed out: 'next N' is {next_number}")
-        if any(number not in present for numbers in targets.chunks(_NUMBERS_AT_ONCE) for number in numbers):
+        if any(number not in present for number in targets):
             yield from self._check_references(contents, present)
 
     def _check_references(self, contents: Contents, present: Numbers) -> Iterator[Finding]:

@@ -17,6 +17,9 @@ from .record_reader import RecordReader
 
 _RECORDS_PER_ENTRY: Final = 20  # if a store has more than so many, records are looked up one by one, not all read
 
+AFTER_ALL: Final = 1 << 64
+"""An order that comes after all others."""
+
 Lines = Callable[[str | None, int], Iterator[Finding]]
 """Called with each task's ID (None if it isn't known) and the byte where its line in the mirror begins."""
 
@@ -56,37 +59,26 @@ class IndexCheck:
         self._next = next_number
         self._own = Numbers()  # Ns that are the order of an entry
         self._late: defaultdict[int, Numbers] = defaultdict(Numbers)  # session -> orders of late entries
-        self._back = Numbers()  # Ns that lead to a late entry
-        for key, _ in contents.walk(LATE_MEMBERS):
-            number = int.from_bytes(key[:8], "big")
-            if number not in self._back:
-                self._back.add(number)
+        # Ns that lead to a late entry
+        self._back = Numbers(int.from_bytes(key[:8], "big") for key, _ in contents.walk(LATE_MEMBERS))
         self.entries = 0
 
     def check(self, session: int, line: Lines) -> Iterator[Finding]:
         """Give what is wrong with the entries of a session; `entries` then says how many it has."""
         self.entries = 0
         schemas = self._reader.schemas
-        states = orders_and_states(self._contents, session)
-        state = next(states, None)
+        states = StatesWalk(self._contents, session)
         for entry, record in self._with_records(session):
             self.entries += 1
             name = schemas[entry.schema].name if entry.schema in schemas else "Unreadable"
             where = f"{name}.{entry.number}" if entry.number is not None else f"entry {entry.order}"
-            while state is not None and state[0] < entry.order:
-                yield _without_entry(*state)
-                state = next(states, None)
-            held: list[bytes] = []
-            while state is not None and state[0] == entry.order:
-                held.append(state[1])
-                state = next(states, None)
+            yield from _without_entry(states, entry.order)
+            held = [key for _, key in states.until(entry.order + 1)]
             yield from self._check_entry(session, entry, where)
             yield from self._check_state(session, entry, where, record, held)
             known = entry.number is not None and entry.schema in schemas
             yield from line(where if known else None, entry.line)
-        while state is not None:
-            yield _without_entry(*state)
-            state = next(states, None)
+        yield from _without_entry(states, AFTER_ALL)
 
     def _members(self, session: int) -> Iterator[_Entry]:
         for value in self._contents.walk_values(MEMBERS, SESSION_KEY.pack(session)):
@@ -187,19 +179,28 @@ class IndexCheck:
                 )
 
 
-def orders_and_states(contents: Contents, session: int) -> Iterator[tuple[int, bytes]]:
-    """Give order and key of the state of all that the session has in its states, sorted by order."""
+class StatesWalk:
+    """A walk through all that a session has in its states, by order."""
 
-    def orders(key: bytes) -> Iterator[tuple[int, bytes]]:
-        for value in contents.walk_values(STATES, key):
-            yield int.from_bytes(value, "big"), key
+    def __init__(self, contents: Contents, session: int) -> None:
+        def orders(key: bytes) -> Iterator[tuple[int, bytes]]:
+            for value in contents.walk_values(STATES, key):
+                yield int.from_bytes(value, "big"), key
 
-    prefix = SESSION_KEY.pack(session)
-    return heapq.merge(*(orders(key) for key in contents.keys(STATES) if key[:4] == prefix))
+        prefix = SESSION_KEY.pack(session)
+        self._all = heapq.merge(*(orders(key) for key in contents.keys(STATES) if key[:4] == prefix))
+        self._next = next(self._all, None)
+
+    def until(self, end: int) -> Iterator[tuple[int, bytes]]:
+        """Give order and key of the state of what comes next, up to the order before *end*."""
+        while (found := self._next) is not None and found[0] < end:
+            self._next = next(self._all, None)
+            yield found
 
 
-def _without_entry(order: int, key: bytes) -> Finding:
-    return Finding("state", f"entry {order}", f"it is in the state {shown_state(key)}, but not in the session")
+def _without_entry(states: StatesWalk, end: int) -> Iterator[Finding]:
+    for order, key in states.until(end):
+        yield Finding("state", f"entry {order}", f"it is in the state {shown_state(key)}, but not in the session")
 
 
 def shown_state(key: bytes) -> str:

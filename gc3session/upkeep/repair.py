@@ -47,12 +47,11 @@ from ..tables.lmdb.data_file.meta import can_be_lock_file
 from ..tables.urls import StoreURL, make_tables
 from .check import check_session
 from .quarantine import DAMAGED, Quarantine
-from .repair_records import Known
+from .repair_records import Changes, Known
 from .repair_tables import TablesRepair
 
 _MOST_REPORT_LINES: Final = 10_000
 _LONGEST_LINE: Final = 4096  # bytes of a line of the mirror
-_NUMBERS_AT_ONCE: Final = 1024  # Ns that are read from a set of them by one call
 
 
 @attrs.frozen
@@ -406,31 +405,23 @@ class _Repair:
             del self._done[done:], self._damaged.names[names:]
             with tables.contents(_ignored, writer=writer) as contents:
                 _check_format(contents, tables.url)
-                TablesRepair(contents, writer, known, self._report, self._damaged.save).run()
+                TablesRepair(Changes(contents, writer, self._report, self._damaged.save), known).run()
 
         with self._mirror_lines() as line:
-            known = Known(
-                identity, line, self._listed_numbers, self._late if self._from_mirror else [], tables.schema_copies
-            )
+            listed, late = (self._listed, self._late) if self._from_mirror else (Numbers(), [])
+            known = Known(identity, line, listed, late, tables.schema_copies)
             if self._dry_run:
                 run(None)
             else:
                 tables.write(run)
         return identity
 
-    def _listed_numbers(self) -> Iterator[int]:
-        if self._from_mirror:
-            for numbers in self._listed.chunks(_NUMBERS_AT_ONCE):
-                yield from numbers
-
     @contextlib.contextmanager
     def _mirror_lines(self) -> Iterator[Callable[[int, int], bytes]]:
         try:
-            fd = os.open(self._directory.mirror, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+            file = opened_regular(self._directory.mirror)
         except OSError:
             yield lambda place, size: b""
             return
-        try:
-            yield lambda place, size: os.pread(fd, size, min(place, 1 << 60))
-        finally:
-            os.close(fd)
+        with file:
+            yield lambda place, size: os.pread(file.fileno(), size, min(place, 1 << 60))

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterator
+from operator import attrgetter
 from typing import Final, NamedTuple
 
 from ..format.frame import RECORD_KEY
 from ..index.entries import LATE_BIT, MEMBER, SESSION_KEY, Row, state_key
 from ..records.ids import parse_id
 from ..system.number_set import Numbers
-from ..tables.interface import LATE, LATE_MEMBERS, MEMBERS, STATES, Contents
-from .check_index import orders_and_states, shown_state
-from .repair_records import Changes, Known, RecordsRepair, Report
+from ..tables.interface import LATE, LATE_MEMBERS, MEMBERS, STATES
+from .check_index import AFTER_ALL, StatesWalk, shown_state
+from .repair_records import Changes, Known, RecordsRepair
 
 _LONGEST_LINE: Final = 4096  # bytes of a line of the mirror
 
@@ -42,21 +44,15 @@ class IndexRepair:
     """The repair of the index of all sessions of a store.
 
     Args:
-        contents: the committed state.
         changes: where the repair is written.
         records: the records that can be read.
         known: what is known beside the tables.
-        report: called with what is done.
     """
 
-    def __init__(
-        self, contents: Contents, changes: Changes, records: RecordsRepair, known: Known, report: Report
-    ) -> None:
-        self.contents = contents
+    def __init__(self, changes: Changes, records: RecordsRepair, known: Known) -> None:
         self.changes = changes
         self.records = records
         self.known = known
-        self.report = report
         self.own = Numbers()  # Ns that are the order of an entry
         self.late: set[tuple[int, int, int]] = set()  # order, N, session of late entries
 
@@ -72,14 +68,14 @@ class IndexRepair:
             for order, number, session in self.late
         }
         for table, expected in ((LATE, late), (LATE_MEMBERS, back)):
-            for key, value in self.contents.walk(table):
+            for key, value in self.changes.contents.walk(table):
                 if expected.get(key) == value:
                     del expected[key]
                 elif key not in expected:
-                    self.report(f"{table} {key.hex()}: deleted, as no session has an entry for it")
+                    self.changes.report(f"{table} {key.hex()}: deleted, as no session has an entry for it")
                     self.changes.delete(table, key)
             for key, value in expected.items():
-                self.report(f"{table} {key.hex()}: corrected")
+                self.changes.report(f"{table} {key.hex()}: corrected")
                 self.changes.put(table, key, value)
 
 
@@ -88,8 +84,8 @@ class _SessionRepair:
 
     def __init__(self, index: IndexRepair, identity: bytes, row: Row, changed: bool) -> None:
         self._index = index
-        self._contents = index.contents
         self._changes = index.changes
+        self._contents = index.changes.contents
         self._records = index.records
         self._identity = identity
         self._row = row
@@ -101,8 +97,7 @@ class _SessionRepair:
     def run(self) -> None:
         records, changes = self._records, self._changes
         tidy = not self._lines_are_sound()
-        states = orders_and_states(self._contents, self._row.number)
-        state = next(states, None)
+        states = StatesWalk(self._contents, self._row.number)
         line = used = end = 0
         for order, number, schema, at, stored in self._entries():
             own_schema, named_state = records.schema_and_state(number)
@@ -124,22 +119,17 @@ class _SessionRepair:
                 self._index.late.add((order, number, self._row.number))
             records.greatest = max(records.greatest, order)
             line, end, used = line + size, at + size, used + size
-            while state is not None and state[0] < order:
-                self._delete_state(*state)
-                state = next(states, None)
             held = False
-            while state is not None and state[0] == order:
-                if state[1] == expected:
+            for place, key in states.until(order + 1):
+                if (place, key) == (order, expected):
                     held = True
                 else:
-                    self._delete_state(*state)
-                state = next(states, None)
+                    self._delete_state(place, key)
             if not held:
                 self._report(f"{name}.{number}: put into its state")
                 changes.add_value(STATES, expected, RECORD_KEY.pack(order))
-        while state is not None:
-            self._delete_state(*state)
-            state = next(states, None)
+        for place, key in states.until(AFTER_ALL):
+            self._delete_state(place, key)
         self._write_row(line if tidy else max(end, self._row.size), used)
         if tidy and used:
             self._report(f"session {self._identity.hex()}: its lines get new places in the mirror")
@@ -154,10 +144,10 @@ class _SessionRepair:
 
     def _report(self, what: str) -> None:
         self._changed = True
-        self._index.report(what)
+        self._changes.report(what)
 
     def _delete_state(self, order: int, key: bytes) -> None:
-        self._index.report(f"entry {order}: taken out of the state {shown_state(key)}")
+        self._changes.report(f"entry {order}: taken out of the state {shown_state(key)}")
         self._changes.delete_value(STATES, key, RECORD_KEY.pack(order))
 
     def _lines_are_sound(self) -> bool:
@@ -174,16 +164,8 @@ class _SessionRepair:
 
     def _entries(self, quiet: bool = False) -> Iterator[_Entry]:
         """Give the entries that stay or are added, sorted by their orders."""
-        listed = iter(self._listed())
-        ahead = next(listed, None)
-        for entry in self._members(quiet):
-            while ahead is not None and ahead < entry.order:
-                yield _Entry.added(ahead, ahead)
-                ahead = next(listed, None)
-            yield entry
-        while ahead is not None:
-            yield _Entry.added(ahead, ahead)
-            ahead = next(listed, None)
+        listed = (_Entry.added(number, number) for number in self._listed())
+        yield from heapq.merge(listed, self._members(quiet), key=attrgetter("order"))
         for number in self._clashing:
             yield _Entry.added(self._records.new_number(), number)
         for number in self._index.known.late if self._is_known else ():
@@ -197,13 +179,9 @@ class _SessionRepair:
         """Return the Ns in the mirror that have records but no entry, sorted."""
         if not self._is_known:
             return []
-        held = Numbers()
-        for entry in self._members(quiet=True):
-            for number in {entry.order, entry.number}:
-                if number not in held:
-                    held.add(number)
+        held = Numbers(n for entry in self._members(quiet=True) for n in (entry.order, entry.number))
         late = set(self._index.known.late)
-        return [n for n in self._index.known.listed() if n not in held and n not in late and self._records.has(n)]
+        return [n for n in self._index.known.listed if n not in held and n not in late and self._records.has(n)]
 
     def _members(self, quiet: bool) -> Iterator[_Entry]:
         """Give the members that stay, sorted by their orders; the others are taken out of the index."""

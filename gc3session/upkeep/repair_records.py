@@ -13,9 +13,6 @@ from ..tables.interface import META, RECORDS, SCHEMAS, Contents, Item, Writer
 from .quarantine import DAMAGED
 from .record_reader import RecordReader
 
-Report = Callable[[str], None]
-"""Called with a line for each thing that is done."""
-
 
 class Known(NamedTuple):
     """What is known beside the tables.
@@ -23,23 +20,32 @@ class Known(NamedTuple):
     Attributes:
         identity: that of the session; None if it isn't known.
         line: returns the bytes of the mirror at a place, up to a size.
-        listed: gives the Ns in the mirror that are to be added to the index if it lacks them.
+        listed: the Ns in the mirror that are to be added to the index if it lacks them.
         late: those of them that stand after greater ones, in their order.
         schemas: gives copies of schemas that stand elsewhere in the store.
     """
 
     identity: bytes | None
     line: Callable[[int, int], bytes]
-    listed: Callable[[], Iterator[int]]
+    listed: Numbers
     late: list[int]
     schemas: Callable[[], Iterator[Item]]
 
 
-class Changes:
-    """Writes what a repair changes; without a writer, for a dry run, nothing is written."""
+class Changes(NamedTuple):
+    """One repair of the tables, as its parts share it; the methods write nothing in a dry run.
 
-    def __init__(self, writer: Writer | None) -> None:
-        self.writer = writer
+    Attributes:
+        contents: the committed state.
+        writer: the transaction; None in a dry run.
+        report: called with a line for each thing that is done.
+        save: called with the name and the bytes of what is taken out, before that is deleted.
+    """
+
+    contents: Contents
+    writer: Writer | None
+    report: Callable[[str], None]
+    save: Callable[[str, bytes], None]
 
     def put(self, table: str, key: bytes, value: bytes) -> None:
         if self.writer is not None:
@@ -61,31 +67,20 @@ class Changes:
 class RecordsRepair:
     """The repair of schemas and records, and after it what can be read of them.
 
-    Args:
-        contents: the committed state.
-        changes: where the repair is written.
-        report: called with what is done.
-
     Attributes:
         greatest: the greatest number that is in use as an N or an order.
     """
 
-    def __init__(self, contents: Contents, changes: Changes, report: Report) -> None:
-        self._contents = contents
+    def __init__(self, changes: Changes) -> None:
         self._changes = changes
-        self._report = report
+        self._contents = changes.contents
         self._reader = RecordReader()
         self._present = Numbers()
         self.greatest = 0
 
-    def run(self, copies: Callable[[], Iterator[Item]], save: Callable[[str, bytes], None]) -> None:
-        """Take out what can't be read.
-
-        Args:
-            copies: as `Known.schemas`.
-            save: called with the name and the bytes of what is taken out, before that is deleted.
-        """
-        self._repair_schemas(copies, save)
+    def run(self, copies: Callable[[], Iterator[Item]]) -> None:
+        """Take out what can't be read. *copies* is that of `Known.schemas`."""
+        self._repair_schemas(copies)
         for key, data in self._contents.walk(RECORDS):
             number = int.from_bytes(key, "big")
             try:
@@ -94,21 +89,25 @@ class RecordsRepair:
                 self._reader.check(number, data)
                 self._present.add(number)
             except CorruptRecord as error:
-                save(f"{number if len(key) == 8 else key.hex()}.record", data)
-                self._report(f"record {number}: {error}; moved to {DAMAGED}/")
-                self._changes.delete(RECORDS, key)
+                self._take_out(RECORDS, f"{number if len(key) == 8 else key.hex()}", key, data, error)
             if len(key) == 8 and number < 1 << 63:
                 self.greatest = max(self.greatest, number)
 
-    def _repair_schemas(self, copies: Callable[[], Iterator[Item]], save: Callable[[str, bytes], None]) -> None:
+    def _take_out(self, table: str, name: str, key: bytes, data: bytes, fault: CorruptRecord) -> None:
+        kind = table.removesuffix("s")
+        self._changes.save(f"{name}.{kind}", data)
+        self._changes.report(f"{kind} {int.from_bytes(key, 'big')}: {fault}; moved to {DAMAGED}/")
+        self._changes.delete(table, key)
+
+    def _repair_schemas(self, copies: Callable[[], Iterator[Item]]) -> None:
         schemas = self._reader.schemas
-        damaged: dict[int, tuple[bytes, bytes, str]] = {}
+        damaged: dict[int, tuple[bytes, bytes, CorruptRecord]] = {}
         for key, data in self._contents.walk(SCHEMAS):
             number = int.from_bytes(key, "big")
             try:
                 schemas[number] = Schema.from_item(key, data)
             except CorruptRecord as error:
-                damaged[number] = key, data, str(error)
+                damaged[number] = key, data, error
         needed = set(damaged)
         for _, record in self._contents.walk(RECORDS):
             number = schema_number_or_0(record)
@@ -120,18 +119,13 @@ class RecordsRepair:
         for key, data in copies():
             number = int.from_bytes(key, "big")
             if number in needed:
-                try:
-                    schemas[number] = Schema.from_item(key, data)
-                except CorruptRecord:
-                    continue
+                schemas[number] = Schema.from_item(key, data)
                 needed.discard(number)
                 self._changes.put(SCHEMAS, key, data)
-                self._report(f"schema {number}: restored from a copy in the data file")
+                self._changes.report(f"schema {number}: restored from a copy in the data file")
         for number in sorted(needed & set(damaged)):
-            key, data, message = damaged[number]
-            save(f"{key.hex() if len(key) != 4 else number}.schema", data)
-            self._report(f"schema {number}: {message}; moved to {DAMAGED}/")
-            self._changes.delete(SCHEMAS, key)
+            key, data, fault = damaged[number]
+            self._take_out(SCHEMAS, f"{number if len(key) == 4 else key.hex()}", key, data, fault)
 
     # -- afterwards
 

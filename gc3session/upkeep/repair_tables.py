@@ -11,50 +11,33 @@ pages as they are. So memory stays flat here, too.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable
 
 import msgpack
 
 from ..errors import CorruptRecord
 from ..format.frame import FORMAT, RECORD_KEY
 from ..index.entries import SESSION_KEY, Row
-from ..tables.interface import MEMBERS, META, SESSIONS, STATES, Contents, Writer
+from ..tables.interface import MEMBERS, META, SESSIONS, STATES
 from .repair_index import IndexRepair
-from .repair_records import Changes, Known, RecordsRepair, Report
+from .repair_records import Changes, Known, RecordsRepair
 
 
 class TablesRepair:
-    """One repair of the tables.
+    """One repair of the tables; *known* is what is known beside them."""
 
-    Args:
-        contents: the committed state.
-        writer: the transaction; None only reports what would be done.
-        known: what is known beside the tables.
-        report: called with what is done.
-        save: called with the name and the bytes of what is taken out, before that is deleted.
-    """
-
-    def __init__(
-        self,
-        contents: Contents,
-        writer: Writer | None,
-        known: Known,
-        report: Report,
-        save: Callable[[str, bytes], None],
-    ) -> None:
-        self._contents = contents
-        self._changes = Changes(writer)
+    def __init__(self, changes: Changes, known: Known) -> None:
+        self._changes = changes
+        self._contents = changes.contents
+        self._report = changes.report
         self._known = known
-        self._report = report
-        self._save = save
         self._new: set[bytes] = set()  # identities of sessions whose rows are made again
 
     def run(self) -> None:
         """Repair all tables."""
-        records = RecordsRepair(self._contents, self._changes, self._report)
-        records.run(self._known.schemas, self._save)
+        records = RecordsRepair(self._changes)
+        records.run(self._known.schemas)
         rows = self._repair_rows()
-        index = IndexRepair(self._contents, self._changes, records, self._known, self._report)
+        index = IndexRepair(self._changes, records, self._known)
         for identity, row in rows.items():
             index.repair_session(identity, row, is_new=identity in self._new)
         index.repair_late()

@@ -6,6 +6,7 @@ The faults are made in the tables by py-lmdb, as FORMAT.md describes them, and i
 from __future__ import annotations
 
 import ast
+import enum
 import inspect
 import os
 import re
@@ -17,13 +18,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import attrs
 import msgpack
 import pytest
 
 import lmdb
 from children import Child, change_until, in_child
 from examples import Note, Simulation, Sweep
-from gc3session import Session, Task, UnknownFormat, check_session, repair_session
+from gc3session import CorruptRecord, Session, Task, UnknownFormat, check_session, repair_session
 from gc3session.upkeep import check as checking
 from gc3session.upkeep import check_index as checked_index
 from gc3session.upkeep import check_mirror as checked_mirror
@@ -426,6 +428,54 @@ def test_each_check_is_needed_by_one_of_these_tests(path: Path, tmp_path: Path) 
     for file, line in _sites():
         lines[Path(file).name, line] = any(file == f and line <= at <= line + 8 for f, at in reached)
     assert [site for site, hit in lines.items() if not hit] == []
+
+
+SCHEMAS: dict[str, Callable[[list[Any]], Any]] = {
+    "three parts": lambda body: body[:3],
+    "no name": lambda body: [body[0], "", *body[2:]],
+    "kind 3": lambda body: [*body[:2], 3, body[3]],
+    "kind true": lambda body: [*body[:2], True, body[3]],
+    "fields that are text": lambda body: [*body[:3], "state"],
+    "a field that is a number": lambda body: [*body[:3], [*body[3][:-1], 1]],
+    "a field twice": lambda body: [*body[:3], [*body[3][:-1], body[3][0]]],
+    "no state": lambda body: [*body[:3], [*(name for name in body[3] if name != "state"), "x"]],
+}
+
+
+@pytest.mark.parametrize("change", SCHEMAS.values(), ids=SCHEMAS)
+def test_schema_that_can_not_be_one_is_found(path: Path, change: Callable[[list[Any]], Any]) -> None:
+    with Raw(path) as raw:
+        raw.change_schema(1, change)
+    assert [finding.where for finding in found(path) if finding.kind == "schema"] == ["schema 1"]
+    with Session(path, read_only=True) as session, pytest.raises(CorruptRecord, match="schema 1 is damaged: "):
+        session.load("Simulation.1")
+
+
+class Colour(enum.Flag):
+    RED = 1
+
+
+@attrs.define(eq=False)
+class Loud:
+    text: str
+
+    def __hash__(self) -> int:
+        raise AssertionError("the code of the program has been run")
+
+
+def test_check_uses_no_class_of_the_program(path: Path) -> None:
+    with Session(path) as session:
+        session.add(Simulation(inputs={"colour": Colour.RED, "loud": Loud("x")}))
+    with Raw(path) as raw:
+        key, record = raw.items("records")[-1]
+        schema, revision, values = msgpack.unpackb(record[4:], strict_map_key=False)
+        inputs = next(value for value in values if isinstance(value, dict) and "loud" in value)
+        inputs["set"] = msgpack.ExtType(2, msgpack.packb([inputs["loud"]]))
+        tag, _ = msgpack.unpackb(inputs["colour"].data)
+        inputs["colour"] = msgpack.ExtType(14, msgpack.packb([tag, "no number"]))
+        raw.put("records", key, framed(int.from_bytes(key, "big"), [schema, revision, values]))
+    assert found(path) == []
+    assert repair_session(path).done == []
 
 
 def test_check_beside_writers_finds_nothing(path: Path, long_form: bool) -> None:

@@ -349,7 +349,8 @@ def _nodes(data: bytes, number: int) -> Iterator[tuple[bytes, bytes]]:
         if upper <= place <= PAGE - 8:
             low, high, flags, key_size = struct.unpack_from("=HHHH", page, place)
             begin = place + 8 + key_size
-            yield page[place + 8 : begin], page[begin : begin + (8 if flags & 1 else low | high << 16)]
+            if flags in (0, 1):
+                yield page[place + 8 : begin], page[begin : begin + (8 if flags else low | high << 16)]
 
 
 class Whole(NamedTuple):

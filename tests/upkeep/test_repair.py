@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import struct
 import subprocess
 import sys
 import textwrap
@@ -132,6 +133,18 @@ def test_killed_at_any_call_a_repair_can_be_done_again_and_nothing_is_lost(
         result = json.loads(run_script(script, scratch, path, much, *ways, env=watched))
     assert result["wrong"] == []
     assert result["kills"] > 5
+
+
+def test_damaged_key_hides_no_record_but_its_own(path: Path) -> None:
+    # The tree has its keys in order, so all that come after this one are out of order.
+    data = path / "jobs" / "data.mdb"
+    key = struct.pack("=HH", 0, 8) + (12).to_bytes(8, "big")
+    data.write_bytes(data.read_bytes().replace(key, struct.pack("=HH", 0, 8) + b"\xff" * 8))
+    assert repair_session(path).quarantined
+    assert list(check_session(path)) == []
+    with Session(path) as session:
+        assert len(session) == 59
+        assert "Simulation.12" not in session
 
 
 # -- beside others

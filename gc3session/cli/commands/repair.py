@@ -12,9 +12,9 @@ _HELP = """Repair SESSION without loss; what can't be read is moved out of it, a
 
 session_ids.txt, the index and the counters are rewritten from the records, and missing files are made
 again. A record that can't be read is moved to the directory 'damaged' in SESSION. If the structure of the
-data file is damaged, a new file is made from what can be read, and the old one is moved there, too. That
-needs the store for itself: if another process has it open, the message has its process number and the file
-stays as it is.
+data file is damaged, a new file is made from the pages that are whole, and the old one is moved there, too.
+That needs the store for itself: if another process has it open, the message has its process number and the
+file stays as it is.
 
 If a repair is interrupted, run it again.
 

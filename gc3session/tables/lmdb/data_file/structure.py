@@ -16,6 +16,8 @@ from itertools import pairwise
 from struct import Struct, unpack_from
 from sys import byteorder
 
+import attrs
+
 from ....errors import CorruptStore
 from ...interface import PLAIN_TABLES, SET_TABLES
 from .meta import Tree, newest_meta_page, opened_data_file
@@ -32,9 +34,7 @@ def trees_of(pages: Pages, problem: Problem) -> dict[str, Tree]:
     return dict(_Structure(pages, problem, used).tables())
 
 
-def check_structure(
-    pages: Pages, problem: Problem, progress: Callable[[int], None] = lambda used: None
-) -> tuple[bytes, bytes]:
+def check_structure(pages: Pages, problem: Problem, progress: Callable[[int], None] = lambda used: None) -> bytes:
     """Check the structure of a state.
 
     Args:
@@ -42,31 +42,25 @@ def check_structure(
         problem: called with each fault.
         progress: called with how many pages have been checked.
 
-    Return the marks of the pages that the tables use, and of these and the free ones.
+    Return the marks of the free pages.
     """
     return _Structure(pages, problem, pages.new_marks(), progress).check()
 
 
+@attrs.define
 class _Structure:
-    def __init__(
-        self,
-        pages: Pages,
-        problem: Problem,
-        used: bytearray,
-        progress: Callable[[int], None] = lambda used: None,
-    ) -> None:
-        self._pages = pages
-        self._report = problem
-        self._faults = 0
-        self._used = used
-        self._progress = progress
-        self._done = 0
+    _pages: Pages
+    _report: Problem
+    _used: bytearray
+    _progress: Callable[[int], None] = lambda used: None
+    _faults: int = 0
+    _done: int = 0
 
     def _problem(self, fault: str) -> None:
         self._faults += 1
         self._report(fault)
 
-    def check(self) -> tuple[bytes, bytes]:
+    def check(self) -> bytes:
         if self._pages.meta.last_page >= self._pages.marks:
             self._problem(
                 f"the last page is said to be {self._pages.meta.last_page}, far beyond the end of the file"
@@ -77,9 +71,10 @@ class _Structure:
                 self._problem(f"there is no table {name!r}")
         for name, tree in tables.items():
             self._check_table(name, tree)
-        of_tables = bytes(self._used)
+        before = int.from_bytes(self._used, "big")
         self._check_free()
-        return of_tables, bytes(self._used)
+        free = int.from_bytes(self._used, "big") ^ before
+        return free.to_bytes(len(self._used), "big")
 
     def tables(self) -> Iterator[tuple[str, Tree]]:
         """Yield the name and the tree of each table that the tree of tables names."""

@@ -174,10 +174,25 @@ def class_of_module(tag: str) -> type | None:
     It comes before any other one of the same tag: a module may have been reloaded, or a cell run again.
     """
     module, _, qualified = tag.partition(":")
-    place: Any = sys.modules.get("__main__" if module == importable_name("__main__") else module)
-    for name in qualified.split("."):
-        place = getattr(place, "__dict__", {}).get(name)
-    return place if isinstance(place, type) and class_tag(place) == tag else None
+    first, *inner = qualified.split(".")
+    for namespace in _namespaces(module):
+        place = namespace.get(first)
+        for name in inner:
+            place = getattr(place, "__dict__", {}).get(name)
+        if isinstance(place, type) and class_tag(place) == tag:
+            return place
+    return None
+
+
+def _namespaces(module: str) -> Iterator[dict[str, Any]]:
+    """Give what *module* defines.  A script that another program runs, such as cProfile, is in no module."""
+    is_main = module == importable_name("__main__")
+    yield getattr(sys.modules.get("__main__" if is_main else module), "__dict__", {})
+    frame = sys._getframe() if is_main else None
+    while frame is not None:
+        if frame.f_globals.get("__name__") == "__main__":
+            yield frame.f_globals
+        frame = frame.f_back
 
 
 def known_class(tag: str) -> type[Persistable] | None:

@@ -648,6 +648,19 @@ def below_a_class_with_all_methods_of_attrs() -> Case:
 
 
 @case
+def without_slots_below_a_class_with_all_methods_of_attrs() -> Case:
+    @attr.s(slots=True, auto_attribs=True)
+    class Old(Task):
+        y: int = 2
+
+    @attr.s(auto_attribs=True)
+    class Own(Old):
+        x: int = 1
+
+    return Case(Own, Own, {"x": (2, 2), "y": (3, 3)})
+
+
+@case
 def own_getattr_that_answers_anything() -> Case:
     @attrs.define
     class Own(Task):

@@ -85,6 +85,14 @@ def test_what_is_done_to_an_object_reaches_the_disk(make_session: MakeSession, c
     assert getattr(stored(make_session, id_), case.box) == {"deep": {"list": [1]}}
     assert same_fields(stored(make_session, id_), obj)
 
+    if isinstance(obj, Task) and case.assign:
+        for state in ("STOPPED", "TERMINATED"):
+            obj.state = state
+            assert obj.history[-1][1] == obj.state == state
+        session.save_all()
+        assert stored(make_session, id_).history == obj.history
+        assert [*session.select(state="TERMINATED").ids()] == [id_]
+
     for field, (value, expected) in case.assign.items():
         obj = case.make()
         id_ = session.add(obj)
@@ -220,6 +228,7 @@ def test_copies_are_objects_of_the_class_and_tracked(
         if stage == "new":
             session.add(obj)
     assert not obj.changed
+    session.save_all()
 
 
 def test_pickled_copy_is_saved_as_the_record(make_session: MakeSession, case: Case) -> None:
@@ -266,6 +275,8 @@ def test_objects_of_the_class_can_be_referred_to_and_removed(make_session: MakeS
     assert getattr(member, case.box) == {"x": 1}
     session.remove(member.persistent_id)
     assert member.persistent_id is None
+    holder.extra.clear()
+    session.save_all()
     session.close()
 
 
@@ -330,6 +341,22 @@ def test_plain_decorator_keeps_the_repr_and_equality(session: Session) -> None:
         assert "my job" in repr(a)
         assert a != b
         assert len({a, b}) == 2
+
+
+@pytest.mark.lmdb
+def test_child_of_a_class_with_methods_of_attrs_gets_its_own() -> None:
+    @attrs.define(eq=True, repr=True, kw_only=True)
+    class Parent(Task):
+        x: int = 1
+
+    @attrs.define(kw_only=True)
+    class Child(Parent):
+        y: int = 1
+
+    history = [[1.0, "NEW"]]
+    assert Child(y=2, history=history) == Child(y=2, history=history)
+    assert Child(y=2, history=history) != Child(y=3, history=history)
+    assert "y=3" in repr(Child(y=3))
 
 
 # -- what is refused, with the reason -----------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections import deque
 from collections.abc import Iterator
 from types import TracebackType
 from typing import Any, Final, Generic
@@ -15,6 +16,9 @@ from ..tasks import Persistable, T
 
 PART: Final = 4096
 """Changed tasks that are saved in one transaction."""
+
+PAGES: Final = 2
+"""Pages that are held after a loop has gone on: the program may have put the tasks into a list, to change them later."""
 
 
 class Edit(Generic[T]):
@@ -33,6 +37,7 @@ class Edit(Generic[T]):
         self._asked = asked
         self._loops: WeakSet[_Loop] = WeakSet()
         self._saved: str | None = None  # the ID of the last task that has been saved
+        self._pages: deque[list[Persistable]] = deque()  # which loops gave, not looked at yet
         self.changed: list[Persistable] = []  # in the order of the loop, not saved yet
         self.is_open = False
 
@@ -56,7 +61,8 @@ class Edit(Generic[T]):
     ) -> None:
         self.is_open = False
         for loop in [*self._loops]:
-            self.changed += loop.changed_ones()
+            self._pages.append([*loop._given])  # the loop may go on after the block
+        self._look(0)
         if error is not None:
             self._give_up(error)
             return
@@ -65,6 +71,18 @@ class Edit(Generic[T]):
         except BaseException as failure:
             self._give_up(failure)
             raise
+
+    def hold(self, tasks: list[Persistable]) -> None:
+        """Hold a page of tasks that a loop gave, and look for changes in those of a former one."""
+        self._pages.append(tasks)
+        self._look(PAGES)
+        if len(self.changed) >= PART:
+            self.save()
+
+    def _look(self, pages: int) -> None:
+        while len(self._pages) > pages:
+            tasks = {id(task): task for task in self._pages.popleft()}.values()
+            self.changed += [task for task in tasks if task.persistent_id is not None and task.changed]
 
     def save(self) -> None:
         """Save what has been changed."""
@@ -95,24 +113,20 @@ class _Loop(Selected[Any]):
         super().__init__(index, asked, CHUNK)
         self._edit = edit
 
-    def changed_ones(self) -> list[Persistable]:
-        """Return those of the page that have been changed."""
-        given = {id(task): task for task in self._given}
-        return [task for task in given.values() if task.persistent_id is not None and task.changed]
+    def taken(self) -> list[Persistable]:
+        """Return the tasks of the page, which is done with."""
+        given, self._given = self._given, []
+        return given
 
     def finish_page(self) -> None:
-        edit = self._edit
-        if not edit.is_open:
+        if self._edit.is_open:
+            self._edit.hold(self.taken())
+        else:
             super().finish_page()
-            return
-        edit.changed += self.changed_ones()
-        self._given = []
-        if len(edit.changed) >= PART:
-            edit.save()
 
     def __del__(self) -> None:
         edit = getattr(self, "_edit", None)
         if edit is not None and edit.is_open:  # the caller has left the loop, not the block
-            edit.changed += self.changed_ones()
+            edit._pages.append(self.taken())
         else:
             super().__del__()

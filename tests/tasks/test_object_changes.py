@@ -195,6 +195,12 @@ WAYS = [
 ]  # fmt: skip
 
 
+WAYS_TO_LOOP = [
+    by_loop, by_loops_that_are_broken_off, by_loops_that_raise, by_next, by_nested_loops, by_two_loops_at_once, by_list,
+    by_sorting, by_comprehension, by_max, by_workflow, by_generator, by_queue,
+]  # fmt: skip
+
+
 @pytest.mark.parametrize("way", WAYS)
 def test_change_inside_a_value_is_saved_however_the_task_was_reached(
     make_session: MakeSession, way: Callable[[Session], None]
@@ -226,6 +232,33 @@ def test_change_inside_a_value_is_saved_of_any_number_of_tasks(
         del alive
         session.save_all()
     assert extras(make_session) == [{"seen": 1}] * MANY
+
+
+@pytest.mark.parametrize("way", WAYS_TO_LOOP)
+def test_change_inside_a_value_is_saved_however_an_edit_is_looped_over(
+    make_session: MakeSession, way: Callable[[Any], None]
+) -> None:
+    class Edited:
+        """An edit with what the ways ask of a session."""
+
+        def __init__(self, session: Session, edit: Any) -> None:
+            self.ids, self.iter_workflow, self.edit = session.ids, edit.__iter__, edit
+
+        def __iter__(self) -> Iterator[Any]:
+            return iter(self.edit)
+
+    with make_session() as session:
+        session.add_many(Simulation(jobname=f"j{n}", mesh="m") for n in range(7))
+    with make_session() as session:
+        with session.edit() as tasks:
+            way(Edited(session, tasks))
+            gc.collect()
+        assert extras(make_session) == [{"seen": 1}] * 7
+        with pytest.raises(ZeroDivisionError), session.edit() as tasks:
+            way(Edited(session, tasks))
+            raise ZeroDivisionError
+        session.save_all()
+        assert extras(make_session) == [{"seen": 1}] * 7, "what was given up was saved"
 
 
 def test_loop_that_ends_by_the_collection_of_a_cycle_saves_what_it_changed(make_session: MakeSession) -> None:

@@ -156,7 +156,7 @@ class Store(StoreStaging):
         if living is None:
             self.changes.records.pop(number, None)
         else:
-            self._detach(living)
+            self.changes.forget(living, get_stamp(living))
 
     def _committed(self, number: int) -> bytes | None:
         if self._closed or self._identity is None:

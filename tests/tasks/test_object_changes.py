@@ -595,11 +595,27 @@ def test_changes_of_a_task_that_another_program_removed_can_be_given_up(
         with pytest.raises(NotFound):
             session.load(ids[0])
         if held:
-            assert tasks[0].persistent_id is None
+            assert tasks[0].persistent_id == ids[0]
+            assert not tasks[0].changed
         session.save_all()
         assert not tasks[-1].changed
     with make_session(read_only=True) as session:
         assert [task.jobname for task in session] == ["changed"]
+
+
+def test_removal_by_another_program_is_no_change_of_what_refers_to_the_task(make_session: MakeSession) -> None:
+    part = Task()
+    with make_session() as session:
+        id_ = session.add(TaskCollection(tasks=[part]))
+        part_id = part.persistent_id
+        assert part_id is not None
+    with make_session() as session:
+        session.load(id_)
+        with make_session() as other:
+            other.remove(id_)
+        with pytest.raises(NotFound):
+            session.load(part_id)
+        session.save_all()
 
 
 @pytest.mark.parametrize("how", ["remove", "remove_many", "remove after loading", "in a transaction that fails"])

@@ -10,16 +10,19 @@ import argparse
 import ctypes
 import json
 import os
+import warnings
 from collections.abc import Callable
 from typing import Any
 
 import gc3session.session.session
 import gc3session.tables.lmdb.opening
 from breakages import BREAKAGES, break_by
-from gc3session import ConflictError, Session, Task
+from gc3session import ConflictError, Session, Task, UnsavedWarning
 from generator import script
 from specimens import assign, new_task
 from steps import SHARED, Step
+
+warnings.filterwarnings("ignore", category=UnsavedWarning)  # sessions are closed with changes on purpose
 
 SMALL_MAP = 1 << 17
 """Bytes of a store's address space to begin with, so that it grows in mid-run."""

@@ -344,7 +344,7 @@ class Programs:
             with pytest.raises(NotFound):
                 session.load(id_)
             task = self.held[side].pop(id_, None)
-            assert task is None or task.persistent_id is None
+            assert task is None or (task.persistent_id == id_ and not task.changed)
             return None
         task = session.load(id_)
         assert type(task) is Simulation

@@ -113,16 +113,12 @@ class Mirror:
 
     # -- the steps of a transaction
 
-    def lock(self) -> None:
-        """Lock the mirror before the transaction.  Raise WriteError as `plan` does."""
-        self._take_lock()
-
     def plan(self, writer: Writer, before: Row, after: Row, change: Change) -> Row:
         """Lock the mirror and plan what `write` is to do; return the row *after* with its mark.
 
         Raise WriteError if the session is no longer where it was opened.
         """
-        self._take_lock()
+        self.lock()
         self._complaint = ""
         self._time = time.time_ns()
         kept, former = before.size, before.mark[0] if before.mark else 0
@@ -151,18 +147,15 @@ class Mirror:
     def _time_of_change(self) -> int:
         return os.lstat(self.path).st_mtime_ns if os.path.lexists(self.path) else 0
 
-    def _take_lock(self) -> None:
+    def lock(self) -> None:
+        """Lock the mirror before the transaction.  Raise WriteError as `plan` does."""
         if self._locked:
             return
         try:
             if self._lock < 0:
                 self._lock = os.open(self._lock_path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-            self._locked = True  # first: a signal's handler may raise when it is
-            try:
-                fcntl.flock(self._lock, fcntl.LOCK_EX)
-            except OSError:
-                self._locked = False
-                raise
+            self._locked = True  # first: Ctrl-C may raise as soon as it is
+            fcntl.flock(self._lock, fcntl.LOCK_EX)
             there, held = os.lstat(self._lock_path), os.fstat(self._lock)
         except FileNotFoundError as error:
             raise WriteError(f"{self._lock_path} is gone: {self._MOVED}") from error
@@ -180,44 +173,49 @@ class Mirror:
         )
 
     def write(self) -> None:
-        """Write to the file what has been committed.
+        """Write to the file what has been committed, and unlock it.
 
         A failure is only warned of: the tasks are stored, and the next transaction mends the file.
         """
         change, self._change = self._change, None
-        if change is None:
-            return
         try:
-            if change.anew:
-                os.utime(self._temporary, ns=(self._time, self._time))
-                os.rename(self._temporary, self.path)
-                return
-            fd = os.open(self.path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-            try:
-                _write_at(fd, change.text, self._end)
-                for offset, length in change.blanks:
-                    _write_at(fd, b" " * length, offset)
-                os.utime(fd, ns=(self._time, self._time))
-            finally:
-                os.close(fd)
+            if change is not None:
+                self._carry_out(change)
         except OSError as error:
             self._complain(error)
+        self._release_lock()
+
+    def _carry_out(self, change: Change) -> None:
+        if change.anew:
+            os.utime(self._temporary, ns=(self._time, self._time))
+            os.rename(self._temporary, self.path)
+            return
+        fd = os.open(self.path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        try:
+            _write_at(fd, change.text, self._end)
+            for offset, length in change.blanks:
+                _write_at(fd, b" " * length, offset)
+            os.utime(fd, ns=(self._time, self._time))
+        finally:
+            os.close(fd)
 
     def unlock(self) -> str:
-        """Unlock the mirror, and drop a plan that was not carried out; return what to warn of."""
+        """Drop a plan that was not carried out, and unlock the mirror; return what to warn of."""
         complaint, self._complaint = self._complaint, ""
-        if not self._locked:
-            return complaint
         if self._change is not None and self._change.anew:
             self._drop_temporary()
         self._change = None
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_UN)
-        except OSError:  # its closing unlocks it, too; or the program has closed what isn't its own
-            with contextlib.suppress(OSError):
-                self.close()
-        self._locked = False  # last, so that it can be called again if it was interrupted
+        self._release_lock()
         return complaint
+
+    def _release_lock(self) -> None:
+        if self._locked:
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_UN)
+            except OSError:  # its closing unlocks it, too; or the program has closed what isn't its own
+                with contextlib.suppress(OSError):
+                    self.close()
+            self._locked = False
 
     def _drop_temporary(self) -> None:
         with contextlib.suppress(OSError):  # it is gone, or a directory that somebody has put there

@@ -96,7 +96,7 @@ class Batch:
         assert journal is not None
         self.version += 1
         while len(journal) > mark:
-            mapping, key, before = journal[-1]
+            mapping, key, before = journal.pop()
             if mapping is None and type(before) is dict:
                 set_fields(key, before)
             elif mapping is None:
@@ -105,4 +105,3 @@ class Batch:
                 mapping.pop(key, None)
             else:
                 mapping[key] = before
-            journal.pop()  # last, so that an interrupted undoing can go on

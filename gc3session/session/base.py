@@ -6,7 +6,7 @@ import itertools
 import re
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, overload
 
@@ -17,7 +17,6 @@ from ..records.ids import IDs, all_ids, parse_id
 from ..store.staging import REMOVED_AT_ONCE
 from ..store.store import Store
 from ..system.gc_pause import no_collection
-from ..system.signals import signal_safe
 from ..tables.interface import Compacted, OnProgress, Reader, no_progress
 from ..tasks import Persistable, Placeholder, T, TaskCollection, stamp_of
 
@@ -600,7 +599,7 @@ class SessionBase(Generic[T]):
     def _tend_mirror(self) -> None:
         """Have the mirror mended, if there is one and it is stale."""
 
-    @signal_safe
+    @contextmanager
     def transaction(self) -> Iterator[Self]:
         """`with` this, what is done to the session is written whole at the end, or not at all.
 
@@ -650,8 +649,6 @@ class SessionBase(Generic[T]):
                     store.flush()
                     self._tidy()
                 self._closed = True
-            # From here on it can be gone on with: a signal's handler may have kept it from that.
-            if self._index in store.indexes:
                 store.indexes.remove(self._index)
         if self._owns_store:
             store.close()

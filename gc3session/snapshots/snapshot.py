@@ -14,7 +14,8 @@ nobody writes, and include the other sessions of a shared store.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from itertools import chain, islice
 from struct import Struct
 from typing import IO
@@ -28,7 +29,6 @@ from ..index.index import Index
 from ..records.sequence import NEXT_KEY
 from ..records.values import references
 from ..system.number_set import Numbers
-from ..system.signals import signal_safe
 from ..system.temporary import keeping
 from ..tables.interface import (
     LATE_MEMBERS,
@@ -202,7 +202,7 @@ class Snapshot:
         return found
 
 
-@signal_safe
+@contextmanager
 def snapshot(
     index: Index, progress: OnProgress = no_progress, *, at_once: bool = False
 ) -> Iterator[tuple[Snapshot, Iterator[PlacedRecord]]]:
@@ -211,32 +211,11 @@ def snapshot(
     *progress* is called with how many of them have been given. If the store can be written, or with
     *at_once*, the transaction ends before the first one is given.
     """
-    transaction: Generator[Reader, None, None] | None = _transaction(index)
-
-    def end(error: BaseException | None = None) -> None:
-        if transaction is not None and error is None:
-            next(transaction, None)
-        elif transaction is not None and error is not None:
-            transaction.throw(error)
-
-    try:
-        assert transaction is not None
-        reader = next(transaction)
+    with ExitStack() as transaction:
+        reader = transaction.enter_context(index.store.reading())
         state = Snapshot(reader, index.identity)
-        records = _records(state, reader, end, at_once=at_once or not index.store.read_only)
+        records = _records(state, reader, transaction.close, at_once=at_once or not index.store.read_only)
         yield state, with_progress(records, state.count, progress)
-    except BaseException as error:
-        end(error)  # the tables may raise an exception of ours instead of their own
-        raise
-    else:
-        end()
-    finally:
-        transaction = None  # this ends it, even if a signal's handler has raised before `end` was called
-
-
-def _transaction(index: Index) -> Generator[Reader, None, None]:
-    with index.store.reading() as reader:
-        yield reader
 
 
 def _records(state: Snapshot, reader: Reader, end: Callable[[], None], *, at_once: bool) -> Iterator[PlacedRecord]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import islice
 from typing import Any, Final
 from weakref import ref
@@ -27,7 +28,6 @@ from ..records.codec import extras_of, layout_of
 from ..records.sequence import NumberSequence
 from ..records.values import UNPACKABLE, Encoder, holds_bytearray, may_hold_bytes, references
 from ..system.gc_pause import no_collection
-from ..system.signals import signal_safe
 from ..tables.interface import RECORDS, Reader
 from ..tasks import Origin, Persistable, Stamp, Task, Unreadable, get_stamp, mark_of, restamp, set_stamp, stamp_of
 from .changes import ChangedRecord, NewReference
@@ -69,7 +69,7 @@ class StoreStaging(StoreReading):
     def flush(self) -> None:
         """Write the batch.  If that fails the batch is kept."""
 
-    @signal_safe
+    @contextmanager
     def unit(self, *, flush: bool, room: bool = True) -> Iterator[None]:
         """`with` this, what is staged is staged whole or not at all, and written if *flush*.
 
@@ -97,10 +97,7 @@ class StoreStaging(StoreReading):
                     self.commit()
             except BaseException:
                 if self._pending_commit is None:  # else it may be on disk: it is kept until that is known
-                    try:
-                        batch.undo(mark)
-                    finally:
-                        batch.undo(mark)  # goes on if a signal's handler has kept it from that
+                    batch.undo(mark)
                     batch.bytes = min(size, batch.bytes)
                 raise
             finally:

@@ -294,7 +294,7 @@ class Store(StoreStaging):
                     if self.tables.exists():
                         self.sequence.give_back()
                 self._closed = True
-            self.tables.close()  # again, too: a signal's handler may have kept it from that
+            self.tables.close()
         if unsaved:
             warnings.warn(
                 f"{self.title} is closed: changes of {_objects(unsaved)} were never saved; call save_all() before",
@@ -399,10 +399,7 @@ class Store(StoreStaging):
                 with no_collection():
                     self._transact(unit)
         finally:
-            try:
-                complaints = self._release_listeners()
-            finally:
-                self._release_listeners()  # if a signal's handler has kept it from that
+            complaints = self._release_listeners()
         self.tables.after_write()
         for complaint in complaints:
             if complaint:
@@ -415,7 +412,7 @@ class Store(StoreStaging):
                 return
             except NumbersNeeded as needed:
                 self.sequence.reserve_block(needed.count)
-            except BaseException:  # also of a signal's handler, while the server was waited for
+            except BaseException:  # Ctrl-C while the server is waited for, too
                 self._pending_commit = self.tables.pending_commit
                 raise
 

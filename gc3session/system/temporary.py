@@ -61,9 +61,5 @@ def made_whole(path: str) -> Iterator[str]:
         sync(temporary)
         os.rename(temporary, path)
     finally:
-        try:
-            delete_tree(temporary)
-        except BaseException:  # Ctrl-C may come while another failure is cleaned up
-            delete_tree(temporary)
-            raise
+        delete_tree(temporary)
     sync(os.path.dirname(path))

@@ -22,12 +22,11 @@ from __future__ import annotations
 import struct
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, ClassVar, Final, NamedTuple, TypeVar
 
 from ..errors import CommitUnknown, InvalidArgument
 from ..system.number_set import Numbers
-from ..system.signals import signal_safe
 
 T = TypeVar("T")
 
@@ -378,8 +377,8 @@ class Tables(ABC):
         because the process that may write meanwhile may be waiting for one of them. (With
         `concurrent_writers` the locks were taken before, and are kept.)
 
-        After the commit *committed* is called with the result, before any fork, and even if a
-        signal's handler raises just then: calling it a second time must do no harm.
+        After the commit *committed* is called with the result, before any fork; once more if Ctrl-C
+        interrupts the commit or it, so calling it a second time must do no harm.
         """
 
     @abstractmethod
@@ -417,7 +416,7 @@ class Tables(ABC):
         """Close the tables for everybody in this process: they are about to be deleted."""
 
 
-@signal_safe
+@contextmanager
 def _held(reading: AbstractContextManager[Reader], held: Callable[[], None]) -> Iterator[Contents]:
     with reading as reader:
         held()

@@ -7,6 +7,7 @@ import os
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import IO, Final
 
 from ..directory import SessionDirectory
@@ -14,7 +15,6 @@ from ..errors import OpenError
 from ..index.entries import Row
 from ..index.mirror import place_of
 from ..system.filesystem import opened_regular
-from ..system.signals import signal_safe
 from ..system.temporary import keeping
 from .finding import Finding
 
@@ -112,7 +112,7 @@ class MirrorCopy:
             self._copy.close()
 
 
-@signal_safe
+@contextmanager
 def mirror_copy(directory: SessionDirectory) -> Iterator[MirrorCopy]:
     """Give a copy of a session's mirror, to be made by `take`; writers wait until then."""
     copy = MirrorCopy(directory)

@@ -23,7 +23,6 @@ import lmdb
 
 from ...errors import CorruptStore, Error
 from ...system.filesystem import sync, write_error
-from ...system.signals import signal_safe
 from ...system.temporary import delete_tree
 from .data_file.verification import check_before_opening, mark_trusted, missing_bytes
 from .errors import MustReopen, translated
@@ -44,7 +43,7 @@ class Environment:
         writing: the lock held for each write transaction, which may wait long for another process.
         reading: the lock held for each read transaction, which copies what it needs and ends. A
             thread that takes both takes `writing` first.
-        tables: the handles of the tables by their names, while it is open.
+        tables: the handles of the tables by their names, while it is open; the files alone may be open before that.
     """
 
     def __init__(self, path: str, read_only: bool, map_size: int, verify: bool | None) -> None:
@@ -58,8 +57,6 @@ class Environment:
         self.renew_locks()
         self._map_size = map_size
         self._lmdb: lmdb.Environment | None = None
-        self._half_open: lmdb.Environment | None = None  # its files are open, its tables not yet
-        self._to_close: list[lmdb.Environment] = []
         self._page_size = 4096
         self._filled_to = 0  # the last page of the data file when it was looked at for a gap
         self._file_id: tuple[int, int] | None = None
@@ -76,33 +73,31 @@ class Environment:
 
     @property
     def is_open(self) -> bool:
-        return self._lmdb is not None
+        return bool(self.tables)
 
     @property
     def was_replaced(self) -> bool:
         """Whether the open file is no longer the one at its path, because that was moved or replaced."""
-        return self._lmdb is not None and self._file_id != _file_id(self.data)
+        return self.is_open and self._file_id != _file_id(self.data)
 
     def opened(self) -> lmdb.Environment:
         """Return the open environment; to be called with `reading` or `writing` held."""
         env = self._lmdb
-        if env is None:
+        if env is None or not self.tables:
             with self._opening:
-                env = self._lmdb or self._open()
+                env = self._lmdb if self._lmdb and self.tables else self._open()
         return env
 
     def _open(self) -> lmdb.Environment:
         walked_through = check_before_opening(self.path, verify=self.verify)
-        # It stays half open until all is done: after an interruption the next attempt goes on from there.
-        if self._half_open is None:
-            self._half_open = self._open_files()
-        env = self._half_open
+        env = self._lmdb or self._open_files()
+        tables: dict[str, Any] = {}
         try:
             if self.locked and not self.read_only:
                 env.reader_check()
-            while not self.tables:
+            while not tables:
                 try:
-                    self.tables = open_tables(env, create=False)
+                    tables = open_tables(env, create=False)
                 except lmdb.MapResizedError:  # another process has grown the map since it was opened here
                     env.set_mapsize(0)
             self._map_size = env.info()["map_size"]
@@ -113,19 +108,19 @@ class Environment:
             raise translated(error, self.path) from error
         self._page_size = env.stat()["psize"]
         self._file_id = _file_id(self.data)
-        self._lmdb, self._half_open = env, None
+        self.tables = tables  # last: now it is open
         if walked_through and not self.read_only:
             mark_trusted(self.path)
         return env
 
     def _open_files(self) -> lmdb.Environment:
-        self._finish_closing()  # of an opening or closing that a signal has interrupted
+        self._end_sharing()  # if Ctrl-C has kept `close` from that
         self._sharing_lock = shared_lock(self.path)
         try:
             if self._sharing_lock >= 0 and not self.read_only:
                 delete_tree(compacted_name(self.path))  # nobody compacts now, so the process that made it died
-            env, self.locked = open_files(self.path, read_only=self.read_only, map_size=self._map_size)
-            return env
+            self._lmdb, self.locked = open_files(self.path, read_only=self.read_only, map_size=self._map_size)
+            return self._lmdb
         except BaseException:
             self._end_sharing()
             raise
@@ -165,9 +160,7 @@ class Environment:
         """
         try:
             with self._opening:
-                env = self._lmdb or self._half_open
-                if env is None:
-                    env = self._half_open = self._open_files()
+                env = self._lmdb or self._open_files()
             env.reader_check()
             return env.begin()
         except lmdb.Error as error:
@@ -175,7 +168,7 @@ class Environment:
 
     def last_transaction(self) -> int:
         """Return the number of the last committed transaction."""
-        return (self._half_open or self.opened()).info()["last_txnid"]
+        return (self._lmdb or self.opened()).info()["last_txnid"]
 
     def has_newer_commit(self, txn: Transaction) -> bool:
         """Return whether there has been a commit since *txn*, a read transaction, began."""
@@ -226,7 +219,7 @@ class Environment:
 
     # -- while no transaction is open
 
-    @signal_safe
+    @contextlib.contextmanager
     def idle(self) -> Iterator[None]:
         """Wait until this process has no transaction open here; none can begin within `with`."""
         with self.writing, self.reading:
@@ -261,15 +254,12 @@ class Environment:
 
     def close(self) -> None:
         """Close it, while it is idle; the next transaction opens it again."""
-        self._to_close += [env for env in (self._lmdb, self._half_open) if env is not None]
-        self._lmdb, self._half_open, self.tables, self._filled_to = None, None, {}, 0
-        self._finish_closing()
-
-    def _finish_closing(self) -> None:
-        for env in self._to_close:
-            env.close()
-        self._to_close = []
-        self._end_sharing()
+        env, self._lmdb, self.tables, self._filled_to = self._lmdb, None, {}, 0
+        try:
+            if env is not None:
+                env.close()
+        finally:
+            self._end_sharing()
 
     def _end_sharing(self) -> None:
         fd, self._sharing_lock = self._sharing_lock, -1

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import IO
 
 from ...errors import CorruptStore, Error, WriteError
-from ...system.signals import signal_safe
 from ...system.temporary import keeping
 from ..interface import Contents
 from .data_file.contents import LmdbContents
@@ -29,7 +29,7 @@ _PROGRESS_STEP = 64  # pages checked between two reports of progress
 _ATTEMPTS = 100
 
 
-@signal_safe
+@contextmanager
 def contents(
     directory: str,
     problem: Problem,
@@ -67,18 +67,22 @@ def contents(
             check_structure(state.pages, problem, count)
             yield LmdbContents(state.pages, state.tick)
         finally:
-            state.slot = None  # first, in a single step: a signal's handler may raise in what follows
             state.close()
 
 
-def _slot(env: Environment) -> Generator[Transaction, None, None]:
-    """Yield a transaction that holds the newest state until the generator is dropped."""
-    with env.reading:
-        transaction = env.hold()
-        try:
-            yield transaction
-        finally:
-            transaction.abort()
+@contextmanager
+def _slot(directory: str, user: object, map_size: int) -> Iterator[tuple[Environment, Transaction]]:
+    """Yield the environment in *directory*, and a transaction that holds its newest state within `with`."""
+    env = acquire(directory, user, True, map_size, None)
+    try:
+        with env.reading:
+            transaction = env.hold()
+            try:
+                yield env, transaction
+            finally:
+                transaction.abort()
+    finally:
+        release(env, user)
 
 
 class _HeldState:
@@ -89,11 +93,9 @@ class _HeldState:
 
     Attributes:
         pages: the pages; set by `take`.
-        slot: the reader's slot, which is given back when the generator is dropped; None without a slot.
     """
 
     pages: Pages
-    slot: Generator[Transaction, None, None] | None = None
 
     def __init__(
         self, directory: str, path: str, file: IO[bytes], problem: Problem, *, map_size: int, in_write: bool
@@ -104,7 +106,8 @@ class _HeldState:
         self._problem = problem
         self._map_size = map_size
         self._in_write = in_write
-        self._env: Environment | None = None
+        self._slot = ExitStack()  # holds the reader's slot, if there is one
+        self._env: Environment | None = None  # None without a slot
         self._transaction: Transaction = None
         self._copy: IO[bytes] | None = None
 
@@ -137,25 +140,18 @@ class _HeldState:
     def _hold(self) -> int | None:
         """Take a reader's slot. Return the number of the transaction that it holds, or None if LMDB can't give one."""
         try:
-            self._env = acquire(self._directory, self, True, self._map_size, None)
-            self.slot = _slot(self._env)
-            self._transaction = next(self.slot)
+            slot = _slot(self._directory, self, self._map_size)
+            self._env, self._transaction = self._slot.enter_context(slot)
             return int(self._transaction.id())
         except (CorruptStore, WriteError) as error:
             # The file is too damaged for LMDB; what can be read is read without it.
-            self._give_back()
             self._problem(str(error))
             return None
-        except BaseException:
-            self._give_back()
-            raise
 
     def _give_back(self) -> None:
         """Give back the slot and the environment."""
-        self._transaction = self.slot = None
-        if self._env is not None:
-            release(self._env, self)
-            self._env = None
+        self._env = None
+        self._slot.close()
 
     def _copy_pages(self) -> None:
         """Copy the pages into a temporary file, and give the slot back."""

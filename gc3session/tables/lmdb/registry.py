@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 from ...system.forks import ENVIRONMENTS, Lock, at_fork
-from ...system.signals import signal_safe
 from .environment import Environment
 from .sharing import exclusive_lock, in_use
 
@@ -21,25 +21,20 @@ _registry = threading.Lock()
 
 def acquire(path: str, user: object, read_only: bool, map_size: int, verify: bool | None) -> Environment:
     """Return the environment in the directory *path* for one more *user*, which calls `release` in the end."""
-    try:
-        with _registry:
-            env = _environments.get(path)
-            if env is None or env.was_replaced:
-                env = _environments[path] = Environment(path, read_only, map_size, verify)
-            elif env.read_only and not read_only:
-                with env.idle():
-                    env.close()
-                    env.read_only = False
-            env.users.add(user)
-            return env
-    except BaseException:  # what the handler of a signal raises, too
-        if path in _environments:
-            release(_environments[path], user)
-        raise
+    with _registry:
+        env = _environments.get(path)
+        if env is None or env.was_replaced:
+            env = _environments[path] = Environment(path, read_only, map_size, verify)
+        elif env.read_only and not read_only:
+            with env.idle():
+                env.close()
+                env.read_only = False
+        env.users.add(user)
+        return env
 
 
 def release(env: Environment, user: object) -> None:
-    """Take a user away from *env*; when there are none left it is closed. Call it again if it was interrupted."""
+    """Take a user away from *env*; when there are none left it is closed."""
     with _registry:
         env.users.discard(user)
         _close_unused(env)
@@ -53,7 +48,7 @@ def discard(path: str) -> None:
         env.suspend()
 
 
-@signal_safe
+@contextmanager
 def exclusive(path: str) -> Iterator[None]:
     """Within `with`, nobody has the environment in the directory *path* open. Raise StoreInUse if anybody has."""
     # This process is asked first: closing `lock.mdb` would give up the lock that LMDB holds on it for the process.

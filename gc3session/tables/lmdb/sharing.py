@@ -21,7 +21,6 @@ from typing import Final
 
 from ...errors import StoreInUse, WriteError
 from ...system.filesystem import is_regular
-from ...system.signals import signal_safe
 
 _LOCKS: Final = Path("/proc/locks")
 _LOCK_LINE: Final = re.compile(r"\d+: (?:FLOCK|POSIX) +\S+ +\S+ (\d+) [0-9a-f]+:[0-9a-f]+:(\d+) ")
@@ -43,13 +42,13 @@ def shared_lock(directory: str) -> int:
     except OSError:
         os.close(fd)
         return -1
-    except BaseException:  # the handler of a signal may raise while this waits
+    except BaseException:  # Ctrl-C, while it waits
         os.close(fd)
         raise
     return fd
 
 
-@signal_safe
+@contextlib.contextmanager
 def exclusive_lock(directory: str) -> Iterator[None]:
     """Within `with`, nobody can open the environment, which this process must have closed.
 
@@ -65,12 +64,9 @@ def exclusive_lock(directory: str) -> Iterator[None]:
             yield
 
 
-@signal_safe
+@contextlib.contextmanager
 def _locked(directory: str, path: str, flags: int) -> Iterator[None]:
-    """Hold the exclusive lock on one of the two files within `with`.
-
-    Each lock has its own `finally`: if the handler of a signal raises while one is released, the other still is.
-    """
+    """Hold the exclusive lock on one of the two files within `with`."""
     try:
         fd = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from itertools import islice, takewhile
 from typing import Any, TypeVar
 
@@ -13,7 +13,6 @@ import lmdb
 from ...errors import ClosedError, Error, InvalidArgument, NetworkFilesystemError, ReadOnlyError
 from ...system.filesystem import NETWORK_FILESYSTEMS, filesystem_of, sync
 from ...system.number_set import Numbers
-from ...system.signals import signal_safe
 from ..interface import (
     MALFORMED,
     Compacted,
@@ -214,7 +213,7 @@ class LmdbTables(Tables):
             self._env = acquire(self.path, self, self.read_only, self._map_size, self._verify)
         return self._env
 
-    @signal_safe
+    @contextmanager
     def read(self) -> Iterator[Reader]:
         env = self._environment()
         if env is None:
@@ -308,16 +307,13 @@ class LmdbTables(Tables):
             while True:
                 try:
                     txn = env.begin(write=True)
-                    ready = False
                     try:
                         result = unit(_LmdbWriter(txn, env.tables))
-                        ready = True
                         txn.commit()
                         committed(result)
                     except BaseException as error:
-                        # The handler of a signal may raise right after the commit, or later.
-                        if ready and not isinstance(error, lmdb.Error) and _has_ended(txn):
-                            committed(result)
+                        if _has_ended(txn) and not isinstance(error, lmdb.Error):
+                            committed(result)  # Ctrl-C came after the commit
                         else:
                             txn.abort()
                         raise

@@ -2,8 +2,8 @@
 
 This is a pool of our own because psycopg_pool connects in threads of its own. There the reason
 why the server refuses is only logged, and the caller waits until a timeout; a program that forks
-would have threads that it never started; and a connection whose user was interrupted by a signal's
-handler would be counted as in use for ever.
+would have threads that it never started; and a connection whose user was interrupted by Ctrl-C
+would be counted as in use for ever.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from psycopg.conninfo import make_conninfo
 
 from ...errors import StoreUnreachable
 from ...system.forks import ENVIRONMENTS, at_fork
-from ...system.signals import signal_safe
 from .address import Address
 from .errors import Connection, Refused, is_lost, refused, translated
 
@@ -69,7 +68,7 @@ class Connections:
         self._reached = False  # whether the server has been reached before
         self._closed = False
         self._idle: list[Connection] = []
-        self._open: weakref.WeakSet[Connection] = weakref.WeakSet()  # weak: one that a signal has lost is closed
+        self._open: weakref.WeakSet[Connection] = weakref.WeakSet()  # weak: one that Ctrl-C has lost is closed
         self._lock = threading.Lock()
         _all.add(self)
 
@@ -143,13 +142,10 @@ class Connections:
         """Close a connection; a transaction that is open in it is rolled back."""
         if not self.has(connection):  # the parent's: its descriptor may be that of another file here
             return
-        with self._lock:
-            if connection in self._idle:  # given back before, but a signal's handler raised right after
-                self._idle.remove(connection)
         connection.close()
         self._open.discard(connection)
 
-    @signal_safe
+    @contextlib.contextmanager
     def one(self) -> Iterator[Connection]:
         """Lend a connection, for `with`."""
         connection = self.take()

@@ -11,6 +11,7 @@ never be committed any more.
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final, TypeVar
@@ -20,7 +21,6 @@ from psycopg import errors as server
 
 from ...errors import ClosedError, CommitUnknown, Error, ReadOnlyError, UnknownFormat, WriteError
 from ...system.number_set import Numbers
-from ...system.signals import signal_safe
 from ..interface import Contents, Figure, NoTables, OnProgress, Reader, Salvaged, Tables, Writer, no_progress
 from .address import address_of
 from .connections import Connections, Patience
@@ -49,50 +49,6 @@ _CREATED_BY_ANOTHER: Final = (
 
 def _ignore(result: object) -> None:
     pass
-
-
-class _Reading:
-    """A read transaction."""
-
-    def __init__(self, owner: PostgresqlTables) -> None:
-        self._owner = owner
-        self._connection: Connection | None = None
-
-    def begin(self) -> Reader:
-        owner = self._owner
-        if not owner.exists():
-            return NoTables()
-        self._connection = owner._begin(_BEGIN_READING)
-        return PostgresqlReader(self._connection, owner._statements, self._renew)
-
-    def _renew(self) -> Connection:
-        """Begin again on a new connection, as the present one was lost before anything was read."""
-        assert self._connection is not None
-        self._owner._connections.drop(self._connection)
-        self._connection = None
-        self._connection = self._owner._begin(_BEGIN_READING)
-        return self._connection
-
-    def end(self, error: BaseException | None) -> None:
-        """End the transaction, and raise our exception if *error* is one of psycopg's."""
-        connection, owner = self._connection, self._owner
-        if connection is None or not owner._connections.has(connection):
-            return
-        try:
-            connection.execute(b"COMMIT" if error is None else b"ROLLBACK")
-        except psycopg.Error as failure:  # a lost connection does no harm: everything has been read
-            if error is None and not is_lost(connection):
-                raise translated(failure, connection, owner.url, reading=True) from failure
-        else:
-            self._connection = None
-            owner._connections.give(connection)
-        if isinstance(error, psycopg.Error):
-            raise translated(error, connection, owner.url, reading=True) from error
-
-    def drop(self) -> None:
-        """Close its connection, unless `end` has given that back."""
-        if self._connection is not None:
-            self._owner._connections.drop(self._connection)
 
 
 class PostgresqlTables(Tables):
@@ -184,19 +140,19 @@ class PostgresqlTables(Tables):
                 self._connections.drop(connection)
                 raise
 
-    def _give_back(self, connection: Connection) -> None:
-        """Roll back the transaction on a connection, and give it back to the others."""
-        if not self._connections.has(connection):
-            return
-        try:
-            connection.execute(b"ROLLBACK")
-        except psycopg.Error:
-            self._connections.drop(connection)  # which rolls back, too
-        except BaseException:
-            self._connections.drop(connection)
-            raise
-        else:
-            self._connections.give(connection)
+    def _end(self, connection: Connection, statement: bytes = b"ROLLBACK") -> None:
+        """End the transaction on a connection, and give it back to the others."""
+        if self._connections.has(connection):
+            try:
+                with contextlib.suppress(psycopg.Error):
+                    connection.execute(statement)
+            finally:
+                self._connections.give(connection)  # which closes it unless the transaction has ended
+
+    def _renewed(self, connection: Connection) -> Connection:
+        """Begin again on a new connection, as the present one was lost before anything was read."""
+        self._connections.drop(connection)
+        return self._begin(_BEGIN_READING)
 
     def _ask(self, statement: bytes, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         """Return the rows that one statement reads; if the connection is lost, it runs again on a new one."""
@@ -208,22 +164,22 @@ class PostgresqlTables(Tables):
                     if not is_lost(connection):
                         raise translated(error, connection, self.url, reading=True) from error
 
-    @signal_safe
+    @contextlib.contextmanager
     def read(self) -> Iterator[Reader]:
-        reading = _Reading(self)
-        error: BaseException | None = None
+        if not self.exists():
+            yield NoTables()
+            return
+        reader = PostgresqlReader(self._begin(_BEGIN_READING), self._statements, self._renewed)
         try:
-            yield reading.begin()
-        except BaseException as raised:
-            error = raised
+            yield reader
+        except BaseException as error:
+            self._end(reader.connection)
+            if isinstance(error, psycopg.Error):
+                raise translated(error, reader.connection, self.url, reading=True) from error
             raise
-        finally:
-            try:
-                reading.end(error)
-            finally:
-                reading.drop()
+        self._end(reader.connection, b"COMMIT")
 
-    @signal_safe
+    @contextlib.contextmanager
     def contents(
         self,
         problem: Callable[[str], None],
@@ -309,7 +265,7 @@ class PostgresqlTables(Tables):
                 writer.send()
                 commit_sent = True
                 writer.commit(token, former)
-                _call_to_the_end(committed, result)  # what a signal raises must not hide the commit
+                committed(result)
             except BaseException as error:
                 if not self._connections.has(connection):  # this is a child, and it is the parent's transaction
                     raise
@@ -323,14 +279,14 @@ class PostgresqlTables(Tables):
                     self._connections.drop(connection)
                     if self._went_through(token, error):
                         self._tokens.append(token)
-                        _call_to_the_end(committed, result)
+                        committed(result)
                         if failure is not None:
                             return result
                         raise
                 elif lost:
                     self._connections.drop(connection)
                 else:
-                    self._give_back(connection)
+                    self._end(connection)
                 if failure is None:
                     raise
                 if not lost and state not in (*AGAIN, _UNKNOWN):
@@ -414,11 +370,3 @@ class PostgresqlTables(Tables):
 
     def discard(self) -> None:
         self.close()
-
-
-def _call_to_the_end(committed: Callable[[T], None], result: T) -> None:
-    try:
-        committed(result)
-    except BaseException:  # raised by a signal's handler
-        committed(result)
-        raise

@@ -52,12 +52,15 @@ class PostgresqlReader(Reader):
     Args:
         connection: on which the transaction has begun.
         statements: for the tables.
-        renew: called if that connection is lost before anything was read; returns another one,
-            on which a new transaction has begun.
+        renew: called with the connection if that is lost before anything was read; returns another
+            one, on which a new transaction has begun.
     """
 
     def __init__(
-        self, connection: Connection, statements: Statements, renew: Callable[[], Connection] | None = None
+        self,
+        connection: Connection,
+        statements: Statements,
+        renew: Callable[[Connection], Connection] | None = None,
     ) -> None:
         self.connection = connection
         self._statements = statements
@@ -94,7 +97,7 @@ class PostgresqlReader(Reader):
             except psycopg.Error:
                 if self._renew is None or not is_lost(self.connection):
                     raise
-                self.connection = self._renew()
+                self.connection = self._renew(self.connection)
             else:
                 self._renew = None
                 return rows

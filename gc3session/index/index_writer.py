@@ -42,7 +42,7 @@ class Listener(Protocol):
         """Called at the end of the transaction; return the session's row with what the mirror needs to know."""
 
     def write(self) -> None:
-        """Called after the commit."""
+        """Called after the commit, and again if Ctrl-C has interrupted it."""
 
     def unlock(self) -> str:
         """Called in the end, whether there was a commit or not; return what the user is to be warned of."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from .. import Session, StoredTask, UnreadableTask
-from ..index.entries import state_at
 from ..transfer.dump import RecordLines
 
 
@@ -15,17 +14,11 @@ class TaskLines:
         self._lines = RecordLines()
 
     def of(self, task: StoredTask | UnreadableTask) -> str:
-        """Return the line of a task, with its line feed.
-
-        It has the task's order in the session, null if the task isn't in it, wherever it was found.
-        """
-        index, order = self._session._index, task.order
-        if order and isinstance(task, StoredTask):
-            return self._lines.of(task.schema, task.number, order, task.record)
+        """Return the line of a task, with its line feed; it says whether the session has the task."""
+        index = self._session._index
         with self._session.store.reading() as reader:
-            order = order or index.order_of(reader, task.number) or 0
+            member = index.holds(reader, task.number)
             if isinstance(task, StoredTask):
-                return self._lines.of(task.schema, task.number, order, task.record)
-            session = index.session(reader)
-            state = state_at(reader, session, order) if order and session is not None else ""
-        return self._lines.raw(task.persistent_id, order, state, task.record)
+                return self._lines.of(task.schema, task.number, member, task.record)
+            state = index.state(reader, task.number) if member else ""
+        return self._lines.raw(task.persistent_id, member, state, task.record)

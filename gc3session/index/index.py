@@ -3,36 +3,33 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator
-from itertools import pairwise
-from operator import itemgetter
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
-from ..errors import ClosedError, ConflictError
-from ..format.frame import RECORD_KEY, schema_number
-from ..tables.interface import LATE_MEMBERS, MEMBERS, STATES, Reader, Writer
+from ..errors import ClosedError, CorruptRecord
+from ..format.frame import RECORD_KEY, header_of, schema_number
+from ..records.sequence import NEXT_KEY
+from ..tables.interface import COUNTS, HOLDERS, META, RECORDS, Reader
 from .entries import (
-    LATE_BIT,
-    MAX_STATE,
-    MEMBER,
+    BLOCK,
+    COUNT,
+    COUNT_KEY,
+    HOLDER_KEY,
     SESSION_KEY,
+    Block,
     Entry,
+    Kind,
     Row,
-    entries_at,
-    entry_at,
-    expect_members,
-    member,
-    state_key,
+    block_at,
+    next_block,
 )
-from .index_writer import IndexWriter, Listener, Membership, NewEntries
 
 if TYPE_CHECKING:
     from ..store.store import Store
+    from .index_writer import Listener
 
 CHUNK = 512
 """Entries that are read in one transaction."""
-
-SetItem = Callable[[dict[int, int], int, int | None], None]
 
 
 class Index:
@@ -40,30 +37,30 @@ class Index:
 
     Attributes:
         store: where the records are.
+        known_number: of the session in the store, if that has been read; 0 before.
         identity: 16 bytes that name the session in its store.
         listener: who is told of each commit; None if nobody.
-        joined: order -> N, entries that the batch adds.
-        late: N -> order, those of them whose order isn't their N.
-        left: order -> N, committed entries that the batch takes away.
+        joined: the Ns that the batch adds, as keys.
+        adopted: those of them whose records were stored before.
+        left: the committed Ns that the batch takes away, as keys.
     """
 
     def __init__(self, store: Store, identity: bytes) -> None:
         self.identity = identity
         self.listener: Listener | None = None
         self.store = store
-        self._number: int | None = None
+        self.known_number = 0
         self.reset()
 
     def reset(self) -> None:
         """Forget the batch."""
-        self.joined: dict[int, int] = {}
-        self.late: dict[int, int] = {}
-        self.left: dict[int, int] = {}
+        self.joined: dict[int, bool] = {}
+        self.adopted: dict[int, bool] = {}
+        self.left: dict[int, bool] = {}
         self._version = -1  # of the batch, for which the next is valid
-        self._orders: list[int] = []  # of joined, sorted
-        self._seen = (-1, -1)  # version of the batch and committed state for which the next two are valid
-        self._shown: list[int] | None = None  # of joined, sorted, without what is committed meanwhile
-        self._changed: dict[str, list[Entry]] = {}  # state -> entries in it because of the batch
+        self._sorted: list[int] = []  # joined
+        self._seen = (-1, -1)  # version of the batch and committed state for which the next is valid
+        self._changed: dict[str, list[int]] = {}  # state -> the Ns in it because of the batch, sorted
 
     def ensure_open(self) -> None:
         """Raise ClosedError if the session has been closed by this program."""
@@ -72,272 +69,206 @@ class Index:
 
     # -- reading; each takes the state that it is to be read from
 
-    def session(self, reader: Reader) -> int | None:
-        """Return the session's number in the store, or None if nothing of it was written yet."""
-        if self._number is None:
+    def number(self, reader: Reader) -> int:
+        """Return the session's number in the store; 0 if nothing of it was written yet."""
+        if not self.known_number:
             row = Row.read(reader, self.identity)
-            self._number = None if row is None else row.number
-        return self._number
+            self.known_number = 0 if row is None else row.number
+        return self.known_number
 
-    def order_of(self, reader: Reader, number: int) -> int | None:
-        """Return the order of record N in the session, or None if it isn't in it."""
-        if self.joined.get(number) == number:
-            return number
-        order = self.committed_order(reader, number)
-        if order is not None and order not in self.left:
-            return order  # whether the batch adds it, too, or not
-        return self.late.get(number)
+    def holds(self, reader: Reader, number: int) -> bool:
+        """Return whether record N belongs to the session."""
+        if number in self.joined:
+            return True
+        return number not in self.left and self.is_committed(reader, number)
 
-    def expect_orders(self, reader: Reader, numbers: Iterable[int]) -> None:
-        """Tell the reader that `committed_order` will be called for all of these Ns."""
-        session = self.session(reader)
-        if session is not None:
-            numbers = list(numbers)
-            expect_members(reader, session, numbers)
-            key = SESSION_KEY.pack(session)
-            reader.expect(LATE_MEMBERS, [RECORD_KEY.pack(number) + key for number in numbers])
+    def is_committed(self, reader: Reader, number: int, record: bytes | None = None) -> bool:
+        """Return what `holds` would without the batch; *record* is the committed one, if that has been read."""
+        session = self.number(reader)
+        if not session:
+            return False
+        if record is None:
+            record = reader.get(RECORDS, RECORD_KEY.pack(number))
+        if record is None:
+            return False
+        try:
+            if header_of(record).home == session:
+                return True
+        except CorruptRecord:
+            return self._kind(reader, session, number) is not None
+        return reader.get(HOLDERS, HOLDER_KEY.pack(number, session)) is not None
 
-    def committed_order(self, reader: Reader, number: int) -> int | None:
-        """Return what `order_of` would without the batch."""
-        session = self.session(reader)
-        if session is None:
-            return None
-        entry = member(reader, session, number)
-        if entry is not None and not entry[0] & LATE_BIT:
-            return number
-        late = reader.get(LATE_MEMBERS, RECORD_KEY.pack(number) + SESSION_KEY.pack(session))
-        return None if late is None else RECORD_KEY.unpack(late)[0]
+    @staticmethod
+    def _kind(reader: Reader, session: int, number: int) -> Kind | None:
+        """Return in which entry of the index a member is."""
+        block, place = divmod(number, BLOCK)
+        for kind, bits in block_at(reader, session, block).kinds.items():
+            if bits >> place & 1:
+                return kind
+        return None
+
+    def state(self, reader: Reader, number: int) -> str:
+        """Return the state that the index has for a committed member; '' if it has none."""
+        kind = self._kind(reader, self.number(reader), number)
+        return "" if kind is None else self.store.states.name(kind.state, reader)
 
     def count(self, reader: Reader) -> int:
         """Return how many entries there are."""
-        session = self.session(reader)
-        count = len(self.joined)
-        if session is None:
-            return count
-        count += reader.count(MEMBERS, SESSION_KEY.pack(session))
-        expect_members(reader, session, self.left)
-        self.expect_orders(reader, self.late)
-        # Of both kinds, another process may have done the same meanwhile.
-        count -= sum(member(reader, session, order) is not None for order in self.left)
-        return count - sum(self._doubled(reader, number) for number in self.late)
-
-    def _doubled(self, reader: Reader, number: int) -> bool:
-        """Return whether another process has added record N, too, since the batch did."""
-        order = self.committed_order(reader, number)
-        return order is not None and order not in self.left
+        row = Row.read(reader, self.identity)
+        count = len(self.joined) + (0 if row is None else row.total)
+        # Another process may have done the same meanwhile.
+        count -= sum(self.is_committed(reader, number) for number in self.adopted)
+        return count - sum(self.is_committed(reader, number) for number in self.left)
 
     def chunk(self, reader: Reader, after: int, size: int = CHUNK) -> list[Entry]:
-        """Return the next entries after an order, at most *size*; none means that there are no more."""
-        session = self.session(reader)
-        if session is None:
-            return self._merged(reader, [], after, None, size)
+        """Return the next entries after N *after*, at most *size*; none means that there are no more."""
+        session = self.number(reader)
         while True:
-            start = MEMBER.pack(after + 1, 0, 0)
-            values = reader.values(MEMBERS, SESSION_KEY.pack(session), start, size)
-            entries = entries_at(reader, [(order, schema) for order, schema, _ in map(MEMBER.unpack, values)])
-            full = len(values) == size
-            merged = self._merged(reader, entries, after, entries[-1][0] if full else None, size)
-            if merged or not full:
+            block = next_block(reader, session, (after + 1) // BLOCK) if session else None
+            if block is None:
+                return self._merged(reader, [], after, None, size)
+            entries = block.entries(after)
+            more = len(entries) > size
+            entries = entries[:size]
+            until = entries[-1][0] if more else (block.number + 1) * BLOCK - 1
+            merged = self._merged(reader, entries, after, until, size)
+            if merged:
                 return merged
-            after = entries[-1][0]  # all of these have left
+            after = until  # all of these have left
 
     def _merged(
         self, reader: Reader, committed: list[Entry], after: int, until: int | None, size: int
     ) -> list[Entry]:
-        """Return committed entries with those of the batch, up to an order."""
+        """Return committed entries with those of the batch, up to an N."""
+        batch = self.store.batch
         if self.left:
             committed = [entry for entry in committed if entry[0] not in self.left]
+        if batch.bases:  # an update may have another schema
+            committed = [(n, self._staged_schema(n, schema)) for n, schema in committed]
         if not self.joined:
             return committed
-        orders = self._shown_orders(reader)
-        first = bisect_right(orders, after)
-        last = len(orders) if until is None else bisect_right(orders, until)
+        numbers = self._sorted_joined()
+        first = bisect_right(numbers, after)
+        last = len(numbers) if until is None else bisect_right(numbers, until)
         last = min(last, first + size)
         if first == last:
             return committed
-        staged = [
-            (order, self.joined[order], self.store.schema_number_of(reader, self.joined[order]))
-            for order in orders[first:last]
-        ]
-        return sorted(committed + staged)[:size]
+        staged = {n: self.store.schema_number_of(reader, n) for n in numbers[first:last]}
+        return sorted((dict(committed) | staged).items())[:size]
 
-    def _shown_orders(self, reader: Reader) -> list[int]:
-        """Return the orders of what the batch adds, sorted, but for what another process has added, too."""
-        self._notice_changes(reader)
-        if self._shown is None:
-            self._shown = self._sorted_orders()
-            self.expect_orders(reader, self.late)
-            doubled = {order for number, order in self.late.items() if self._doubled(reader, number)}
-            if doubled:
-                self._shown = [order for order in self._shown if order not in doubled]
-        return self._shown
+    def _staged_schema(self, number: int, schema: int) -> int:
+        record = self.store.batch.records.get(number)
+        return schema_number(record) if record else schema
 
-    def _sorted_orders(self) -> list[int]:
+    def _sorted_joined(self) -> list[int]:
         if self._version != self.store.batch.version:
-            self._version, self._orders = self.store.batch.version, []
-        if len(self._orders) != len(self.joined):
-            orders = list(self.joined)
-            if any(a > b for a, b in pairwise(orders)):
-                orders.sort()
-            self._orders = orders
-        return self._orders
-
-    def _notice_changes(self, reader: Reader) -> None:
-        """Forget what was worked out from the batch and what is committed if one of them has changed since."""
-        seen = self.store.batch.version, reader.serial
-        if self._seen != seen:
-            self._seen, self._shown, self._changed = seen, None, {}
+            self._sorted = sorted(self.joined)
+            self._version = self.store.batch.version
+        return self._sorted
 
     def counts(self, reader: Reader) -> dict[str, int]:
-        """Return how many tasks are in which state; persistables that have none are left out."""
-        session = self.session(reader)
-        counts: dict[str, int] = {}
-        if session is not None:
-            for key, count in reader.counts(STATES, SESSION_KEY.pack(session)):
-                counts[self._state_name(reader, session, key)] = count
+        """Return how many entries are in each state; those without a state aren't counted."""
+        store, counts = self.store, dict[str, int]()
+        session = self.number(reader)
+        prefix = SESSION_KEY.pack(session)
+        for key, value in reader.scan(COUNTS, prefix, None, prefix) if session else ():
+            state = store.states.name(COUNT_KEY.unpack(key)[2], reader)
+            counts[state] = counts.get(state, 0) + COUNT.unpack(value)[0]
         for before, after in self._moves(reader):
             if before is not None:
-                counts[before] -= 1
+                counts[before] = counts.get(before, 0) - 1
             if after is not None:
                 counts[after] = counts.get(after, 0) + 1
-        return {state: count for state, count in sorted(counts.items()) if state and count}
-
-    def _state_name(self, reader: Reader, session: int, key: bytes) -> str:
-        name = key[4:]
-        if len(name) < MAX_STATE:
-            return name.decode("utf-8", "surrogatepass")
-        value = reader.last_value(STATES, key)  # a name that was cut: its tasks know it
-        assert value is not None
-        order = RECORD_KEY.unpack(value)[0]
-        schema, _ = member(reader, session, order) or (0, 0)
-        entry = entry_at(reader, order, schema)
-        return self.store.committed_state(reader, entry[1]) or name.decode("utf-8", "replace")
+        return {state: count for state, count in sorted(counts.items()) if state and count > 0}
 
     def _moves(self, reader: Reader) -> Iterator[tuple[str | None, str | None]]:
         """Give the state before and after for each entry that the batch changes."""
         store = self.store
-        changed = [*self.late, *self.left.values(), *store.batch.updates()]
-        self.expect_orders(reader, changed)
-        store.expect_records(reader, changed)
-        for order, number in self.joined.items():
-            if order == number or not self._doubled(reader, number):
+        for number in self.joined:
+            if number not in self.adopted or not self.is_committed(reader, number):
                 yield None, store.state_of(reader, number)
-        for order, number in self.left.items():
-            if self.committed_order(reader, number) == order:
-                yield store.committed_state(reader, number), None
+        for number in self.left:
+            if self.is_committed(reader, number):
+                yield self.state(reader, number), None
         for number in store.batch.updates():
-            order_now = self.committed_order(reader, number)
-            if order_now is not None and order_now not in self.left:
-                yield store.committed_state(reader, number), store.state_of(reader, number)
+            if number not in self.left and self.is_committed(reader, number):
+                yield self.state(reader, number), store.state_of(reader, number)
 
     def chunk_in_state(self, reader: Reader, state: str, after: int, size: int = CHUNK) -> list[Entry]:
-        """Return the next entries in a state after an order, at most *size*; none means there are no more."""
-        session = self.session(reader)
-        self._notice_changes(reader)
-        if state not in self._changed:
-            self._changed[state] = sorted(self._changed_to(reader, state))
-        changed = self._changed[state]
-        first = bisect_right(changed, after, key=itemgetter(0))
-        if session is None:
-            return changed[first : first + size]
-        start = RECORD_KEY.pack(after + 1)
+        """Return the next entries in a state after N *after*, at most *size*; none means there are no more."""
+        changed = self._changed_to(reader, state)
+        first = bisect_right(changed, after)
+        number, session = self.store.states.number(state, reader), self.number(reader)
+        wanted = [] if number is None else [Kind(schema, number) for schema in self._schemas(reader, session, number)]
         while True:
-            values = reader.values(STATES, state_key(session, state), start, size)
-            orders = [RECORD_KEY.unpack(value)[0] for value in values]
-            full = len(values) == size
-            expect_members(reader, session, orders)
-            found = [(order, member(reader, session, order)) for order in orders if order not in self.left]
-            entries = entries_at(reader, [(order, entry[0]) for order, entry in found if entry is not None])
-            entries = [entry for entry in entries if entry[1] not in self.store.batch.records]
-            last = len(changed)
-            if full:
-                last = bisect_right(changed, orders[-1], key=itemgetter(0))
-            merged = sorted(entries + changed[first : min(last, first + size)])[:size]
-            if merged or not full:
-                return merged
-            first, start = last, RECORD_KEY.pack(orders[-1] + 1)
+            block = next_block(reader, session, (after + 1) // BLOCK, wanted) if session and wanted else None
+            if block is None:
+                last, entries = len(changed), list[Entry]()
+            else:
+                kinds = {kind: bits for kind, bits in block.kinds.items() if kind.state == number}
+                staged = self.store.batch.records
+                entries = [
+                    entry
+                    for entry in Block(block.number, kinds).entries(after)
+                    if entry[0] not in self.left and entry[0] not in staged
+                ]
+                after = (block.number + 1) * BLOCK - 1
+                last = bisect_right(changed, after)
+            found = dict(entries) | {n: self.store.schema_number_of(reader, n) for n in changed[first:last]}
+            if found or block is None:
+                return sorted(found.items())[:size]
+            first = last
 
-    def _changed_to(self, reader: Reader, state: str) -> Iterator[Entry]:
-        """Give the entries that are in a state because of the batch."""
-        store = self.store
-        updates = store.batch.updates()
-        self.expect_orders(reader, updates)
-        for order in self._shown_orders(reader):
-            number = self.joined[order]
-            if store.state_of(reader, number) == state:
-                yield order, number, store.schema_number_of(reader, number)
-        for number in updates:
-            order_now = self.committed_order(reader, number)
-            if order_now is None or order_now in self.left:
-                continue
-            if store.state_of(reader, number) == state:
-                yield order_now, number, store.schema_number_of(reader, number)
+    @staticmethod
+    def _schemas(reader: Reader, session: int, state: int) -> list[int]:
+        """Return the numbers of the schemas of which the session has members in a state."""
+        prefix = SESSION_KEY.pack(session)
+        keys = [COUNT_KEY.unpack(key) for key, _ in reader.scan(COUNTS, prefix, None, prefix)] if session else []
+        return [schema for _, schema, found in keys if found == state]
+
+    def _changed_to(self, reader: Reader, state: str) -> list[int]:
+        """Return the Ns that are in a state because of the batch, sorted."""
+        seen = self.store.batch.version, reader.serial
+        if self._seen != seen:
+            self._seen, self._changed = seen, {}
+        if state not in self._changed:
+            store = self.store
+            numbers = [n for n in store.batch.updates() if n not in self.joined and self.holds(reader, n)]
+            numbers += self.joined
+            self._changed[state] = sorted(n for n in numbers if store.state_of(reader, n) == state)
+        return self._changed[state]
 
     # -- the batch; *set_item* is the batch's, so that it can be undone
 
-    def join(self, set_item: SetItem, order: int, number: int) -> None:
-        """Add record N at an order."""
-        set_item(self.joined, order, number)
-        if order != number:
-            set_item(self.late, number, order)
-
-    def leave(self, set_item: SetItem, order: int, number: int) -> None:
-        """Take the entry of an order, which is record N, away."""
-        late = self.late.get(number)
-        if late is not None:
-            set_item(self.late, number, None)
-            set_item(self.joined, late, None)
-        if order in self.joined:
-            set_item(self.joined, order, None)
-        elif order != late:  # committed: of what is late, by another process that has added it, too
-            set_item(self.left, order, number)
-
-    # -- writing
-
-    def write_left(self, index_writer: IndexWriter, writer: Writer) -> None:
-        """Note in the index_writer what the batch takes away."""
-        self.expect_orders(writer, [*self.left.values(), *self.late])
-        self.store.expect_records(writer, [*self.left.values(), *self.late])
-        for order, number in self.left.items():
-            if self.committed_order(writer, number) == order:
-                session = self.session(writer)
-                assert session is not None
-                index_writer.leave(Membership(session, order), number, self.store.committed_state(writer, number))
-
-    def write_joined(self, index_writer: IndexWriter, writer: Writer) -> None:
-        """Write what the batch adds.  Raise ConflictError if an added record is gone."""
-        if not self.joined:
+    def join(self, set_item: Any, number: int, *, stored: bool) -> None:
+        """Add record N, which was *stored* before or is new."""
+        if number in self.left:
+            set_item(self.left, number, None)
             return
-        new_entries = self._new_entries(writer)
-        last = self.last(writer)
-        if new_entries.orders and new_entries.orders[0] <= last:
-            # Another process has added meanwhile: these come after it.
-            first = self.store.sequence.take_reserved(writer, len(new_entries.orders), last)
-            new_entries = new_entries._replace(orders=list(range(first, first + len(new_entries.orders))))
-        if new_entries.orders:
-            index_writer.join(self.identity, new_entries)
+        set_item(self.joined, number, True)
+        if stored:
+            set_item(self.adopted, number, True)
 
-    def _new_entries(self, writer: Writer) -> NewEntries:
-        """Return the entries that the batch adds; raise ConflictError if the record of one is gone."""
-        store = self.store
-        orders = self._sorted_orders()
-        if not self.late:
-            batch = store.batch
-            schemas = [schema_number(batch.records[number]) for number in orders]
-            return NewEntries(orders, orders, schemas, [batch.states[number] for number in orders])
-        # Another process may have added the same.
-        orders = [n for n in orders if self.joined[n] == n or self.committed_order(writer, self.joined[n]) is None]
-        numbers = [self.joined[order] for order in orders]
-        for number in numbers:
-            if store.record(writer, number) is None:
-                raise ConflictError(
-                    f"record {number} was removed from the store while it was being added; nothing was written"
-                )
-        schemas = [store.schema_number_of(writer, number) for number in numbers]
-        return NewEntries(orders, numbers, schemas, [store.state_of(writer, number) or "" for number in numbers])
+    def leave(self, set_item: Any, number: int) -> None:
+        """Take record N away."""
+        if number not in self.joined:
+            set_item(self.left, number, True)
+            return
+        adopted = number in self.adopted
+        set_item(self.joined, number, None)
+        if adopted:  # another process may have added it, too
+            set_item(self.adopted, number, None)
+            set_item(self.left, number, True)
 
     def last(self, reader: Reader) -> int:
-        """Return the greatest committed order, or 0."""
-        session = self.session(reader)
-        value = None if session is None else reader.last_value(MEMBERS, SESSION_KEY.pack(session))
-        return 0 if value is None else MEMBER.unpack(value)[0]
+        """Return the greatest committed N of the session, or 0."""
+        session = self.number(reader)
+        low, high = -1, RECORD_KEY.unpack(reader.get(META, NEXT_KEY) or bytes(8))[0] // BLOCK
+        while session and low < high:  # the last block is in between
+            middle = (low + high + 1) // 2
+            block = next_block(reader, session, middle)
+            if block is None:
+                high = middle - 1
+            else:
+                low = block.number
+        return block_at(reader, session, low).entries()[-1][0] if low >= 0 else 0

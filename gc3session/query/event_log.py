@@ -193,7 +193,7 @@ class _Following(_Log):
         self._wait = wait
         self._given = _Counts()  # for each task that was seen: how many of its events were given, plus 1
         self._active = Numbers()  # the tasks that were not TERMINATED when they were last read
-        self._order = 0  # the greatest that has been read
+        self._read_to = 0  # the greatest N that has been read
         self._reported = Numbers()  # the unreadable tasks for which an exception was raised
         self._version: tuple[int, int] | None = None  # of the session, at the last look
         self._whole_version: tuple[int, int] | None = None  # of the session, at the last look at all tasks
@@ -255,9 +255,9 @@ class _Following(_Log):
             found = histories.members(0)
         else:
             histories = TaskHistories(self._index, lambda n: n not in before and self._given.get(n) > 0)
-            found = chain(histories.of(before), histories.members(self._order))
+            found = chain(histories.of(before), histories.members(self._read_to))
         entries = _latest(self._events(found), last)
-        self._order = histories.last
+        self._read_to = histories.last
         self._duration = clock.monotonic() - begin
         if whole:
             self._whole_duration = self._duration

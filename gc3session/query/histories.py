@@ -51,7 +51,7 @@ class TaskHistories:
     """Reads the histories of tasks and of the tasks inside them, each once.
 
     Attributes:
-        last: the greatest order that has been read.
+        last: the greatest N that has been read.
         unreadable: an exception for each record that can't be read.
     """
 
@@ -72,10 +72,10 @@ class TaskHistories:
         self.unreadable: list[CorruptRecord] = []
 
     def members(self, after: int) -> Iterator[History]:
-        """Give the histories of the session's tasks whose order is greater than *after*."""
+        """Give the histories of the session's tasks after N *after*."""
         self.last = after
         for entries, records in Pages(self._index, self._tasks.with_records, after=after):
-            for (_, number, schema), record in zip(entries, records, strict=True):
+            for (number, schema), record in zip(entries, records, strict=True):
                 if record is not None:
                     yield from self._with_inner(number, record, schema)
             self.last = entries[-1][0]

@@ -84,8 +84,8 @@ class Watch:
 
     def __init__(self, index: Index) -> None:
         self._index = index
-        self._order = 0  # the greatest that has been read
-        self._turn = 0  # order up to which the tasks that have TERMINATED have been read, in this turn
+        self._last = 0  # the greatest that has been read
+        self._turn = 0  # N up to which the tasks that have TERMINATED have been read, in this turn
         self._under_way: set[int] = set()
         self._failures: dict[int, tuple[float, FailedTask]] = {}
         self._ended: deque[tuple[float, int]] = deque()  # when a look was, and how many had TERMINATED
@@ -110,12 +110,12 @@ class Watch:
         return Progress(datetime.now(UTC), counts, total, rate, left, [failure for _, failure in latest])
 
     def _find_failures(self, last: int) -> None:
-        under_way = {number for state in _UNDER_WAY for _, number, _ in self._in_state(state, 0)}
+        under_way = {number for state in _UNDER_WAY for number, _ in self._in_state(state, 0)}
         ended = list(self._in_state(State.TERMINATED, self._turn))
         self._turn = ended[-1][0] if len(ended) == _RECORDS_A_LOOK else 0
         unknown = self._in_state(State.UNKNOWN, 0)
         numbers = {*self._failures, *(self._under_way - under_way), *self._new(last)}
-        numbers.update(number for _, number, _ in chain(unknown, ended))
+        numbers.update(number for number, _ in chain(unknown, ended))
         self._under_way = under_way
         histories = TaskHistories(self._index, lambda number: True)
         failures = {}
@@ -133,11 +133,11 @@ class Watch:
     def _new(self, last: int) -> list[int]:
         """Return the Ns of the tasks that were added since the last look; if there are very many, of the latest ones.
 
-        *last* is the greatest order in the session.
+        *last* is the greatest N in the session.
         """
-        pages = Pages(self._index, _entries, after=max(self._order, last - _RECORDS_A_LOOK))
-        found = [number for _, number, _ in chain.from_iterable(pages)]
-        self._order = pages.after
+        pages = Pages(self._index, _entries, after=max(self._last, last - _RECORDS_A_LOOK))
+        found = [number for number, _ in chain.from_iterable(pages)]
+        self._last = pages.after
         return found
 
 

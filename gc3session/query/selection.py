@@ -281,7 +281,7 @@ class Selected(Iterator[T_co]):
 
     def _ids(self, reader: Reader, entries: list[Entry]) -> list[str]:
         name = self._store.schemas.name
-        return [f"{name(schema, reader)}.{number}" for _, number, schema in entries]
+        return [f"{name(schema, reader)}.{number}" for number, schema in entries]
 
     def _of_kinds(self, reader: Reader, record: bytes) -> bool:
         try:

@@ -12,18 +12,6 @@ _FIRST_BLOCK, _LARGEST_BLOCK = 16, 8192
 _MOST_EXPECTED = 1 << 20
 
 
-class NumbersNeeded(Exception):
-    """Numbers are to be taken before the transaction, which is to run again then.
-
-    Attributes:
-        count: how many.
-    """
-
-    def __init__(self, count: int) -> None:
-        super().__init__(count)
-        self.count = count
-
-
 class NumberSequence:
     """Hands out Ns from blocks that are taken from the store inside its transactions.
 
@@ -41,7 +29,6 @@ class NumberSequence:
         """Forget the block: it belongs to the process that this one was forked from."""
         self.numbers = iter(range(0))
         self._spare = range(0)  # the block after the one in use
-        self._reserved = range(0)  # for `take_reserved`
         self._size = _FIRST_BLOCK
         self._expected = 0
 
@@ -89,24 +76,6 @@ class NumberSequence:
                 writer.put(META, [(NEXT_KEY, RECORD_KEY.pack(left[0]))])
 
         self._tables.write(unit)
-
-    def take_reserved(self, writer: Writer, count: int, after: int) -> int:
-        """Take *count* numbers, all after *after*, for what a transaction writes; return the first.
-
-        Where transactions run side by side raise NumbersNeeded if they are to be taken before it.
-        """
-        if not self._tables.concurrent_writers:
-            return self.take(writer, count)
-        first = self._reserved.start
-        if len(self._reserved) < count or first <= after:
-            raise NumbersNeeded(count)
-        self._reserved = range(first + count, self._reserved.stop)
-        return first
-
-    def reserve_block(self, count: int) -> None:
-        """Take numbers, for `take_reserved`, in a transaction of their own."""
-        first = self._tables.write(lambda writer: self.take(writer, count))
-        self._reserved = range(first, first + count)
 
     @staticmethod
     def take(writer: Writer, count: int) -> int:

@@ -79,9 +79,9 @@ class SessionBase(Generic[T]):
         number = store.own_number(task)
         if number is None or task.changed:
             new = number is None
-            number = store.stage(task)
+            number = store.stage(task, home=store.home_in(self._index) if new else 0)
             if new:
-                self._index.join(store.batch.set_item, number, number)
+                self._index.join(store.batch.set_item, number, stored=False)
                 return str(task.persistent_id)
         self._include(number)
         return str(task.persistent_id)
@@ -90,12 +90,12 @@ class SessionBase(Generic[T]):
         """Add record N to the index, if it isn't there.  Raise NotFound if there is no such record."""
         store = self.store
         with store.reading() as reader:
-            if self._index.order_of(reader, number) is not None:
+            if self._index.holds(reader, number):
                 return
             if store.record(reader, number) is None:
                 raise NotFound(f"the record {number} is no longer in {store.url}: it was removed")
-        order = store.sequence.next()
-        self._index.join(store.batch.set_item, order, number)
+        store.home_in(self._index)
+        self._index.join(store.batch.set_item, number, stored=not store.batch.is_new(number))
 
     def add_many(self, tasks: Iterable[Persistable], flush: bool = True) -> Sequence[str]:
         """Store tasks and add them to the session; return their IDs.
@@ -154,12 +154,11 @@ class SessionBase(Generic[T]):
             source = iter(all_ids(ids))
             while some := list(itertools.islice(source, REMOVED_AT_ONCE)):
                 with store.reading() as reader:
-                    store.expect_removals(reader, [parsed[1] for id_ in some if (parsed := parse_id(id_))])
                     for id_ in some:
-                        found = self._found(reader, id_)
-                        if found is None:
+                        number = self._found(reader, id_)
+                        if number is None:
                             raise self._not_in_session(id_)
-                        store.stage_removal(reader, found[0])
+                        store.stage_removal(reader, number)
 
     def forget(self, task_id: str, flush: bool = True) -> None:
         """Take a task out of the session; it stays in the store.
@@ -167,36 +166,34 @@ class SessionBase(Generic[T]):
         Raise NotInSession if it isn't in the session.
         """
         with self._unit(flush):
-            number, order = self._find(task_id)
-            self._index.leave(self.store.batch.set_item, order, number)
+            self.store.stage_leaving(self._index, self._find(task_id))
 
-    def _find(self, id_: str) -> tuple[int, int]:
-        """Return N and order of a task of the session.  Raise NotInSession if it isn't one."""
-        found = self._lookup(id_)
-        if found is None:
+    def _find(self, id_: str) -> int:
+        """Return the N of a task of the session.  Raise NotInSession if it isn't one."""
+        number = self._lookup(id_)
+        if number is None:
             raise self._not_in_session(id_)
-        return found
+        return number
 
     def _not_in_session(self, id_: str) -> NotInSession:
         return NotInSession(f"{id_!r} is not in the session {self.name!r}; list_ids() gives the IDs that are")
 
-    def _lookup(self, id_: object) -> tuple[int, int] | None:
-        """Return N and order of a task of the session, or None."""
+    def _lookup(self, id_: object) -> int | None:
+        """Return the N of a task of the session, or None."""
         with self.store.lock, self.store.reading() as reader:
             return self._found(reader, id_)
 
-    def _found(self, reader: Reader, id_: object) -> tuple[int, int] | None:
+    def _found(self, reader: Reader, id_: object) -> int | None:
         """Return what `_lookup` does, of the state that *reader* sees; the store is locked."""
         try:
             number = self.store.number_of(id_)  # type: ignore[arg-type]
         except NotFound:
             return None
-        order = self._index.order_of(reader, number)
-        if order is None:
+        if not self._index.holds(reader, number):
             return None
         name = str(id_).rpartition(".")[0]
         stored = self.store.name_of(reader, number)
-        return (number, order) if stored in (name, "Unreadable", "") else None
+        return number if stored in (name, "Unreadable", "") else None
 
     # -- reading
 
@@ -261,7 +258,7 @@ class SessionBase(Generic[T]):
         except InvalidArgument:
             return False
         with self.store.lock, self.store.reading() as reader:
-            return number is not None and self._index.order_of(reader, number) is not None
+            return number is not None and self._index.holds(reader, number)
 
     def __len__(self) -> int:
         self._ensure_open()
@@ -495,8 +492,8 @@ class SessionBase(Generic[T]):
             return [
                 number
                 for number in numbers
-                if self._index.order_of(reader, number) is not None
-                or all(index.order_of(reader, number) is None for index in others)
+                if self._index.holds(reader, number)
+                or not any(index.holds(reader, number) for index in others)
             ]
 
     @overload

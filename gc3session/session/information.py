@@ -17,11 +17,12 @@ from ..directory import SessionDirectory
 from ..errors import CorruptRecord
 from ..format.frame import FORMAT, RECORD_KEY, values_of
 from ..format.schema import Schema, schema_or_bytes
-from ..index.entries import MEMBER, SESSION_KEY, Row, entry_at
+from ..index.entries import Row
 from ..index.index import Index
 from ..index.mirror import Mirror
 from ..snapshots.snapshot import snapshot
-from ..tables.interface import MEMBERS, RECORDS, SCHEMAS, SESSIONS, Figure, OnProgress, Reader
+from ..store.commit import RECORDS_KEY
+from ..tables.interface import META, RECORDS, SCHEMAS, SESSIONS, Figure, OnProgress, Reader
 
 
 @attrs.frozen
@@ -128,8 +129,8 @@ def information_of(
         row = Row.read(reader, index.identity)
         tasks, states = index.count(reader), index.counts(reader)
         first, last = (scanned.first, scanned.last) if scanned else _ends(index, reader, row)
-        sessions = reader.entries(SESSIONS)
-        records = reader.entries(RECORDS)
+        sessions = sum(1 for _ in reader.walk(SESSIONS))
+        records = int.from_bytes(reader.get(META, RECORDS_KEY) or b"", "big")
         schemas = scanned.schemas if scanned else _schemas(reader)
         intact = mirror.intact(row)
     created, finished = directory.timestamp("start"), directory.timestamp("end")
@@ -182,19 +183,14 @@ def _schema(number: int, schema: Schema | bytes, records: int | None) -> SchemaF
 
 def _ends(index: Index, reader: Reader, row: Row | None) -> tuple[EventFigures | None, EventFigures | None]:
     """Return the first event of the task that was added first, and the last one of that added last."""
-    if row is None:
+    first = index.chunk(reader, 0, 1)
+    if row is None or not first:
         return None, None
-    key = SESSION_KEY.pack(row.number)
-    first, last = reader.values(MEMBERS, key, MEMBER.pack(0, 0, 0), 1), reader.last_value(MEMBERS, key)
-    if not first or last is None:
-        return None, None
-    return _event(index, reader, first[0], 0), _event(index, reader, last, -1)
+    return _event(index, reader, first[0][0], 0), _event(index, reader, index.last(reader), -1)
 
 
-def _event(index: Index, reader: Reader, value: bytes, place: int) -> EventFigures | None:
-    """Return the first (*place* 0) or last (-1) event of the task whose entry has that *value*."""
-    order, schema, _ = MEMBER.unpack(value)
-    _, number, _ = entry_at(reader, order, schema)
+def _event(index: Index, reader: Reader, number: int, place: int) -> EventFigures | None:
+    """Return the first (*place* 0) or last (-1) event of record N."""
     record = reader.get(RECORDS, RECORD_KEY.pack(number))
     if record is None:
         return None

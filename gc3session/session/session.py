@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..directory import SessionDirectory
 from ..errors import AccessDenied, DamagedSession, InvalidArgument, ReadOnlyError
-from ..index.entries import Row
+from ..index.entries import MirrorNote, Row
 from ..index.mirror import Mirror
 from ..store.store import DEFAULT_BATCH_BYTES, Store, make_store
 from ..tables.interface import OnProgress, no_progress
@@ -100,9 +100,7 @@ class Session(SessionBase[T]):
         store, identity, owned = opened
         try:
             super().__init__(store, identity, owns_store=owned)
-            self._mirror = Mirror(
-                directory.mirror, directory.url_file, store.schemas, shared=store.tables.concurrent_writers
-            )
+            self._mirror = Mirror(directory.mirror, directory.url_file, store.schemas)
             self._index.listener = self._mirror
             self._tend_mirror()
         except BaseException:
@@ -155,7 +153,7 @@ class Session(SessionBase[T]):
             if not self._mirror.intact(row) and self._is_there():
                 # Without the right to write, the session can still be read; whatever writes to it says what is missing.
                 with suppress(AccessDenied, ReadOnlyError):
-                    store.write(lambda index_writer, writer: index_writer.check_mirror(identity))
+                    store.write(lambda index_writer, writer: index_writer.follow_mirror(identity))
 
     def _is_there(self) -> bool:
         """Return whether the session is still where it was opened, and the same."""
@@ -175,7 +173,8 @@ class Session(SessionBase[T]):
         self._tend_mirror()
         with store.reading() as reader:
             row = Row.read(reader, identity)
-        if row is not None and row.blank > max(_FULL_OF_BLANKS, row.size // 2) and self._is_there():
+        note = None if row is None or row.mirror is None else MirrorNote(*row.mirror)
+        if note is not None and note.blank > max(_FULL_OF_BLANKS, note.size // 2) and self._is_there():
             store.write(lambda index_writer, writer: index_writer.rewrite_mirror(identity))
 
     def check(self, *, references: bool = False) -> Check:

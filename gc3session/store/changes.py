@@ -18,7 +18,7 @@ from typing import Final, NamedTuple
 from zlib import crc32
 
 from ..errors import CorruptRecord, Error, UnstorableValue
-from ..format.frame import RECORD_KEY, revision_of, unseal
+from ..format.frame import RECORD_KEY, head, header_of, unseal
 from ..records.codec import Layout, layout_of
 from ..records.values import REFERENCE, UNPACKABLE, Decoder, Encoder, Opaque
 from ..tasks import Persistable, Stamp, get_stamp, set_stamp, stamp_of
@@ -45,6 +45,12 @@ class ChangedRecord(NamedTuple):
 
 class NewReference(Exception):
     """Raised where an object that is looked at refers to one that the store doesn't have yet."""
+
+
+def _checksum(stamp: Stamp, packed: bytes) -> int:
+    """Return the checksum that the record of an object's stamp would have with these values."""
+    start = crc32(head(stamp.schema.number, stamp.revision, stamp.home), stamp.number & 0xFFFFFFFF)
+    return crc32(packed, start)
 
 
 class Changes:
@@ -101,21 +107,21 @@ class Changes:
             raise NewReference
         return stamp.number
 
-    def checksum(self, obj: Persistable, layout: Layout, schema: int, revision: int, number: int) -> int:
+    def checksum(self, obj: Persistable, layout: Layout, stamp: Stamp) -> int:
         """Return the checksum of what an object packs to: that of its record, if the record has the class's fields."""
-        value = [schema, revision, layout.values(obj)]
+        values = layout.values(obj)
         try:
-            packed = self.encoder.quick_pack(value)
+            packed = self.encoder.quick_pack(values)
         except UnicodeEncodeError:  # a lone surrogate
-            packed = self.encoder.pack(value, lambda: ())
-        return crc32(packed, number & 0xFFFFFFFF)
+            packed = self.encoder.pack(values, lambda: ())
+        return _checksum(stamp, packed)
 
     def is_changed(self, obj: Persistable, stamp: Stamp) -> bool:
         """Look whether an object differs from what was last loaded or saved of it."""
         if id(obj) in self.objects:
             return True
         try:
-            found = self.checksum(obj, layout_of(type(obj)), stamp.schema.number, stamp.revision, stamp.number)
+            found = self.checksum(obj, layout_of(type(obj)), stamp)
         except (NewReference, AttributeError, UnstorableValue, *UNPACKABLE):
             self.encoder = Encoder(self._refer)  # what a failure has left in it
             # What is wrong with it is said when it is saved.
@@ -125,13 +131,13 @@ class Changes:
     def _packed_again(self, stamp: Stamp) -> int | None:
         """Return the checksum of what the stored record packs to, which another version may have packed otherwise."""
         record = self._stored(stamp.number)
-        if record is None or revision_of(record) != stamp.revision:
-            return None
         try:
-            value = self._decoder.unpack(unseal(stamp.number, record))
+            if record is None or header_of(record).revision != stamp.revision:
+                return None
+            values = self._decoder.unpack(unseal(stamp.number, record))[3]
         except CorruptRecord:
             return None
-        return crc32(self.encoder.pack(value, lambda: ()), stamp.number & 0xFFFFFFFF)
+        return _checksum(stamp, self.encoder.pack(values, lambda: ()))
 
     def look_at(self, objs: Iterable[Persistable]) -> None:
         """Look at objects which are about to be let go, and hold those that have changed."""
@@ -144,7 +150,7 @@ class Changes:
         """Take an object as it is for what is stored."""
         self.objects.pop(id(obj), None)
         try:
-            checksum = self.checksum(obj, layout_of(type(obj)), stamp.schema.number, stamp.revision, stamp.number)
+            checksum = self.checksum(obj, layout_of(type(obj)), stamp)
         except (NewReference, AttributeError, Error, *UNPACKABLE):
             self.encoder = Encoder(self._refer)
             checksum = self._checksum_with_new(obj)

@@ -13,7 +13,7 @@ from zlib import crc32
 import msgpack
 
 from ..errors import CorruptRecord
-from ..format.frame import revision_of, schema_number, unseal
+from ..format.frame import TAIL, checksum_of, revision_of, schema_number, unseal
 from ..format.schema import PERSISTABLE, Schema
 from ..records.codec import Layout, fill, layout_for, layout_of
 from ..records.values import DAMAGE, REFERENCE, Decoder
@@ -95,14 +95,14 @@ class Loader:
         held = self.live.get(number)
         if held is not None and held() is not None:
             return None
-        body = record[4:]
+        body = record[:-TAIL]
         checksum = crc32(body, number & 0xFFFFFFFF)
-        if checksum != int.from_bytes(record[:4], "big"):
+        if checksum != checksum_of(record):
             return None
         try:
-            schema_number, revision, values = self._unpack(body)
+            schema_number, revision, home, values = self._unpack(body)
             build, schema = self._builders[schema_number]
-            obj: Persistable = build(values, self._store(), number, revision, schema, checksum)
+            obj: Persistable = build(values, self._store(), number, revision, schema, home, checksum)
         except (_Reference, CorruptRecord, *DAMAGE):
             return None
         self.live[number] = ref(obj)
@@ -144,8 +144,7 @@ class Loader:
     def refill(self, obj: Persistable, record: bytes) -> None:
         """Set the fields of *obj* to those in its record."""
         try:
-            schema, revision, values = self._decode(get_stamp(obj).number, record)
-            self._fill(obj, schema, values, revision)
+            self._fill(obj, *self._decode(get_stamp(obj).number, record))
             while self._to_fill:
                 self._build(*self._to_fill.pop())
         finally:
@@ -153,16 +152,16 @@ class Loader:
             self._to_fill.clear()
 
     def _build(self, number: int, record: bytes) -> Persistable:
-        schema, revision, values = self._decode(number, record)
+        schema, revision, home, values = self._decode(number, record)
         layout = self._layout(schema)
         obj = self._shells.get(number)
         if obj is None and layout.fields == schema.fields and not layout.generic:
             self._builders[schema.number] = layout.build, schema
-            obj = layout.build(values, self._store(), number, revision, schema, int.from_bytes(record[:4], "big"))
+            obj = layout.build(values, self._store(), number, revision, schema, home, checksum_of(record))
         else:
             if obj is None:
                 obj = self._shell(layout.cls, number, schema)
-            self._fill(obj, schema, values, revision)
+            self._fill(obj, schema, revision, home, values)
         self.note(number, obj)
         self.built.append(obj)
         return obj
@@ -174,22 +173,22 @@ class Loader:
             layout = self._layouts[schema.number] = layout_for(schema)
         return layout
 
-    def _fill(self, obj: Persistable, schema: Schema, values: list[Any], revision: int) -> None:
-        fill(obj, schema, values, revision)
+    def _fill(self, obj: Persistable, schema: Schema, revision: int, home: int, values: list[Any]) -> None:
+        fill(obj, schema, values, revision, home)
         stamp = stamp_of(obj)
         if stamp is not None:  # else it is a copy that came through pickle
             stamp.store.forget_changes(obj)
 
-    def _decode(self, number: int, record: bytes) -> tuple[Schema, int, list[Any]]:
+    def _decode(self, number: int, record: bytes) -> tuple[Schema, int, int, list[Any]]:
         parts = self._decoder.unpack(unseal(number, record))
         try:
-            schema_number_, revision, values = parts
+            schema_number_, revision, home, values = parts
             schema = self._schema(schema_number_)
             if len(values) != len(schema.fields):
                 raise ValueError(f"{len(values)} values for {len(schema.fields)} fields")
         except (ValueError, TypeError, AttributeError) as error:
             raise CorruptRecord(f"it is not a record: {error}") from error
-        return schema, revision, values
+        return schema, revision, home, values
 
     def _schema(self, number: int) -> Schema:
         store = self._store()
@@ -202,7 +201,7 @@ class Loader:
 
     def _shell(self, cls: type[Persistable], number: int, schema: Schema) -> Persistable:
         obj: Persistable = object.__new__(layout_of(cls).twin)
-        set_stamp(obj, Stamp(self._store(), number, 0, "", schema, 0, None))
+        set_stamp(obj, Stamp(self._store(), number, 0, "", schema, 0, 0, None))
         obj.__class__ = cls
         return obj
 

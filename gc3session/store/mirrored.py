@@ -14,7 +14,7 @@ from .store import Store
 @contextlib.contextmanager
 def mirrored_index(store: Store, directory: SessionDirectory, identity: bytes) -> Iterator[tuple[Index, Mirror]]:
     """Give the index of a session, and the mirror that follows whatever is written to *store* meanwhile."""
-    mirror = Mirror(directory.mirror, directory.url_file, store.schemas, shared=store.tables.concurrent_writers)
+    mirror = Mirror(directory.mirror, directory.url_file, store.schemas)
     index = Index(store, identity)
     index.listener = mirror
     store.indexes.append(index)

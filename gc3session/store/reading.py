@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import uuid
 from abc import abstractmethod
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import msgpack
@@ -112,11 +111,6 @@ class StoreReading:
         items = [(_FORMAT_KEY, msgpack.packb(FORMAT)), (_STORE_KEY, uuid.uuid4().bytes), (NEXT_KEY, _key(1))]
         writer.put(META, items)
 
-    @staticmethod
-    def expect_records(reader: Reader, numbers: Iterable[int]) -> None:
-        """Tell the reader that the records of all of these Ns will be read one by one."""
-        reader.expect(RECORDS, map(_key, numbers))
-
     def record(self, reader: Reader, number: int) -> bytes | None:
         """Return the record of N as this program sees it, or None."""
         record = self.batch.records.get(number)
@@ -151,7 +145,7 @@ class StoreReading:
 
     def records(self, reader: Reader, entries: list[Entry]) -> list[bytes | None]:
         """Return the records of some entries, None for each that is gone."""
-        keys = [_key(number) for _, number, _ in entries]
+        keys = [_key(number) for number, _ in entries]
         items = reader.get_many(RECORDS, keys)
         found: list[bytes | None]
         if len(items) == len(keys):
@@ -160,7 +154,7 @@ class StoreReading:
             by_key = dict(items)
             found = [by_key.get(key) for key in keys]
         if self.batch.records:
-            staged = [self.batch.records.get(number) for _, number, _ in entries]
+            staged = [self.batch.records.get(number) for number, _ in entries]
             found = [a if b is None else b or None for a, b in zip(found, staged, strict=True)]
         return found
 
@@ -177,7 +171,7 @@ class StoreReading:
         quick = self.loader.quick
         let_go = self.changes.records
         try:
-            for (_, number, schema), record in zip(entries, records, strict=True):
+            for (number, schema), record in zip(entries, records, strict=True):
                 if record is not None:
                     obj = None if let_go and number in let_go else quick(number, record)
                     loaded.append(self._object(number, schema, record) if obj is None else obj)

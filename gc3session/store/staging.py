@@ -20,7 +20,7 @@ from ..errors import (
     ReadOnlyError,
     UnstorableValue,
 )
-from ..format.frame import RECORD_KEY, revision_of, seal, values_of
+from ..format.frame import RECORD_KEY, checksum_of, head, header_of, revision_of, seal, values_of, with_home
 from ..format.schema import PERSISTABLE, Schema
 from ..index.index import Index
 from ..records.batch import REMOVED, STAGED_BYTES
@@ -66,6 +66,10 @@ class StoreStaging(StoreReading):
         """Write the batch."""
 
     @abstractmethod
+    def write(self, more: Callable[[Any, Any], object], *, batch: bool = True) -> None:
+        """Write the batch, unless *batch* is False, and what *more* does, in one transaction."""
+
+    @abstractmethod
     def flush(self) -> None:
         """Write the batch.  If that fails the batch is kept."""
 
@@ -104,6 +108,18 @@ class StoreStaging(StoreReading):
                 if outermost:
                     batch.journal = None
 
+    def home_in(self, index: Index) -> int:
+        """Return the number of a session, which gets one, in a transaction of its own, if it has none."""
+        if index.known_number:
+            return index.known_number
+        with self.reading() as reader:
+            number = index.number(reader)
+        if not number:
+            self.write(lambda index_writer, writer: index_writer.row(index.identity), batch=False)
+            with self.reading() as reader:
+                number = index.number(reader)
+        return number
+
     def ensure_writable(self) -> None:
         """Raise ReadOnlyError or ClosedError if the store can't be written."""
         if self._closed:
@@ -118,14 +134,14 @@ class StoreStaging(StoreReading):
         if self.batch.bytes >= self.batch_bytes:
             self.commit()
 
-    def stage(self, obj: Persistable, *, force: bool = False) -> int:
+    def stage(self, obj: Persistable, *, force: bool = False, home: int = 0) -> int:
         """Encode *obj*, and what it refers to that is new or changed, into the batch; return its N.
 
-        To be called in a unit.
+        To be called in a unit.  A new *obj* is to be in the session *home*, if that isn't 0.
         """
         if isinstance(obj, Unreadable):
             raise InvalidArgument(f"{obj!r} stands for a record that can't be read; it can't be saved")
-        number = self._numbered(obj)
+        number = self._numbered(obj, home)
         pending = self._pending
         pending.clear()
         self._outdated.clear()
@@ -142,14 +158,14 @@ class StoreStaging(StoreReading):
             self.loader.refill(changed, record)
         return number
 
-    def _numbered(self, obj: Persistable) -> int:
+    def _numbered(self, obj: Persistable, home: int = 0) -> int:
         """Return the N of *obj*, which gets one if it is new.  A copy that came through pickle keeps that of its record."""
         number = self.own_number(obj)
         if number is not None:
             return number
         if mark_of(obj) is not None:
             self.batch.restamp(obj, None)  # a copy of another store's record is a new object here
-        return self._assign(obj)
+        return self._assign(obj, home)
 
     def _base(self, obj: Persistable, stamp: Stamp | Origin) -> tuple[int, str] | None:
         """Return the revision of its record that *obj* was read from, and its state; None for a new one.
@@ -172,13 +188,13 @@ class StoreStaging(StoreReading):
             state = self.committed_state(reader, stamp.number)
         return revision_of(record), stamp.state if state is None else state
 
-    def _assign(self, obj: Persistable) -> int:
+    def _assign(self, obj: Persistable, home: int) -> int:
         """Give *obj*, which is new, its N."""
         layout = layout_of(type(obj))
         former, _ = extras_of(obj)
         schema = self.schemas.to_write(obj, layout, layout.name if former is None else former.name)
         number = self.sequence.next()
-        self.batch.restamp(obj, Stamp(self, number, 0, "", schema, 0, None))
+        self.batch.restamp(obj, Stamp(self, number, 0, "", schema, home, 0, None))
         self.loader.note(number, obj)
         return number
 
@@ -204,10 +220,10 @@ class StoreStaging(StoreReading):
             names = schema.fields
             values = [fields[name] for name in names]
         body = encoder.pack(
-            [schema.number, revision, values],
-            lambda: ((f"{type(obj).__qualname__}.{name}", v) for name, v in zip(names, values, strict=True)),
+            values, lambda: ((f"{type(obj).__qualname__}.{name}", v) for name, v in zip(names, values, strict=True))
         )
-        return schema, seal(stamp.number, body), obj.state if isinstance(obj, Task) else ""
+        record = seal(stamp.number, head(schema.number, revision, stamp.home if type(stamp) is Stamp else 0) + body)
+        return schema, record, obj.state if isinstance(obj, Task) else ""
 
     def _stage_one(self, obj: Persistable, number: int, *, force: bool) -> None:
         stamp: Stamp | Origin = get_stamp(obj)
@@ -221,20 +237,20 @@ class StoreStaging(StoreReading):
         self._refers_to_copy = original is not None
         schema, record, state = self._encoded(obj, stamp, revision, self._encoder)
         self.batch.stage(number, record, state, base)
-        leftover = stamp.leftover
+        leftover, home = stamp.leftover, stamp.home if type(stamp) is Stamp else 0
         if original is not None:
             self.batch.restamp(obj, stamp._replace(revision=revision, state=state, schema=schema))
             obj = original
         elif type(stamp) is Origin:
             self.batch.set_item(self.loader.live, number, ref(obj))
-        self.batch.restamp(obj, Stamp(self, number, revision, state, schema, 0, leftover))
+        self.batch.restamp(obj, Stamp(self, number, revision, state, schema, home, 0, leftover))
         if self._refers_to_copy:
             self._outdated.append((obj, record))
         layout = layout_of(type(obj))
         if schema.fields == layout.fields:
-            checksum = int.from_bytes(record[:4], "big")
+            checksum = checksum_of(record)
         else:
-            checksum = self.changes.checksum(obj, layout, schema.number, revision, number)
+            checksum = self.changes.checksum(obj, layout, get_stamp(obj))
         set_stamp(obj, get_stamp(obj)._replace(checksum=checksum))
 
     def _original(self, copy: Persistable, origin: Origin, *, force: bool) -> Persistable | None:
@@ -274,6 +290,7 @@ class StoreStaging(StoreReading):
         where the batch is full.  Not to be called in a unit.
         """
         batch, live, joined = self.batch, self.loader.live, index.joined
+        home = self.home_in(index)
         records, states = batch.records, batch.states
         sequence, pack = self.sequence, self._encoder.packer.pack
         pending = self._pending  # saved objects that are changed, and referred to
@@ -292,23 +309,23 @@ class StoreStaging(StoreReading):
                     if layout.generic:
                         break
                     schema = self.schemas.of_class(layout)
-                    number_of_schema, values = schema.number, layout.checked_values
+                    start, values = head(schema.number, 1, home), layout.checked_values
                     has_state = layout.kind != PERSISTABLE
                 if getattr(obj, "_stamp", None) is not None or room <= 0:
                     break
                 number = next(sequence.numbers, 0) or sequence.next()
                 try:
                     parts = values(obj)
-                    body = pack([number_of_schema, 1, parts])
+                    body = start + pack(parts)
                 except (AttributeError, UnstorableValue, *UNPACKABLE):
                     body = b""
                 if not body or journal or pending or (may_hold_bytes(body) and holds_bytearray(parts)):
                     break
                 checksum = crc32(body, number & 0xFFFFFFFF)
-                records[number] = checksum.to_bytes(4, "big") + body
+                records[number] = body + b"\xce" + checksum.to_bytes(4, "big")
                 states[number] = state = obj.state if has_state else ""  # type: ignore[attr-defined]
-                joined[number] = number
-                set_stamp(obj, Stamp(self, number, 1, state, schema, checksum, None))
+                joined[number] = True
+                set_stamp(obj, Stamp(self, number, 1, state, schema, home, checksum, None))
                 live[number] = ref(obj)
                 room -= STAGED_BYTES + len(body)
                 done += 1
@@ -335,22 +352,12 @@ class StoreStaging(StoreReading):
         source = iter(numbers)
         while some := list(islice(source, REMOVED_AT_ONCE)):
             with self.reading() as reader:
-                self.expect_removals(reader, some)
                 for number in some:
                     self.stage_removal(reader, number)
 
-    def expect_removals(self, reader: Reader, numbers: list[int]) -> None:
-        """Tell the reader that `stage_removal` will be called for all of these Ns."""
-        self.expect_records(reader, numbers)
-        for index in self.indexes:
-            index.expect_orders(reader, numbers)
-
     def stage_removal(self, reader: Reader, number: int) -> None:
         """Take record N, and those in its `tasks`, out of the store and of every index.  In a unit."""
-        parts = self._with_parts(reader, number)
-        if len(parts) > 1:
-            self.expect_removals(reader, parts)
-        for n in parts:
+        for n in self._with_parts(reader, number):
             if self.batch.is_new(n):
                 self.batch.unstage(n)
             else:
@@ -360,12 +367,18 @@ class StoreStaging(StoreReading):
                 self.batch.stage(n, REMOVED, "", self.batch.bases.get(n) or (known, ""))
             self.batch.set_item(self.changes.records, n, None)
             for index in self.indexes:
-                order = index.order_of(reader, n)
-                if order is not None:
-                    index.leave(self.batch.set_item, order, n)
+                if index.holds(reader, n):
+                    index.leave(self.batch.set_item, n)
             obj = self.loader.living(n)
             if obj is not None:
                 self._detach(obj)
+
+    def stage_leaving(self, index: Index, number: int) -> None:
+        """Take record N out of a session; it stays in the store.  In a unit."""
+        index.leave(self.batch.set_item, number)
+        if self.batch.is_new(number):  # what is written must not say that the session has it
+            record = self.batch.records[number]
+            self.batch.set_item(self.batch.records, number, with_home(number, record, 0))
 
     def _with_parts(self, reader: Reader, number: int) -> list[int]:
         """Return N and the Ns of the records in its `tasks`, of all depths."""
@@ -378,9 +391,9 @@ class StoreStaging(StoreReading):
                 continue
             found[n] = None
             try:
-                schema_number_, _, values = values_of(n, record)
-                schema = self.schemas.get(schema_number_, reader)
+                schema = self.schemas.get(header_of(record).schema, reader)
                 if "tasks" in schema.fields:
+                    _, _, values = values_of(n, record)
                     pending += references(values[schema.fields.index("tasks")])
             except (CorruptRecord, LookupError, ValueError):
                 continue  # a damaged record is removed, too; its parts can't be known

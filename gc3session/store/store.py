@@ -29,15 +29,16 @@ from ..errors import (
     UnsavedWarning,
     WriteError,
 )
-from ..format.frame import RECORD_KEY, revision_of, schema_number_or_0
+from ..format.frame import RECORD_KEY, schema_number_or_0
 from ..index.entries import moved_key
 from ..index.index import Index
 from ..index.index_writer import IndexWriter
+from ..index.states import StateNames
 from ..records.batch import REMOVED, Batch
 from ..records.codec import layout_of
 from ..records.ids import parse_id
 from ..records.schemas import Schemas
-from ..records.sequence import NumberSequence, NumbersNeeded
+from ..records.sequence import NumberSequence
 from ..records.values import Encoder
 from ..system.forks import STORES, Lock, at_fork
 from ..system.gc_pause import no_collection
@@ -46,6 +47,7 @@ from ..tables.urls import make_tables
 from ..tasks import Persistable, Stamp, get_stamp, restamp, stamp_of
 from ..text import escaped
 from .changes import Changes
+from .commit import Commit
 from .loader import Loader
 from .program_end import expect_workers, finish_at_end
 from .staging import StoreStaging
@@ -55,6 +57,9 @@ DEFAULT_BATCH_BYTES = 64 << 20
 _CHUNK = 512
 _MANY = 1000
 _key = RECORD_KEY.pack
+
+Committed = tuple[int, int] | None
+"""A block of numbers that a commit has taken along: the first, and the one after the last."""
 
 
 class Store(StoreStaging):
@@ -78,6 +83,7 @@ class Store(StoreStaging):
         self.title = f"the store {tables.url}"
         self.batch_bytes = batch_bytes
         self.schemas = Schemas(tables)
+        self.states = StateNames()
         self.sequence = NumberSequence(tables)
         self.batch = Batch()
         self.indexes: builtins.list[Index] = []
@@ -180,7 +186,7 @@ class Store(StoreStaging):
                     self._detach(living)
                 self.batch.set_item(self.loader.live, number, ref(obj))
                 schema = self.schemas.to_write(obj, layout_of(type(obj)), id_.rpartition(".")[0])
-                self.batch.restamp(obj, Stamp(self, number, 0, "", schema, 0, None))
+                self.batch.restamp(obj, Stamp(self, number, 0, "", schema, 0, 0, None))
             self.stage(obj, force=True)
 
     def remove(self, id_: str) -> None:
@@ -373,18 +379,22 @@ class Store(StoreStaging):
             return
         self.write(lambda index_writer, writer: None)
 
-    def write(self, more: Callable[[IndexWriter, Writer], None], *, numbers: bool = True) -> None:
-        """Write the batch, and what *more* does, in one transaction.
+    def write(self, more: Callable[[IndexWriter, Writer], object], *, batch: bool = True, numbers: bool = True) -> None:
+        """Write the batch, unless *batch* is False, and what *more* does, in one transaction.
 
         Unless *numbers* is False a block of numbers for new records is taken along when few are left.
         """
 
-        def unit(writer: Writer) -> tuple[int, int] | None:
+        def committed(block: Committed) -> None:
+            self._after_commit(block, batch=batch)
+
+        def unit(writer: Writer) -> Committed:
             self._check_not_moved(writer)
-            index_writer = IndexWriter(self, writer)
-            self._write_batch(index_writer, writer)
+            index_writer = IndexWriter(writer, self.schemas, self.states)
+            if batch:
+                Commit(self, writer, index_writer).write()
             more(index_writer, writer)
-            index_writer.finish(self.indexes)
+            index_writer.finish(listeners)
             return self.sequence.take_block(writer) if numbers and self.sequence.low() else None
 
         self._resolve_commit()
@@ -394,10 +404,10 @@ class Store(StoreStaging):
                 for _, listener in sorted(listeners.items()):
                     listener.lock()
             if len(self.batch.records) < _MANY:
-                self._transact(unit)
+                self._transact(unit, committed)
             else:
                 with no_collection():
-                    self._transact(unit)
+                    self._transact(unit, committed)
         finally:
             complaints = self._release_listeners()
         self.tables.after_write()
@@ -405,16 +415,12 @@ class Store(StoreStaging):
             if complaint:
                 warnings.warn(escaped(complaint), MirrorWarning, stacklevel=2)
 
-    def _transact(self, unit: Callable[[Writer], tuple[int, int] | None]) -> None:
-        while True:
-            try:
-                self.tables.write(unit, self._after_commit, self._release_listeners)
-                return
-            except NumbersNeeded as needed:
-                self.sequence.reserve_block(needed.count)
-            except BaseException:  # Ctrl-C while the server is waited for, too
-                self._pending_commit = self.tables.pending_commit
-                raise
+    def _transact(self, unit: Callable[[Writer], Committed], committed: Callable[[Committed], None]) -> None:
+        try:
+            self.tables.write(unit, committed, self._release_listeners)
+        except BaseException:  # Ctrl-C while the server is waited for, too
+            self._pending_commit = self.tables.pending_commit
+            raise
 
     def _resolve_commit(self) -> None:
         """Find out what became of a commit during which the server was lost."""
@@ -436,68 +442,16 @@ class Store(StoreStaging):
                     " it and open it again"
                 )
 
-    def _after_commit(self, block: tuple[int, int] | None) -> None:
+    def _after_commit(self, block: Committed, *, batch: bool = True) -> None:
         if block is not None:
             self.sequence.use_block(block)
-        self.batch.clear()
-        for index in self.indexes:
-            index.reset()
+        if batch:
+            self.batch.clear()
+            for index in self.indexes:
+                index.reset()
         for index in self.indexes:
             if index.listener is not None:
                 index.listener.write()
-
-    def _write_batch(self, index_writer: IndexWriter, writer: Writer) -> None:
-        records, states = self.batch.records, self.batch.states
-        updates, removed = sorted(self.batch.updates()), sorted(self.batch.removals())
-        # What is removed without ever having been loaded here has no revision to compare.
-        expected = updates + [number for number in removed if self.batch.bases[number][0]]
-        if expected:
-            self._check_conflicts(writer, expected)
-        self.expect_records(writer, removed)
-        held = index_writer.holdings(removed) if removed else []
-        index_writer.expect(held)
-        for number, holding in held:
-            index_writer.leave(holding, number, self.committed_state(writer, number))
-        for index in self.indexes:
-            index.write_left(index_writer, writer)
-        index_writer.take_away()
-        writer.delete(RECORDS, map(_key, removed))
-        for index in self.indexes:
-            index.write_joined(index_writer, writer)
-        moves: dict[tuple[str, str], builtins.list[int]] = {}
-        for number in updates:
-            before, after = self.batch.bases[number][1], states[number]
-            if before != after:
-                moves.setdefault((before, after), []).append(number)
-        if moves:
-            index_writer.move(moves)
-        bases = self.batch.bases
-        if updates:
-            writer.put(RECORDS, [(_key(number), records[number]) for number in updates])
-        new = sorted(number for number in records if number not in bases)
-        writer.add(RECORDS, [(_key(number), records[number]) for number in new])
-
-    def _check_conflicts(self, writer: Writer, updates: builtins.list[int]) -> None:
-        """Raise ConflictError if a stored record isn't of the revision that the batch expects."""
-        bases, records = self.batch.bases, self.batch.records
-        conflicts: list[str] = []
-        for i in range(0, len(updates), _CHUNK):
-            numbers = updates[i : i + _CHUNK]
-            found = dict(writer.get_many(RECORDS, list(map(_key, numbers))))
-            for number in numbers:
-                record = found.get(_key(number))
-                if record is None and records[number] == REMOVED:
-                    continue  # somebody else has removed it, too
-                if record is None or revision_of(record) != bases[number][0]:
-                    name = self.schemas.name(schema_number_or_0(records[number] or record or b""), writer)
-                    conflicts.append(f"{name}.{number}")
-        if conflicts:
-            shown = ", ".join(conflicts[:3]) + (f" and {len(conflicts) - 3} more" if len(conflicts) > 3 else "")
-            raise ConflictError(
-                f"{shown} changed or removed in {self.url} since loaded here; nothing was written. refresh()"
-                " takes over the stored state, save(force=True) overwrites it",
-                tuple(conflicts),
-            )
 
     # -- fork
 

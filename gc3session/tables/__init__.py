@@ -5,8 +5,7 @@ These are the names for writing a new kind of store; interface.py says what it h
 """
 
 from .interface import (
-    PLAIN_TABLES,
-    SET_TABLES,
+    TABLES,
     Compacted,
     Contents,
     Figure,
@@ -20,8 +19,7 @@ from .interface import (
 )
 
 __all__ = [
-    "PLAIN_TABLES",
-    "SET_TABLES",
+    "TABLES",
     "Compacted",
     "Contents",
     "Figure",

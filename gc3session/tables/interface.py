@@ -1,20 +1,21 @@
 """Tables of bytes: what a store is built on, and what a new kind of store has to provide.
 
-The tables, their keys and values (numbers are big-endian, `order` is the place of a task in
-its session; see index/entries.py)::
+The tables, their keys and values (numbers are big-endian)::
 
-    table         key                        value
-    records       N (8)                      record (format/frame.py)
-    schemas       schema number (4)          schema (format/schema.py)
-    meta          name                       b'format', b'store', b'next ...' (store/reading.py)
-    sessions      identity (16)              session row (index/entries.py)
-    members *     session (4)                order (8), schema number (4; bit 31: late), line (8)
-    states *      session (4), state UTF-8   order (8)
-    late          order (8)                  N (8)
-    late_members  N (8), session (4)         order (8)
+    table      key                                                    value
+    meta       name                                                   b'format', b'store', b'next ...' (store/reading.py)
+    schemas    schema number (4)                                      schema (format/schema.py)
+    states     state number (4)                                       its name (index/entries.py)
+    sessions   identity (16)                                          session row (index/entries.py)
+    counts     session (4), schema number (4), state number (4)       how many members (8)
+    index      session (4), block (8), schema number (4), state (4)   members (index/entries.py)
+    holders    N (8), session (4)                                     nothing
+    unique     session (4), a unique key                              N (8)
+    metadata   session (4), name                                      a value, sealed
+    leases     N (8), session (4)                                     lease, sealed
+    records    N (8)                                                  record (format/frame.py)
 
-A table with a star holds a sorted set of values for each key, all of one length; the others
-hold one value for each key. Both are sorted by bytes.
+Each key has one value; the items of a table are sorted by the bytes of their keys.
 """
 
 from __future__ import annotations
@@ -34,13 +35,16 @@ RECORDS: Final = "records"
 SCHEMAS: Final = "schemas"
 META: Final = "meta"
 SESSIONS: Final = "sessions"
-MEMBERS: Final = "members"
 STATES: Final = "states"
-LATE: Final = "late"
-LATE_MEMBERS: Final = "late_members"
+COUNTS: Final = "counts"
+INDEX: Final = "index"
+HOLDERS: Final = "holders"
+UNIQUE: Final = "unique"
+METADATA: Final = "metadata"
+LEASES: Final = "leases"
 
-PLAIN_TABLES: Final = (RECORDS, SCHEMAS, META, SESSIONS, LATE, LATE_MEMBERS)
-SET_TABLES: Final = (MEMBERS, STATES)
+TABLES: Final = (META, SCHEMAS, STATES, SESSIONS, COUNTS, INDEX, HOLDERS, UNIQUE, METADATA, LEASES, RECORDS)
+"""All tables; the records are the last, as these are what grows."""
 
 Item = tuple[bytes, bytes]
 
@@ -97,12 +101,12 @@ class Salvaged(NamedTuple):
 
     Attributes:
         message: what was rebuilt, or would be.
-        members: whether the table of members could be read completely.
+        whole_index: whether the index could be read completely.
         replaced: the name of the file that is moved away for a new one, '' if none is.
     """
 
     message: str
-    members: bool
+    whole_index: bool
     replaced: str
 
 
@@ -114,20 +118,8 @@ class Contents(ABC):
         """Return the value of *key*, or None."""
 
     @abstractmethod
-    def entries(self, table: str) -> int:
-        """Return how many items the table has; for a set table, how many values all its keys have."""
-
-    @abstractmethod
     def walk(self, table: str) -> Iterator[Item]:
-        """Yield all items of a table that is no set table, in order."""
-
-    @abstractmethod
-    def keys(self, table: str) -> Iterator[bytes]:
-        """Yield all keys of a table, in order."""
-
-    @abstractmethod
-    def walk_values(self, table: str, key: bytes) -> Iterator[bytes]:
-        """Yield all values of *key* in a set table, in order."""
+        """Yield all items of a table, in order."""
 
 
 class Reader(Contents):
@@ -153,46 +145,6 @@ class Reader(Contents):
         while items := self.scan(table, start, _CHUNK):
             yield from items
             start = items[-1][0] + b"\0"
-
-    def keys(self, table: str) -> Iterator[bytes]:
-        if table in SET_TABLES:
-            return (key for key, _ in self.counts(table, b""))
-        return (key for key, _ in self.walk(table))
-
-    def walk_values(self, table: str, key: bytes) -> Iterator[bytes]:
-        start = b""
-        while values := self.values(table, key, start, _CHUNK):
-            yield from values
-            after = int.from_bytes(values[-1], "big") + 1  # all of one length
-            if after >> 8 * len(values[-1]):
-                return
-            start = after.to_bytes(len(values[-1]), "big")
-
-    def expect(self, table: str, keys: Iterable[bytes]) -> None:
-        """Hint that `get` follows for each of *keys*; a remote store fetches them in one query."""
-
-    def expect_values(self, table: str, key: bytes, starts: Iterable[bytes]) -> None:
-        """Hint that `values(key, start, 1)` follows for each of *starts*; a remote store fetches them in one query."""
-
-    @abstractmethod
-    def values(self, table: str, key: bytes, start: bytes, limit: int) -> list[bytes]:
-        """Return at most *limit* values of *key* that are at least *start*, in order."""
-
-    @abstractmethod
-    def first_values(self, table: str, key: bytes, starts: Iterable[bytes]) -> list[bytes | None]:
-        """Return, for each of *starts*, the first value of *key* that isn't less, or None."""
-
-    @abstractmethod
-    def last_value(self, table: str, key: bytes) -> bytes | None:
-        """Return the greatest value of *key*, or None if it has none."""
-
-    @abstractmethod
-    def count(self, table: str, key: bytes) -> int:
-        """Return how many values *key* has."""
-
-    @abstractmethod
-    def counts(self, table: str, prefix: bytes) -> list[tuple[bytes, int]]:
-        """Return each key that begins with *prefix*, and how many values it has."""
 
     def release_memory(self) -> None:
         """Release memory that reading has taken; to be called now and then by what reads very many records."""
@@ -231,24 +183,6 @@ class NoTables(Reader):
     def scan(self, table: str, start: bytes, limit: int | None = None, prefix: bytes = b"") -> list[Item]:
         return []
 
-    def entries(self, table: str) -> int:
-        return 0
-
-    def values(self, table: str, key: bytes, start: bytes, limit: int) -> list[bytes]:
-        return []
-
-    def first_values(self, table: str, key: bytes, starts: Iterable[bytes]) -> list[bytes | None]:
-        return [None for _ in starts]
-
-    def last_value(self, table: str, key: bytes) -> bytes | None:
-        return None
-
-    def count(self, table: str, key: bytes) -> int:
-        return 0
-
-    def counts(self, table: str, prefix: bytes) -> list[tuple[bytes, int]]:
-        return []
-
 
 class Writer(Reader):
     """A write transaction: it sees its own changes at once, others see them after the commit."""
@@ -265,14 +199,6 @@ class Writer(Reader):
     @abstractmethod
     def delete(self, table: str, keys: Iterable[bytes]) -> None:
         """Delete some keys; those that aren't there are ignored."""
-
-    @abstractmethod
-    def put_values(self, table: str, key: bytes, values: Sequence[bytes]) -> None:
-        """Add values, which are sorted and not there yet, to the set of *key*."""
-
-    @abstractmethod
-    def delete_values(self, table: str, key: bytes, values: Iterable[bytes]) -> None:
-        """Remove values from the set of *key*; those that aren't there are ignored."""
 
 
 class Tables(ABC):

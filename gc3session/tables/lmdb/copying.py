@@ -10,16 +10,16 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from itertools import islice
-from typing import Any, Final
+from typing import Final
 
 import lmdb
 
-from ...errors import CorruptStore, UnknownFormat
+from ...errors import CorruptStore
 from ...system.filesystem import give_owner, require_room, sync, write_error
 from ...system.temporary import delete_tree
-from ..interface import PLAIN_TABLES, SET_TABLES, Compacted, OnProgress
+from ..interface import Compacted, OnProgress
 from .data_file.meta import MetaPage, meta_pages_of, newest_meta_page_of, opened_data_file
 from .data_file.verification import mark_trusted
 from .environment import Environment, compacted_name, unmap_pages
@@ -32,7 +32,6 @@ _ITEMS: Final = 1000  # copied at once
 _TRANSACTION: Final = 32 << 20  # bytes of items written in one transaction
 _SPARE_MAP: Final = 64 << 20  # bytes of a map beyond what is expected to be written
 _Item = tuple[bytes, bytes] | tuple[memoryview, memoryview]
-_IS_SET_TABLE: Final = {name.encode(): name in SET_TABLES for name in (*PLAIN_TABLES, *SET_TABLES)}
 
 
 # -- page by page
@@ -146,106 +145,77 @@ def _map_size(size: int) -> int:
 def _fill(env: Environment, target: str, progress: OnProgress) -> int:
     """Write all items to the empty file in the directory *target*. Return the number of the last transaction read."""
     size = _map_size(os.stat(env.data).st_size)
-    source = lmdb.open(env.path, map_size=size, create=False, readonly=True, lock=False, max_dbs=16)
+    source = lmdb.open(env.path, map_size=size, create=False, readonly=True, lock=False)
     try:
-        with source.begin() as reader:
-            names = set(reader.cursor().iternext(values=False))
-        if names != _IS_SET_TABLE.keys():
-            raise UnknownFormat(
-                f"{env.path} doesn't have the tables of a store of this format, so it isn't compacted: upgrade gc3session"
-            )
-        tables = {
-            name: source.open_db(name, create=False, dupsort=sets, dupfixed=sets)
-            for name, sets in _IS_SET_TABLE.items()
-        }
         with source.begin() as reader, source.begin(buffers=True) as lean_reader:
-            _copy_tables(env, reader, lean_reader, tables, target, progress)
+            _copy_tree(env, reader, lean_reader, target, progress)
             number: int = reader.id()
             return number
     finally:
         source.close()
 
 
-def _copy_tables(
-    env: Environment,
-    reader: Transaction,
-    lean_reader: Transaction,
-    tables: Mapping[bytes, Any],
-    target: str,
-    progress: OnProgress,
+def _copy_tree(
+    env: Environment, reader: Transaction, lean_reader: Transaction, target: str, progress: OnProgress
 ) -> None:
     """Write all items that *reader* sees, in transactions whose numbers stay below its own.
 
     *lean_reader* sees the same; it takes no memory for the items, but twice the time.
     """
     meta = newest_meta_page_of(env.data)
-    used = used_pages(meta, reader, tables.values()) * meta.page_size
+    used = used_pages(meta) * meta.page_size
     require_room(env.path, used, "the compacted store")
     new = lmdb.open(
         target,
         lock=False,
         map_size=_map_size(2 * used),
-        max_dbs=16,
         sync=False,  # nobody uses the file yet; in the end all of it is synced
         lib_version=0,
     )
     try:
         limit = max(_TRANSACTION, 2 * used // reader.id())
         inodes = [os.stat(os.path.join(directory, "data.mdb")).st_ino for directory in (env.path, target)]
-        handles = _copy_items(reader, lean_reader, tables, new, limit, inodes, progress, used)
-        with new.begin() as copy:
-            for name, table in tables.items():
-                if copy.stat(handles[name])["entries"] != reader.stat(table)["entries"]:
-                    raise CorruptStore(
-                        f"{env.path}: the table {name.decode()} is damaged and can't be read to its end; nothing was"
-                        " changed. Restore the store from a backup"
-                    )
+        large = reader.stat()["overflow_pages"] > 0
+        _copy_items((lean_reader if large else reader).cursor().iternext(), new, limit, inodes, progress, used)
+        if new.stat()["entries"] != reader.stat()["entries"]:
+            raise CorruptStore(
+                f"{env.path} is damaged and can't be read to its end; nothing was changed. Restore it from a backup"
+            )
     finally:
         new.close()
     progress(used, used)
 
 
 def _copy_items(
-    reader: Transaction,
-    lean_reader: Transaction,
-    tables: Mapping[bytes, Any],
+    items: Iterator[_Item],
     new: lmdb.Environment,
     limit: int,
     inodes: list[int],
     progress: OnProgress,
     used: int,
-) -> dict[bytes, Any]:
-    """Write the items of all tables to *new*, at most some *limit* bytes in a transaction. Return its tables.
+) -> None:
+    """Write items to *new*, at most some *limit* bytes in a transaction.
 
-    *lean_reader* reads the tables with large values, which LMDB has put on pages of their own. The *inodes* are
-    those of the two files, whose pages are unmapped after each transaction.
+    The *inodes* are those of the two files, whose pages are unmapped after each transaction.
     """
-    handles: dict[bytes, Any] = {}
     done = uncommitted = 0
     writer: Transaction = new.begin(write=True)
     try:
-        for name, table in tables.items():
-            handles[name] = new.open_db(
-                name, txn=writer, dupsort=_IS_SET_TABLE[name], dupfixed=_IS_SET_TABLE[name]
-            )
-            large = reader.stat(table)["overflow_pages"] > 0
-            items = (lean_reader if large else reader).cursor(table).iternext()
-            while chunk := list(islice(items, _ITEMS)):
-                for part in _parts(chunk, limit):
-                    if uncommitted > limit:
-                        writer.commit()
-                        for inode in inodes:
-                            unmap_pages(inode)
-                        uncommitted, writer = 0, new.begin(write=True)
-                    writer.cursor(handles[name]).putmulti(part, append=True)
-                    size = _size(part)
-                    done, uncommitted = done + size, uncommitted + size
-                    progress(min(done, used), used)
+        while chunk := list(islice(items, _ITEMS)):
+            for part in _parts(chunk, limit):
+                if uncommitted > limit:
+                    writer.commit()
+                    for inode in inodes:
+                        unmap_pages(inode)
+                    uncommitted, writer = 0, new.begin(write=True)
+                writer.cursor().putmulti(part, append=True)
+                size = _size(part)
+                done, uncommitted = done + size, uncommitted + size
+                progress(min(done, used), used)
     except BaseException:
         writer.abort()
         raise
     writer.commit()
-    return handles
 
 
 def _size(items: list[_Item]) -> int:
@@ -260,13 +230,6 @@ def _parts(items: list[_Item], limit: int) -> Iterator[list[_Item]]:
         yield from ([item] for item in items)
 
 
-def used_pages(meta: MetaPage, reader: Transaction, tables: Iterable[Any]) -> int:
-    """Return how many pages are in use in the state of *meta*, which *reader* sees; the others are free.
-
-    The counts are LMDB's own, which may be some pages off after a key with many values was deleted.
-    """
-    pages = 2 + meta.free.pages + meta.main.pages
-    for table in tables:
-        stat = reader.stat(table)
-        pages += stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"]
-    return pages
+def used_pages(meta: MetaPage) -> int:
+    """Return how many pages are in use in the state of *meta*; the others are free."""
+    return 2 + meta.free.pages + meta.main.pages

@@ -17,7 +17,7 @@ import re
 import threading
 import weakref
 from collections.abc import Iterator
-from typing import Any, Final
+from typing import Final
 
 import lmdb
 
@@ -26,7 +26,7 @@ from ...system.filesystem import sync, write_error
 from ...system.temporary import delete_tree
 from .data_file.verification import check_before_opening, mark_trusted, missing_bytes
 from .errors import MustReopen, translated
-from .opening import Transaction, open_files, open_tables
+from .opening import Transaction, open_files
 from .sharing import shared_lock
 
 _MADV_DONTNEED: Final = 4
@@ -43,7 +43,7 @@ class Environment:
         writing: the lock held for each write transaction, which may wait long for another process.
         reading: the lock held for each read transaction, which copies what it needs and ends. A
             thread that takes both takes `writing` first.
-        tables: the handles of the tables by their names, while it is open; the files alone may be open before that.
+        is_open: whether it can be read; the files alone may be open before that.
     """
 
     def __init__(self, path: str, read_only: bool, map_size: int, verify: bool | None) -> None:
@@ -53,7 +53,7 @@ class Environment:
         self.read_only = read_only
         self.users: weakref.WeakSet[object] = weakref.WeakSet()
         self.locked = True
-        self.tables: dict[str, Any] = {}
+        self.is_open = False
         self.renew_locks()
         self._map_size = map_size
         self._lmdb: lmdb.Environment | None = None
@@ -72,10 +72,6 @@ class Environment:
     # -- opening
 
     @property
-    def is_open(self) -> bool:
-        return bool(self.tables)
-
-    @property
     def was_replaced(self) -> bool:
         """Whether the open file is no longer the one at its path, because that was moved or replaced."""
         return self.is_open and self._file_id != _file_id(self.data)
@@ -83,32 +79,24 @@ class Environment:
     def opened(self) -> lmdb.Environment:
         """Return the open environment; to be called with `reading` or `writing` held."""
         env = self._lmdb
-        if env is None or not self.tables:
+        if env is None or not self.is_open:
             with self._opening:
-                env = self._lmdb if self._lmdb and self.tables else self._open()
+                env = self._lmdb if self._lmdb and self.is_open else self._open()
         return env
 
     def _open(self) -> lmdb.Environment:
         walked_through = check_before_opening(self.path, verify=self.verify)
         env = self._lmdb or self._open_files()
-        tables: dict[str, Any] = {}
         try:
             if self.locked and not self.read_only:
                 env.reader_check()
-            while not tables:
-                try:
-                    tables = open_tables(env, create=False)
-                except lmdb.MapResizedError:  # another process has grown the map since it was opened here
-                    env.set_mapsize(0)
             self._map_size = env.info()["map_size"]
         except lmdb.Error as error:
             self.close()
-            if isinstance(error, lmdb.NotFoundError):
-                raise CorruptStore(f"{self.path} is not a store of gc3session: {error}") from error
             raise translated(error, self.path) from error
         self._page_size = env.stat()["psize"]
         self._file_id = _file_id(self.data)
-        self.tables = tables  # last: now it is open
+        self.is_open = True  # last
         if walked_through and not self.read_only:
             mark_trusted(self.path)
         return env
@@ -254,7 +242,7 @@ class Environment:
 
     def close(self) -> None:
         """Close it, while it is idle; the next transaction opens it again."""
-        env, self._lmdb, self.tables, self._filled_to = self._lmdb, None, {}, 0
+        env, self._lmdb, self.is_open, self._filled_to = self._lmdb, None, False, 0
         try:
             if env is not None:
                 env.close()

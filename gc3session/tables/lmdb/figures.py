@@ -37,7 +37,7 @@ def figures(env: Environment, meta: MetaPage, reader: Transaction) -> list[Figur
 
 def _file(env: Environment, meta: MetaPage, reader: Transaction) -> Figure:
     size = os.stat(env.data).st_size
-    used = used_pages(meta, reader, env.tables.values()) * meta.page_size
+    used = used_pages(meta) * meta.page_size
     free = max(0, meta.size - used)
     reclaimable = max(0, size - used)
     text = f"{size_text(size)}: {size_text(used)} in use, {size_text(free)} free for later writes"

@@ -13,7 +13,6 @@ import lmdb
 from ...errors import OpenError, ReadOnlyError
 from ...system.filesystem import sync, write_error
 from ...system.temporary import made_whole
-from ..interface import PLAIN_TABLES, SET_TABLES
 from .data_file.meta import lock_file, regular_file
 from .data_file.verification import mark_trusted
 from .errors import translated
@@ -29,10 +28,10 @@ Transaction = Any
 """An `lmdb.Transaction`, which is generic in its stubs only."""
 
 
-def create_environment(path: str, fill: Callable[[Transaction, dict[str, Any]], None]) -> None:
+def create_environment(path: str, fill: Callable[[Transaction], None]) -> None:
     """Make an environment with empty tables in the directory *path*, unless another process is faster.
 
-    *fill* is called with its first transaction and its table handles. After a power cut the whole environment
+    *fill* is called with its first transaction. After a power cut the whole environment
     is there or none, because it is made under another name. The first `Environment.begin` to write flushes the
     name.
     """
@@ -42,15 +41,13 @@ def create_environment(path: str, fill: Callable[[Transaction, dict[str, Any]], 
             env = lmdb.open(
                 temporary,
                 map_size=_SMALLEST_MAP,
-                max_dbs=16,
                 max_readers=_MAX_READERS,
                 mode=0o777,
                 lib_version=0,
             )
             try:
-                tables = open_tables(env, create=True)
                 with env.begin(write=True) as txn:
-                    fill(txn, tables)
+                    fill(txn)
             finally:
                 env.close()
             sync(os.path.join(temporary, "data.mdb"))
@@ -61,14 +58,6 @@ def create_environment(path: str, fill: Callable[[Transaction, dict[str, Any]], 
         if error.errno in (errno.ENOTEMPTY, errno.EEXIST) and os.path.isdir(path):
             return
         raise write_error(error, f"the store {path} can't be made", "open it with read_only=True") from error
-
-
-def open_tables(env: lmdb.Environment, *, create: bool) -> dict[str, Any]:
-    """Return the handles of all tables by their names."""
-    tables: dict[str, Any] = {name: env.open_db(name.encode(), create=create) for name in PLAIN_TABLES}
-    for name in SET_TABLES:
-        tables[name] = env.open_db(name.encode(), create=create, dupsort=True, dupfixed=True)
-    return tables
 
 
 def open_files(path: str, *, read_only: bool, map_size: int) -> tuple[lmdb.Environment, bool]:
@@ -104,7 +93,6 @@ def open_files(path: str, *, read_only: bool, map_size: int) -> tuple[lmdb.Envir
                 readonly=read_only,
                 lock=locked,
                 mode=0o777,
-                max_dbs=16,
                 max_readers=_MAX_READERS,
             )
             return env, locked

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from itertools import islice, takewhile
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import lmdb
 
@@ -34,6 +34,7 @@ from .environment import Environment
 from .errors import MustReopen, malformed, translated
 from .figures import figures, filesystem_figure
 from .opening import DEFAULT_MAP_SIZE, Transaction, create_environment
+from .ranges import RANGES
 from .registry import acquire, discard, exclusive, release
 
 T = TypeVar("T")
@@ -42,58 +43,34 @@ T = TypeVar("T")
 class _LmdbReader(Reader):
     """One LMDB transaction. What it returns are copies, which stay valid after its end."""
 
-    __slots__ = ("_env", "_tables", "_txn", "serial")
+    __slots__ = ("_env", "_txn", "serial")
 
-    def __init__(self, txn: Transaction, tables: dict[str, Any], env: Environment | None = None) -> None:
+    def __init__(self, txn: Transaction, env: Environment | None = None) -> None:
         self._txn = txn
         self._env = env
-        self._tables = tables
         self.serial = txn.id()
 
     def newest(self) -> int:
         return self.serial if self._env is None else self._env.last_transaction()
 
     def get(self, table: str, key: bytes) -> bytes | None:
-        return self._txn.get(key, db=self._tables[table])  # type: ignore[no-any-return]
+        return self._txn.get(RANGES[table] + key)  # type: ignore[no-any-return]
 
     def get_many(self, table: str, keys: Sequence[bytes]) -> list[Item]:
-        return self._txn.cursor(self._tables[table]).getmulti(keys)  # type: ignore[no-any-return]
+        range_ = RANGES[table]
+        items = self._txn.cursor().getmulti([range_ + key for key in keys])
+        return [(key[1:], value) for key, value in items]
 
     def scan(self, table: str, start: bytes, limit: int | None = None, prefix: bytes = b"") -> list[Item]:
-        cursor = self._txn.cursor(self._tables[table])
-        if not (cursor.set_range(start) if start else cursor.first()):
+        range_ = RANGES[table]
+        cursor = self._txn.cursor()
+        if not cursor.set_range(range_ + start):
             return []
-        items = islice(cursor.iternext(), limit)
-        return list(takewhile(lambda item: item[0].startswith(prefix), items) if prefix else items)
-
-    def entries(self, table: str) -> int:
-        return self._txn.stat(self._tables[table])["entries"]  # type: ignore[no-any-return]
-
-    def values(self, table: str, key: bytes, start: bytes, limit: int) -> list[bytes]:
-        cursor = self._txn.cursor(self._tables[table])
-        return list(islice(cursor.iternext_dup(), limit)) if cursor.set_range_dup(key, start) else []
-
-    def first_values(self, table: str, key: bytes, starts: Iterable[bytes]) -> list[bytes | None]:
-        cursor = self._txn.cursor(self._tables[table])
-        find, value = cursor.set_range_dup, cursor.value
-        return [value() if find(key, start) else None for start in starts]
-
-    def last_value(self, table: str, key: bytes) -> bytes | None:
-        cursor = self._txn.cursor(self._tables[table])
-        return cursor.value() if cursor.set_key(key) and cursor.last_dup() else None
-
-    def count(self, table: str, key: bytes) -> int:
-        cursor = self._txn.cursor(self._tables[table])
-        return cursor.count() if cursor.set_key(key) else 0
-
-    def counts(self, table: str, prefix: bytes) -> list[tuple[bytes, int]]:
-        cursor = self._txn.cursor(self._tables[table])
-        found = []
-        at_key = cursor.set_range(prefix)
-        while at_key and cursor.key().startswith(prefix):
-            found.append((cursor.key(), cursor.count()))
-            at_key = cursor.next_nodup()
-        return found
+        prefix = range_ + prefix
+        items = list(islice(cursor.iternext(), limit)) if limit else cursor.iternext()
+        if limit and items and items[-1][0].startswith(prefix):
+            return [(key[1:], value) for key, value in items]
+        return [(key[1:], value) for key, value in takewhile(lambda item: item[0].startswith(prefix), items)]
 
     def release_memory(self) -> None:
         if self._env is not None:
@@ -104,29 +81,16 @@ class _LmdbWriter(_LmdbReader, Writer):
     __slots__ = ()
 
     def put(self, table: str, items: Sequence[Item]) -> None:
+        range_ = RANGES[table]
         if len(items) == 1:
-            self._txn.put(*items[0], db=self._tables[table])
+            self._txn.put(range_ + items[0][0], items[0][1])
         else:
-            self._txn.cursor(self._tables[table]).putmulti(items)
+            self._txn.cursor().putmulti([(range_ + key, value) for key, value in items])
 
     def delete(self, table: str, keys: Iterable[bytes]) -> None:
-        db = self._tables[table]
+        range_ = RANGES[table]
         for key in keys:
-            self._txn.delete(key, db=db)
-
-    def put_values(self, table: str, key: bytes, values: Sequence[bytes]) -> None:
-        if not values:
-            return
-        cursor = self._txn.cursor(self._tables[table])
-        last = cursor.value() if cursor.set_key(key) and cursor.last_dup() else b""
-        # Appending leaves no room in the pages; values out of order it wouldn't store.
-        cursor.putmulti([(key, value) for value in values], append=last < values[0])
-
-    def delete_values(self, table: str, key: bytes, values: Iterable[bytes]) -> None:
-        cursor = self._txn.cursor(self._tables[table])
-        for value in values:
-            if cursor.set_key_dup(key, value):
-                cursor.delete()
+            self._txn.delete(range_ + key)
 
 
 _NO_TABLES = NoTables()
@@ -227,7 +191,7 @@ class LmdbTables(Tables):
                     failure = error
                 else:
                     try:
-                        yield _LmdbReader(txn, env.tables, env)
+                        yield _LmdbReader(txn, env)
                     except BaseException as error:
                         _ensure_same(env, txn, error)
                         if isinstance(error, lmdb.Error):
@@ -285,7 +249,7 @@ class LmdbTables(Tables):
             with env.reading:
                 try:
                     with env.begin() as txn:
-                        return txn.get(key, db=env.tables[table])  # type: ignore[no-any-return]
+                        return txn.get(RANGES[table] + key)  # type: ignore[no-any-return]
                 except (lmdb.Error, MustReopen):
                     pass  # `read` below recovers from it, or raises
         return super().get(table, key)
@@ -308,7 +272,7 @@ class LmdbTables(Tables):
                 try:
                     txn = env.begin(write=True)
                     try:
-                        result = unit(_LmdbWriter(txn, env.tables))
+                        result = unit(_LmdbWriter(txn))
                         txn.commit()
                         committed(result)
                     except BaseException as error:
@@ -330,9 +294,9 @@ class LmdbTables(Tables):
                 aborted()
                 _recover(env, failure)
 
-    def _fill(self, txn: Transaction, tables: dict[str, Any]) -> None:
+    def _fill(self, txn: Transaction) -> None:
         if self.on_create is not None:
-            self.on_create(_LmdbWriter(txn, tables))
+            self.on_create(_LmdbWriter(txn))
 
     def after_write(self) -> None:
         env = self._env

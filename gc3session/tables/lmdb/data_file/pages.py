@@ -8,7 +8,7 @@ A page::
 
     at   bytes
      0   8      its number
-     8   2      of a page of values of one length (LEAF2): that length
+     8   2      not used here
     10   2      flags: branch, leaf, overflow, meta, ...
     12   2      where its free space begins; of an overflow page (4): how many pages the run has
     14   2      where its free space ends
@@ -16,9 +16,8 @@ A page::
 
 A node: size of the value (4), flags (2), size of the key (2), key, value. In a branch page the
 first six bytes are the number of a page instead, whose keys are not less than the node's.
-The value is that of the key, or, as the flags say, the number of the first page of an overflow
-run (BIG), the description of another tree (SUB), a small page inside this one with several values of
-the key (DUP), or the description of the tree of these (SUB and DUP).
+The value is that of the key or, as the flags say, the number of the first page of an overflow run
+(BIG).  LMDB knows more kinds of pages and nodes, for other tables than this library's.
 """
 
 from __future__ import annotations
@@ -30,11 +29,10 @@ from typing import Final, NamedTuple
 
 from .meta import PAGE_HEADER, MetaPage
 
-BRANCH, LEAF, OVERFLOW, LEAF2 = 0x01, 0x02, 0x04, 0x20
-BIG, SUB, DUP = 0x01, 0x02, 0x04
-SET_FLAGS: Final = 0x14  # MDB_DUPSORT | MDB_DUPFIXED
+BRANCH, LEAF, OVERFLOW = 0x01, 0x02, 0x04
+BIG: Final = 0x01
 
-_NODE_KINDS: Final = (0, BIG, SUB, DUP, SUB | DUP)
+_NODE_KINDS: Final = (0, BIG)
 _NODE: Final = Struct("=HHHH")
 _RUN_LENGTH: Final = Struct("=I")
 _PAGE_NUMBER: Final = Struct("=Q")
@@ -115,7 +113,7 @@ class Pages:
         return first, count
 
     def value(self, node: Node) -> bytes:
-        """Return the value of a node that has one value. Raise DamagedPage if it is cut off."""
+        """Return the value of a node. Raise DamagedPage if it is cut off."""
         if not node.flags & BIG:
             return node.data
         first, _ = self.run(node)
@@ -125,7 +123,7 @@ class Pages:
         return value
 
     def nodes(self, page: bytes, problem: Problem) -> list[Node]:
-        """Return the nodes of a leaf page; a page of values of one length (LEAF2) has none."""
+        """Return the nodes of a leaf page."""
         number, _, _, _, upper = PAGE_HEADER.unpack_from(page)
         found = []
         header, end = _NODE.unpack_from, self.size
@@ -163,26 +161,6 @@ class Pages:
             found.append((key, low | high << 16 | top << 32))
         return found
 
-    def fixed(self, page: bytes, width: int, problem: Problem) -> list[bytes]:
-        """Return the values of a page of values of one length, which may be a small page inside a node."""
-        number, own_width, _, lower, _ = PAGE_HEADER.unpack_from(page)
-        count = (lower - 16) // 2
-        if own_width != width or width == 0 or lower < 16 or 16 + count * width > len(page):
-            problem(f"page {number} has impossible values of {own_width} bytes")
-            return []
-        return [page[at : at + width] for at in range(16, 16 + count * width, width)]
-
-    def small_page(self, node: Node, problem: Problem) -> list[bytes]:
-        """Return the values of a key from the small page inside its node."""
-        if len(node.data) < 16:
-            problem("the values of a key are cut off")
-            return []
-        _, width, flags, _, _ = PAGE_HEADER.unpack_from(node.data)
-        if flags & (LEAF | LEAF2) != LEAF | LEAF2:
-            problem("the values of a key are not what they should be")
-            return []
-        return self.fixed(node.data, width, problem)
-
 
 def number_of(page: bytes) -> int:
     """Return the number that a page says it has."""
@@ -194,9 +172,3 @@ def flags_of(page: bytes) -> int:
     """Return the flags of a page."""
     flags: int = PAGE_HEADER.unpack_from(page)[2]
     return flags
-
-
-def width_of(page: bytes) -> int:
-    """Return the size of the values of a page of values of one length."""
-    width: int = PAGE_HEADER.unpack_from(page)[1]
-    return width

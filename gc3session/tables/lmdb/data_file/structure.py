@@ -5,8 +5,7 @@ once. Keys must be in order, and inside the borders that the branch pages above 
 each tree must be those of its pages. Pages that are listed as free must not be in use.
 
 Allowed, because LMDB itself leaves such files: a file that ends before pages that are free; overflow
-runs that are longer than their values; pages that are neither used nor free; wrong counts of the
-pages of a set table, on which nothing depends.
+runs that are longer than their values; pages that are neither used nor free.
 """
 
 from __future__ import annotations
@@ -19,19 +18,11 @@ from sys import byteorder
 import attrs
 
 from ....errors import CorruptStore
-from ...interface import PLAIN_TABLES, SET_TABLES
 from .meta import Tree, newest_meta_page, opened_data_file
-from .pages import BIG, DUP, SET_FLAGS, SUB, DamagedPage, Node, Pages, Problem, number_of
+from .pages import BIG, DamagedPage, Node, Pages, Problem, number_of
 from .walk import Walk
 
 _NUMBER = Struct("=Q")
-_TREE_SIZE = 48  # bytes
-
-
-def trees_of(pages: Pages, problem: Problem) -> dict[str, Tree]:
-    """Return the trees of those tables of a state that can be read, by their names."""
-    used = pages.new_marks()
-    return dict(_Structure(pages, problem, used).tables())
 
 
 def check_structure(pages: Pages, problem: Problem, progress: Callable[[int], None] = lambda used: None) -> bytes:
@@ -65,41 +56,11 @@ class _Structure:
             self._problem(
                 f"the last page is said to be {self._pages.meta.last_page}, far beyond the end of the file"
             )
-        tables = dict(self.tables())
-        for name in (*PLAIN_TABLES, *SET_TABLES):
-            if name not in tables:
-                self._problem(f"there is no table {name!r}")
-        for name, tree in tables.items():
-            self._check_table(name, tree)
+        self._check_items()
         before = int.from_bytes(self._used, "big")
         self._check_free()
         free = int.from_bytes(self._used, "big") ^ before
         return free.to_bytes(len(self._used), "big")
-
-    def tables(self) -> Iterator[tuple[str, Tree]]:
-        """Yield the name and the tree of each table that the tree of tables names."""
-        pages, tree = self._pages, self._pages.meta.main
-        problem = self._problem_of("the tree of tables")
-        if tree.flags:
-            problem(f"has the flags {tree.flags:#x}")
-        faults_before = self._faults
-        walk = Walk(pages, tree, self._used, problem)
-        found = 0
-        for node in self._items(walk, problem):
-            found += 1
-            name = node.key.decode(errors="backslashreplace")
-            if node.flags != SUB or len(node.data) != _TREE_SIZE:
-                problem(f"has an item {name!r} that isn't a table")
-                continue
-            described = Tree.from_bytes(node.data)
-            expected = SET_FLAGS if name in SET_TABLES else 0 if name in PLAIN_TABLES else None
-            if expected is None:
-                problem(f"has the unknown table {name!r}")
-            elif described.flags != expected:
-                problem(f"has flags {described.flags:#x} for the table {name!r} instead of {expected:#x}")
-            else:
-                yield name, described
-        self._compare(problem, tree, walk, 0, found, faults_before)
 
     def _problem_of(self, what: str) -> Problem:
         return lambda fault: self._problem(f"{what}: {fault}")
@@ -122,18 +83,14 @@ class _Structure:
                 problem(f"page {number_of(page)} has keys outside the borders that the page above sets")
             yield from nodes
 
-    def _check_table(self, name: str, tree: Tree) -> None:
-        problem = self._problem_of(f"table {name!r}")
+    def _check_items(self) -> None:
+        tree, problem = self._pages.meta.main, self._problem_of("the tree of items")
+        if tree.flags:
+            problem(f"has the flags {tree.flags:#x}")
         faults_before = self._faults
         walk = Walk(self._pages, tree, self._used, problem)
         overflows = entries = 0
         for node in self._items(walk, problem):
-            if node.flags & (SUB | DUP):
-                if name in SET_TABLES and node.flags & DUP:
-                    entries += self._check_values(node, problem)
-                else:
-                    problem(f"the item {node.key.hex()} is of a kind that such a table doesn't have")
-                continue
             entries += 1
             if node.flags & BIG:
                 overflows += self._check_run(node, walk, problem)
@@ -149,34 +106,6 @@ class _Structure:
         walk.use(first, count)
         return count
 
-    def _check_values(self, node: Node, problem: Problem) -> int:
-        """Check the set of values of a key, and return how many values it has."""
-        if not node.flags & SUB:
-            values = self._pages.small_page(node, problem)
-            if not _ascending(values):
-                problem(f"the values of {node.key.hex()} are out of order")
-            return len(values)
-        if len(node.data) != _TREE_SIZE:
-            problem(f"the values of {node.key.hex()} are not described")
-            return 0
-        tree = Tree.from_bytes(node.data)
-        faults_before = self._faults
-        walk = Walk(self._pages, tree, self._used, problem)
-        last, count = b"", 0
-        for page, least, end in walk:
-            self._done += 1
-            self._progress(self._done)
-            values = self._pages.fixed(page, tree.width, problem)
-            if not values:
-                problem(f"page {number_of(page)} is empty")
-                continue
-            if not (last < values[0] and _ascending(values) and _inside(values[0], values[-1], least, end)):
-                problem(f"page {number_of(page)} has values of {node.key.hex()} out of order")
-            last = values[-1]
-            count += len(values)
-        self._compare(_problem_of_key(problem, node.key), tree, walk, 0, count, faults_before)
-        return count
-
     def _compare(
         self, problem: Problem, tree: Tree, walk: Walk, overflows: int, entries: int, faults_before: int
     ) -> None:
@@ -190,8 +119,7 @@ class _Structure:
             ("entries", entries, tree.entries),
             ("levels", walk.deepest, tree.depth),
         ):
-            # LMDB counts the pages of a key's values with those of the table, and miscounts when sets shrink.
-            if found != expected and not (tree.flags == SET_FLAGS and what.endswith("pages")):
+            if found != expected:
                 problem(f"{found} {what} found, {expected} expected")
 
     def _check_free(self) -> None:
@@ -203,7 +131,7 @@ class _Structure:
         lists: list[bytes] = []
         for node in self._items(walk, problem, _integer):
             entries += 1
-            if node.flags & (SUB | DUP) or len(node.key) != 8:
+            if len(node.key) != 8:
                 problem("has an item that isn't a list of pages")
                 continue
             if _NUMBER.unpack(node.key)[0] > self._pages.meta.transaction:
@@ -235,17 +163,9 @@ class _Structure:
                 return
 
 
-def _problem_of_key(problem: Problem, key: bytes) -> Problem:
-    return lambda fault: problem(f"the values of {key.hex()}: {fault}")
-
-
 def _integer(key: bytes) -> int:
     """Return the key of a list of free pages as a number; -1 for the empty border below all keys."""
     return int.from_bytes(key, byteorder) if key else -1
-
-
-def _ascending(values: list[bytes]) -> bool:
-    return all(a < b for a, b in pairwise(values))
 
 
 def _inside(

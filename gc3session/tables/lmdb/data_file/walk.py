@@ -6,7 +6,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator
 
 from .meta import MAX_DEPTH, Tree
-from .pages import BRANCH, LEAF, LEAF2, DamagedPage, Pages, Problem, flags_of, number_of
+from .pages import BRANCH, LEAF, DamagedPage, Pages, Problem, flags_of, number_of
 
 
 class Walk:
@@ -71,7 +71,7 @@ class Walk:
             if flags == BRANCH and depth < MAX_DEPTH:
                 self.branches += 1
                 ahead += reversed(self._below(page, depth, least, end))
-            elif flags in (LEAF, LEAF | LEAF2):
+            elif flags == LEAF:
                 self.leaves += 1
                 if depth != self._tree.depth:
                     self._problem(f"page {number} is a leaf at depth {depth} of {self._tree.depth}")
@@ -106,7 +106,7 @@ def find_leaf(pages: Pages, tree: Tree, key: bytes) -> bytes | None:
             return None
         page = pages.read(number)
         flags = flags_of(page)
-        if flags & LEAF:
+        if flags == LEAF:
             return page
         children = pages.children(page, _raise) if flags == BRANCH else []
         if not children:

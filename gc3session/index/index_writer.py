@@ -207,11 +207,14 @@ class IndexWriter:
         prefix = session_name_key(0)[:-4]
         return [SESSION_KEY.unpack(key[-4:])[0] for key, _ in self._writer.scan(META, prefix, None, prefix)]
 
-    def erase(self, identity: bytes) -> list[int]:
-        """Take all entries of a session away, and its row; return the Ns that it had.  Their records stay as they are."""
+    def erase(self, identity: bytes) -> tuple[int, list[int]]:
+        """Take all entries of a session away, and its row; return its number and the Ns that it had.
+
+        Their records stay as they are.
+        """
         row = Row.read(self._writer, identity)
         if row is None:
-            return []
+            return 0, []
         prefix = SESSION_KEY.pack(row.number)
         numbers: list[int] = []
         for table in (INDEX, COUNTS):
@@ -222,7 +225,7 @@ class IndexWriter:
             self._writer.delete(table, [key for key, _ in items])
         self._writer.delete(SESSIONS, [identity])
         self._writer.delete(META, [session_name_key(row.number)])
-        return sorted(numbers)
+        return row.number, sorted(numbers)
 
     # -- the end
 

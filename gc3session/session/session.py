@@ -254,7 +254,7 @@ class Session(SessionBase[T]):
                     store.stage_removals(map(store.number_of, list(self.ids())))
                 try:
                     store.indexes.remove(self._index)
-                    store.write(lambda index_writer, writer: index_writer.erase(self._index.identity))
+                    store.erase(self._index.identity)
                 except BaseException:
                     if self._index not in store.indexes:  # it is still this session's
                         store.indexes.append(self._index)
@@ -313,7 +313,7 @@ class TemporarySession(SessionBase[T]):
 
     def _tidy(self) -> None:
         if self.store.tables.exists():
-            self.store.write(lambda index_writer, writer: index_writer.erase(self._index.identity))
+            self.store.erase(self._index.identity)
 
     def destroy(self) -> None:
         """Delete the session's tasks from the store, and close the session."""

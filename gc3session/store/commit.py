@@ -65,9 +65,7 @@ class Commit:
         for index in self._store.indexes:
             self._join(index)
         self._move(updates)
-        for number, home in self._homes.items():
-            if number not in batch.records:
-                writer.put(RECORDS, [(_key(number), with_home(number, self._stored[number][0], home))])
+        self._put_homes()
         writer.delete(RECORDS, map(_key, removed))
         if updates:
             writer.put(RECORDS, [(_key(number), self._with_home_there(number)) for number in updates])
@@ -154,14 +152,37 @@ class Commit:
         self._read(numbers)
         session = self._index_writer.row(index.identity).number
         for number in numbers:
-            if number not in self._stored or not self._take(session, number):
-                continue
-            others = [other for other in self._index_writer.holding(number, self._home(number)) if other != session]
-            if self._home(number) == session:
-                self._homes[number] = others[0] if others else 0
-                self._index_writer.release(others[:1], number)
-            else:
-                self._index_writer.release([session], number)
+            if number in self._stored and self._take(session, number):
+                self._give_up(session, number)
+
+    def _give_up(self, session: int, number: int) -> None:
+        """Note that a session doesn't hold a record any more: another one becomes its home, or none."""
+        if self._home(number) != session:
+            self._index_writer.release([session], number)
+            return
+        others = self._index_writer.holding(number, 0)[:1]
+        self._homes[number] = others[0] if others else 0
+        self._index_writer.release(others, number)
+
+    def erase(self, identity: bytes) -> None:
+        """Take a session out of the store; its records stay there."""
+        session, numbers = self._index_writer.erase(identity)
+        for i in range(0, len(numbers), _CHUNK):
+            some = numbers[i : i + _CHUNK]
+            self._stored.clear()
+            self._homes.clear()
+            self._read(some)
+            for number in some:
+                if number in self._stored:
+                    self._give_up(session, number)
+            self._put_homes()
+
+    def _put_homes(self) -> None:
+        """Write the records of which nothing but the home changes."""
+        changed = {number: home for number, home in self._homes.items() if number not in self._batch.records}
+        records = [(_key(n), with_home(n, self._stored[n][0], home)) for n, home in sorted(changed.items())]
+        if records:
+            self._writer.put(RECORDS, records)
 
     # -- what joins
 

@@ -415,6 +415,10 @@ class Store(StoreStaging):
             if complaint:
                 warnings.warn(escaped(complaint), MirrorWarning, stacklevel=2)
 
+    def erase(self, identity: bytes) -> None:
+        """Take a session out of the store; its records stay there."""
+        self.write(lambda index_writer, writer: Commit(self, writer, index_writer).erase(identity))
+
     def _transact(self, unit: Callable[[Writer], Committed], committed: Callable[[Committed], None]) -> None:
         try:
             self.tables.write(unit, committed, self._release_listeners)

@@ -38,12 +38,18 @@ class NumberSequence:
 
     def next(self) -> int:
         """Return a number that was never handed out."""
+        number = self.at_hand()
+        if not number:
+            self.use_block(self._tables.write(self.take_block))
+            number = self.at_hand()
+        return number
+
+    def at_hand(self) -> int:
+        """Return a number of the block; 0 if none is left."""
         number = next(self.numbers, 0)
         if not number:
-            if not self._spare:
-                self.use_block(self._tables.write(self.take_block))
             self.numbers, self._spare = iter(self._spare), range(0)
-            number = next(self.numbers)
+            number = next(self.numbers, 0)
         return number
 
     def low(self) -> bool:

@@ -71,6 +71,11 @@ class SessionBase(Generic[T]):
                     store.make_room()
                     if store.stage_new((task,), self._index):
                         return str(task.persistent_id)
+        else:
+            with store.lock:
+                self._ensure_writable()
+                if store.add_now(task, self._index):
+                    return str(task.persistent_id)
         with self._unit(flush):
             return self._add(task)
 

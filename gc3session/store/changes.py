@@ -53,6 +53,11 @@ def _checksum(stamp: Stamp, packed: bytes) -> int:
     return crc32(packed, start)
 
 
+def refuse(obj: Persistable) -> int:
+    """Raise NewReference: the references of an encoder that packs none."""
+    raise NewReference
+
+
 class Changes:
     """The unsaved changes of one store.
 

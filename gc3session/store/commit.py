@@ -34,6 +34,12 @@ _CHUNK: Final = 512  # records read at a time
 _key = RECORD_KEY.pack
 
 
+def count_records(writer: Writer, change: int) -> None:
+    """Note that there are so many records more, or fewer."""
+    count = int.from_bytes(writer.get(META, RECORDS_KEY) or b"", "big") + change
+    writer.put(META, [(RECORDS_KEY, max(0, count).to_bytes(8, "big"))])
+
+
 class Commit:
     """Writes the batch of a store in a transaction.
 
@@ -73,8 +79,7 @@ class Commit:
         writer.add(RECORDS, [(_key(number), self._with_new_home(number)) for number in new])
         change = len(new) - sum(number in self._stored for number in removed)
         if change:
-            count = int.from_bytes(writer.get(META, RECORDS_KEY) or b"", "big")
-            writer.put(META, [(RECORDS_KEY, max(0, count + change).to_bytes(8, "big"))])
+            count_records(writer, change)
 
     # -- what is there
 

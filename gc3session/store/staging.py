@@ -22,15 +22,18 @@ from ..errors import (
 )
 from ..format.frame import RECORD_KEY, checksum_of, head, header_of, revision_of, seal, values_of, with_home
 from ..format.schema import PERSISTABLE, Schema
+from ..index.entries import Kind
 from ..index.index import Index
+from ..index.index_writer import IndexWriter
 from ..records.batch import REMOVED, STAGED_BYTES
 from ..records.codec import extras_of, layout_of
 from ..records.sequence import NumberSequence
 from ..records.values import UNPACKABLE, Encoder, holds_bytearray, may_hold_bytes, references
 from ..system.gc_pause import no_collection
-from ..tables.interface import RECORDS, Reader
+from ..tables.interface import RECORDS, Reader, Writer
 from ..tasks import Origin, Persistable, Stamp, Task, Unreadable, get_stamp, mark_of, restamp, set_stamp, stamp_of
-from .changes import ChangedRecord, NewReference
+from .changes import ChangedRecord, NewReference, refuse
+from .commit import count_records
 from .reading import StoreReading
 
 _key = RECORD_KEY.pack
@@ -50,6 +53,8 @@ class StoreStaging(StoreReading):
     batch_bytes: int
     sequence: NumberSequence
     _encoder: Encoder
+    _plain_encoder: Encoder
+    """Packs what holds no references."""
     _owner: Any
     """The asyncio task that has begun the outermost unit; None if it was none."""
     _journal: list[tuple[Any, Any, Any]]
@@ -66,7 +71,9 @@ class StoreStaging(StoreReading):
         """Write the batch."""
 
     @abstractmethod
-    def write(self, more: Callable[[Any, Any], object], *, batch: bool = True) -> None:
+    def write(
+        self, more: Callable[[IndexWriter, Writer], object], *, batch: bool = True, numbers: bool = True
+    ) -> None:
         """Write the batch, unless *batch* is False, and what *more* does, in one transaction."""
 
     @abstractmethod
@@ -346,6 +353,45 @@ class StoreStaging(StoreReading):
             if len(live) > self.loader.limit:
                 self.loader.sweep()
         return done
+
+    def add_now(self, obj: Persistable, index: Index) -> bool:
+        """Write a new object and add it to *index*, in one transaction: the short way, for one alone.
+
+        Return False, with nothing done, if it takes the long way: as in `stage_new`, or if the batch isn't empty.
+        """
+        if self.batch.records or self.batch.journal is not None or self.tables.concurrent_writers:
+            return False
+        if not isinstance(obj, Persistable) or mark_of(obj) is not None or layout_of(type(obj)).generic:
+            return False
+        layout = layout_of(type(obj))
+        try:
+            values = layout.checked_values(obj)
+            body = self._plain_encoder.quick_pack(values)
+        except (NewReference, AttributeError, UnstorableValue, *UNPACKABLE):
+            self._plain_encoder = Encoder(refuse)  # what a failure has left in it
+            return False
+        if may_hold_bytes(body) and holds_bytearray(values):
+            return False
+        schema, state = self.schemas.of_class(layout), obj.state if isinstance(obj, Task) else ""
+        known = self.sequence.at_hand()
+        stamp: Stamp | None = None
+
+        def put(index_writer: IndexWriter, writer: Writer) -> None:
+            nonlocal stamp
+            number = known or self.sequence.take(writer, 1)
+            home = index_writer.row(index.identity).number
+            record = seal(number, head(schema.number, 1, home) + body)
+            writer.put(RECORDS, [(_key(number), record)])
+            index_writer.add(home, {Kind(schema.number, index_writer.states.number(state)): [number]})
+            index_writer.add_lines(home, [(number, schema.number)])
+            count_records(writer, 1)
+            stamp = Stamp(self, number, 1, state, schema, home, checksum_of(record), None)
+
+        self.write(put, batch=False, numbers=False)
+        assert stamp is not None
+        restamp(obj, stamp)
+        self.loader.note(stamp.number, obj)
+        return True
 
     def stage_removals(self, numbers: Iterable[int]) -> None:
         """Take some records, and those in their `tasks`, out of the store and of every index.  In a unit."""

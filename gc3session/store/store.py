@@ -46,7 +46,7 @@ from ..tables.interface import META, RECORDS, Tables, Writer
 from ..tables.urls import make_tables
 from ..tasks import Persistable, Stamp, get_stamp, restamp, stamp_of
 from ..text import escaped
-from .changes import Changes
+from .changes import Changes, refuse
 from .commit import Commit
 from .loader import Loader
 from .program_end import expect_workers, finish_at_end
@@ -95,6 +95,7 @@ class Store(StoreStaging):
         self.loader = Loader(self, self.reading, self.record)
         self.lock = threading.RLock()
         self._encoder = Encoder(self._refer)
+        self._plain_encoder = Encoder(refuse)
         self._journal: list[tuple[Any, Any, Any]] = []  # for stage_new
         self._pending: builtins.list[Persistable] = []
         self._outdated: builtins.list[tuple[Persistable, bytes]] = []

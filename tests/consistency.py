@@ -63,8 +63,13 @@ class Held(NamedTuple):
     damaged: set[int]
 
 
+def number_of(id_: str) -> int:
+    """Return the N of an ID: a session's tasks are in the order of these."""
+    return int(id_.rpartition(".")[2])
+
+
 def check(path: str | os.PathLike[str], damaged: Collection[str] = (), mirror: bool = True) -> list[str]:
-    """Return a session's IDs in the order of adding, if all that is known of it agrees.
+    """Return a session's IDs in their order, if all that is known of it agrees.
 
     Args:
         path: of a session that nobody is writing to.

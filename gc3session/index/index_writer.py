@@ -202,10 +202,13 @@ class IndexWriter:
             raise CorruptStore(f"session {session} has no identity: 'gc3session repair' rebuilds the index")
         return identity, self.row(identity)
 
-    def all_sessions(self) -> list[int]:
-        """Return the numbers of all sessions of the store."""
+    def home_of(self, number: int) -> int:
+        """Return the home of a record that can't be read, by the index of all sessions; 0 if it has none."""
         prefix = session_name_key(0)[:-4]
-        return [SESSION_KEY.unpack(key[-4:])[0] for key, _ in self._writer.scan(META, prefix, None, prefix)]
+        sessions = [SESSION_KEY.unpack(key[-4:])[0] for key, _ in self._writer.scan(META, prefix, None, prefix)]
+        others = sessions_holding(self._writer, number, 0)
+        holding = (session for session in sessions if self._key_of(session, number, None) is not None)
+        return next((session for session in holding if session not in others), 0)
 
     def erase(self, identity: bytes) -> tuple[int, list[int]]:
         """Take all entries of a session away, and its row; return its number and the Ns that it had.

@@ -16,7 +16,6 @@ another program has written or replaced it (a MirrorWarning says so).
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import os
 import stat
@@ -85,6 +84,7 @@ class Mirror:
         self._file = -1  # the mirror, while a step is to be done
         self._step: MirrorNote | None = None
         self._text = b""  # what the step appends
+        self._is_anew = False  # whether the step is to rename the file that was written anew
         with contextlib.suppress(FileNotFoundError):  # `lock` says so
             self._open_lock()
 
@@ -174,19 +174,28 @@ class Mirror:
         if status is None:
             self._complain_of_change()
             return False
-        is_right_size = status.st_size == note.size
-        unfinished = note.begin <= status.st_size < note.size and status.st_ino == note.inode
-        if not is_right_size and not unfinished:
-            self._complain_of_change()
-        if status.st_ino != note.inode or status.st_nlink > 1 or not (is_right_size or (unfinished and note.text)):
+        is_ours = status.st_ino == note.inode and status.st_nlink == 1
+        if status.st_size != note.size:
+            begun = is_ours and note.begin <= status.st_size < note.size and self._has_begun(note)
+            if not begun:
+                self._complain_of_change()
+            if not begun or not note.text:
+                return False
+        if not is_ours:
             return False
         self._open_file()
-        if unfinished:
+        if status.st_size < note.size:
             _write_at(self._file, note.text, note.begin)
         for offset, length in note.blanks:
             if os.pread(self._file, 1, offset) != b" ":
                 _write_at(self._file, b" " * length, offset)
         return True
+
+    def _has_begun(self, note: MirrorNote) -> bool:
+        """Return whether what stands where the last step appends is the beginning of its text."""
+        with open(self.path, "rb") as file:
+            file.seek(note.begin)
+            return not note.text or note.text.startswith(file.read(len(note.text)))
 
     def _planned(self, note: MirrorNote, change: Change, lines: int) -> MirrorNote:
         """Plan to append lines and to blank some."""
@@ -214,7 +223,7 @@ class Mirror:
             _write_at(self._file, text, size)
             size += len(text)
         inode = os.fstat(self._file).st_ino
-        self._step = MirrorNote(inode, size, 0, self._where, size, b"", [])
+        self._step, self._is_anew = MirrorNote(inode, size, 0, self._where, size, b"", []), True
         return self._step
 
     def _complain(self, error: OSError) -> None:
@@ -238,9 +247,7 @@ class Mirror:
         if step is None:
             return
         try:
-            if os.fstat(self._file).st_ino != step.inode or not os.path.lexists(self.path):
-                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
-            if step.begin == step.size and not step.blanks and os.path.lexists(self._temporary):
+            if self._is_anew:
                 os.rename(self._temporary, self.path)
             _write_at(self._file, self._text, step.begin)
             for offset, length in step.blanks:
@@ -260,7 +267,10 @@ class Mirror:
         return complaint
 
     def _forget_step(self) -> None:
-        self._step, self._text = None, b""
+        if self._is_anew and self._step is not None:
+            with contextlib.suppress(OSError):  # it is gone, or a directory that somebody has put there
+                os.unlink(self._temporary)
+        self._step, self._text, self._is_anew = None, b"", False
         self._close_file()
 
     def _close_file(self) -> None:

@@ -55,7 +55,7 @@ class Commit:
         self._writer = writer
         self._index_writer = index_writer
         self._stored: dict[int, tuple[bytes, Header | None]] = {}  # records that are there, of those concerned
-        self._homes: dict[int, int] = {}  # N -> the home that its record gets
+        self._homes: dict[int, int] = {}  # N -> the home that its record gets, if that isn't what it says
 
     def write(self) -> None:
         """Write records and index entries.  Raise ConflictError if a stored record isn't as the batch expects."""
@@ -92,7 +92,10 @@ class Commit:
                     header: Header | None = header_of(record)
                 except CorruptRecord:
                     header = None
-                self._stored[RECORD_KEY.unpack(key)[0]] = record, header
+                number = RECORD_KEY.unpack(key)[0]
+                self._stored[number] = record, header
+                if header is None:
+                    self._homes[number] = self._index_writer.home_of(number)
 
     def _check_conflicts(self, numbers: list[int]) -> None:
         """Raise ConflictError if a stored record isn't of the revision that the batch expects."""
@@ -100,10 +103,11 @@ class Commit:
         conflicts: list[str] = []
         for number in numbers:
             record, header = self._stored.get(number, (b"", None))
+            found = -1 if header is None else header.revision
             revision, staged = batch.bases[number][0], batch.records[number]
             if staged == REMOVED and (not record or not revision):
                 continue  # somebody else has removed it, too; or it has never been loaded here
-            if header is None or header.revision != revision:
+            if not record or found != revision:
                 name = self._store.schemas.name(schema_number_or_0(staged or record), self._writer)
                 conflicts.append(f"{name}.{number}")
         if conflicts:
@@ -120,7 +124,8 @@ class Commit:
             return self._homes[number]
         if number in self._stored:
             header = self._stored[number][1]
-            return 0 if header is None else header.home
+            assert header is not None
+            return header.home
         staged = self._batch.records.get(number)
         return header_of(staged).home if staged else 0
 
@@ -137,10 +142,8 @@ class Commit:
         if number not in self._stored:
             return
         sessions = self._index_writer.holding(number, self._home(number))
-        found = [self._take(session, number) for session in sessions]
-        if not all(found) or self._stored[number][1] is None:  # damaged: its home can't be trusted
-            for session in self._index_writer.all_sessions():
-                self._take(session, number)
+        for session in sessions:
+            self._take(session, number)
         self._index_writer.release(sessions, number)
 
     def _take(self, session: int, number: int) -> bool:
@@ -184,8 +187,11 @@ class Commit:
 
     def _put_homes(self) -> None:
         """Write the records of which nothing but the home changes."""
-        changed = {number: home for number, home in self._homes.items() if number not in self._batch.records}
-        records = [(_key(n), with_home(n, self._stored[n][0], home)) for n, home in sorted(changed.items())]
+        records = [
+            (_key(number), with_home(number, self._stored[number][0], home))
+            for number, home in sorted(self._homes.items())
+            if number not in self._batch.records and self._stored[number][1] is not None
+        ]
         if records:
             self._writer.put(RECORDS, records)
 

@@ -72,9 +72,14 @@ class StoreStaging(StoreReading):
 
     @abstractmethod
     def write(
-        self, more: Callable[[IndexWriter, Writer], object], *, batch: bool = True, numbers: bool = True
+        self,
+        more: Callable[[IndexWriter, Writer], object],
+        *,
+        batch: bool = True,
+        numbers: bool = True,
+        committed: Callable[[], None] = lambda: None,
     ) -> None:
-        """Write the batch, unless *batch* is False, and what *more* does, in one transaction."""
+        """Write the batch and what *more* does in one transaction; see `Store.write`."""
 
     @abstractmethod
     def flush(self) -> None:
@@ -387,10 +392,12 @@ class StoreStaging(StoreReading):
             count_records(writer, 1)
             stamp = Stamp(self, number, 1, state, schema, home, checksum_of(record), None)
 
-        self.write(put, batch=False, numbers=False)
-        assert stamp is not None
-        restamp(obj, stamp)
-        self.loader.note(stamp.number, obj)
+        def committed() -> None:
+            assert stamp is not None
+            restamp(obj, stamp)
+            self.loader.note(stamp.number, obj)
+
+        self.write(put, batch=False, numbers=False, committed=committed)
         return True
 
     def stage_removals(self, numbers: Iterable[int]) -> None:

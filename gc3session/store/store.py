@@ -380,14 +380,23 @@ class Store(StoreStaging):
             return
         self.write(lambda index_writer, writer: None)
 
-    def write(self, more: Callable[[IndexWriter, Writer], object], *, batch: bool = True, numbers: bool = True) -> None:
+    def write(
+        self,
+        more: Callable[[IndexWriter, Writer], object],
+        *,
+        batch: bool = True,
+        numbers: bool = True,
+        committed: Callable[[], None] = lambda: None,
+    ) -> None:
         """Write the batch, unless *batch* is False, and what *more* does, in one transaction.
 
-        Unless *numbers* is False a block of numbers for new records is taken along when few are left.
+        Unless *numbers* is False a block of numbers for new records is taken along when few are left.  After the
+        commit *committed* is called, before anybody is warned of anything.
         """
 
-        def committed(block: Committed) -> None:
+        def after_commit(block: Committed) -> None:
             self._after_commit(block, batch=batch)
+            committed()
 
         def unit(writer: Writer) -> Committed:
             self._check_not_moved(writer)
@@ -405,10 +414,10 @@ class Store(StoreStaging):
                 for _, listener in sorted(listeners.items()):
                     listener.lock()
             if len(self.batch.records) < _MANY:
-                self._transact(unit, committed)
+                self._transact(unit, after_commit)
             else:
                 with no_collection():
-                    self._transact(unit, committed)
+                    self._transact(unit, after_commit)
         finally:
             complaints = self._release_listeners()
         self.tables.after_write()

@@ -141,6 +141,11 @@ def read_mirror(path: str | os.PathLike[str]) -> list[str]:
     return [line.strip() for line in text.split("\n") if line.strip()]
 
 
+def range_of(table: str) -> bytes:
+    """Return the byte with which the keys of a table begin in a data file."""
+    return bytes([_TABLES.index(table) + 1])
+
+
 def data_file(path: str | os.PathLike[str], url: str = "") -> Path | None:
     """Return the data file of a session's store, or None if it has not been made."""
     file = Path(path, unquote(url.removeprefix("lmdb:").removeprefix("//")) or "jobs", "data.mdb")

@@ -118,8 +118,8 @@ class Contents(ABC):
         """Return the value of *key*, or None."""
 
     @abstractmethod
-    def walk(self, table: str) -> Iterator[Item]:
-        """Yield all items of a table, in order."""
+    def walk(self, table: str, start: bytes = b"", prefix: bytes = b"") -> Iterator[Item]:
+        """Yield the items of a table whose keys are at least *start* and begin with *prefix*, in order."""
 
 
 class Reader(Contents):
@@ -140,9 +140,9 @@ class Reader(Contents):
     def scan(self, table: str, start: bytes, limit: int | None = None, prefix: bytes = b"") -> list[Item]:
         """Return at most *limit* items whose keys are at least *start* and begin with *prefix*, in order."""
 
-    def walk(self, table: str) -> Iterator[Item]:
-        start = b""
-        while items := self.scan(table, start, _CHUNK):
+    def walk(self, table: str, start: bytes = b"", prefix: bytes = b"") -> Iterator[Item]:
+        start = max(start, prefix)
+        while items := self.scan(table, start, _CHUNK, prefix):
             yield from items
             start = items[-1][0] + b"\0"
 

@@ -1,40 +1,94 @@
-"""The check of the index: its tables are compared with one another and with the records."""
+"""The check of the index: it is compared with its counts, and with what the records and `holders` say."""
 
 from __future__ import annotations
 
-import heapq
-from collections import defaultdict
-from collections.abc import Callable, Iterator
-from typing import Final, NamedTuple
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from functools import reduce
+from itertools import groupby
+from operator import or_
+from types import NoneType
+from typing import NamedTuple
+
+import msgpack
 
 from ..errors import CorruptRecord
-from ..format.frame import RECORD_KEY
-from ..index.entries import LATE_BIT, MEMBER, SESSION_KEY, state_key
-from ..system.number_set import Numbers
-from ..tables.interface import LATE, LATE_MEMBERS, MEMBERS, RECORDS, STATES, Contents
+from ..format.frame import RECORD_KEY, unseal
+from ..index.entries import (
+    BLOCK,
+    BLOCK_KEY,
+    COUNT,
+    COUNT_KEY,
+    HOLDER_KEY,
+    INDEX_KEY,
+    Kind,
+    numbers_of,
+    unpack_members,
+)
+from ..tables.interface import COUNTS, HOLDERS, INDEX, METADATA, RECORDS, UNIQUE, Contents, Item
 from .finding import Finding
-from .record_reader import RecordReader
-
-_RECORDS_PER_ENTRY: Final = 20  # if a store has more than so many, records are looked up one by one, not all read
-
-AFTER_ALL: Final = 1 << 64
-"""An order that comes after all others."""
-
-Lines = Callable[[str | None, int], Iterator[Finding]]
-"""Called with each task's ID (None if it isn't known) and the byte where its line in the mirror begins."""
+from .record_reader import Block, Read, RecordReader, read_blocks
 
 
-class _Entry(NamedTuple):
-    order: int
-    number: int | None  # None if a late entry leads to no record
-    schema: int
-    line: int
-    late: bool
+class Entry(NamedTuple):
+    """An entry of the index.
+
+    Attributes:
+        block: the number of its block.
+        kind: what its members have in common.
+        bits: these; 0 if they can't be read.
+        fault: why they can't be read; '' if they can.
+    """
+
+    block: int
+    kind: Kind
+    bits: int
+    fault: str
+
+
+def entry_of(key: bytes, value: bytes) -> Entry:
+    """Return the entry in an item of the index."""
+    _, block, *kind = INDEX_KEY.unpack(key.ljust(INDEX_KEY.size, b"\0")[: INDEX_KEY.size])
+    fault = "" if len(key) == INDEX_KEY.size else "its key can't be that of an entry"
+    try:
+        return Entry(block, Kind(*kind), 0 if fault else unpack_members(key, value), fault)
+    except CorruptRecord as error:
+        return Entry(block, Kind(*kind), 0, str(error))
+
+
+class BySession:
+    """The items of a table whose keys begin with the number of a session, session by session."""
+
+    def __init__(self, items: Iterable[Item]) -> None:
+        self._items = iter(items)
+        self._next = next(self._items, None)
 
     @property
-    def key(self) -> bytes | None:
-        """The key of its record."""
-        return None if self.number is None else RECORD_KEY.pack(self.number)
+    def session(self) -> int | None:
+        """The session of the next item; None if there is none."""
+        return None if self._next is None else int.from_bytes(self._next[0][:4], "big")
+
+    def take(self, session: int) -> Iterator[Item]:
+        """Give the items of that session, which is the next one."""
+        while self._next is not None and self.session == session:
+            yield self._next
+            self._next = next(self._items, None)
+
+
+class Held(NamedTuple):
+    """What the index has of a session.
+
+    Attributes:
+        number: of the session.
+        members: the number of a block -> the bits of its members.
+        total: how many they are.
+        whole: whether all entries can be read.
+    """
+
+    number: int
+    members: dict[int, int]
+    total: int
+    whole: bool
 
 
 class IndexCheck:
@@ -43,166 +97,228 @@ class IndexCheck:
     Args:
         contents: the tables.
         reader: reads the records.
-        present: the Ns that have records.
-        next_number: the number after the greatest that was handed out; None if it can't be read.
-
-    Attributes:
-        entries: how many entries the session has that was checked last.
+        sessions: the numbers of the sessions that have rows; None if not all rows can be read.
     """
 
-    def __init__(
-        self, contents: Contents, reader: RecordReader, present: Numbers, next_number: int | None
-    ) -> None:
+    def __init__(self, contents: Contents, reader: RecordReader, sessions: set[int] | None) -> None:
         self._contents = contents
         self._reader = reader
-        self._present = present
-        self._next = next_number
-        self._own = Numbers()  # Ns that are the order of an entry
-        self._late: defaultdict[int, Numbers] = defaultdict(Numbers)  # session -> orders of late entries
-        # Ns that lead to a late entry
-        self._back = Numbers(int.from_bytes(key[:8], "big") for key, _ in contents.walk(LATE_MEMBERS))
-        self.entries = 0
+        self._sessions = sessions
+        self._states = {number: name for name, number in reader.states.items()}
+        self._entries = 0  # how many the index has, and after that how many of these haven't been compared
 
-    def check(self, session: int, line: Lines) -> Iterator[Finding]:
-        """Give what is wrong with the entries of a session; `entries` then says how many it has."""
-        self.entries = 0
-        schemas = self._reader.schemas
-        states = StatesWalk(self._contents, session)
-        for entry, record in self._with_records(session):
-            self.entries += 1
-            name = schemas[entry.schema].name if entry.schema in schemas else "Unreadable"
-            where = f"{name}.{entry.number}" if entry.number is not None else f"entry {entry.order}"
-            yield from _without_entry(states, entry.order)
-            held = [key for _, key in states.until(entry.order + 1)]
-            yield from self._check_entry(session, entry, where)
-            yield from self._check_state(session, entry, where, record, held)
-            known = entry.number is not None and entry.schema in schemas
-            yield from line(where if known else None, entry.line)
-        yield from _without_entry(states, AFTER_ALL)
+    # -- session by session
 
-    def _members(self, session: int) -> Iterator[_Entry]:
-        for value in self._contents.walk_values(MEMBERS, SESSION_KEY.pack(session)):
-            if len(value) != MEMBER.size:
-                continue  # the check of the structure finds that
-            order, schema, line = MEMBER.unpack(value)
-            if schema < LATE_BIT:
-                yield _Entry(order, order, schema, line, late=False)
+    def sessions(
+        self, numbers: Iterable[int], begun: Callable[[int], None], noted: Callable[[int, Entry], None]
+    ) -> Iterator[Finding | Held]:
+        """Give what is wrong with the parts of each session, and then what the index has of it.
+
+        Args:
+            numbers: those of the sessions that have rows.
+            begun: called with the number of each session, before its entries are read.
+            noted: called with session and entry, of each entry.
+        """
+        tables = {name: BySession(self._contents.walk(name)) for name in (INDEX, COUNTS, UNIQUE, METADATA)}
+        waiting = sorted(numbers, reverse=True)
+        while True:
+            ahead = [table.session for table in tables.values() if table.session is not None]
+            if not ahead and not waiting:
+                return
+            session = min(ahead + waiting[-1:])
+            if waiting[-1:] == [session]:
+                waiting.pop()
+            begun(session)
+            held = Held(session, {}, 0, whole=True)
+            counts: Counter[Kind] = Counter()
+            for key, value in tables[INDEX].take(session):
+                self._entries += 1
+                entry = entry_of(key, value)
+                noted(session, entry)
+                yield from self._check_entry(session, entry, held)
+                held.members[entry.block] = held.members.get(entry.block, 0) | entry.bits
+                counts[entry.kind] += entry.bits.bit_count()
+                held = held._replace(whole=held.whole and not entry.fault)
+            yield from self._check_counts(session, tables[COUNTS].take(session), counts, held)
+            yield from self._check_unique(session, tables[UNIQUE].take(session), held)
+            yield from self._check_metadata(session, tables[METADATA].take(session))
+            yield held._replace(total=counts.total())
+
+    def _check_entry(self, session: int, entry: Entry, held: Held) -> Iterator[Finding]:
+        where = f"session {session}, block {entry.block}"
+        if entry.fault:
+            yield Finding("index", where, f"an entry is damaged: {entry.fault}")
+        elif entry.kind.schema not in self._reader.schemas:
+            yield Finding("index", where, f"an entry names the schema {entry.kind.schema}, which can't be read")
+        elif entry.kind.state not in self._states:
+            yield Finding("index", where, f"an entry names the state {entry.kind.state}, which can't be read")
+        for number in numbers_of(entry.block, entry.bits & held.members.get(entry.block, 0)):
+            yield Finding("index", self._id(entry.kind, number), f"session {session} has it twice")
+
+    def _check_counts(
+        self, session: int, items: Iterable[Item], counts: Counter[Kind], held: Held
+    ) -> Iterator[Finding]:
+        stored: dict[Kind, int] = {}
+        for key, value in items:
+            if len(key) != COUNT_KEY.size or len(value) != COUNT.size:
+                yield Finding("index", f"count {key.hex()} of session {session}", "it isn't a count")
             else:
-                found = self._contents.get(LATE, value[:8])
-                number = int.from_bytes(found, "big") if found is not None and len(found) == 8 else None
-                yield _Entry(order, number, schema & ~LATE_BIT, line, late=True)
-
-    def _with_records(self, session: int) -> Iterator[tuple[_Entry, bytes | None]]:
-        """Give the entries of a session with their records, None if there is none."""
-        get, count = self._contents.get, sum(1 for _ in self._members(session))
-        one_by_one = count * _RECORDS_PER_ENTRY < self._contents.entries(RECORDS)
-        records = self._contents.walk(RECORDS)
-        found, record = b"", b""
-        for entry in self._members(session):
-            key = entry.key
-            if one_by_one or entry.late or key is None:
-                yield entry, None if key is None else get(RECORDS, key)
-                continue
-            while found < key:
-                found, record = next(records, (b"\xff" * 9, b""))
-            yield entry, record if found == key else None
-
-    def _check_entry(self, session: int, entry: _Entry, where: str) -> Iterator[Finding]:
-        if self._next is not None and entry.order >= self._next:
-            yield Finding(
-                "sequence", where, f"its place {entry.order} has not been handed out: 'next N' is {self._next}"
-            )
-        if entry.schema not in self._reader.schemas:
-            yield Finding("index", where, f"its entry names the schema {entry.schema}, which can't be read")
-        if entry.number is None or entry.key is None:
-            yield Finding("late", where, "its entry leads to no record")
+                stored[Kind(*COUNT_KEY.unpack(key)[1:])] = COUNT.unpack(value)[0]
+        if not held.whole:
             return
-        if entry.number not in self._present:
-            yield Finding("index", where, "its entry has no record")
-        back = None
-        if entry.number in self._back:
-            back = self._contents.get(LATE_MEMBERS, entry.key + SESSION_KEY.pack(session))
-        if entry.late:
-            self._late[session].add(entry.order)
-            if back is None or int.from_bytes(back, "big") != entry.order:
-                yield Finding("late", where, f"nothing leads from it to its place {entry.order}")
-        elif back is not None:
-            yield Finding("late", where, "the session has two entries for it")
-        elif entry.order in self._own:
+        for kind in sorted({*stored, *counts}):
+            if stored.get(kind) != counts.get(kind):
+                yield Finding(
+                    "index",
+                    f"session {session}, schema {kind.schema}, state {self._shown(kind)}",
+                    f"it has {counts.get(kind, 0)} tasks, but {stored.get(kind, 'none')} are counted",
+                )
+
+    def _check_unique(self, session: int, items: Iterable[Item], held: Held) -> Iterator[Finding]:
+        for key, value in items:
+            block, place = divmod(int.from_bytes(value, "big"), BLOCK)
+            if len(value) != RECORD_KEY.size or (held.whole and not held.members.get(block, 0) >> place & 1):
+                yield Finding(
+                    "unique", f"key {key[4:]!r} of session {session}", "it leads to no record of the session"
+                )
+
+    def _check_metadata(self, session: int, items: Iterable[Item]) -> Iterator[Finding]:
+        for key, value in items:
+            try:
+                self._reader.value(unseal(0, value))
+            except CorruptRecord as error:
+                yield Finding("metadata", f"{key[4:]!r} of session {session}", f"it can't be read: {error}")
+
+    # -- block by block
+
+    def blocks(self, records: Iterable[Item]) -> Iterator[Finding | Block]:
+        """Compare each block with the index; give what is wrong, and the block.  *records* are those of the store."""
+        for block in read_blocks(self._contents, records, self._reader):
+            members = block.members(self._reader)
+            for session, kinds in members.items():
+                if self._sessions is None or session in self._sessions:
+                    yield from self._compare(session, block, kinds)
+                else:
+                    for number in numbers_of(block.number, _all(kinds.values())):
+                        yield Finding(
+                            "index", self._name(block, number), f"session {session}, which has it, has no row"
+                        )
+            yield from self._check_holders(block)
+            yield block
+        if self._entries:
+            yield from self._check_others()
+
+    def _compare(self, session: int, block: Block, kinds: dict[Kind, int]) -> Iterator[Finding]:
+        """Compare what the index has of a session for a block with the kinds that it should have."""
+        missing = _all(kinds.values())
+        for key, value in self._contents.walk(INDEX, prefix=BLOCK_KEY.pack(session, block.number)):
+            self._entries -= 1
+            entry = entry_of(key, value)
+            if entry.fault:
+                return
+            missing &= ~entry.bits
+            for number in numbers_of(block.number, entry.bits & ~kinds.get(entry.kind, 0)):
+                yield from self._check_member(session, block, entry.kind, number, kinds)
+        for number in numbers_of(block.number, missing):
+            yield Finding("index", self._name(block, number), f"session {session} has it, but its index lacks it")
+
+    def _check_member(
+        self, session: int, block: Block, kind: Kind, number: int, kinds: dict[Kind, int]
+    ) -> Iterator[Finding]:
+        """Give what is wrong with a member that should not be in its entry."""
+        read = block.records.get(number)
+        where = self._id(kind, number)
+        if read is None:
+            yield Finding("index", where, f"session {session} has it, but there is no such record")
+        elif not isinstance(read, Read) or kind.state not in self._states:
+            return  # it is a finding of the record, or of the entry
+        elif not _all(kinds.values()) >> number % BLOCK & 1:
+            yield Finding("index", where, f"the index of session {session} has it, but its record doesn't say so")
+        elif read.schema.number != kind.schema:
             yield Finding(
-                "index", where, "two sessions have it at its own N, though only one can have added it first"
+                "index", where, f"its entry names the schema {kind.schema}, its record {read.schema.number}"
             )
         else:
-            self._own.add(entry.order)
-
-    def _check_state(
-        self, session: int, entry: _Entry, where: str, record: bytes | None, held: list[bytes]
-    ) -> Iterator[Finding]:
-        for extra in held[1:]:
-            yield Finding("state", where, f"it is in two states, {shown_state(held[0])} and {shown_state(extra)}")
-        if not held:
-            yield Finding("state", where, "it is in no state")
-        if record is None or entry.number is None:
-            return
-        try:
-            schema, state = self._reader.state(entry.number, record)
-        except CorruptRecord:
-            return  # the check of the records finds that
-        expected = state_key(session, state)
-        if len(held) == 1 and held[0] != expected:
             yield Finding(
-                "state",
-                where,
-                f"it is in the state {shown_state(held[0])}, but its record says {shown_state(expected)}",
+                "state", where, f"it is in the state {self._shown(kind)}, but its record says {read.state!r}"
             )
-        named = self._reader.schemas.get(entry.schema)
-        if named is not None and named.name != schema.name:
-            yield Finding("index", where, f"its record's ID begins with {schema.name!r}")
 
-    def check_late(self) -> Iterator[Finding]:
-        """Give the entries of the late tables that no session has; to be called after all sessions have been checked."""
-        for key, value in self._contents.walk(LATE):
-            order = int.from_bytes(key, "big")
-            if not any(order in orders for orders in self._late.values()):
+    def _check_others(self) -> Iterator[Finding]:
+        """Compare what the index has for blocks of which no record says that the session has it."""
+        for prefix, items in groupby(self._contents.walk(INDEX), key=lambda item: item[0][: BLOCK_KEY.size]):
+            entries = [entry_of(*item) for item in items]
+            session, numbers = (
+                int.from_bytes(prefix[:4], "big"),
+                numbers_of(entries[0].block, _all(entry.bits for entry in entries)),
+            )
+            if any(self._says(number, session) for number in numbers):
+                continue
+            block = Block(entries[0].block, {n: read for n in numbers if (read := self._read(n))}, [], [], [])
+            for entry in entries:
+                for number in numbers_of(block.number, entry.bits):
+                    yield from self._check_member(session, block, entry.kind, number, {})
+
+    def _says(self, number: int, session: int) -> bool:
+        """Return whether a record, or `holders`, says that the session has it."""
+        read = self._read(number)
+        if not isinstance(read, Read):
+            return False
+        return read.home == session or self._contents.get(HOLDERS, HOLDER_KEY.pack(number, session)) is not None
+
+    def _read(self, number: int) -> Read | CorruptRecord | None:
+        record = self._contents.get(RECORDS, RECORD_KEY.pack(number))
+        try:
+            return None if record is None else self._reader.read(number, record)
+        except CorruptRecord as error:
+            return error
+
+    def _check_holders(self, block: Block) -> Iterator[Finding]:
+        for table, key in block.strange:
+            yield Finding("record" if table == RECORDS else "index", f"{table} {key.hex()}", "it can't be right")
+        for number, session in block.others:
+            read = block.records.get(number)
+            if read is None:
                 yield Finding(
-                    "late",
-                    f"entry {order}",
-                    f"it leads to record {int.from_bytes(value, 'big')}, but no session has this entry",
+                    "index", f"record {number}", f"session {session} has it, but there is no such record"
                 )
-        for key, value in self._contents.walk(LATE_MEMBERS):
-            session, order = int.from_bytes(key[8:], "big"), int.from_bytes(value, "big")
-            if self._contents.get(LATE, value) != key[:8] or order not in self._late.get(session, ()):
-                yield Finding(
-                    "late",
-                    f"record {int.from_bytes(key[:8], 'big')}",
-                    f"it leads to entry {order} of session number {session}, but there is none",
-                )
+            elif isinstance(read, Read) and read.home == session:
+                yield Finding("index", self._name(block, number), f"session {session}, its home, has it twice")
+        for key, value in block.leases:
+            number, session = HOLDER_KEY.unpack(key)
+            try:
+                check_lease(number, value)
+                fault = "" if number in block.records else "there is no such record"
+            except CorruptRecord as error:
+                fault = str(error)
+            if fault:
+                yield Finding("lease", f"record {number}", f"its lease in session {session}: {fault}")
+
+    # -- names
+
+    @staticmethod
+    def _name(block: Block, number: int) -> str:
+        read = block.records.get(number)
+        return f"{read.schema.name}.{number}" if isinstance(read, Read) else f"record {number}"
+
+    def _id(self, kind: Kind, number: int) -> str:
+        schema = self._reader.schemas.get(kind.schema)
+        return f"record {number}" if schema is None else f"{schema.name}.{number}"
+
+    def _shown(self, kind: Kind) -> str:
+        name = self._states.get(kind.state)
+        return f"number {kind.state}" if name is None else repr(name)
 
 
-class StatesWalk:
-    """A walk through all that a session has in its states, by order."""
-
-    def __init__(self, contents: Contents, session: int) -> None:
-        def orders(key: bytes) -> Iterator[tuple[int, bytes]]:
-            for value in contents.walk_values(STATES, key):
-                yield int.from_bytes(value, "big"), key
-
-        prefix = SESSION_KEY.pack(session)
-        self._all = heapq.merge(*(orders(key) for key in contents.keys(STATES) if key[:4] == prefix))
-        self._next = next(self._all, None)
-
-    def until(self, end: int) -> Iterator[tuple[int, bytes]]:
-        """Give order and key of the state of what comes next, up to the order before *end*."""
-        while (found := self._next) is not None and found[0] < end:
-            self._next = next(self._all, None)
-            yield found
+def _all(bits: Iterable[int]) -> int:
+    return reduce(or_, bits, 0)
 
 
-def _without_entry(states: StatesWalk, end: int) -> Iterator[Finding]:
-    for order, key in states.until(end):
-        yield Finding("state", f"entry {order}", f"it is in the state {shown_state(key)}, but not in the session")
-
-
-def shown_state(key: bytes) -> str:
-    """Return the name of the state in a key."""
-    return repr(key[4:].decode("utf-8", "backslashreplace"))
+def check_lease(number: int, data: bytes) -> None:
+    """Raise CorruptRecord if *data* isn't a lease of record N."""
+    try:
+        worker, until, attempts = msgpack.unpackb(unseal(number, data))
+        right = type(worker) in (str, NoneType) and type(until) in (int, NoneType) and type(attempts) is int
+    except (ValueError, TypeError, msgpack.UnpackException) as error:
+        raise CorruptRecord(f"it is no lease: {error}") from error
+    if not right:
+        raise CorruptRecord("it is no lease: its parts have the wrong types")

@@ -2,44 +2,125 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+import heapq
+from collections.abc import Callable, Iterable, Iterator
+from itertools import groupby
+from typing import Final, NamedTuple
 
 from ..errors import CorruptRecord
-from ..format.frame import values_of
+from ..format.frame import header_of, values_of
 from ..format.schema import Schema
+from ..index.entries import BLOCK, HOLDER_KEY, Kind
 from ..records.values import Decoder
+from ..tables.interface import HOLDERS, LEASES, RECORDS, Contents, Item
+
+_SIZES: Final = {RECORDS: 8, HOLDERS: HOLDER_KEY.size, LEASES: HOLDER_KEY.size}  # of the keys
+
+
+class Read(NamedTuple):
+    """What has been read of a record.
+
+    Attributes:
+        schema: its schema.
+        state: its state; '' if its kind has none.
+        home: the number of its home session.
+    """
+
+    schema: Schema
+    state: str
+    home: int
 
 
 class RecordReader:
-    """Reads records. Each method raises CorruptRecord if the record can't be read.
+    """Reads records.
+
+    Args:
+        refers: called with each N that a record refers to.
 
     Attributes:
         schemas: those of the store that can be read, by their numbers.
+        states: the numbers of the states that can be read, by their names.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, refers: Callable[[int], object] = lambda number: None) -> None:
         self.schemas: dict[int, Schema] = {}
-        self._references: list[int] = []
-        self._unpack = Decoder(self._references.append, checking=True).unpack
+        self.states: dict[str, int] = {"": 0}
+        self._unpack = Decoder(refers, checking=True).unpack
 
-    def check(self, number: int, record: bytes) -> tuple[str, list[int]]:
-        """Read all values of record N; return its ID and the Ns that it refers to."""
-        self._references.clear()
-        schema, _ = self._read(number, record, self._unpack)
-        return f"{schema.name}.{number}", self._references
-
-    def state(self, number: int, record: bytes) -> tuple[Schema, str]:
-        """Return the schema and the state of record N, '' if its kind has none; its other values aren't decoded."""
-        schema, values = self._read(number, record)
-        return schema, schema.state(values)
-
-    def _read(self, number: int, record: bytes, *unpack: Callable[[bytes], Any]) -> tuple[Schema, list[Any]]:
-        written, revision, values = values_of(number, record, *unpack)
+    def read(self, number: int, record: bytes) -> Read:
+        """Read all values of record N.  Raise CorruptRecord if it can't be read."""
+        written, revision, values = values_of(number, record, self._unpack)
         if revision < 1:
             raise CorruptRecord(f"its revision can't be {revision}")
         schema = self.schemas.get(written)
         if schema is None:
             raise CorruptRecord(f"its schema {written} is damaged or missing")
         schema.check(values)
-        return schema, values
+        return Read(schema, schema.state(values), header_of(record).home)
+
+    def value(self, data: bytes) -> None:
+        """Read the value whose bytes *data* are.  Raise CorruptRecord if it can't be read."""
+        self._unpack(data)
+
+    def kind(self, read: Read) -> Kind:
+        """Return where the index is to have a record; the number of a state that has none is -1."""
+        return Kind(read.schema.number, self.states.get(read.state, -1))
+
+
+class Block(NamedTuple):
+    """What the tables that are sorted by N have of a block.
+
+    Attributes:
+        number: of the block.
+        records: N -> what has been read of its record, or why it can't be read.
+        others: N and session of each item of the table `holders`.
+        leases: the items of the table `leases`.
+        strange: table and key of those items whose keys, or values, can't be right.
+    """
+
+    number: int
+    records: dict[int, Read | CorruptRecord]
+    others: list[tuple[int, int]]
+    leases: list[Item]
+    strange: list[tuple[str, bytes]]
+
+    def members(self, reader: RecordReader) -> dict[int, dict[Kind, int]]:
+        """Return what the index is to have for this block: session -> kind -> the bits of its members."""
+        found: dict[int, dict[Kind, int]] = {}
+        homes = ((number, read.home) for number, read in self.records.items() if isinstance(read, Read))
+        for number, session in (*homes, *self.others):
+            read = self.records.get(number)
+            if session and isinstance(read, Read):
+                kinds, kind = found.setdefault(session, {}), reader.kind(read)
+                kinds[kind] = kinds.get(kind, 0) | 1 << number % BLOCK
+        return found
+
+
+def read_blocks(contents: Contents, records: Iterable[Item], reader: RecordReader) -> Iterator[Block]:
+    """Read all that is sorted by N, block by block; *records* are the items of that table."""
+    tables = {RECORDS: records, HOLDERS: contents.walk(HOLDERS), LEASES: contents.walk(LEASES)}
+    merged = heapq.merge(*(_tagged(table, items) for table, items in tables.items()))
+    for number, items in groupby(merged, key=lambda item: _number(item[0]) // BLOCK):
+        block = Block(number, {}, [], [], [])
+        for key, table, value in items:
+            n = _number(key)
+            if len(key) != _SIZES[table] or not 0 < n < 1 << 63 or (table == HOLDERS and value):
+                block.strange.append((table, key))
+            elif table == HOLDERS:
+                block.others.append((n, HOLDER_KEY.unpack(key)[1]))
+            elif table == LEASES:
+                block.leases.append((key, value))
+            else:
+                try:
+                    block.records[n] = reader.read(n, value)
+                except CorruptRecord as error:
+                    block.records[n] = error.with_traceback(None)
+        yield block
+
+
+def _tagged(table: str, items: Iterable[Item]) -> Iterator[tuple[bytes, str, bytes]]:
+    return ((key, table, value) for key, value in items)
+
+
+def _number(key: bytes) -> int:
+    return int.from_bytes(key[:8].ljust(8, b"\0"), "big")

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 
 from ...interface import Contents, Item
 from ..ranges import RANGES
-from .pages import DamagedPage, Node, Pages
-from .walk import Walk, find_leaf
+from .pages import DamagedPage, Pages
+from .walk import Walk
 
 
 def ignore(fault: str) -> None:
@@ -25,36 +25,23 @@ class LmdbContents(Contents):
     def __init__(self, pages: Pages, tick: Callable[[], None] = lambda: None) -> None:
         self._pages = pages
         self._tick = tick
-        self._leaf: tuple[bytes, dict[bytes, Node]] = b"", {}  # the leaf that was last read by a key
 
-    def walk(self, table: str) -> Iterator[Item]:
-        """Yield the items of a table; those that are out of order are left out."""
-        range_ = RANGES[table]
-        last = range_
-        for page, least, end in Walk(self._pages, self._pages.meta.main, self._pages.new_marks(), ignore):
-            if end is not None and end <= range_:
-                continue
-            if least[:1] > range_:
+    def walk(self, table: str, start: bytes = b"", prefix: bytes = b"") -> Iterator[Item]:
+        """Yield the items of a part of a table; those that are out of order are left out."""
+        pages, prefix = self._pages, RANGES[table] + prefix
+        following = max(RANGES[table] + start, prefix)
+        for page, least, end in Walk(pages, pages.meta.main, pages.new_marks(), ignore, start=following):
+            if least[: len(prefix)] > prefix:
                 return
             self._tick()
-            for node in self._pages.nodes(page, ignore):
-                if node.key[:1] == range_ and last <= node.key:
-                    last = node.key + b"\0"
+            for node in pages.nodes(page, ignore):
+                if following <= node.key and node.key.startswith(prefix) and (end is None or node.key < end):
+                    following = node.key + b"\0"
                     try:
-                        yield node.key[1:], self._pages.value(node)
+                        yield node.key[1:], pages.value(node)
                     except DamagedPage:
                         continue
 
     def get(self, table: str, key: bytes) -> bytes | None:
-        key = RANGES[table] + key
-        try:
-            page = find_leaf(self._pages, self._pages.meta.main, key)
-            if page is None:
-                return None
-            if page != self._leaf[0]:
-                nodes = self._pages.nodes(page, ignore)
-                self._leaf = page, {node.key: node for node in reversed(nodes)}  # the first of two with one key counts
-            node = self._leaf[1].get(key)
-            return None if node is None else self._pages.value(node)
-        except DamagedPage:
-            return None
+        found = next(self.walk(table, key, key), None)
+        return found[1] if found is not None and found[0] == key else None

@@ -73,6 +73,8 @@ class Schema:
 
     def check(self, values: list[Any]) -> None:
         """Raise CorruptRecord if these can't be the values of a record."""
+        if type(values) is not list:
+            raise CorruptRecord("its values are no list")
         if len(values) != len(self.fields):
             raise CorruptRecord(f"it has {len(values)} values for the {len(self.fields)} fields of its schema")
         if self.kind != PERSISTABLE and not isinstance(values[self.fields.index("state")], str):

@@ -230,7 +230,7 @@ class _Scan:
             for record in records:
                 self.records += 1
                 schema = state.schemas.get(record.schema)
-                if record.state is not None or not isinstance(schema, Schema):
+                if not record.is_readable or not isinstance(schema, Schema):
                     self.unreadable += 1
                     continue
                 counts[record.schema] += 1

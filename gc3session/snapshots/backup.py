@@ -11,28 +11,20 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from collections.abc import Callable, Iterator
-from itertools import islice, starmap
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 from ..directory import SessionDirectory
 from ..errors import InvalidArgument, WriteError
-from ..format.frame import RECORD_KEY, values_of
-from ..format.schema import Schema, stored_schema
 from ..index.entries import Row
 from ..index.index import Index
-from ..index.index_writer import IndexWriter
-from ..records.sequence import NEXT_KEY
 from ..store.mirrored import mirrored_index
 from ..store.store import Store, make_store
 from ..system.filesystem import is_regular, opened_regular, sync, write_error
 from ..system.temporary import made_whole
-from ..tables.interface import META, SCHEMAS, OnProgress, Writer
+from ..tables.interface import OnProgress
 from ..tables.urls import StoreURL
-from .placed_record import PlacedRecord, write_records
-from .snapshot import Snapshot, snapshot
-
-_RECORDS_AT_ONCE: Final = 20_000  # records that are written in one transaction
+from .copying import copy_records
+from .snapshot import snapshot
 
 
 class BackedUp(NamedTuple):
@@ -125,11 +117,11 @@ def _complete(index: Index, store: Store, target: SessionDirectory, progress: On
     """
     missing: list[int] = []
     with mirrored_index(store, target, index.identity) as (copy, mirror):
-        if store.tables.exists():
-            store.write(_write_mirror(index.identity), numbers=False)
+        if store.tables.exists():  # the mirror's note in its row is that of the original's mirror
+            store.write(lambda index_writer, writer: index_writer.follow_mirror(index.identity), numbers=False)
         elif index.store.tables.exists():
             with snapshot(index, progress) as (state, records):
-                _Copying(copy, state).run(records)
+                copy_records(state, records, copy)
                 missing = state.missing
         with store.reading() as reader:
             tasks = copy.count(reader)
@@ -155,39 +147,3 @@ def _copy_timestamps(source: SessionDirectory, target: SessionDirectory) -> None
             sync(new)
         elif os.path.exists(new):
             os.unlink(new)
-
-
-def _write_mirror(identity: bytes) -> Callable[[IndexWriter, Writer], None]:
-    """Return the unit that writes the mirror of a copied store, whose row still has the mark of the original's mirror."""
-
-    def unit(index_writer: IndexWriter, writer: Writer) -> None:
-        row = Row.read(writer, identity)
-        if row is not None:
-            row._replace(mark=None).write(writer, identity)
-            index_writer.check_mirror(identity)
-
-    return unit
-
-
-class _Copying:
-    """The copying of a snapshot into a new session."""
-
-    def __init__(self, target: Index, state: Snapshot) -> None:
-        self._target = target
-        self._state = state
-
-    def run(self, records: Iterator[PlacedRecord]) -> None:
-        self._target.store.write(self._begin, numbers=False)
-        while some := list(islice(records, _RECORDS_AT_ONCE)):
-            write_records(self._target, some, self._state_of)
-
-    def _begin(self, index_writer: IndexWriter, writer: Writer) -> None:
-        writer.put(META, [(NEXT_KEY, RECORD_KEY.pack(self._state.next))])
-        writer.put(SCHEMAS, list(starmap(stored_schema, self._state.schemas.items())))
-        index_writer.check_mirror(self._target.identity)
-
-    def _state_of(self, record: PlacedRecord) -> str:
-        if record.state is not None:
-            return record.state
-        schema = self._state.schemas[record.schema]
-        return schema.state(values_of(record.number, record.data)[2]) if isinstance(schema, Schema) else ""

@@ -8,6 +8,10 @@ from collections.abc import Iterable, Iterator
 from itertools import chain
 from typing import Any, Final, NamedTuple
 
+import msgpack
+
+from ..errors import CorruptRecord
+from ..format.frame import seal
 from ..format.schema import Schema
 from ..records.ids import parse_id
 from ..records.json_values import FieldsDecoder
@@ -25,14 +29,14 @@ class DumpRecord(NamedTuple):
         line: what it holds, decoded.
         id: the record's ID.
         name, number: the two parts of the ID.
-        order: the record's order in the session, 0 if that doesn't hold it.
+        member: whether the session holds it.
     """
 
     line: dict[str, Any]
     id: str
     name: str
     number: int
-    order: int
+    member: bool
 
 
 class DumpReader:
@@ -76,21 +80,20 @@ class DumpReader:
 
     def read_records(self) -> Iterator[DumpRecord]:
         """Give the records, and at the end check that none is missing."""
-        position = 0
+        following = self.first
         line: dict[str, Any] = {}
         for text in self._rest():
             line = self._decoded(text)
             if "id" not in line:
                 break
             record = _record(line)
-            following = record.order or record.number
-            if not (position < following and record.number <= following < self.next):
-                raise ValueError(f"{record.id} is not in its place: the lines of a dump are sorted by order")
-            if record.number < self.first:
-                raise ValueError(f"{record.id} is less than the first N of the dump")
-            position = following
+            if not following <= record.number < self.next:
+                raise ValueError(
+                    f"{record.id} is not in its place: the lines of a dump are sorted by the numbers of the IDs"
+                )
+            following = record.number + 1
             self.records += 1
-            self.members += record.order > 0
+            self.members += record.member
             yield record
         else:
             raise ValueError("the dump is cut: its last line is missing")
@@ -139,26 +142,19 @@ def number_in(line: dict[str, Any], name: str) -> int:
 
 
 def _record(line: dict[str, Any]) -> DumpRecord:
-    parsed = parse_id(line["id"])
-    order = line.get("order")
-    if parsed is None or not (order is None or (type(order) is int and order > 0)):
-        raise ValueError(f"{line['id']!r} is not an ID, or its order is not a number")
-    return DumpRecord(line, line["id"], *parsed, order or 0)
+    parsed, member = parse_id(line["id"]), line.get("member")
+    if parsed is None or type(member) is not bool:
+        raise ValueError(f"{line['id']!r} is not an ID, or the line doesn't say whether the session has it")
+    return DumpRecord(line, line["id"], *parsed, member)
 
 
 def _schema(line: dict[str, Any]) -> Schema | bytes:
     """Return the schema of a line, or the bytes of a damaged one."""
-    number = number_in(line, "schema")
     if "bytes" in line:
         return b64decode(line["bytes"], validate=True)
-    tag, name, kind, fields = (line.get(key) for key in ("tag", "name", "kind", "fields"))
-    if not (
-        0 < number < 1 << 31
-        and isinstance(tag, str)
-        and isinstance(name, str)
-        and kind in (0, 1, 2)
-        and isinstance(fields, list)
-        and all(isinstance(field, str) for field in fields)
-    ):
-        raise ValueError("it is not a schema")
-    return Schema(number, tag, name, kind, tuple(fields))
+    number = number_in(line, "schema")
+    try:
+        body = msgpack.packb([line.get(key) for key in ("tag", "name", "kind", "fields")])
+        return Schema.from_bytes(number, seal(number, body))
+    except (CorruptRecord, TypeError, ValueError) as error:
+        raise ValueError(f"it is not a schema: {error}") from error

@@ -19,43 +19,57 @@ from __future__ import annotations
 
 import os
 import secrets
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
-from ..errors import ClashError, InvalidArgument, WriteError
+from ..errors import CorruptRecord, InvalidArgument, WriteError
 from ..format.frame import RECORD_KEY
 from ..index.entries import coming_key, moved_key
 from ..index.index import Index
 from ..index.index_writer import IndexWriter
 from ..session.relocation import complete_move
 from ..session.session import Session
+from ..snapshots.copying import copy_records
 from ..snapshots.snapshot import Snapshot
+from ..store.commit import count_records
 from ..store.store import Store, make_store
-from ..tables.interface import META, RECORDS, OnProgress, Writer
-from .dump import DumpLines
-from .load import Loading
+from ..tables.interface import HOLDERS, META, RECORDS, OnProgress, Writer, no_progress, with_progress
 
 _RECORDS_AT_ONCE: Final = 4096  # records that are looked at by one call
 
 
+class Moved(NamedTuple):
+    """What has been moved to another store.
+
+    Attributes:
+        records: how many records were moved.
+        members: how many of them the session holds.
+        shift: what was added to each N; 0 unless they were renumbered.
+    """
+
+    records: int
+    members: int
+    shift: int
+
+
 def migrate_session(
-    session: Session, url: str | os.PathLike[str], *, progress: OnProgress | None = None, **store_options: Any
-) -> None:
+    session: Session, url: str | os.PathLike[str], *, progress: OnProgress = no_progress, **store_options: Any
+) -> Moved:
     """Move a session to another store: its tasks and all that they refer to. The session is closed then.
 
-    IDs, records and the order of adding stay as they are. A kill at any moment leaves the
+    IDs and records stay as they are; but if the new store has given out some of their numbers, the same
+    number is added to each, also in references. A kill at any moment leaves the
     session whole in one of the stores; another call completes the move. Other programs that
     have the session open wait meanwhile, and must open it again to go on writing. A store inside
     the session directory is deleted afterwards; one elsewhere keeps its records.
 
     Args:
         session: the session.
-        url: the URL or path of the new store, as in `make_store`. A store that is in use must
-            not have given out the numbers of the session's IDs.
+        url: the URL or path of the new store, as in `make_store`.
         progress: called with the number of records copied, and of all.
         store_options: those of the new store.
 
-    Raise ClashError if the new store has given out these IDs, WriteError if the session is
-    damaged (repair it first) or can't be written. The session then stays where it was.
+    Return what was moved. Raise WriteError if the session is damaged (repair it first) or can't be
+    written. The session then stays where it was.
     """
     session._ensure_writable()
     source, directory = session.store, session._directory
@@ -68,9 +82,11 @@ def migrate_session(
         with source.lock:
             source.flush()
             move = _Move(session, target)
+            moved = Moved(0, 0, 0)
 
             def unit(index_writer: IndexWriter, writer: Writer) -> None:
-                move.copy(writer, progress)
+                nonlocal moved
+                moved = move.copy(writer, progress)
                 writer.put(META, [(moved_key(session._index.identity), move.line.encode())])
 
             source.write(unit)
@@ -80,6 +96,7 @@ def migrate_session(
                 source.discard()
                 directory.delete_store(source.url)
     Session(directory.path, create=False, **store_options).close()  # this writes its mirror
+    return moved
 
 
 class _Move:
@@ -101,25 +118,24 @@ class _Move:
         self._identity = secrets.token_bytes(16)
         self.line = session._directory.line(target.url, self._identity)
 
-    def copy(self, source: Writer, progress: OnProgress | None) -> None:
-        """Copy all that the session has in *source*. Raise WriteError if its index is damaged."""
+    def copy(self, source: Writer, progress: OnProgress) -> Moved:
+        """Copy all that the session has in *source*. Raise WriteError if it is damaged."""
         state = Snapshot(source, self._index.identity)
-        lines = DumpLines(state, state.read(), None).encoded()
-        self._target.write(self._clear, numbers=False)
+        records = with_progress(state.read(), state.count, progress)
         index = Index(self._target, self._identity)
+        self._target.write(self._clear, numbers=False)
         try:
-            Loading(index, None, lines, "fail", progress, own=self._own, reserve=self._reserve).run()
-        except ClashError as error:
-            raise ClashError(
-                f"{self._target.url} has given out {error.ids[0]} and other IDs of {self._directory.path}, so it"
-                " can't be moved there; choose a store that is new",
-                error.ids,
-            ) from error
+            copied = copy_records(state, records, index, own=self._own, on_reserve=self._reserve)
+        except CorruptRecord as error:
+            raise self._refused(str(error)) from error
         if state.missing:
-            raise WriteError(
-                f"{self._directory.path} can't be moved: its index has an entry for record {state.missing[0]}, which"
-                " is not in the store; repair it first with 'gc3session repair'"
-            )
+            raise self._refused(f"its index has an entry for record {state.missing[0]}, which is not in the store")
+        return Moved(copied.records, copied.members, copied.shift)
+
+    def _refused(self, why: str) -> WriteError:
+        return WriteError(
+            f"{self._directory.path} can't be moved: {why}; repair it first with 'gc3session repair'"
+        )
 
     def _reserve(self, writer: Writer, numbers: range) -> None:
         first, next_ = map(RECORD_KEY.pack, (numbers.start, numbers.stop))
@@ -132,11 +148,15 @@ class _Move:
             return
         first, next_, identity = left[:8], left[8:16], left[16:]
         self._own = range(RECORD_KEY.unpack(first)[0], RECORD_KEY.unpack(next_)[0])
-        start = first
-        while items := writer.scan(RECORDS, start, _RECORDS_AT_ONCE):
-            keys = [key for key, _ in items if key < next_]
-            writer.delete(RECORDS, keys)
-            if len(keys) < len(items):
-                break
-            start = items[-1][0] + b"\0"
+        count_records(writer, -_delete(writer, RECORDS, first, next_))
+        _delete(writer, HOLDERS, first, next_)
         index_writer.erase(identity)
+
+
+def _delete(writer: Writer, table: str, first: bytes, next_: bytes) -> int:
+    """Delete the items whose keys are from *first* on and before *next_*; return how many there were."""
+    count = 0
+    while keys := [key for key, _ in writer.scan(table, first, _RECORDS_AT_ONCE) if key < next_]:
+        writer.delete(table, keys)
+        count += len(keys)
+    return count

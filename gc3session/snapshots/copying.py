@@ -1,0 +1,226 @@
+"""Records that come from elsewhere, from another store or from a dump, into the store of a session.
+
+They keep their Ns if the store has handed out none of these. Else the same number is added to each, also
+in references. Schemas, states and the session itself have other numbers in each store.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from itertools import starmap
+from typing import Final
+
+from ..errors import CorruptRecord
+from ..format.frame import RECORD_KEY, TAIL, head, header_of, seal, unseal, values_of, with_home
+from ..format.schema import Schema, stored_schema
+from ..index.entries import Kind
+from ..index.index import Index
+from ..index.index_writer import IndexWriter
+from ..records.references import with_references
+from ..records.sequence import NEXT_KEY
+from ..store.commit import count_records
+from ..tables.interface import META, RECORDS, SCHEMAS, Item, Writer
+from .snapshot import HeldRecord, Snapshot
+
+BATCH_BYTES: Final = 16 << 20
+"""Of memory that the records take which are written in one transaction."""
+
+_RECORD_BYTES: Final = 400  # memory that a record takes beside its bytes, with its entry
+_key = RECORD_KEY.pack
+
+OnReserve = Callable[[Writer, range], None]
+"""Called with the Ns that records are to get, in the transaction that reserves them."""
+
+
+class NumbersTaken(Exception):
+    """The store has handed out Ns of the records, and they are not to be renumbered.
+
+    Attributes:
+        next: the N after the greatest that it has handed out.
+    """
+
+    def __init__(self, next_: int) -> None:
+        super().__init__(next_)
+        self.next = next_
+
+
+class RecordCopier:
+    """Writes records that come from elsewhere: `reserve`, then `add` for each, sorted by their Ns, then `write`.
+
+    Args:
+        index: the session's; its batch is empty.
+        schemas: those of the records, by their numbers there.
+        numbers: from the least N of the records to the one after the greatest that was handed out there.
+
+    Attributes:
+        shift: what is added to each N.
+        before: the least N that the store had not handed out.
+        records, members: how many have been written, and how many of them the session holds.
+    """
+
+    def __init__(self, index: Index, schemas: dict[int, Schema | bytes], numbers: range) -> None:
+        self._index = index
+        self._store = index.store
+        self._schemas = schemas
+        self._numbers = numbers
+        self._home = 0
+        self._here: dict[int, int] = {}  # number of a schema there -> its number here
+        self._is_new_store = False
+        self._keep_references = False
+        self._items: list[Item] = []
+        self._entries: list[tuple[int, int]] = []
+        self._kinds: dict[tuple[int, str], list[int]] = {}
+        self._held: list[int] = []  # damaged records of the session that don't say so
+        self._bytes = 0
+        self.shift = self.records = self.members = 0
+        self.before = 1
+
+    def reserve(
+        self, on_clash: str, *, own: range = range(0), on_reserve: OnReserve = lambda writer, numbers: None
+    ) -> None:
+        """Take the Ns of the records from the store's sequence, and store the schemas.
+
+        Args:
+            on_clash: what to do if the store has handed some of them out: 'fail', 'renumber', or 'skip' if those
+                won't be added.
+            own: Ns that an earlier copying, which was interrupted, has reserved: they are free.
+            on_reserve: called in the transaction.
+
+        Raise NumbersTaken for 'fail'.
+        """
+        first, next_ = self._numbers.start, self._numbers.stop
+
+        def unit(index_writer: IndexWriter, writer: Writer) -> None:
+            self.before = here = RECORD_KEY.unpack(writer.get(META, NEXT_KEY) or _key(1))[0]
+            taken = first < here and not (own.start <= first and min(here, next_) <= own.stop)
+            if taken and on_clash == "fail":
+                raise NumbersTaken(here)
+            self.shift = here - first if taken and on_clash == "renumber" else 0
+            on_reserve(writer, range(first + self.shift, next_ + self.shift))
+            writer.put(META, [(NEXT_KEY, _key(max(here, next_ + self.shift)))])
+            index_writer.follow_mirror(self._index.identity)
+            self._home = index_writer.row(self._index.identity).number
+            self._is_new_store = not writer.scan(SCHEMAS, b"", 1)
+            if self._is_new_store:
+                writer.put(SCHEMAS, list(starmap(stored_schema, self._schemas.items())))
+
+        with self._store.lock:
+            self._store.write(unit, numbers=False)
+        self._keep_references = on_clash == "skip" or (self.before == 1 and not self.shift)
+        for number, schema in self._schemas.items():
+            if self._is_new_store:
+                self._here[number] = number
+            elif isinstance(schema, Schema):
+                self._here[number] = self._store.schemas.stored(schema).number
+
+    def _moved(self, number: int) -> int:
+        """Return the N that a reference gets: 0, which no record has, if its record is not among these."""
+        return number + self.shift if number in self._numbers else 0
+
+    def add(self, number: int, schema: int, revision: int, values: bytes, state: str | None) -> None:
+        """Add a record.
+
+        Args:
+            number: its N.
+            schema: the number of its schema; both are those that it had.
+            revision: of the record.
+            values: the msgpack bytes of its values.
+            state: its state, if it is to be in the session; else None.
+        """
+        here, number = self._here[schema], number + self.shift
+        if not self._keep_references:
+            values = with_references(values, self._moved)
+        start = head(here, revision, 0 if state is None else self._home)
+        self._add(number, here, seal(number, start + values), state)
+
+    def add_unreadable(self, number: int, schema: int, data: bytes, state: str | None) -> None:
+        """Add a record that can't be read, as it is; *schema* has the name in its ID.
+
+        Raise CorruptRecord if it could be read once its schema is repaired, which can't be brought along.
+        """
+        try:
+            unseal(number, data)
+        except CorruptRecord:
+            pass  # its bytes are damaged, and stay as they are
+        else:
+            if not self._is_new_store or self.shift:
+                raise CorruptRecord("its schema is damaged, so it can only be taken over by a new store")
+            if _home(data) is not None:
+                data = with_home(number, data, 0 if state is None else self._home)
+        number += self.shift
+        if state is not None and _home(data) not in (None, self._home):
+            self._held.append(number)
+        self._add(number, self._here.get(schema, 0), data, state)
+
+    def _add(self, number: int, schema: int, data: bytes, state: str | None) -> None:
+        self._items.append((_key(number), data))
+        if state is not None:
+            self._entries.append((number, schema))
+            self._kinds.setdefault((schema, state), []).append(number)
+        self._bytes += _RECORD_BYTES + len(data)
+        if self._bytes >= BATCH_BYTES:
+            self.write()
+
+    def write(self) -> None:
+        """Write the records that have been added since the last time, in one transaction."""
+        items, entries, kinds, held = self._items, self._entries, self._kinds, self._held
+        self._items, self._entries, self._kinds, self._held, self._bytes = [], [], {}, [], 0
+
+        def unit(index_writer: IndexWriter, writer: Writer) -> None:
+            writer.add(RECORDS, items)
+            count_records(writer, len(items))
+            states = index_writer.states
+            index_writer.add(
+                self._home, {Kind(schema, states.number(state)): n for (schema, state), n in kinds.items()}
+            )
+            if entries:
+                index_writer.add_lines(self._home, entries)
+            for number in held:
+                index_writer.hold(self._home, number)
+
+        if items:
+            with self._store.lock:
+                self._store.write(unit, numbers=False)
+            self.records += len(items)
+            self.members += len(entries)
+
+
+def _home(record: bytes) -> int | None:
+    try:
+        return header_of(record).home
+    except CorruptRecord:
+        return None
+
+
+def copy_records(
+    state: Snapshot,
+    records: Iterable[HeldRecord],
+    index: Index,
+    *,
+    own: range = range(0),
+    on_reserve: OnReserve = lambda writer, numbers: None,
+) -> RecordCopier:
+    """Copy the records of a snapshot into another store, into the session of *index* there; return what was done.
+
+    If the store has handed out some of their Ns, they are renumbered. *own* and *on_reserve* are those of
+    `RecordCopier.reserve`. Raise CorruptRecord if a record can't be taken over.
+    """
+    copier = RecordCopier(index, state.schemas, range(state.first, state.next))
+    copier.reserve("renumber", own=own, on_reserve=on_reserve)
+    for number, schema, is_readable, held_in, data in records:
+        known = state.schemas.get(schema)
+        try:
+            if not is_readable or not isinstance(known, Schema):
+                raise CorruptRecord("it can't be read")
+            _, revision, values = values_of(number, data)
+            known.check(values)
+        except CorruptRecord:
+            try:
+                copier.add_unreadable(number, schema, data, held_in)
+            except CorruptRecord as error:
+                raise CorruptRecord(f"record {number} can't be read: {error}") from error
+            continue
+        packed = data[header_of(data).end : -TAIL]
+        copier.add(number, schema, revision, packed, None if held_in is None else known.state(values))
+    copier.write()
+    return copier

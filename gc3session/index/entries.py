@@ -29,7 +29,7 @@ import msgpack
 
 from ..errors import CorruptRecord, CorruptStore
 from ..format.frame import seal, unseal
-from ..tables.interface import HOLDERS, INDEX, SESSIONS, Reader, Writer
+from ..tables.interface import INDEX, SESSIONS, Reader, Writer
 
 BLOCK: Final = 4096
 """Ns in a block."""
@@ -175,13 +175,6 @@ def next_block(reader: Reader, session: int, number: int, wanted: Iterable[Kind]
     """Return the first block of a session, from that number on, which has entries; None if there is none."""
     first = reader.scan(INDEX, BLOCK_KEY.pack(session, number), 1, SESSION_KEY.pack(session))
     return None if not first else block_at(reader, session, INDEX_KEY.unpack(first[0][0])[1], wanted)
-
-
-def sessions_holding(reader: Reader, number: int, home: int) -> list[int]:
-    """Return the numbers of the sessions that hold record N, whose home is known."""
-    prefix = HOLDER_KEY.pack(number, 0)[:8]
-    others = [HOLDER_KEY.unpack(key)[1] for key, _ in reader.scan(HOLDERS, prefix, None, prefix)]
-    return [home, *others] if home else others
 
 
 class MirrorNote(NamedTuple):

@@ -199,7 +199,9 @@ class Index:
         changed = self._changed_to(reader, state)
         first = bisect_right(changed, after)
         number, session = self.store.states.number(state, reader), self.number(reader)
-        wanted = [] if number is None else [Kind(schema, number) for schema in self._schemas(reader, session, number)]
+        wanted = (
+            [] if number is None else [Kind(schema, number) for schema in self._schemas(reader, session, number)]
+        )
         while True:
             block = next_block(reader, session, (after + 1) // BLOCK, wanted) if session and wanted else None
             if block is None:

@@ -8,11 +8,10 @@ from typing import NamedTuple, Protocol
 
 from ..errors import CorruptStore
 from ..records.schemas import Schemas
-from ..tables.interface import COUNTS, HOLDERS, INDEX, META, SESSIONS, Writer
+from ..tables.interface import COUNTS, HOLDERS, INDEX, META, NUMBERING, SESSIONS, Writer
 from .entries import (
     BLOCK,
     BLOCK_KEY,
-    COUNT,
     COUNT_KEY,
     HOLDER_KEY,
     INDEX_KEY,
@@ -23,7 +22,6 @@ from .entries import (
     members,
     numbers_of,
     pack_members,
-    sessions_holding,
 )
 from .states import NewStates, StateNames
 
@@ -85,28 +83,49 @@ class IndexWriter:
         self._texts: dict[int, list[bytes]] = {}  # session -> lines for its mirror
         self._removed: dict[int, list[bytes]] = {}  # session -> IDs that leave its mirror
         self._anew: set[int] = set()
-        self._shared: bool | None = None
+        self._others: dict[int, list[int]] = {}  # N -> sessions that hold the record and aren't its home
 
     # -- which sessions hold a record
 
     def holding(self, number: int, home: int) -> list[int]:
         """Return the numbers of the sessions that hold record N, whose home is known."""
-        if self._shared is None:
-            self._shared = bool(self._writer.scan(HOLDERS, b"", 1))
-        if not self._shared:
-            return [home] if home else []
-        return sessions_holding(self._writer, number, home)
+        if number not in self._others:
+            self.read_holders([number])
+        return [home, *self._others[number]] if home else self._others[number]
+
+    def read_holders(self, numbers: list[int]) -> None:
+        """Read which sessions hold some records, which are sorted and haven't been changed yet."""
+        self._others.update((number, []) for number in numbers)
+        if not self._writer.scan(HOLDERS, b"", 1):
+            return
+        for key, _ in self._writer.scan_many(HOLDERS, [number.to_bytes(8, "big") for number in numbers]):
+            number, session = HOLDER_KEY.unpack(key)
+            self._others[number].append(session)
 
     def hold(self, session: int, number: int) -> None:
         """Note that another session than its home holds record N, too."""
         self._writer.put(HOLDERS, [(HOLDER_KEY.pack(number, session), b"")])
-        self._shared = True
+        self._others.setdefault(number, []).append(session)
 
     def release(self, sessions: Iterable[int], number: int) -> None:
         """Note that some sessions, none of which is its home, don't hold record N any more."""
-        self._writer.delete(HOLDERS, [HOLDER_KEY.pack(number, session) for session in sessions])
+        for session in sessions:
+            self._writer.delete(HOLDERS, [HOLDER_KEY.pack(number, session)])
+            if session in self._others.get(number, ()):
+                self._others[number].remove(session)
 
     # -- members
+
+    def read(self, places: Iterable[tuple[int, int, Kind | None]]) -> None:
+        """Read entries together that are about to be concerned: session, N of a member, and a kind."""
+        self._expect(INDEX_KEY.pack(session, number // BLOCK, *kind) for session, number, kind in places if kind)
+
+    def _expect(self, keys: Iterable[bytes]) -> None:
+        missing = sorted({*keys} - self._bits.keys())
+        if missing:
+            found = dict(self._writer.get_many(INDEX, missing))
+            for key in missing:
+                self._note(key, found.get(key))
 
     def _read(self, key: bytes) -> int:
         """Return the bits of an entry as they are now."""
@@ -139,10 +158,14 @@ class IndexWriter:
 
     def add(self, session: int, kinds: Mapping[Kind, list[int]]) -> None:
         """Add members to a session; the Ns of each kind are sorted."""
+        added: dict[bytes, int] = {}
         for kind, numbers in kinds.items():
             for block, some in groupby(numbers, lambda number: number // BLOCK):
                 key = INDEX_KEY.pack(session, block, *kind)
-                self._bits[key] = self._read(key) | bits_of([number % BLOCK for number in some])
+                added[key] = bits_of([number % BLOCK for number in some])
+        self._expect(added)
+        for key, bits in added.items():
+            self._bits[key] |= bits
 
     def remove(self, session: int, number: int, guess: Kind | None = None) -> Kind | None:
         """Take record N out of a session; return of which kind it was, None if it was not a member."""
@@ -185,7 +208,13 @@ class IndexWriter:
 
     def row(self, identity: bytes) -> Row:
         """Return a session's row, which is made if it has none."""
-        row = self._rows.get(identity) or Row.read(self._writer, identity)
+        row = self._rows.get(identity)
+        if row is None:
+            self._writer.lock(SESSIONS, [identity])
+            row = Row.read(self._writer, identity)
+        if row is None:
+            self._writer.lock(META, [NUMBERING])
+            row = Row.read(self._writer, identity)  # another process may have been faster
         if row is None:
             number = SESSION_KEY.unpack(self._writer.get(META, b"next session") or SESSION_KEY.pack(1))[0]
             self._writer.put(META, [(b"next session", SESSION_KEY.pack(number + 1))])
@@ -202,11 +231,16 @@ class IndexWriter:
             raise CorruptStore(f"session {session} has no identity: 'gc3session repair' rebuilds the index")
         return identity, self.row(identity)
 
+    def lock(self, sessions: Iterable[int]) -> None:
+        """Keep others from changing some sessions."""
+        items = self._writer.get_many(META, sorted(map(session_name_key, sessions)))
+        self._writer.lock(SESSIONS, [identity for _, identity in items])
+
     def home_of(self, number: int) -> int:
         """Return the home of a record that can't be read, by the index of all sessions; 0 if it has none."""
         prefix = session_name_key(0)[:-4]
         sessions = [SESSION_KEY.unpack(key[-4:])[0] for key, _ in self._writer.scan(META, prefix, None, prefix)]
-        others = sessions_holding(self._writer, number, 0)
+        others = self.holding(number, 0)
         holding = (session for session in sessions if self._key_of(session, number, None) is not None)
         return next((session for session in holding if session not in others), 0)
 
@@ -215,6 +249,7 @@ class IndexWriter:
 
         Their records stay as they are.
         """
+        self._writer.lock(SESSIONS, [identity])
         row = Row.read(self._writer, identity)
         if row is None:
             return 0, []
@@ -247,9 +282,10 @@ class IndexWriter:
             change = bits.bit_count() - before.bit_count()
             changes[session, Kind(*kind)] = changes.get((session, Kind(*kind)), 0) + change
         totals = dict.fromkeys({*self._texts, *self._removed, *self._anew}, 0)
-        for (session, each), change in changes.items():
+        for (session, kind_), change in changes.items():
             totals[session] = totals.get(session, 0) + change
-            self._count(session, each, change)
+            if change:
+                self._writer.count(COUNTS, COUNT_KEY.pack(session, *kind_), change)
         for session, change in totals.items():
             identity, row = self._row_of(session)
             after = row._replace(total=row.total + change)
@@ -263,14 +299,3 @@ class IndexWriter:
             self._rows[identity] = after
         for identity, row in self._rows.items():
             row.write(self._writer, identity)
-
-    def _count(self, session: int, kind: Kind, change: int) -> None:
-        key = COUNT_KEY.pack(session, *kind)
-        value = self._writer.get(COUNTS, key)
-        count = change + (0 if value is None else COUNT.unpack(value)[0])
-        if count < 0:
-            raise CorruptStore("the index has fewer tasks than it counts: 'gc3session repair' rebuilds it")
-        if count:
-            self._writer.put(COUNTS, [(key, COUNT.pack(count))])
-        elif value is not None:
-            self._writer.delete(COUNTS, [key])

@@ -32,7 +32,9 @@ from .index_writer import Change
 
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 _PIECE: Final = 1 << 20  # bytes read or written at once
-_MOST_LINES: Final = 1000  # that a row notes; a step of more is found undone by the file's size, and the file written anew
+_MOST_LINES: Final = (
+    1000  # that a row notes; a step of more is found undone by the file's size, and the file written anew
+)
 _NEAR: Final = 1 << 14  # bytes in which a line is looked for without halving them further
 
 

@@ -6,7 +6,7 @@ import msgpack
 
 from ..errors import CorruptRecord
 from ..format.frame import seal, unseal
-from ..tables.interface import STATES, Reader, Writer
+from ..tables.interface import META, NUMBERING, STATES, Reader, Writer
 from .entries import STATE_KEY
 
 
@@ -68,18 +68,22 @@ class NewStates:
         self._new: dict[str, int] = {}
         self._next = 0
 
-    def number(self, name: str) -> int:
-        """Return the number of that name, which gets one if it has none."""
-        number = self._known._numbers.get(name)
-        if number is not None:
-            return number
-        if name in self._new:
-            return self._new[name]
-        if not self._next:
-            # What this transaction adds is not to be known before it is committed: so it is read first.
+    def known(self, name: str) -> int | None:
+        """Return the number of that name, or None if it has none."""
+        number = self._new.get(name) or self._known._numbers.get(name)
+        if number is None and not self._next:
+            # What this transaction adds is not to be known before it is committed: so it is read first, and never again.
+            self._writer.lock(META, [NUMBERING])
             self._known._read(self._writer)
             self._next = self._known._read_to + 1
-            return self.number(name)
+            number = self._known._numbers.get(name)
+        return number
+
+    def number(self, name: str) -> int:
+        """Return the number of that name, which gets one if it has none."""
+        number = self.known(name)
+        if number is not None:
+            return number
         number, self._next = self._next, self._next + 1
         self._writer.put(STATES, [(STATE_KEY.pack(number), pack_state(number, name))])
         self._new[name] = number

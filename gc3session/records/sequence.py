@@ -78,6 +78,7 @@ class NumberSequence:
             return
 
         def unit(writer: Writer) -> None:
+            writer.lock(META, [NEXT_KEY])
             if writer.get(META, NEXT_KEY) == RECORD_KEY.pack(left[-1] + 1):
                 writer.put(META, [(NEXT_KEY, RECORD_KEY.pack(left[0]))])
 
@@ -86,6 +87,7 @@ class NumberSequence:
     @staticmethod
     def take(writer: Writer, count: int) -> int:
         """Take *count* numbers in a transaction; return the first."""
+        writer.lock(META, [NEXT_KEY])
         first: int = RECORD_KEY.unpack(writer.get(META, NEXT_KEY) or RECORD_KEY.pack(1))[0]
         writer.put(META, [(NEXT_KEY, RECORD_KEY.pack(first + count))])
         return first

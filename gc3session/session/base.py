@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, overload
 from ..errors import ClosedError, InvalidArgument, LoadError, NotFound, NotInSession
 from ..index.index import CHUNK, Index
 from ..records.codec import layout_of
-from ..records.ids import IDs, all_ids, parse_id
+from ..records.ids import IDs, all_ids
 from ..store.staging import REMOVED_AT_ONCE
 from ..store.store import Store
 from ..system.gc_pause import no_collection
@@ -497,8 +497,7 @@ class SessionBase(Generic[T]):
             return [
                 number
                 for number in numbers
-                if self._index.holds(reader, number)
-                or not any(index.holds(reader, number) for index in others)
+                if self._index.holds(reader, number) or not any(index.holds(reader, number) for index in others)
             ]
 
     @overload

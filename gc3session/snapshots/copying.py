@@ -18,7 +18,7 @@ from ..index.index import Index
 from ..index.index_writer import IndexWriter
 from ..records.references import with_references
 from ..records.sequence import NEXT_KEY
-from ..store.commit import count_records
+from ..store.commit import RECORDS_KEY
 from ..tables.interface import META, RECORDS, SCHEMAS, Item, Writer
 from .snapshot import HeldRecord, Snapshot
 
@@ -168,7 +168,7 @@ class RecordCopier:
 
         def unit(index_writer: IndexWriter, writer: Writer) -> None:
             writer.add(RECORDS, items)
-            count_records(writer, len(items))
+            writer.count(META, RECORDS_KEY, len(items))
             states = index_writer.states
             index_writer.add(
                 self._home, {Kind(schema, states.number(state)): n for (schema, state), n in kinds.items()}

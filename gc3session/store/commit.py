@@ -30,14 +30,8 @@ if TYPE_CHECKING:
 RECORDS_KEY: Final = b"records"
 """The key in the table `meta` of how many records there are (8 bytes)."""
 
-_CHUNK: Final = 512  # records read at a time
+_CHUNK: Final = 4096  # records read at a time
 _key = RECORD_KEY.pack
-
-
-def count_records(writer: Writer, change: int) -> None:
-    """Note that there are so many records more, or fewer."""
-    count = int.from_bytes(writer.get(META, RECORDS_KEY) or b"", "big") + change
-    writer.put(META, [(RECORDS_KEY, max(0, count).to_bytes(8, "big"))])
 
 
 class Commit:
@@ -59,18 +53,21 @@ class Commit:
 
     def write(self) -> None:
         """Write records and index entries.  Raise ConflictError if a stored record isn't as the batch expects."""
-        batch, writer = self._batch, self._writer
+        batch, writer, indexes = self._batch, self._writer, self._store.indexes
         updates, removed = sorted(batch.updates()), sorted(batch.removals())
-        if updates or removed:
-            self._read(updates + removed)
-            self._check_conflicts(updates + removed)
+        self._read(sorted({*updates, *removed, *(n for index in indexes for n in (*index.left, *index.adopted))}))
+        self._check_conflicts(updates + removed)
+        moves = self._moves(updates)
+        self._prepare(removed, moves)
         for number in removed:
             self._remove(number)
-        for index in self._store.indexes:
+        for index in indexes:
             self._leave(index)
-        for index in self._store.indexes:
+        for index in indexes:
             self._join(index)
-        self._move(updates)
+        for number, before, after in moves:
+            for session in self._holding(number):
+                self._index_writer.move(session, number, before, after)
         self._put_homes()
         writer.delete(RECORDS, map(_key, removed))
         if updates:
@@ -79,15 +76,16 @@ class Commit:
         writer.add(RECORDS, [(_key(number), self._with_new_home(number)) for number in new])
         change = len(new) - sum(number in self._stored for number in removed)
         if change:
-            count_records(writer, change)
+            writer.count(META, RECORDS_KEY, change)
 
     # -- what is there
 
     def _read(self, numbers: list[int]) -> None:
-        """Read stored records that have not been read yet."""
-        numbers = [number for number in numbers if number not in self._stored]
+        """Read and lock stored records, and read which sessions hold them, too."""
         for i in range(0, len(numbers), _CHUNK):
-            for key, record in self._writer.get_many(RECORDS, [_key(number) for number in numbers[i : i + _CHUNK]]):
+            keys = [_key(number) for number in numbers[i : i + _CHUNK]]
+            self._writer.lock(RECORDS, keys)
+            for key, record in self._writer.get_many(RECORDS, keys):
                 try:
                     header: Header | None = header_of(record)
                 except CorruptRecord:
@@ -132,8 +130,21 @@ class Commit:
     def _kind_before(self, number: int) -> Kind | None:
         """Return where the index probably has a stored record: a guess, which need not be right."""
         header, base = self._stored[number][1], self._batch.bases.get(number)
-        state = None if base is None else self._store.states.number(base[1], self._writer)
+        state = None if base is None else self._index_writer.states.known(base[1])
         return None if header is None or state is None else Kind(header.schema, state)
+
+    def _holding(self, number: int) -> list[int]:
+        """Return the numbers of the sessions that hold a stored record."""
+        return self._index_writer.holding(number, self._home(number))
+
+    def _prepare(self, removed: list[int], moves: list[tuple[int, Kind | None, Kind]]) -> None:
+        """Lock the sessions that are concerned, and read those entries of them that probably are."""
+        places = [(session, n, kind) for n, *kinds in moves for session in self._holding(n) for kind in kinds]
+        for number in filter(self._stored.__contains__, removed):
+            places += [(session, number, self._kind_before(number)) for session in self._holding(number)]
+        own = {index.known_number for index in self._store.indexes}
+        self._index_writer.lock({session for session, _, _ in places} - own)
+        self._index_writer.read(places)
 
     # -- what leaves
 
@@ -141,7 +152,7 @@ class Commit:
         """Take a record that is removed out of each session that has it."""
         if number not in self._stored:
             return
-        sessions = self._index_writer.holding(number, self._home(number))
+        sessions = self._holding(number)
         for session in sessions:
             self._take(session, number)
         self._index_writer.release(sessions, number)
@@ -157,8 +168,8 @@ class Commit:
         numbers = sorted(index.left)
         if not numbers:
             return
-        self._read(numbers)
         session = self._index_writer.row(index.identity).number
+        self._index_writer.read([(session, n, self._kind_before(n)) for n in numbers if n in self._stored])
         for number in numbers:
             if number in self._stored and self._take(session, number):
                 self._give_up(session, number)
@@ -168,7 +179,7 @@ class Commit:
         if self._home(number) != session:
             self._index_writer.release([session], number)
             return
-        others = self._index_writer.holding(number, 0)[:1]
+        others = [other for other in self._holding(number) if other != session][:1]
         self._homes[number] = others[0] if others else 0
         self._index_writer.release(others, number)
 
@@ -202,7 +213,6 @@ class Commit:
         if not index.joined:
             return
         session = self._index_writer.row(index.identity).number
-        self._read(list(index.adopted))
         kinds: dict[tuple[int, str], list[int]] = {}
         entries: list[tuple[int, int]] = []
         store, batch = self._store, self._batch
@@ -221,14 +231,18 @@ class Commit:
             entries.append((number, schema))
             kinds.setdefault((schema, store.state_of(self._writer, number) or ""), []).append(number)
         states = self._index_writer.states
-        self._index_writer.add(session, {Kind(schema, states.number(state)): n for (schema, state), n in kinds.items()})
+        self._index_writer.add(
+            session, {Kind(schema, states.number(state)): n for (schema, state), n in kinds.items()}
+        )
         if entries:
             self._index_writer.add_lines(session, entries)
 
     def _adopt(self, index: Index, session: int, number: int) -> bool:
         """Note that a session has a stored record, too; return False if another process was faster."""
-        if number in self._stored:
-            if number not in self._homes and index.is_committed(self._writer, number, self._stored[number][0]):
+        if number in self._stored and number not in self._homes:
+            record, header = self._stored[number]
+            damaged = header is None and index.is_committed(self._writer, number, record)
+            if damaged or session in self._holding(number):
                 return False
         self._settle(session, number)
         return True
@@ -243,15 +257,16 @@ class Commit:
 
     # -- what changes
 
-    def _move(self, updates: list[int]) -> None:
-        """Have the index say of which schema, and in which state, the records are that are overwritten."""
+    def _moves(self, updates: list[int]) -> list[tuple[int, Kind | None, Kind]]:
+        """Return the Ns of records that get another state or schema, and where the index has them and is to have them."""
         batch, states = self._batch, self._index_writer.states
+        moves = []
         for number in updates:
             before = self._kind_before(number)
             after = Kind(schema_number_or_0(batch.records[number]), states.number(batch.states[number]))
             if before != after:
-                for session in self._index_writer.holding(number, self._home(number)):
-                    self._index_writer.move(session, number, before, after)
+                moves.append((number, before, after))
+        return moves
 
     def _with_home_there(self, number: int) -> bytes:
         """Return a staged record with the home that the stored one has, or gets."""

@@ -40,9 +40,7 @@ class StoredTask:
 
     __slots__ = ("fields", "number", "persistent_id", "record", "schema")
 
-    def __init__(
-        self, id_: str, number: int, schema: Schema, record: bytes, fields: dict[str, Any]
-    ) -> None:
+    def __init__(self, id_: str, number: int, schema: Schema, record: bytes, fields: dict[str, Any]) -> None:
         self.persistent_id = id_
         self.number = number
         self.schema = schema

@@ -30,10 +30,10 @@ from ..records.codec import extras_of, layout_of
 from ..records.sequence import NumberSequence
 from ..records.values import UNPACKABLE, Encoder, holds_bytearray, may_hold_bytes, references
 from ..system.gc_pause import no_collection
-from ..tables.interface import RECORDS, Reader, Writer
+from ..tables.interface import META, RECORDS, Reader, Writer
 from ..tasks import Origin, Persistable, Stamp, Task, Unreadable, get_stamp, mark_of, restamp, set_stamp, stamp_of
 from .changes import ChangedRecord, NewReference, refuse
-from .commit import count_records
+from .commit import RECORDS_KEY
 from .reading import StoreReading
 
 _key = RECORD_KEY.pack
@@ -232,9 +232,12 @@ class StoreStaging(StoreReading):
             names = schema.fields
             values = [fields[name] for name in names]
         body = encoder.pack(
-            values, lambda: ((f"{type(obj).__qualname__}.{name}", v) for name, v in zip(names, values, strict=True))
+            values,
+            lambda: ((f"{type(obj).__qualname__}.{name}", v) for name, v in zip(names, values, strict=True)),
         )
-        record = seal(stamp.number, head(schema.number, revision, stamp.home if type(stamp) is Stamp else 0) + body)
+        record = seal(
+            stamp.number, head(schema.number, revision, stamp.home if type(stamp) is Stamp else 0) + body
+        )
         return schema, record, obj.state if isinstance(obj, Task) else ""
 
     def _stage_one(self, obj: Persistable, number: int, *, force: bool) -> None:
@@ -389,7 +392,7 @@ class StoreStaging(StoreReading):
             writer.put(RECORDS, [(_key(number), record)])
             index_writer.add(home, {Kind(schema.number, index_writer.states.number(state)): [number]})
             index_writer.add_lines(home, [(number, schema.number)])
-            count_records(writer, 1)
+            writer.count(META, RECORDS_KEY, 1)
             stamp = Stamp(self, number, 1, state, schema, home, checksum_of(record), None)
 
         def committed() -> None:

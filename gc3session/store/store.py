@@ -42,7 +42,7 @@ from ..records.sequence import NumberSequence
 from ..records.values import Encoder
 from ..system.forks import STORES, Lock, at_fork
 from ..system.gc_pause import no_collection
-from ..tables.interface import META, RECORDS, Tables, Writer
+from ..tables.interface import META, RECORDS, SESSIONS, Tables, Writer
 from ..tables.urls import make_tables
 from ..tasks import Persistable, Stamp, get_stamp, restamp, stamp_of
 from ..text import escaped
@@ -399,6 +399,7 @@ class Store(StoreStaging):
             committed()
 
         def unit(writer: Writer) -> Committed:
+            writer.lock(SESSIONS, [index.identity for index in self.indexes])
             self._check_not_moved(writer)
             index_writer = IndexWriter(writer, self.schemas, self.states)
             if batch:
@@ -447,14 +448,12 @@ class Store(StoreStaging):
         return [index.listener.unlock() for index in self.indexes if index.listener is not None]
 
     def _check_not_moved(self, writer: Writer) -> None:
-        for index in self.indexes:
-            moved = writer.get(META, moved_key(index.identity))
-            if moved is not None:
-                where = moved.decode("ascii", "replace").partition("#")[0]
-                raise WriteError(
-                    f"a session that is open here has moved from {self.url} to {where}; nothing was written. Close"
-                    " it and open it again"
-                )
+        for _, moved in writer.get_many(META, [moved_key(index.identity) for index in self.indexes]):
+            where = moved.decode("ascii", "replace").partition("#")[0]
+            raise WriteError(
+                f"a session that is open here has moved from {self.url} to {where}; nothing was written. Close"
+                " it and open it again"
+            )
 
     def _after_commit(self, block: Committed, *, batch: bool = True) -> None:
         if block is not None:

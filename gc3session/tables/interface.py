@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, ClassVar, Final, NamedTuple, TypeVar
 
-from ..errors import CommitUnknown, InvalidArgument
+from ..errors import CommitUnknown, CorruptStore, InvalidArgument
 from ..system.number_set import Numbers
 
 T = TypeVar("T")
@@ -46,11 +46,16 @@ LEASES: Final = "leases"
 TABLES: Final = (META, SCHEMAS, STATES, SESSIONS, COUNTS, INDEX, HOLDERS, UNIQUE, METADATA, LEASES, RECORDS)
 """All tables; the records are the last, as these are what grows."""
 
+NUMBERING: Final = b"store"
+"""The key of an item of `meta` that is locked while a session, a schema or a state gets its number."""
+
 Item = tuple[bytes, bytes]
 
 _CHUNK = 1024  # items that a walk through a table reads at a time
 MALFORMED: Final = (struct.error, UnicodeDecodeError)
 """What reading a malformed key or value raises; LMDB's transactions end with CorruptStore instead."""
+
+MISCOUNTED: Final = "the index has fewer tasks than it counts: 'gc3session repair' rebuilds it"
 
 OnProgress = Callable[[int, int], None]
 """Called now and then with how much has been done, and how much there is in all."""
@@ -140,6 +145,10 @@ class Reader(Contents):
     def scan(self, table: str, start: bytes, limit: int | None = None, prefix: bytes = b"") -> list[Item]:
         """Return at most *limit* items whose keys are at least *start* and begin with *prefix*, in order."""
 
+    def scan_many(self, table: str, prefixes: Sequence[bytes]) -> list[Item]:
+        """Return the items whose keys begin with one of some *prefixes*, which are sorted, in order."""
+        return [item for prefix in prefixes for item in self.scan(table, prefix, None, prefix)]
+
     def walk(self, table: str, start: bytes = b"", prefix: bytes = b"") -> Iterator[Item]:
         start = max(start, prefix)
         while items := self.scan(table, start, _CHUNK, prefix):
@@ -199,6 +208,27 @@ class Writer(Reader):
     @abstractmethod
     def delete(self, table: str, keys: Iterable[bytes]) -> None:
         """Delete some keys; those that aren't there are ignored."""
+
+    def count(self, table: str, key: bytes, change: int) -> None:
+        """Add to the number, of 8 bytes, under a key; there is none where it is 0.
+
+        Raise CorruptStore, now or at the commit, if a number of the table `counts` would be less than 0.
+        """
+        value = self.get(table, key)
+        count = change + int.from_bytes(value or b"", "big")
+        if count < 0 and table == COUNTS:
+            raise CorruptStore(MISCOUNTED)
+        if count > 0:
+            self.put(table, [(key, count.to_bytes(8, "big"))])
+        elif value is not None:
+            self.delete(table, [key])
+
+    def lock(self, table: str, keys: Iterable[bytes]) -> None:
+        """Keep others from changing some items, those that are there, until the transaction ends.
+
+        Where several write transactions run at once, what a change depends on is locked before it is
+        read: first all session rows, then records by their Ns, then an item of `meta` for new numbers.
+        """
 
 
 class Tables(ABC):

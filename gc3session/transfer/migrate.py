@@ -30,7 +30,7 @@ from ..session.relocation import complete_move
 from ..session.session import Session
 from ..snapshots.copying import copy_records
 from ..snapshots.snapshot import Snapshot
-from ..store.commit import count_records
+from ..store.commit import RECORDS_KEY
 from ..store.store import Store, make_store
 from ..tables.interface import HOLDERS, META, RECORDS, OnProgress, Writer, no_progress, with_progress
 
@@ -148,7 +148,7 @@ class _Move:
             return
         first, next_, identity = left[:8], left[8:16], left[16:]
         self._own = range(RECORD_KEY.unpack(first)[0], RECORD_KEY.unpack(next_)[0])
-        count_records(writer, -_delete(writer, RECORDS, first, next_))
+        writer.count(META, RECORDS_KEY, -_delete(writer, RECORDS, first, next_))
         _delete(writer, HOLDERS, first, next_)
         index_writer.erase(identity)
 

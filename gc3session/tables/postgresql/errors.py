@@ -20,6 +20,7 @@ from ...errors import (
     StoreUnreachable,
     WriteError,
 )
+from ..interface import MISCOUNTED
 from .address import Address
 
 Connection = psycopg.Connection[tuple[Any, ...]]
@@ -38,6 +39,7 @@ _DENIED: Final = ("42501", "28000", "28P01")
 _DAMAGED: Final = ("XX001", "XX002")
 _GONE: Final = ("42P01", "3F000")  # a table, the schema
 _READ_ONLY: Final = "25006"
+_MISCOUNTED: Final = "23514"  # a number of the table `counts` below 0
 _STANDBY: Final = (
     "0A000"  # "feature not supported": the only one of ours is a serializable transaction on a standby
 )
@@ -80,6 +82,8 @@ def translated(error: psycopg.Error, connection: Connection | None, url: str, *,
         return CorruptStore(
             f"{message}; a table of the store was dropped or renamed: restore it from a backup of the database"
         )
+    if state == _MISCOUNTED:
+        return CorruptStore(f"{url}: {MISCOUNTED}; nothing of this transaction was written")
     if connection is None or is_lost(connection):
         return StoreUnreachable(f"{message}; try again once the server is up")
     if state == _CANCELED:

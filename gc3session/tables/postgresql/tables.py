@@ -1,7 +1,10 @@
 """Tables of bytes on PostgreSQL, or a database that speaks its protocol.
 
-Write transactions are serializable, and several run at once. One that the server can't put in an
-order with the others, or whose connection is lost before the commit, runs again from the start.
+Several write transactions run at once.  Each locks the rows of the sessions that it changes, then the
+records that it overwrites, and sees what was committed before that (READ COMMITTED).  One that turns
+out to need the rows of more sessions begins again with all of them, so that no two wait for each
+other.  One whose connection is lost before the commit, or that a server which knows only
+serializable transactions can't put in an order with others, runs again from the start.
 
 Each transaction inserts a row with a random *token*. If the connection is lost while the server
 commits, a row with the same token is inserted on another connection. That insert waits for the
@@ -20,14 +23,13 @@ import psycopg
 from psycopg import errors as server
 
 from ...errors import ClosedError, CommitUnknown, Error, ReadOnlyError, UnknownFormat, WriteError
-from ...system.number_set import Numbers
-from ..interface import Contents, Figure, NoTables, OnProgress, Reader, Salvaged, Tables, Writer, no_progress
+from ..interface import Contents, Figure, NoTables, OnProgress, Reader, Tables, Writer, no_progress
 from .address import address_of
 from .connections import Connections, Patience
 from .errors import AGAIN, OUT_OF_MEMORY, Connection, is_lost, speaks_of_loss, translated
 from .figures import figures
 from .statements import LAYOUT, Statements
-from .transaction import PostgresqlReader, PostgresqlWriter
+from .transaction import LocksMissing, PostgresqlReader, PostgresqlWriter
 
 T = TypeVar("T")
 
@@ -36,7 +38,7 @@ DEFAULT_PATIENCE: Final = 60.0  # seconds
 _BEGIN_READING: Final = (
     b"BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"  # sees one state, and never has to run again
 )
-_BEGIN_WRITING: Final = b"BEGIN ISOLATION LEVEL SERIALIZABLE"  # not READ WRITE: the site may forbid that
+_BEGIN_WRITING: Final = b"BEGIN ISOLATION LEVEL READ COMMITTED"  # not READ WRITE: the site may forbid that
 _DURABLY: Final = b"; SET LOCAL synchronous_commit = on"  # LOCAL: a pooler lends the connection to others
 _UNKNOWN: Final = "40003"  # SQLSTATE: the server itself doesn't know whether it has committed
 _CREATED_BY_ANOTHER: Final = (
@@ -179,7 +181,6 @@ class PostgresqlTables(Tables):
             raise
         self._end(reader.connection, b"COMMIT")
 
-    @contextlib.contextmanager
     def contents(
         self,
         problem: Callable[[str], None],
@@ -187,47 +188,11 @@ class PostgresqlTables(Tables):
         held: Callable[[], None] = lambda: None,
         *,
         writer: Writer | None = None,
-    ) -> Iterator[Contents]:
-        """Do what `Tables.contents` does; the structure below the tables are the counts of each key's values."""
+    ) -> contextlib.AbstractContextManager[Contents]:
         if writer is not None:
             assert isinstance(writer, PostgresqlWriter)
             writer.keep_others_out()
-        with self.read() as reader:
-            assert isinstance(reader, PostgresqlReader)
-            _ = reader.serial  # the first statement fixes the state
-            held()
-            for table, key, counted, there in reader.miscounted():
-                problem(f"{table}, key {key.hex()}: {counted:,} values are counted, but there are {there:,}")
-            yield reader
-
-    def rebuild(
-        self,
-        keep: Callable[[str], None],
-        listed: Numbers,
-        finish: Callable[[Tables, Salvaged], None],
-        *,
-        dry_run: bool,
-    ) -> Salvaged:
-        """Count each key's values again in the set tables."""
-
-        def recount(writer: PostgresqlWriter) -> int:
-            writer.keep_others_out()
-            wrong = list(writer.miscounted())
-            for table, key, _, there in wrong:
-                writer.recount(table, key, there)
-            return len(wrong)
-
-        if dry_run:
-            with self.read() as reader:
-                assert isinstance(reader, PostgresqlReader)
-                wrong = sum(1 for _ in reader.miscounted())
-        else:
-            wrong = self._transact(recount, _ignore)
-        message = f"counts: the values of {wrong:,} keys of members and states are counted again"
-        found = Salvaged(message, members=True, replaced="")
-        if not dry_run:
-            finish(self, found)
-        return found
+        return super().contents(problem, progress, held)
 
     def get(self, table: str, key: bytes) -> bytes | None:
         if not self.exists():
@@ -253,16 +218,16 @@ class PostgresqlTables(Tables):
         """Run *unit* in one transaction after another until one is committed; see `write`."""
         patience = Patience(self.patience)
         self.pending_commit = None
+        sessions: set[bytes] = set()
         while True:
             former: bytes | None = None
             commit_sent = False
             connection = self._begin(_BEGIN_WRITING)
             try:
-                writer = PostgresqlWriter(connection, self._statements)
+                writer = PostgresqlWriter(connection, self._statements, sessions)
                 token = secrets.token_bytes(16)
                 former = self._tokens.pop() if self._tokens else None
                 result = unit(writer)
-                writer.send()
                 commit_sent = True
                 writer.commit(token, former)
                 committed(result)
@@ -275,6 +240,9 @@ class PostgresqlTables(Tables):
                 lost = speaks_of_loss(error, connection)
                 if former is not None:
                     self._tokens.append(former)
+                if isinstance(error, LocksMissing):
+                    self._end(connection)
+                    continue
                 if commit_sent and (lost or state in (None, _UNKNOWN)):
                     self._connections.drop(connection)
                     if self._went_through(token, error):

@@ -1,14 +1,13 @@
 """The tables on PostgreSQL, as one transaction sees and changes them.
 
-What a transaction writes is sent only before it reads the same table, and at the commit: many
-statements at once (a pipeline). Very many rows are sent by COPY.
+What a transaction writes is sent only before it scans the same table, and at the commit: many
+statements at once (a pipeline).  Very many new rows are sent by COPY.
 """
 
 from __future__ import annotations
 
 import hashlib
 import sys
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, count, pairwise
 from struct import Struct
@@ -18,12 +17,14 @@ import psycopg
 
 from ...errors import CorruptStore
 from ...format.frame import RECORD_KEY
-from ..interface import META, SET_TABLES, Item, Reader, Writer
+from ..interface import META, SESSIONS, TABLES, Item, Reader, Writer
 from .errors import Connection, is_lost
 from .statements import LAYOUT, Statements
 
 _COPIED_FROM: Final = 256  # rows: if there are as many, COPY is faster than a statement with all of them
 _ROWS: Final = 4096  # rows that are put together for COPY at a time, and keys in one statement
+_MOST_WAITING: Final = 16384  # changes of a table that wait until they are sent
+_LAST: Final = b"\xff" * 1024  # after all keys
 _COPY_HEAD: Final = b"PGCOPY\n\xff\r\n\0" + bytes(8)
 _COPY_END: Final = b"\xff\xff"
 _serials = count(1 << 64)  # for servers that don't identify a state: each transaction counts as another one
@@ -66,11 +67,6 @@ class PostgresqlReader(Reader):
         self._statements = statements
         self._renew = renew
         self._serial: int | None = None
-        # What `expect` has read: table -> key -> value.
-        self._items: dict[str, dict[bytes, bytes | None]] = {}
-        # What `expect_values` has read: table and key -> start -> first value, and the same as value -> starts.
-        self._firsts: dict[tuple[str, bytes], dict[bytes, bytes | None]] = {}
-        self._starts: dict[tuple[str, bytes], dict[bytes, list[bytes]]] = {}
 
     @property
     def serial(self) -> int:  # type: ignore[override]
@@ -102,32 +98,9 @@ class PostgresqlReader(Reader):
                 self._renew = None
                 return rows
 
-    def _column(self, table: str, what: str, *parameters: Any) -> list[Any]:
-        return [row[0] for row in self._rows(table, what, *parameters)]
-
-    def expect(self, table: str, keys: Iterable[bytes]) -> None:
-        known = self._items.setdefault(table, {})
-        wanted = [key for key in dict.fromkeys(keys) if key not in known]
-        if len(wanted) > 1:
-            known.update(dict.fromkeys(wanted))
-            known.update(self.get_many(table, wanted))
-
-    def expect_values(self, table: str, key: bytes, starts: Iterable[bytes]) -> None:
-        known = self._firsts.setdefault((table, key), {})
-        wanted = [start for start in dict.fromkeys(starts) if start not in known]
-        if len(wanted) > 1:
-            firsts = self.first_values(table, key, wanted)
-            known.update(zip(wanted, firsts, strict=True))
-            starts = self._starts.setdefault((table, key), {})
-            for start, value in zip(wanted, firsts, strict=True):
-                if value is not None:
-                    starts.setdefault(value, []).append(start)
-
     def get(self, table: str, key: bytes) -> bytes | None:
-        known = self._items.get(table)
-        if known is not None and key in known:
-            return known[key]
-        return next(iter(self._column(table, "get", key)), None)
+        rows = self._rows(table, "get", key)
+        return rows[0][0] if rows else None
 
     def get_many(self, table: str, keys: Sequence[bytes]) -> list[Item]:
         found: dict[bytes, bytes] = {}
@@ -145,63 +118,19 @@ class PostgresqlReader(Reader):
             return self._rows(table, "scan", start, limit)
         return self._rows(table, "scan_to", start, end, limit)
 
-    def entries(self, table: str) -> int:
-        return int(self._column(table, "entries")[0])
-
-    def values(self, table: str, key: bytes, start: bytes, limit: int) -> list[bytes]:
-        known = self._firsts.get((table, key)) if limit == 1 else None
-        if known is not None and start in known:
-            first = known[start]
-            return [] if first is None else [first]
-        return self._column(table, "values", key, start, limit)
-
-    def first_values(self, table: str, key: bytes, starts: Iterable[bytes]) -> list[bytes | None]:
-        wanted = list(starts)
-        found: list[bytes | None] = []
-        for i in range(0, len(wanted), _ROWS):
-            found += self._column(table, "first_values", key, wanted[i : i + _ROWS])
+    def scan_many(self, table: str, prefixes: Sequence[bytes]) -> list[Item]:
+        found: list[Item] = []
+        for some in (prefixes[i : i + _ROWS] for i in range(0, len(prefixes), _ROWS)):
+            found += self._rows(
+                table, "scan_many", list(some), [_after_prefix(prefix) or _LAST for prefix in some]
+            )
         return found
-
-    def keys(self, table: str) -> Iterator[bytes]:
-        """Yield the keys that a table has, whether their values are counted right or not."""
-        if table not in SET_TABLES:
-            yield from super().keys(table)
-            return
-        key = b""
-        while found := self._column(table, "next_key", key):
-            key = found[0]
-            yield key
-
-    def miscounted(self) -> Iterator[tuple[str, bytes, int, int]]:
-        """Yield the keys with a wrong count: table, key, how many values are counted, how many there are."""
-        for table in SET_TABLES:
-            for key, counted, there in self._rows(table, "miscounted"):
-                yield table, key, counted, there
-
-    def last_value(self, table: str, key: bytes) -> bytes | None:
-        return next(iter(self._column(table, "last_value", key)), None)
-
-    def count(self, table: str, key: bytes) -> int:
-        return next(iter(self._column(table, "count", key)), 0)
-
-    def counts(self, table: str, prefix: bytes) -> list[tuple[bytes, int]]:
-        end = _after_prefix(prefix)
-        if end is None:
-            return self._rows(table, "counts", prefix)
-        return self._rows(table, "counts_to", prefix, end)
 
 
 def _are_dense(keys: Sequence[bytes]) -> bool:
     """Return whether the Ns in *keys* are sorted and have few gaps, so that reading their range is faster."""
     first, last = RECORD_KEY.unpack(keys[0])[0], RECORD_KEY.unpack(keys[-1])[0]
     return 0 < last - first < 2 * len(keys) and all(a < b for a, b in pairwise(keys))
-
-
-def _values_to_copy(key: bytes, values: Sequence[bytes]) -> Iterator[bytes]:
-    """Yield rows of one key and *values*, all of one length, in the format of a binary COPY."""
-    head = _COLUMNS.pack(2, len(key)) + key + _SIZE.pack(len(values[0]))
-    for i in range(0, len(values), _ROWS):
-        yield head + head.join(values[i : i + _ROWS])
 
 
 def _items_to_copy(items: Sequence[Item]) -> Iterator[bytes]:
@@ -226,32 +155,133 @@ def _interruption(error: Exception, handled: BaseException | None) -> BaseExcept
     return None
 
 
+class LocksMissing(Exception):
+    """A transaction needs the rows of more sessions than it has locked: it begins again, and locks all of them first."""
+
+
 class PostgresqlWriter(PostgresqlReader, Writer):
-    """A transaction that changes the tables; `send` sends the changes that wait in this program."""
+    """A transaction that changes the tables; `send` sends the changes that wait in this program.
 
-    def __init__(self, connection: Connection, statements: Statements) -> None:
+    Args:
+        connection: on which the transaction has begun.
+        statements: for the tables.
+        sessions: those whose rows are to be locked, as keys; they become more, if LocksMissing is raised.
+    """
+
+    def __init__(self, connection: Connection, statements: Statements, sessions: set[bytes]) -> None:
         super().__init__(connection, statements)
-        self._waiting: list[tuple[bytes, tuple[Any, ...]]] = []  # statements and their parameters
-        self._copied: Counter[tuple[str, bytes]] = Counter()  # table and key -> values sent, but not yet counted
-        self._touched: set[str] = set()  # tables that these two will change
+        self._sessions = sessions
+        self._locks = False  # whether this transaction has locked anything
+        self._locked: dict[str, dict[bytes, bytes | None]] = {
+            table: {} for table in TABLES
+        }  # what nobody else changes
+        self._changes: dict[str, dict[bytes, bytes | None]] = {
+            table: {} for table in TABLES
+        }  # None: to be deleted
+        self._counts: dict[str, dict[bytes, int]] = {table: {} for table in TABLES}  # by how much numbers grow
 
-    def _rows(self, table: str, what: str, *parameters: Any) -> list[Any]:
-        if table in self._touched:
-            self.send()
-        return super()._rows(table, what, *parameters)
+    # -- reading
 
-    def _later(self, table: str, what: str, *parameters: Any) -> None:
-        self._touched.add(table)
-        self._waiting.append((self._statements(what, table), parameters))
+    def get(self, table: str, key: bytes) -> bytes | None:
+        for known in (self._changes[table], self._locked[table]):
+            if key in known:
+                return known[key]
+        self._send_counts(table)
+        return super().get(table, key)
 
-    def send(self) -> None:
-        """Send the changes that wait."""
-        waiting, self._waiting = self._waiting, []
-        if self._copied:
-            counts = [(self._statements("added", table), (key, n)) for (table, key), n in self._copied.items()]
-            waiting[:0] = counts
-            self._copied.clear()
-        self._touched.clear()
+    def get_many(self, table: str, keys: Sequence[bytes]) -> list[Item]:
+        known = self._locked[table]
+        if known and not self._changes[table] and all(key in known for key in keys):
+            return [(key, value) for key in keys if (value := known[key]) is not None]
+        self._send_changes(table)
+        return super().get_many(table, keys)
+
+    def scan(self, table: str, start: bytes, limit: int | None = None, prefix: bytes = b"") -> list[Item]:
+        self._send_changes(table)
+        return super().scan(table, start, limit, prefix)
+
+    def scan_many(self, table: str, prefixes: Sequence[bytes]) -> list[Item]:
+        self._send_changes(table)
+        return super().scan_many(table, prefixes)
+
+    def lock(self, table: str, keys: Iterable[bytes]) -> None:
+        wanted = {*keys}
+        if table == SESSIONS:
+            if wanted <= self._sessions and self._locks:
+                return
+            self._sessions |= wanted
+            if self._locks:
+                raise LocksMissing
+            wanted = self._sessions
+        self._locks = True
+        known = self._locked[table]
+        new = sorted(wanted - known.keys())
+        self._send_changes(table)
+        for some in (new[i : i + _ROWS] for i in range(0, len(new), _ROWS)):
+            known.update(self._rows(table, "lock", some))
+
+    # -- writing
+
+    def put(self, table: str, items: Sequence[Item]) -> None:
+        self._change(table, dict(items))
+
+    def add(self, table: str, items: Sequence[Item]) -> None:
+        if len(items) < _COPIED_FROM:
+            self.put(table, items)
+            return
+        self._send_changes(table)
+        with self.connection.cursor().copy(self._statements("copy", table)) as copy:
+            copy.write(_COPY_HEAD)
+            for some in _items_to_copy(items):
+                copy.write(some)
+            copy.write(_COPY_END)
+
+    def delete(self, table: str, keys: Iterable[bytes]) -> None:
+        self._change(table, dict.fromkeys(keys))
+
+    def _change(self, table: str, items: dict[bytes, bytes | None]) -> None:
+        changes, known = self._changes[table], self._locked[table]
+        changes.update(items)
+        if known:
+            known.update((key, value) for key, value in items.items() if key in known)
+        if len(changes) > _MOST_WAITING:
+            self._send_changes(table)
+
+    def count(self, table: str, key: bytes, change: int) -> None:
+        counts = self._counts[table]
+        counts[key] = counts.get(key, 0) + change
+
+    def _send_changes(self, table: str) -> None:
+        self._send([*self._statements_for(table), *self._counting(table)])
+
+    def _send_counts(self, table: str) -> None:
+        if self._counts[table]:
+            self._send_changes(table)
+
+    def _statements_for(self, table: str) -> Iterator[tuple[bytes, tuple[Any, ...]]]:
+        """Give the statements, with their parameters, that make the changes which wait; they wait no more."""
+        items = sorted(self._changes[table].items())
+        self._changes[table].clear()
+        gone = [key for key, value in items if value is None]
+        for i in range(0, len(gone), _ROWS):
+            yield self._statements("delete", table), (gone[i : i + _ROWS],)
+        there = [item for item in items if item[1] is not None]
+        for i in range(0, len(there), _ROWS):
+            yield self._statements("put", table), (*map(list, zip(*there[i : i + _ROWS], strict=True)),)
+
+    def _counting(self, table: str) -> Iterator[tuple[bytes, tuple[Any, ...]]]:
+        """Give the same for the numbers that grow."""
+        items = sorted(self._counts[table].items())
+        self._counts[table].clear()
+        for what, sign in (("shrink", -1), ("grow", 1)):
+            some = [(key, sign * change) for key, change in items if sign * change > 0]
+            for i in range(0, len(some), _ROWS):
+                keys, changes = map(list, zip(*some[i : i + _ROWS], strict=True))
+                yield self._statements(what, table), (keys, changes)
+                if what == "shrink":
+                    yield self._statements("delete_zeros", table), (keys,)
+
+    def _send(self, waiting: list[tuple[bytes, tuple[Any, ...]]]) -> None:
         if len(waiting) == 1:
             self.connection.execute(*waiting[0])
         elif waiting:
@@ -274,8 +304,11 @@ class PostgresqlWriter(PostgresqlReader, Writer):
         if failure is not None:
             raise failure
 
+    # -- the whole transaction
+
     def fill(self, on_create: Callable[[Writer], None] | None) -> None:
         """Fill new tables, unless another process has done so; their version is written last, and marks them as complete."""
+        self.keep_others_out()
         if not self._rows("", "layout"):
             if self.scan(META, b"", 1):
                 raise CorruptStore(
@@ -284,86 +317,20 @@ class PostgresqlWriter(PostgresqlReader, Writer):
                 )
             if on_create is not None:
                 on_create(self)
-            self._later("", "made")
+            self.connection.execute(self._statements("made"), ())
 
     def keep_others_out(self) -> None:
-        """Wait until nobody else writes, and let nobody write before this transaction ends.
-
-        To be called first: the state that the transaction sees is the one of its first statement.
-        """
+        """Wait until nobody else writes, and let nobody write before this transaction ends."""
         self.connection.execute(self._statements("keep_out"), ())
 
-    def recount(self, table: str, key: bytes, there: int) -> None:
-        """Set the count of a key's values to how many are there."""
-        self._later(table, "recount", key, there)
-
     def commit(self, token: bytes, former: bytes | None) -> None:
-        """Send the changes that wait and the commit, which stores *token* and deletes a *former* one."""
-        self._waiting.append((self._statements("commit"), (token,)))
+        """Send the changes that wait and the commit, which stores *token* and deletes a *former* one.
+
+        Numbers are the last, as that of the records is one that all writers of the store wait for.
+        """
+        waiting = [statement for table in TABLES for statement in self._statements_for(table)]
+        waiting.append((self._statements("commit"), (token,)))
         if former is not None:
-            self._waiting.append((self._statements("forget"), (former,)))
-        self._waiting.append((b"COMMIT", ()))
-        self.send()
-
-    def _forget(self, table: str, keys: Iterable[bytes]) -> None:
-        """Forget what `expect` has read of keys that are about to change."""
-        known = self._items.get(table)
-        if known is not None:
-            for key in keys:
-                known.pop(key, None)
-
-    def put(self, table: str, items: Sequence[Item]) -> None:
-        self._forget(table, (key for key, _ in items))
-        if len(items) == 1:
-            self._later(table, "put_one", *items[0])
-            return
-        rows = list(dict(items).items())
-        for some in (rows[i : i + _ROWS] for i in range(0, len(rows), _ROWS)):
-            self._later(table, "put", *map(list, zip(*some, strict=True)))
-
-    def add(self, table: str, items: Sequence[Item]) -> None:
-        if len(items) < _COPIED_FROM:
-            if items:
-                self.put(table, items)
-            return
-        self._forget(table, (key for key, _ in items))
-        self._copy(table, _items_to_copy(items))
-
-    def delete(self, table: str, keys: Iterable[bytes]) -> None:
-        gone = list(keys)
-        self._forget(table, gone)
-        for key in gone:
-            self._firsts.pop((table, key), None)
-        for some in (gone[i : i + _ROWS] for i in range(0, len(gone), _ROWS)):
-            self._later(table, "delete", some)
-            if table in SET_TABLES:
-                self._later(table, "uncount", some)
-
-    def put_values(self, table: str, key: bytes, values: Sequence[bytes]) -> None:
-        self._firsts.pop((table, key), None)
-        if len(values) < _COPIED_FROM:
-            if values:
-                self._later(table, "put", key, list(values), key)
-            return
-        self._copy(table, _values_to_copy(key, values))
-        self._touched.add(table)
-        self._copied[table, key] += len(values)
-
-    def _copy(self, table: str, rows: Iterable[bytes]) -> None:
-        """Send new rows, which are in the format of COPY."""
-        self.send()
-        with self.connection.cursor().copy(self._statements("copy", table)) as copy:
-            copy.write(_COPY_HEAD)
-            for some in rows:
-                copy.write(some)
-            copy.write(_COPY_END)
-
-    def delete_values(self, table: str, key: bytes, values: Iterable[bytes]) -> None:
-        gone = list(values)
-        known = self._firsts.get((table, key))
-        if known is not None:
-            for value in gone:
-                for start in self._starts.get((table, key), {}).get(value, ()):
-                    known.pop(start, None)
-        for some in (gone[i : i + _ROWS] for i in range(0, len(gone), _ROWS)):
-            self._later(table, "delete_values", key, some, key)
+            waiting.append((self._statements("forget"), (former,)))
+        waiting += [statement for table in reversed(TABLES) for statement in self._counting(table)]
+        self._send_together([*waiting, (b"COMMIT", ())])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from itertools import groupby
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from ..errors import CorruptStore
 from ..records.schemas import Schemas
@@ -17,6 +17,7 @@ from .entries import (
     INDEX_KEY,
     SESSION_KEY,
     Kind,
+    MirrorNote,
     Row,
     bits_of,
     members,
@@ -24,6 +25,9 @@ from .entries import (
     pack_members,
 )
 from .states import NewStates, StateNames
+
+if TYPE_CHECKING:
+    from .index import Index
 
 
 class Change(NamedTuple):
@@ -54,6 +58,9 @@ class Listener(Protocol):
 
     def unlock(self) -> str:
         """Called in the end, whether there was a commit or not; return what the user is to be warned of."""
+
+    def follow(self, index: Index) -> None:
+        """Called when the transaction is over, and nothing is locked; *index* is the session's."""
 
     def forked(self) -> None:
         """Called in a forked child."""
@@ -203,6 +210,11 @@ class IndexWriter:
     def rewrite_mirror(self, identity: bytes) -> None:
         """Have the mirror of a session written anew, without blank lines."""
         self._anew.add(self.row(identity).number)
+
+    def note_mirror(self, identity: bytes, row: Row | None, note: MirrorNote) -> None:
+        """Have a session's row say what its mirror is, if it still is the *row* for which that was written."""
+        if self.row(identity) == row:
+            self._rows[identity] = row._replace(mirror=note)
 
     # -- sessions
 

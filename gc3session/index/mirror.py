@@ -22,13 +22,16 @@ import stat
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from ..errors import WriteError
 from ..records.schemas import Schemas
 from ..tables.interface import Reader, Writer
 from .entries import MirrorNote, Row, next_block
 from .index_writer import Change
+
+if TYPE_CHECKING:
+    from .index import Index
 
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 _PIECE: Final = 1 << 20  # bytes read or written at once
@@ -108,16 +111,26 @@ class Mirror:
             self._open_lock()
         return note.where == self._where
 
+    def mend(self, index: Index) -> None:
+        """Bring the mirror up to date, which is that of *index*; no transaction is open."""
+        index.store.write(lambda index_writer, writer: index_writer.follow_mirror(index.identity))
+
+    def follow(self, index: Index) -> None:
+        pass
+
     # -- the steps of a transaction
 
     def lock(self) -> None:
         """Lock the mirror.  Raise WriteError if the session is no longer where it was opened."""
-        if self._locked:
-            return
+        if not self._locked:
+            self._hold(flock=True)
+
+    def _hold(self, *, flock: bool) -> None:
         try:
             self._open_lock()
-            fcntl.flock(self._lock, fcntl.LOCK_EX)
-            self._locked = True
+            if flock:
+                fcntl.flock(self._lock, fcntl.LOCK_EX)
+                self._locked = True
             there, held = os.lstat(self._lock_path), os.fstat(self._lock)
         except FileNotFoundError as error:
             raise WriteError(f"{self._lock_path} is gone: {self._MOVED}") from error
@@ -228,9 +241,10 @@ class Mirror:
         self._step, self._is_anew = MirrorNote(inode, size, 0, self._where, size, b"", []), True
         return self._step
 
-    def _complain(self, error: OSError) -> None:
+    def _complain(self, error: Exception) -> None:
+        why = error.strerror if isinstance(error, OSError) else error
         self._complaint = (
-            f"{self.path} could not be written ({error.strerror}): the tasks are stored, but it lists"
+            f"{self.path} could not be written ({why}): the tasks are stored, but it lists"
             " not all of them; make room, and the next flush mends it"
         )
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from ..directory import SessionDirectory
 from ..errors import AccessDenied, DamagedSession, InvalidArgument, ReadOnlyError
 from ..index.entries import MirrorNote, Row
-from ..index.mirror import Mirror
+from ..store.mirrored import mirror_of
 from ..store.store import DEFAULT_BATCH_BYTES, Store, make_store
 from ..tables.interface import OnProgress, no_progress
 from ..tasks import T
@@ -100,9 +100,9 @@ class Session(SessionBase[T]):
         store, identity, owned = opened
         try:
             super().__init__(store, identity, owns_store=owned)
-            self._mirror = Mirror(directory.mirror, directory.url_file, store.schemas)
+            self._mirror = mirror_of(store, directory)
             self._index.listener = self._mirror
-            self._tend_mirror()
+            self._tend_mirror(opening=True)
         except BaseException:
             index = getattr(self, "_index", None)
             if index in store.indexes:
@@ -137,7 +137,7 @@ class Session(SessionBase[T]):
         self._ensure_writable()
         self._directory.set_timestamp(which, clock.time() if time is None else time)
 
-    def _tend_mirror(self) -> None:
+    def _tend_mirror(self, *, opening: bool = False) -> None:
         store, identity = self.store, self._index.identity
         with store.lock:
             if not store.tables.exists():
@@ -146,14 +146,14 @@ class Session(SessionBase[T]):
                 except DamagedSession:
                     if not store.tables.exists():  # else another process has just made it
                         raise
-            if store.read_only:
+            if store.read_only or (opening and store.tables.concurrent_writers):  # others may be writing all the time
                 return
             with store.reading() as reader:
                 row = Row.read(reader, identity)
             if not self._mirror.intact(row) and self._is_there():
                 # Without the right to write, the session can still be read; whatever writes to it says what is missing.
                 with suppress(AccessDenied, ReadOnlyError):
-                    store.write(lambda index_writer, writer: index_writer.follow_mirror(identity))
+                    self._mirror.mend(self._index)
 
     def _is_there(self) -> bool:
         """Return whether the session is still where it was opened, and the same."""

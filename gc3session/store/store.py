@@ -425,6 +425,9 @@ class Store(StoreStaging):
         for complaint in complaints:
             if complaint:
                 warnings.warn(escaped(complaint), MirrorWarning, stacklevel=2)
+        for index in self.indexes:
+            if index.listener is not None:
+                index.listener.follow(index)
 
     def erase(self, identity: bytes) -> None:
         """Take a session out of the store; its records stay there."""

@@ -296,7 +296,7 @@ class PostgresqlWriter(PostgresqlReader, Writer):
                     for statement, parameters in waiting:
                         # After a failure the server skips the rest of the pipeline: psycopg would believe
                         # that a statement was prepared there.
-                        self.connection.execute(statement, parameters, prepare=False)
+                        self.connection.execute(statement, parameters)
                 except BaseException as error:  # noqa: BLE001 (raised below: psycopg would print it on stderr if another follows)
                     failure = error
         except Exception as error:  # noqa: BLE001 (any: psycopg may fail in other ways when it is interrupted)

@@ -1,0 +1,81 @@
+"""The mirror of a session on a server: written anew now and then, and never while a transaction waits for it.
+
+Where several programs and machines write at once there is no order of their commits to follow.  So a
+commit only says in the session's row that the file is to be written anew: it takes the note of the
+mirror away.  `flush` and `close` write the file, and a durable call if none has for 10 s.  The row
+gets a note of the new file then, if it still is the row that was read with the index.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from typing import TYPE_CHECKING, Any, Final
+
+from ..errors import Error, MirrorWarning
+from ..tables.interface import Writer
+from ..text import escaped
+from .entries import Row
+from .index_writer import Change
+from .mirror import Mirror
+
+if TYPE_CHECKING:
+    from .index import Index
+
+_PAUSE: Final = 10.0  # seconds, at least, from one file that a durable call writes to the next
+_SHARE: Final = 20  # the pause is at least so many times what writing the file takes
+
+
+class ServerMirror(Mirror):
+    """A mirror that doesn't follow each commit; its arguments are those of `Mirror`."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._concerned = self._behind = (
+            False  # whether a transaction, or one that was committed, changes what it lists
+        )
+        self._not_before = time.monotonic() + _PAUSE
+
+    def lock(self) -> None:
+        if not self._locked:
+            self._hold(flock=False)
+
+    def plan(self, writer: Writer, row: Row, change: Change) -> Row:
+        self.lock()
+        self._concerned = True
+        return row._replace(mirror=None)
+
+    def write(self) -> None:
+        self._behind |= self._concerned
+
+    def unlock(self) -> str:
+        self._concerned = False
+        return super().unlock()
+
+    def follow(self, index: Index) -> None:
+        if self._behind and time.monotonic() >= self._not_before:
+            self.mend(index)
+
+    def mend(self, index: Index) -> None:
+        begun, complaint = time.monotonic(), ""
+        try:
+            super().lock()  # before reading: of two programs the one that is the last to write has the newer state
+            with index.store.reading() as reader:
+                row = Row.read(reader, index.identity)
+                note = None if row is None or self.intact(row) else self._planned_anew(reader, row)
+            super().write()
+            self._behind = False
+            complaint = self.unlock()
+            if note is not None and not complaint:
+                index.store.write(
+                    lambda index_writer, writer: index_writer.note_mirror(index.identity, row, note), batch=False
+                )
+        except (OSError, Error) as error:
+            self._complain(error)
+        finally:
+            complaint = self.unlock() or complaint
+            self._behind |= bool(complaint)
+            now = time.monotonic()
+            self._not_before = now + max(_PAUSE, _SHARE * (now - begun))
+        if complaint:
+            warnings.warn(escaped(complaint), MirrorWarning, stacklevel=2)

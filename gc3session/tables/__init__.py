@@ -13,7 +13,6 @@ from .interface import (
     NoTables,
     OnProgress,
     Reader,
-    Salvaged,
     Tables,
     Writer,
 )
@@ -27,7 +26,6 @@ __all__ = [
     "NoTables",
     "OnProgress",
     "Reader",
-    "Salvaged",
     "Tables",
     "Writer",
 ]

@@ -101,20 +101,6 @@ class Figure(NamedTuple):
     values: dict[str, Any]
 
 
-class Salvaged(NamedTuple):
-    """What could be read of a damaged store.
-
-    Attributes:
-        message: what was rebuilt, or would be.
-        whole_index: whether the index could be read completely.
-        replaced: the name of the file that is moved away for a new one, '' if none is.
-    """
-
-    message: str
-    whole_index: bool
-    replaced: str
-
-
 class Contents(ABC):
     """One consistent state of the tables, to be read from end to end; damaged parts are left out."""
 
@@ -280,8 +266,8 @@ class Tables(ABC):
         """
         return _held(self.read(), held)
 
-    def schema_copies(self) -> Iterator[Item]:
-        """Yield schemas that stand elsewhere in the store than in their table, as its items; by default none."""
+    def copies(self, table: str) -> Iterator[Item]:
+        """Yield items of a table, also former ones, that stand elsewhere in the store; by default none."""
         return iter(())
 
     def exclusive(self) -> AbstractContextManager[None]:
@@ -295,23 +281,23 @@ class Tables(ABC):
         self,
         keep: Callable[[str], None],
         listed: Numbers,
-        finish: Callable[[Tables, Salvaged], None],
+        finish: Callable[[Tables, str], None],
         *,
         dry_run: bool,
-    ) -> Salvaged | None:
+    ) -> bool:
         """Rebuild the store, whose structure is damaged, from what can be read of it.
 
         Args:
-            keep: called with the path of a file before it is replaced, to keep a copy of it.
+            keep: called with the path of a file that is replaced, to keep a copy of it.
             listed: the Ns that the session is known to have.
-            finish: called with the new tables before they replace the old ones; its changes
-                arrive together with the new tables, or not at all.
-            dry_run: change nothing, only report what is there.
+            finish: called with the new tables before they replace the old ones, and with what was done; its
+                changes arrive together with the new tables, or not at all.
+            dry_run: change nothing; *finish* is called with the old tables, and with what would be done.
 
-        Return None if a store of this kind can't be rebuilt, as by default.
+        Return False if a store of this kind can't be rebuilt, as by default.
         Raise StoreInUse if another process has the store open.
         """
-        return None
+        return False
 
     def get(self, table: str, key: bytes) -> bytes | None:
         """Return the newest committed value of *key*, or None."""

@@ -25,7 +25,7 @@ from ..index.entries import (
     numbers_of,
     unpack_members,
 )
-from ..tables.interface import COUNTS, HOLDERS, INDEX, METADATA, RECORDS, UNIQUE, Contents, Item
+from ..tables.interface import COUNTS, INDEX, METADATA, RECORDS, UNIQUE, Contents, Item
 from .finding import Finding
 from .record_reader import Block, Read, RecordReader, read_blocks
 
@@ -54,6 +54,18 @@ def entry_of(key: bytes, value: bytes) -> Entry:
         return Entry(block, Kind(*kind), 0 if fault else unpack_members(key, value), fault)
     except CorruptRecord as error:
         return Entry(block, Kind(*kind), 0, str(error))
+
+
+def groups(contents: Contents) -> Iterator[tuple[int, int, list[Entry]]]:
+    """Give the entries of each block of each session: session, number of the block, and these."""
+    for prefix, items in groupby(contents.walk(INDEX), key=lambda item: item[0][: BLOCK_KEY.size]):
+        entries = [entry_of(*item) for item in items]
+        yield int.from_bytes(prefix[:4], "big"), entries[0].block, entries
+
+
+def all_of(bits: Iterable[int]) -> int:
+    """Return the bits that are set in any."""
+    return reduce(or_, bits, 0)
 
 
 class BySession:
@@ -199,7 +211,7 @@ class IndexCheck:
                 if self._sessions is None or session in self._sessions:
                     yield from self._compare(session, block, kinds)
                 else:
-                    for number in numbers_of(block.number, _all(kinds.values())):
+                    for number in numbers_of(block.number, all_of(kinds.values())):
                         yield Finding(
                             "index", self._name(block, number), f"session {session}, which has it, has no row"
                         )
@@ -210,7 +222,7 @@ class IndexCheck:
 
     def _compare(self, session: int, block: Block, kinds: dict[Kind, int]) -> Iterator[Finding]:
         """Compare what the index has of a session for a block with the kinds that it should have."""
-        missing = _all(kinds.values())
+        missing = all_of(kinds.values())
         for key, value in self._contents.walk(INDEX, prefix=BLOCK_KEY.pack(session, block.number)):
             self._entries -= 1
             entry = entry_of(key, value)
@@ -232,7 +244,7 @@ class IndexCheck:
             yield Finding("index", where, f"session {session} has it, but there is no such record")
         elif not isinstance(read, Read) or kind.state not in self._states:
             return  # it is a finding of the record, or of the entry
-        elif not _all(kinds.values()) >> number % BLOCK & 1:
+        elif not all_of(kinds.values()) >> number % BLOCK & 1:
             yield Finding("index", where, f"the index of session {session} has it, but its record doesn't say so")
         elif read.schema.number != kind.schema:
             yield Finding(
@@ -245,32 +257,15 @@ class IndexCheck:
 
     def _check_others(self) -> Iterator[Finding]:
         """Compare what the index has for blocks of which no record says that the session has it."""
-        for prefix, items in groupby(self._contents.walk(INDEX), key=lambda item: item[0][: BLOCK_KEY.size]):
-            entries = [entry_of(*item) for item in items]
-            session, numbers = (
-                int.from_bytes(prefix[:4], "big"),
-                numbers_of(entries[0].block, _all(entry.bits for entry in entries)),
-            )
-            if any(self._says(number, session) for number in numbers):
+        for session, number, entries in groups(self._contents):
+            members = numbers_of(number, all_of(entry.bits for entry in entries))
+            if any(self._reader.says(self._contents, n, session) for n in members):
                 continue
-            block = Block(entries[0].block, {n: read for n in numbers if (read := self._read(n))}, [], [], [])
+            reads = {n: self._reader.at(self._contents, n) for n in members}
+            block = Block(number, {n: read for n, read in reads.items() if read is not None}, [], [], [])
             for entry in entries:
-                for number in numbers_of(block.number, entry.bits):
-                    yield from self._check_member(session, block, entry.kind, number, {})
-
-    def _says(self, number: int, session: int) -> bool:
-        """Return whether a record, or `holders`, says that the session has it."""
-        read = self._read(number)
-        if not isinstance(read, Read):
-            return False
-        return read.home == session or self._contents.get(HOLDERS, HOLDER_KEY.pack(number, session)) is not None
-
-    def _read(self, number: int) -> Read | CorruptRecord | None:
-        record = self._contents.get(RECORDS, RECORD_KEY.pack(number))
-        try:
-            return None if record is None else self._reader.read(number, record)
-        except CorruptRecord as error:
-            return error
+                for n in numbers_of(number, entry.bits):
+                    yield from self._check_member(session, block, entry.kind, n, {})
 
     def _check_holders(self, block: Block) -> Iterator[Finding]:
         for table, key in block.strange:
@@ -307,10 +302,6 @@ class IndexCheck:
     def _shown(self, kind: Kind) -> str:
         name = self._states.get(kind.state)
         return f"number {kind.state}" if name is None else repr(name)
-
-
-def _all(bits: Iterable[int]) -> int:
-    return reduce(or_, bits, 0)
 
 
 def check_lease(number: int, data: bytes) -> None:

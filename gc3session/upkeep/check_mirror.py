@@ -131,11 +131,12 @@ class MirrorCheck:
         if entry.kind.schema not in self._schemas:
             self._known = False
         elif self._note is not None:
-            name = f"{self._schemas[entry.kind.schema].name}.".encode()
-            self._used += _bytes_of(entry, len(name) + 1)
+            name = self._schemas[entry.kind.schema].name
+            self._used += bytes_of_lines(entry.block, entry.bits, name)
             if self._mirror is not None:
+                begin = f"{name}.".encode()
                 numbers = numbers_of(entry.block, entry.bits)
-                self._hashes += sum(map(hash, [b"%b%d\n" % (name, number) for number in numbers]))
+                self._hashes += sum(map(hash, [b"%b%d\n" % (begin, number) for number in numbers]))
 
     def end(self, held: Held) -> Iterator[Finding]:
         """Give what is wrong, as all entries have been noted; *held* is what the index has."""
@@ -213,10 +214,10 @@ def _lines(file: IO[bytes]) -> Iterator[bytes]:
     return iter(lambda: file.readline(_LONGEST_LINE), b"")
 
 
-def _bytes_of(entry: Entry, beside: int) -> int:
-    """Return how many bytes the lines of an entry have; *beside* is what each has beside its digits."""
-    size, power = entry.bits.bit_count() * beside, 1
-    while power < (entry.block + 1) * BLOCK:
-        size += (entry.bits >> max(0, power - entry.block * BLOCK)).bit_count()
+def bytes_of_lines(block: int, bits: int, name: str) -> int:
+    """Return how many bytes the lines of some members of a block have, whose IDs begin with *name*."""
+    size, power = bits.bit_count() * (len(name.encode()) + 2), 1
+    while power < (block + 1) * BLOCK:
+        size += (bits >> max(0, power - block * BLOCK)).bit_count()
         power *= 10
     return size

@@ -8,7 +8,7 @@ from itertools import groupby
 from typing import Final, NamedTuple
 
 from ..errors import CorruptRecord
-from ..format.frame import header_of, values_of
+from ..format.frame import RECORD_KEY, header_of, values_of
 from ..format.schema import Schema
 from ..index.entries import BLOCK, HOLDER_KEY, Kind
 from ..records.values import Decoder
@@ -57,6 +57,21 @@ class RecordReader:
             raise CorruptRecord(f"its schema {written} is damaged or missing")
         schema.check(values)
         return Read(schema, schema.state(values), header_of(record).home)
+
+    def at(self, contents: Contents, number: int) -> Read | CorruptRecord | None:
+        """Return what can be read of record N, or why it can't be read; None if there is none."""
+        record = contents.get(RECORDS, RECORD_KEY.pack(number))
+        try:
+            return None if record is None else self.read(number, record)
+        except CorruptRecord as error:
+            return error.with_traceback(None)
+
+    def says(self, contents: Contents, number: int, session: int) -> bool:
+        """Return whether record N can be read, and it or `holders` says that the session has it."""
+        read = self.at(contents, number)
+        return isinstance(read, Read) and (
+            read.home == session or contents.get(HOLDERS, HOLDER_KEY.pack(number, session)) is not None
+        )
 
     def value(self, data: bytes) -> None:
         """Read the value whose bytes *data* are.  Raise CorruptRecord if it can't be read."""

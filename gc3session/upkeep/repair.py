@@ -5,10 +5,9 @@ A repair can be interrupted at any moment and done again, because of its order::
     1. anything but a regular file where one should be is moved to `damaged/`
     2. the tables are repaired in one transaction; what is taken out is in `damaged/` before. If the
        structure of the data file is damaged, this is done in a new file that is made from what can
-       be read, and from what only the mirror still knows. Then it replaces the old one, which has
-       got a second name in `damaged/` before
+       be read. Then it replaces the old one, which has got a second name in `damaged/` before
     3. `store.url` and `created` are made again if they are missing
-    4. the mirror is compared with the index and rewritten, as at any opening
+    4. the mirror is written anew
 """
 
 from __future__ import annotations
@@ -18,7 +17,6 @@ import os
 import secrets
 import stat
 import warnings
-from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 import attrs
@@ -35,20 +33,20 @@ from ..errors import (
     UnknownFormat,
 )
 from ..format.frame import FORMAT
-from ..index.entries import Row
+from ..index.entries import MirrorNote, Row
 from ..records.ids import parse_id
 from ..store.mirrored import mirrored_index
 from ..store.store import make_store
 from ..system.filesystem import opened_regular, write_durably, write_error
 from ..system.number_set import Numbers
 from ..system.temporary import delete_leftovers
-from ..tables.interface import META, SESSIONS, Contents, Salvaged, Tables, Writer
+from ..tables.interface import META, SESSIONS, Contents, Tables, Writer
 from ..tables.lmdb.data_file.meta import can_be_lock_file
 from ..tables.urls import StoreURL, make_tables
+from .changes import Changes
 from .check import check_session
 from .quarantine import DAMAGED, Quarantine
-from .repair_records import Changes, Known
-from .repair_tables import TablesRepair
+from .repair_tables import repair_tables
 
 _MOST_REPORT_LINES: Final = 10_000
 _LONGEST_LINE: Final = 4096  # bytes of a line of the mirror
@@ -86,10 +84,13 @@ def repair_session(path: str | os.PathLike[str], *, dry_run: bool = False, **sto
 
 
 def _knows(tables: Tables, identity: bytes) -> bool:
-    """Return whether a session of that identity is in the store, as far as that can be read."""
+    """Return whether a session of that identity is in the store or, if that is damaged, was in it."""
+    faults: list[str] = []
     try:
-        with tables.contents(_ignored) as contents:
-            return any(key == identity for key, _ in contents.walk(SESSIONS))
+        with tables.contents(faults.append) as contents:
+            if any(key == identity for key, _ in contents.walk(SESSIONS)):
+                return True
+        return bool(faults) and any(key == identity for key, _ in tables.copies(SESSIONS))
     except OpenError:
         return False
 
@@ -120,8 +121,6 @@ class _Repair:
         self._more = 0  # lines that are not in `done`
         self._damaged = Quarantine(directory, dry_run)
         self._listed = Numbers()  # Ns in the mirror
-        self._late: list[int] = []  # those of them that stand after greater ones
-        self._from_mirror = False  # whether tasks in the mirror are to be added to the index
         self._kinds: set[str] = set()  # of the findings
         self._wrong_url = False  # whether `store.url` must be made again
         self._no_store = False  # whether what was in the store's place has been moved
@@ -248,7 +247,6 @@ class _Repair:
             self._repair_mirror()
 
     def _repair_mirror(self) -> None:
-        """Compare the mirror with the index, and rewrite it if it differs, as an opening does."""
         url, identity = self._directory.store_url()
         with (
             warnings.catch_warnings(),
@@ -258,7 +256,7 @@ class _Repair:
         ):
             warnings.simplefilter("ignore", MirrorWarning)
             if store.tables.exists():
-                store.write(lambda index_writer, writer: index_writer.check_mirror(identity))
+                store.write(lambda index_writer, writer: index_writer.rewrite_mirror(identity))
 
     # -- the store
 
@@ -279,17 +277,12 @@ class _Repair:
         return self._repair_tables(tables, identity)
 
     def _read_mirror(self) -> None:
-        """Note which Ns the mirror lists, and which of them stand after greater ones."""
-        greatest = 0
+        """Note which Ns the mirror lists."""
         with contextlib.suppress(OSError), opened_regular(self._directory.mirror) as file:
             while line := file.readline(_LONGEST_LINE):
                 parsed = parse_id(line.strip().decode("utf-8", "replace"))
-                if parsed is None or parsed[1] in self._listed:
-                    continue
-                self._listed.add(parsed[1])
-                if parsed[1] < greatest:
-                    self._late.append(parsed[1])
-                greatest = max(greatest, parsed[1])
+                if parsed is not None:
+                    self._listed.add(parsed[1])
 
     def _empty_mirror(self) -> None:
         """Empty the mirror, because the session has no store, and keep the old one in quarantine."""
@@ -344,24 +337,18 @@ class _Repair:
 
     def _rebuild(self, tables: Tables, identity: bytes | None) -> bytes:
         """Make a new store from what can be read of the old one; return the session's identity."""
-        rebuilt = identity
 
-        def finish(new: Tables, salvaged: Salvaged) -> None:
-            nonlocal rebuilt
-            self._from_mirror = not salvaged.members
-            self._report(salvaged.message)
-            rebuilt = self._repair_tables(new, identity)
+        def finish(new: Tables, done: str) -> None:
+            nonlocal identity
+            self._report(done)
+            if not self._dry_run:
+                identity = self._repair_tables(new, identity)
 
-        salvaged = tables.rebuild(self._damaged.link, self._listed, finish, dry_run=self._dry_run)
-        if salvaged is None:
+        if not tables.rebuild(self._damaged.link, self._listed, finish, dry_run=self._dry_run):
             raise CorruptStore(
                 f"{tables.url} is damaged, and can't be repaired from here: restore it from a backup"
             )
-        if self._dry_run:
-            self._report(salvaged.message)
-            if salvaged.replaced:
-                self._damaged.names.append(salvaged.replaced)
-        return rebuilt or secrets.token_bytes(16)
+        return identity or secrets.token_bytes(16)
 
     def _identity(self, tables: Tables, known: bytes | None) -> bytes:
         """Return the identity of the session whose mirror is here; *known* is that of `store.url`.
@@ -377,14 +364,9 @@ class _Repair:
             return known
         if len(rows) > 1:
             status = os.lstat(self._directory.mirror) if os.path.lexists(self._directory.mirror) else None
-            rows = {
-                identity: row
-                for identity, row in rows.items()
-                if status is not None
-                and row.size == status.st_size
-                and row.mark
-                and row.mark[0] == status.st_mtime_ns
-            }
+            notes = {i: MirrorNote(*row.mirror) for i, row in rows.items() if status and row.mirror}
+            place = status and (status.st_ino, status.st_size)
+            rows = {identity: rows[identity] for identity, note in notes.items() if note[:2] == place}
             if len(rows) != 1 and known is None:
                 raise DamagedSession(
                     f"{self._directory.url_file} is lost, and nothing else says which of the sessions in {tables.url}"
@@ -405,23 +387,11 @@ class _Repair:
             del self._done[done:], self._damaged.names[names:]
             with tables.contents(_ignored, writer=writer) as contents:
                 _check_format(contents, tables.url)
-                TablesRepair(Changes(contents, writer, self._report, self._damaged.save), known).run()
+                changes = Changes(contents, writer, self._report, self._damaged.save)
+                repair_tables(changes, identity, tables.copies)
 
-        with self._mirror_lines() as line:
-            listed, late = (self._listed, self._late) if self._from_mirror else (Numbers(), [])
-            known = Known(identity, line, listed, late, tables.schema_copies)
-            if self._dry_run:
-                run(None)
-            else:
-                tables.write(run)
+        if self._dry_run:
+            run(None)
+        else:
+            tables.write(run)
         return identity
-
-    @contextlib.contextmanager
-    def _mirror_lines(self) -> Iterator[Callable[[int, int], bytes]]:
-        try:
-            file = opened_regular(self._directory.mirror)
-        except OSError:
-            yield lambda place, size: b""
-            return
-        with file:
-            yield lambda place, size: os.pread(file.fileno(), size, min(place, 1 << 60))

@@ -22,7 +22,6 @@ from ..interface import (
     NoTables,
     OnProgress,
     Reader,
-    Salvaged,
     Tables,
     Writer,
     no_progress,
@@ -220,10 +219,10 @@ class LmdbTables(Tables):
             raise ClosedError(f"the store {self.url} is closed")
         return contents(self.path, problem, progress, held, map_size=self._map_size, in_write=writer is not None)
 
-    def schema_copies(self) -> Iterator[Item]:
-        from .data_file.salvage import schemas_in
+    def copies(self, table: str) -> Iterator[Item]:
+        from .data_file.salvage import copies_in
 
-        return schemas_in(self.path)
+        return copies_in(self.path, table)
 
     def exclusive(self) -> AbstractContextManager[None]:
         return exclusive(self.path)
@@ -232,16 +231,19 @@ class LmdbTables(Tables):
         self,
         keep: Callable[[str], None],
         listed: Numbers,
-        finish: Callable[[Tables, Salvaged], None],
+        finish: Callable[[Tables, str], None],
         *,
         dry_run: bool,
-    ) -> Salvaged | None:
+    ) -> bool:
         from .data_file.salvage import readable, rebuild
 
         if dry_run:
-            return readable(self.path, listed)
-        with self.exclusive():
-            return rebuild(self.path, lambda path: LmdbTables(path, map_size=self._map_size), keep, listed, finish)
+            keep(os.path.join(self.path, "data.mdb"))
+            finish(self, readable(self.path, listed))
+        else:
+            with self.exclusive():
+                rebuild(self.path, lambda path: LmdbTables(path, map_size=self._map_size), keep, listed, finish)
+        return True
 
     def get(self, table: str, key: bytes) -> bytes | None:
         env = self._env

@@ -13,11 +13,10 @@ from typing import Any
 
 import pytest
 
-import gc3session.transfer.load
+import gc3session.snapshots.copying
 from children import Child, Died, in_child, run_script
 from consistency import check
 from gc3session import (
-    ClashError,
     Error,
     InvalidArgument,
     Session,
@@ -37,9 +36,6 @@ def filled(path: Path, count: int = 300) -> Session:
     ids = session.add_many(Task(jobname=f"task-{n}", extra={"n": n}) for n in range(count))
     session.add(TaskCollection(jobname="both", tasks=[Task(jobname="inner")]))
     session.remove(ids[3])
-    forgotten = session.load(ids[4])
-    session.forget(ids[4])
-    session.add(forgotten)  # late
     session.forget(ids[5])
     return session
 
@@ -114,15 +110,30 @@ def test_of_a_shared_store_the_own_tasks_are_moved_and_all_stay_where_they_were(
     check(tmp_path / "one")
 
 
-def test_a_store_that_has_given_out_the_ids_is_refused_and_nothing_changes(tmp_path: Path) -> None:
+def test_in_a_store_that_has_given_out_the_numbers_the_same_is_added_to_each_and_that_is_said(tmp_path: Path) -> None:
     path = tmp_path / "session"
     filled(path).close()
-    before = dumped(path)
+    with Session(path, read_only=True) as session:
+        before = {task.persistent_id: task.jobname for task in session.iter_workflow()}
     with Session(tmp_path / "other", store_or_url=tmp_path / "elsewhere") as other:
-        other.add(Task())
-    with pytest.raises(ClashError, match="choose a store that is new"):
-        migrate(path, tmp_path / "elsewhere")
-    assert dumped(path) == before
+        mine = other.add(Task(jobname="mine"))
+    with Session(path) as session:
+        moved = migrate_session(session, tmp_path / "elsewhere")
+    assert moved.members == 299
+    assert moved.records == 301
+    assert moved.shift > 0
+    with Session(path, read_only=True) as session:
+        after = {task.persistent_id: task.jobname for task in session.iter_workflow()}
+        [both] = session.select(name="both")
+        assert [task.jobname for task in both.tasks] == ["inner"]
+
+    def renumbered(id_: str) -> str:
+        name, _, number = id_.rpartition(".")
+        return f"{name}.{int(number) + moved.shift}"
+
+    assert after == {renumbered(id_): name for id_, name in before.items()}
+    with Session(tmp_path / "other") as other:
+        assert [(task.persistent_id, task.jobname) for task in other] == [(mine, "mine")]
     check(path)
     check(tmp_path / "other")
 
@@ -192,7 +203,7 @@ def _killed_at(n: int, path: Path, url: Path) -> None:
     Store.write = counted(Store.write)  # type: ignore[method-assign]
     for module, name in ((os, "replace"), (os, "rename"), (os, "rmdir"), (os, "unlink"), (shutil, "rmtree")):
         setattr(module, name, counted(getattr(module, name)))
-    gc3session.transfer.load._BATCH_BYTES = 20_000  # type: ignore[misc]
+    gc3session.snapshots.copying.BATCH_BYTES = 20_000  # type: ignore[misc]
     migrate(path, url)
 
 
@@ -270,8 +281,10 @@ def test_a_session_moves_to_postgresql_and_back_however_often_that_is_killed(
         assert n > 10
         check(path)
     assert sorted(os.listdir(path)) == ["created", "jobs", "session_ids.txt", "store.url"]
-    with pytest.raises(ClashError):
-        migrate(path, postgresql_url)
+    migrate(path, postgresql_url)
+    with Session(path, create=False) as session:
+        assert len(session) == 299
+    check(path)
 
 
 def test_who_has_the_session_open_on_postgresql_loses_no_change(tmp_path: Path, postgresql_url: str) -> None:

@@ -367,7 +367,7 @@ class StoreStaging(StoreReading):
 
         Return False, with nothing done, if it takes the long way: as in `stage_new`, or if the batch isn't empty.
         """
-        if self.batch.records or self.batch.journal is not None or self.tables.concurrent_writers:
+        if self.batch.records or self.batch.journal is not None:
             return False
         if not isinstance(obj, Persistable) or mark_of(obj) is not None or layout_of(type(obj)).generic:
             return False
@@ -381,7 +381,8 @@ class StoreStaging(StoreReading):
         if may_hold_bytes(body) and holds_bytearray(values):
             return False
         schema, state = self.schemas.of_class(layout), obj.state if isinstance(obj, Task) else ""
-        known = self.sequence.at_hand()
+        # Where others write at the same time, they would wait for a number that is taken in this transaction.
+        known = self.sequence.next() if self.tables.concurrent_writers else self.sequence.at_hand()
         stamp: Stamp | None = None
 
         def put(index_writer: IndexWriter, writer: Writer) -> None:

@@ -37,6 +37,8 @@ beside very many others, and free again once that one has ended.
 _FULL: Final = ("53100", OUT_OF_MEMORY, "53400")
 _DENIED: Final = ("42501", "28000", "28P01")
 _DAMAGED: Final = ("XX001", "XX002")
+LOCKED: Final = "55P03"
+"""SQLSTATE: a lock of others was waited for, until the time was up."""
 _GONE: Final = ("42P01", "3F000")  # a table, the schema
 _READ_ONLY: Final = "25006"
 _MISCOUNTED: Final = "23514"  # a number of the table `counts` below 0
@@ -63,8 +65,13 @@ def speaks_of_loss(error: BaseException, connection: Connection) -> bool:
     return is_lost(connection) or (isinstance(error, psycopg.OperationalError) and not error.sqlstate)
 
 
-def translated(error: psycopg.Error, connection: Connection | None, url: str, *, reading: bool = False) -> Error:
-    """Return our exception for one of the server's, which came while *reading* or while writing."""
+def translated(
+    error: psycopg.Error, connection: Connection | None, url: str, *, reading: bool = False, holders: str = ""
+) -> Error:
+    """Return our exception for one of the server's, which came while *reading* or while writing.
+
+    If a lock was waited for, *holders* says who has it.
+    """
     message = f"{url}: PostgreSQL says: {_server_message(error)}"
     if not reading:
         message += "; nothing of this transaction was written"
@@ -86,6 +93,10 @@ def translated(error: psycopg.Error, connection: Connection | None, url: str, *,
         return CorruptStore(f"{url}: {MISCOUNTED}; nothing of this transaction was written")
     if connection is None or is_lost(connection):
         return StoreUnreachable(f"{message}; try again once the server is up")
+    if state == LOCKED:
+        who = f": {holders}" if holders else ", by a transaction that has ended meanwhile"
+        message += f"; what was waited for is locked{who}; try again when that has ended, or end it (pg_terminate_backend)"
+        return StoreUnreachable(message) if reading else WriteError(message)
     if state == _CANCELED:
         message += "; raise the server's statement_timeout"
         return (

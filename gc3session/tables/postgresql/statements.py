@@ -24,8 +24,7 @@ _ANY_TABLE = {
     "get_many": "SELECT key, value FROM {t} WHERE key = ANY(%b::bytea[])",
     "between": "SELECT key, value FROM {t} WHERE key BETWEEN %b AND %b",
     "lock": "SELECT key, value FROM {t} WHERE key = ANY(%b::bytea[]) ORDER BY key FOR UPDATE",
-    "scan": "SELECT key, value FROM {t} WHERE key >= %b ORDER BY key LIMIT %b::bigint",
-    "scan_to": "SELECT key, value FROM {t} WHERE key >= %b AND key < %b ORDER BY key LIMIT %b::bigint",
+    "scan": "SELECT key, value FROM {t} WHERE key >= %b AND key < %b ORDER BY key LIMIT %b::bigint",
     "scan_many": (
         "SELECT key, value FROM unnest(%b::bytea[], %b::bytea[]) AS p (first, after)"
         " JOIN {t} ON key >= first AND key < after ORDER BY key"
@@ -38,21 +37,37 @@ _ANY_TABLE = {
         "INSERT INTO {t} AS c (key, value) SELECT k, int8send(n) FROM unnest(%b::bytea[], %b::bigint[]) AS u (k, n)"
         f" ON CONFLICT (key) DO UPDATE SET value = int8send({_NUMBER.format('c')} + {_NUMBER.format('excluded')})"
     ),
+    "vanish": (
+        "DELETE FROM {t} AS c USING unnest(%b::bytea[], %b::bigint[]) AS u (k, n)"
+        f" WHERE key = k AND {_NUMBER.format('c')} = n"
+    ),
     "shrink": (
         f"UPDATE {{t}} AS c SET value = int8send(greatest({{least}}{_NUMBER.format('c')} - n))"
-        " FROM unnest(%b::bytea[], %b::bigint[]) AS u (k, n) WHERE key = k"
+        f" FROM unnest(%b::bytea[], %b::bigint[]) AS u (k, n) WHERE key = k AND {_NUMBER.format('c')} <> n"
     ),
     "delete": "DELETE FROM {t} WHERE key = ANY(%b::bytea[])",
-    "delete_zeros": "DELETE FROM {t} WHERE key = ANY(%b::bytea[]) AND value = int8send(0)",
     "copy": "COPY {t} (key, value) FROM STDIN (FORMAT BINARY)",
 }
 _OTHERS = {
     "commit": "INSERT INTO {commits} (token, through) VALUES (%b, true)",
+    "forget": "DELETE FROM {commits} WHERE token = %b",
     "prevent": "INSERT INTO {commits} (token, through) VALUES (%b, false)",
     "keep_out": f"LOCK TABLE {', '.join(f'{{{table}}}' for table in TABLES)} IN SHARE ROW EXCLUSIVE MODE",
     "went_through": "SELECT through FROM {commits} WHERE token = %b",
-    "forget": "DELETE FROM {commits} WHERE token = %b",
     "forget_old": "DELETE FROM {commits} WHERE token = ANY(%b::bytea[]) OR at < now() - interval '30 days'",
+    # Who has locked something for as long as was waited for it: those who wait themselves don't count.
+    "holders": (
+        "SELECT DISTINCT format('process %%s of the server, %%s, user %%s at %%s, in a transaction since %%s (%%s)',"
+        " a.pid, coalesce(nullif(a.application_name, ''), 'a program without a name'), a.usename,"
+        " coalesce(host(a.client_addr), 'the same machine'), coalesce(a.xact_start::text, 'some time'),"
+        " coalesce(a.state, 'of another user'))"
+        " FROM pg_locks AS l JOIN pg_stat_activity AS a ON a.pid = l.pid JOIN pg_class AS c ON c.oid = l.relation"
+        " JOIN pg_namespace AS n ON n.oid = c.relnamespace"
+        " WHERE n.nspname = {schema_name} AND l.granted AND l.mode <> 'AccessShareLock' AND a.pid <> pg_backend_pid()"
+        " AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+        " AND a.wait_event_type IS DISTINCT FROM 'Lock'"
+        " AND coalesce(a.xact_start <= clock_timestamp() - make_interval(secs => %b::float8), true)"
+    ),
     "sizes": (
         "SELECT table_name::text, pg_total_relation_size((quote_ident(table_schema) || '.'"
         " || quote_ident(table_name))::regclass)::bigint FROM information_schema.tables WHERE table_schema = {schema_name} ORDER BY table_name"

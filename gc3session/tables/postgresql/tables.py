@@ -21,12 +21,14 @@ from typing import Any, Final, TypeVar
 
 import psycopg
 from psycopg import errors as server
+from psycopg import pq
 
 from ...errors import ClosedError, CommitUnknown, Error, ReadOnlyError, UnknownFormat, WriteError
 from ..interface import Contents, Figure, NoTables, OnProgress, Reader, Tables, Writer, no_progress
 from .address import address_of
+from .arrays import ByteaArray
 from .connections import Connections, Patience
-from .errors import AGAIN, OUT_OF_MEMORY, Connection, is_lost, speaks_of_loss, translated
+from .errors import AGAIN, LOCKED, OUT_OF_MEMORY, Connection, is_lost, speaks_of_loss, translated
 from .figures import figures
 from .statements import LAYOUT, Statements
 from .transaction import LocksMissing, PostgresqlReader, PostgresqlWriter
@@ -38,8 +40,8 @@ DEFAULT_PATIENCE: Final = 60.0  # seconds
 _BEGIN_READING: Final = (
     b"BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"  # sees one state, and never has to run again
 )
+_MAY_BE_IDLE: Final = b"SET LOCAL idle_in_transaction_session_timeout = 0"  # as it keeps nobody from anything
 _BEGIN_WRITING: Final = b"BEGIN ISOLATION LEVEL READ COMMITTED"  # not READ WRITE: the site may forbid that
-_DURABLY: Final = b"; SET LOCAL synchronous_commit = on"  # LOCAL: a pooler lends the connection to others
 _UNKNOWN: Final = "40003"  # SQLSTATE: the server itself doesn't know whether it has committed
 _CREATED_BY_ANOTHER: Final = (
     server.UniqueViolation,
@@ -75,6 +77,7 @@ class PostgresqlTables(Tables):
         self._connections = Connections(address, patience)
         self._exist = False
         self._closed = False
+        self._ahead: dict[str, Sequence[bytes]] = {}
         self._tokens: list[bytes] = []  # of transactions that are known to have been committed
 
     # -- creating
@@ -116,70 +119,76 @@ class PostgresqlTables(Tables):
                         isinstance(error, _CREATED_BY_ANOTHER) or error.sqlstate in AGAIN or is_lost(connection)
                     )
                     if not again or not patience.wait():
-                        raise translated(error, connection, self.url) from error
+                        raise self._translated(error, connection) from error
                     continue
             self._transact(lambda writer: writer.fill(self.on_create), _ignore)
 
     # -- reading
 
-    def _begin(self, statement: bytes) -> Connection:
-        """Return a connection on which *statement* has begun a transaction; a lost one is replaced."""
+    def _begin(self, *, writing: bool = False) -> tuple[Connection, list[bytes]]:
+        """Return a connection, and the statements that begin a transaction on it."""
         if self._closed:
             raise ClosedError(f"the store {self.url} is closed")
-        while True:
-            connection = self._connections.take()
-            try:
-                durably = _DURABLY if statement is _BEGIN_WRITING and connection in self._connections.lazy else b""
-                connection.execute(statement + durably, prepare=False)
-                return connection
-            except psycopg.Error as error:
-                reading = statement is _BEGIN_READING
-                failure = None if is_lost(connection) else translated(error, connection, self.url, reading=reading)
-                self._connections.drop(connection)
-                if failure is not None:
-                    raise failure from error
-            except BaseException:
-                self._connections.drop(connection)
-                raise
+        connection = self._connections.take()
+        begin = [_BEGIN_WRITING] if writing else [_BEGIN_READING, _MAY_BE_IDLE]
+        return connection, [*begin, *self._connections.local_settings(connection)]
 
-    def _end(self, connection: Connection, statement: bytes = b"ROLLBACK") -> None:
-        """End the transaction on a connection, and give it back to the others."""
+    def _end(self, reader: PostgresqlReader, statement: bytes = b"ROLLBACK") -> None:
+        """End a transaction, and give its connection back to the others."""
+        connection = reader.connection
         if self._connections.has(connection):
             try:
-                with contextlib.suppress(psycopg.Error):
-                    connection.execute(statement)
+                if connection.pgconn.transaction_status != pq.TransactionStatus.IDLE:
+                    with contextlib.suppress(psycopg.Error):
+                        connection.execute(statement)
             finally:
-                self._connections.give(connection)  # which closes it unless the transaction has ended
+                if reader.spoiled:
+                    self._connections.drop(connection)
+                else:
+                    self._connections.give(connection)  # which closes it unless the transaction has ended
 
-    def _renewed(self, connection: Connection) -> Connection:
+    def _renewed(self, connection: Connection) -> tuple[Connection, list[bytes]]:
         """Begin again on a new connection, as the present one was lost before anything was read."""
         self._connections.drop(connection)
-        return self._begin(_BEGIN_READING)
+        return self._begin()
 
-    def _ask(self, statement: bytes, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+    def _ask(self, statement: bytes, parameters: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
         """Return the rows that one statement reads; if the connection is lost, it runs again on a new one."""
         while True:
-            with self._connections.one() as connection:
-                try:
-                    return connection.execute(statement, parameters, binary=True).fetchall()
-                except psycopg.Error as error:
-                    if not is_lost(connection):
-                        raise translated(error, connection, self.url, reading=True) from error
+            connection = self._connections.take()
+            settings = self._connections.local_settings(connection)
+            reader = PostgresqlReader(connection, self._statements, [b"BEGIN", *settings] if settings else [])
+            try:
+                return reader._answer(statement, parameters)
+            except psycopg.Error as error:
+                if not is_lost(connection):
+                    raise self._translated(error, connection, reading=True) from error
+            finally:
+                self._end(reader)
+
+    def _translated(self, error: psycopg.Error, connection: Connection, *, reading: bool = False) -> Error:
+        """Return our exception for one of the server's; if a lock of others was waited for, it says who they are."""
+        holders = ""
+        if error.sqlstate == LOCKED:
+            with contextlib.suppress(Error):
+                holders = "; ".join(row[0] for row in self._ask(self._statements("holders"), (self.patience,)))
+        return translated(error, connection, self.url, reading=reading, holders=holders)
 
     @contextlib.contextmanager
     def read(self) -> Iterator[Reader]:
         if not self.exists():
             yield NoTables()
             return
-        reader = PostgresqlReader(self._begin(_BEGIN_READING), self._statements, self._renewed)
+        connection, begin = self._begin()
+        reader = PostgresqlReader(connection, self._statements, begin, self._renewed)
         try:
             yield reader
         except BaseException as error:
-            self._end(reader.connection)
+            self._end(reader)
             if isinstance(error, psycopg.Error):
-                raise translated(error, reader.connection, self.url, reading=True) from error
+                raise self._translated(error, reader.connection, reading=True) from error
             raise
-        self._end(reader.connection, b"COMMIT")
+        self._end(reader)
 
     def contents(
         self,
@@ -222,9 +231,9 @@ class PostgresqlTables(Tables):
         while True:
             former: bytes | None = None
             commit_sent = False
-            connection = self._begin(_BEGIN_WRITING)
+            connection, begin = self._begin(writing=True)
+            writer = PostgresqlWriter(connection, self._statements, begin, sessions, self._ahead)
             try:
-                writer = PostgresqlWriter(connection, self._statements, sessions)
                 token = secrets.token_bytes(16)
                 former = self._tokens.pop() if self._tokens else None
                 result = unit(writer)
@@ -236,12 +245,12 @@ class PostgresqlTables(Tables):
                     raise
                 failure = state = None
                 if isinstance(error, psycopg.Error):
-                    failure, state = translated(error, connection, self.url), error.sqlstate
+                    failure, state = self._translated(error, connection), error.sqlstate
                 lost = speaks_of_loss(error, connection)
                 if former is not None:
                     self._tokens.append(former)
                 if isinstance(error, LocksMissing):
-                    self._end(connection)
+                    self._end(writer)
                     continue
                 if commit_sent and (lost or state in (None, _UNKNOWN)):
                     self._connections.drop(connection)
@@ -254,7 +263,7 @@ class PostgresqlTables(Tables):
                 elif lost:
                     self._connections.drop(connection)
                 else:
-                    self._end(connection)
+                    self._end(writer)
                 if failure is None:
                     raise
                 if not lost and state not in (*AGAIN, _UNKNOWN):
@@ -304,7 +313,7 @@ class PostgresqlTables(Tables):
                 except psycopg.Error as error:
                     again = speaks_of_loss(error, connection) or error.sqlstate in AGAIN
                     if not again or not patience.wait():
-                        raise translated(error, connection, self.url) from error
+                        raise self._translated(error, connection) from error
 
     def after_write(self) -> None:
         pass
@@ -329,7 +338,7 @@ class PostgresqlTables(Tables):
         if connection is None:
             return
         try:
-            connection.execute(self._statements("forget_old"), (self._tokens,), binary=True)
+            connection.execute(self._statements("forget_old"), (ByteaArray(self._tokens),), binary=True)
             self._tokens = []
         except psycopg.Error:  # they do no harm: another program deletes them when they are old
             self._connections.drop(connection)

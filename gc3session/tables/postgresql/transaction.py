@@ -1,7 +1,7 @@
 """The tables on PostgreSQL, as one transaction sees and changes them.
 
-What a transaction writes is sent only before it scans the same table, and at the commit: many
-statements at once (a pipeline).  Very many new rows are sent by COPY.
+What doesn't give an answer waits until something does, and is sent together with that (a pipeline):
+what begins the transaction, the locks, and the changes.  Very many new rows are sent by COPY.
 """
 
 from __future__ import annotations
@@ -11,25 +11,42 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, count, pairwise
 from struct import Struct
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import psycopg
 
 from ...errors import CorruptStore
 from ...format.frame import RECORD_KEY
-from ..interface import META, SESSIONS, TABLES, Item, Reader, Writer
+from ..interface import INDEX, META, SESSIONS, TABLES, Item, Reader, Writer
+from .arrays import BigintArray, ByteaArray
 from .errors import Connection, is_lost
 from .statements import LAYOUT, Statements
 
+S = TypeVar("S")
+
+Statement = tuple[bytes, tuple[Any, ...]]
+"""With its parameters."""
+
+Changes = dict[str, dict[bytes, bytes | None]]
+"""Table -> key -> value, None if it is missing."""
+
 _COPIED_FROM: Final = 256  # rows: if there are as many, COPY is faster than a statement with all of them
 _ROWS: Final = 4096  # rows that are put together for COPY at a time, and keys in one statement
-_MOST_WAITING: Final = 16384  # changes of a table that wait until they are sent
+_MOST_WAITING: Final = 16384  # changes of a table that wait to be sent
+_AHEAD: Final = (INDEX, META)  # tables of which only those items are read that a locked session row guards
+_FEW: Final = 16
+_COMBINED: Final = 8  # statements
 _LAST: Final = b"\xff" * 1024  # after all keys
 _COPY_HEAD: Final = b"PGCOPY\n\xff\r\n\0" + bytes(8)
 _COPY_END: Final = b"\xff\xff"
 _serials = count(1 << 64)  # for servers that don't identify a state: each transaction counts as another one
 _COLUMNS: Final = Struct(">hi")
 _SIZE: Final = Struct(">i")
+
+
+def _parts(sequence: Sequence[S]) -> Iterator[Sequence[S]]:
+    """Give a sequence by parts that one statement takes."""
+    return (sequence[i : i + _ROWS] for i in range(0, len(sequence), _ROWS))
 
 
 def _after_prefix(prefix: bytes) -> bytes | None:
@@ -48,25 +65,35 @@ def _identifies_states(connection: Connection) -> bool:
 
 
 class PostgresqlReader(Reader):
-    """A transaction that has begun; what it returns stays valid after its end.
+    """A transaction, which begins with the first answer; what it returns stays valid after its end.
 
     Args:
-        connection: on which the transaction has begun.
+        connection: on which no transaction is open.
         statements: for the tables.
+        begin: the statements that begin the transaction.
         renew: called with the connection if that is lost before anything was read; returns another
-            one, on which a new transaction has begun.
+            one, and what begins a transaction there.
+
+    Attributes:
+        spoiled: whether the connection isn't to be used again: after a failure the server skips what
+            else was sent, and psycopg believes that it has prepared statements there.
     """
 
     def __init__(
         self,
         connection: Connection,
         statements: Statements,
-        renew: Callable[[Connection], Connection] | None = None,
+        begin: Iterable[bytes],
+        renew: Callable[[Connection], tuple[Connection, Iterable[bytes]]] | None = None,
     ) -> None:
         self.connection = connection
+        self.spoiled = False
         self._statements = statements
         self._renew = renew
+        self._waiting: list[tuple[Statement, str]] = []  # to be sent; and, of a lock, the table
+        self._locked: Changes = {}  # what nobody else changes
         self._serial: int | None = None
+        self._wait((statement, ()) for statement in begin)
 
     @property
     def serial(self) -> int:  # type: ignore[override]
@@ -83,20 +110,56 @@ class PostgresqlReader(Reader):
         """Return the `serial` of this transaction: it may stay open although others commit, as it costs them nothing."""
         return self.serial
 
+    def _wait(self, statements: Iterable[Statement], lock: str = "") -> None:
+        """Have statements wait until something is read, or the transaction ends."""
+        self._waiting += [(statement, lock) for statement in statements]
+
     def _rows(self, table: str, what: str, *parameters: Any) -> list[Any]:
         return self._answer(self._statements(what, table), parameters)
 
-    def _answer(self, statement: bytes, parameters: Sequence[Any] = ()) -> list[Any]:
+    def _answer(self, statement: bytes, parameters: tuple[Any, ...] = ()) -> list[Any]:
         while True:
             try:
-                rows = self.connection.execute(statement, parameters, binary=True).fetchall()
+                rows = self._send((statement, parameters))
             except psycopg.Error:
                 if self._renew is None or not is_lost(self.connection):
                     raise
-                self.connection = self._renew(self.connection)
+                self.connection, begin = self._renew(self.connection)
+                self._waiting.clear()
+                self._wait((statement, ()) for statement in begin)
             else:
                 self._renew = None
                 return rows
+
+    def _send(self, *statements: Statement) -> list[Any]:
+        """Send what waits, and some statements; return the rows that the last one gives."""
+        together = [*self._waiting, *((statement, "") for statement in statements)]
+        if len(together) == 1:
+            cursors = [self.connection.execute(*together[0][0], binary=True)]
+        else:
+            cursors = self._send_together([statement for statement, _ in together])
+        self._waiting.clear()
+        for (_, table), cursor in zip(together, cursors, strict=True):
+            if table:
+                self._locked[table].update(cursor.fetchall())
+        return cursors[-1].fetchall() if cursors and cursors[-1].description else []
+
+    def _send_together(self, statements: list[Statement]) -> list[psycopg.Cursor[Any]]:
+        cursors: list[psycopg.Cursor[Any]] = []
+        failure: BaseException | None = None
+        handled = sys.exception()
+        try:
+            with self.connection.pipeline():
+                try:
+                    cursors += [self.connection.execute(*statement, binary=True) for statement in statements]
+                except BaseException as error:  # noqa: BLE001 (raised below: psycopg would print it on stderr if another follows)
+                    failure = error
+        except Exception as error:  # noqa: BLE001 (any: psycopg may fail in other ways when it is interrupted)
+            failure = failure or _interruption(error, handled) or error
+        if failure is not None:
+            self.spoiled = True
+            raise failure from None
+        return cursors
 
     def get(self, table: str, key: bytes) -> bytes | None:
         rows = self._rows(table, "get", key)
@@ -104,26 +167,21 @@ class PostgresqlReader(Reader):
 
     def get_many(self, table: str, keys: Sequence[bytes]) -> list[Item]:
         found: dict[bytes, bytes] = {}
-        for some in (keys[i : i + _ROWS] for i in range(0, len(keys), _ROWS)):
+        for some in _parts(keys):
             if len(some) > 1 and len(some[0]) == len(some[-1]) == 8 and _are_dense(some):
                 found.update(self._rows(table, "between", some[0], some[-1]))
             else:
-                found.update(self._rows(table, "get_many", list(some)))
+                found.update(self._rows(table, "get_many", ByteaArray(some)))
         return [(key, found[key]) for key in keys if key in found]
 
     def scan(self, table: str, start: bytes, limit: int | None = None, prefix: bytes = b"") -> list[Item]:
-        start = max(start, prefix)
-        end = _after_prefix(prefix)
-        if end is None:
-            return self._rows(table, "scan", start, limit)
-        return self._rows(table, "scan_to", start, end, limit)
+        return self._rows(table, "scan", max(start, prefix), _after_prefix(prefix) or _LAST, limit)
 
     def scan_many(self, table: str, prefixes: Sequence[bytes]) -> list[Item]:
         found: list[Item] = []
-        for some in (prefixes[i : i + _ROWS] for i in range(0, len(prefixes), _ROWS)):
-            found += self._rows(
-                table, "scan_many", list(some), [_after_prefix(prefix) or _LAST for prefix in some]
-            )
+        for some in _parts(prefixes):
+            ends = ByteaArray(_after_prefix(prefix) or _LAST for prefix in some)
+            found += self._rows(table, "scan_many", ByteaArray(some), ends)
         return found
 
 
@@ -136,8 +194,7 @@ def _are_dense(keys: Sequence[bytes]) -> bool:
 def _items_to_copy(items: Sequence[Item]) -> Iterator[bytes]:
     """Yield rows of *items*, whose keys are of one length, in the format of a binary COPY."""
     size = _SIZE.pack
-    for i in range(0, len(items), _ROWS):
-        some = items[i : i + _ROWS]
+    for some in _parts(items):
         head = _COLUMNS.pack(2, len(some[0][0]))
         yield b"".join(chain.from_iterable((head, key, size(len(v)), v) for key, v in some))
 
@@ -160,65 +217,82 @@ class LocksMissing(Exception):
 
 
 class PostgresqlWriter(PostgresqlReader, Writer):
-    """A transaction that changes the tables; `send` sends the changes that wait in this program.
+    """A transaction that changes the tables.
 
     Args:
-        connection: on which the transaction has begun.
+        connection: on which no transaction is open.
         statements: for the tables.
+        begin: the statements that begin the transaction.
         sessions: those whose rows are to be locked, as keys; they become more, if LocksMissing is raised.
+        ahead: what is read with these rows, as the transaction before has read it: table -> few keys.  It becomes
+            what this one reads.
     """
 
-    def __init__(self, connection: Connection, statements: Statements, sessions: set[bytes]) -> None:
-        super().__init__(connection, statements)
+    def __init__(
+        self,
+        connection: Connection,
+        statements: Statements,
+        begin: Iterable[bytes],
+        sessions: set[bytes],
+        ahead: dict[str, Sequence[bytes]],
+    ) -> None:
+        super().__init__(connection, statements, begin)
         self._sessions = sessions
-        self._locks = False  # whether this transaction has locked anything
-        self._locked: dict[str, dict[bytes, bytes | None]] = {
-            table: {} for table in TABLES
-        }  # what nobody else changes
-        self._changes: dict[str, dict[bytes, bytes | None]] = {
-            table: {} for table in TABLES
-        }  # None: to be deleted
+        self._ahead = ahead
+        self._has_locked = False
+        self._locked = {table: {} for table in TABLES}
+        self._changes: Changes = {table: {} for table in TABLES}
         self._counts: dict[str, dict[bytes, int]] = {table: {} for table in TABLES}  # by how much numbers grow
 
     # -- reading
 
     def get(self, table: str, key: bytes) -> bytes | None:
-        for known in (self._changes[table], self._locked[table]):
-            if key in known:
-                return known[key]
-        self._send_counts(table)
+        if key in self._changes[table]:
+            return self._changes[table][key]
+        if any(lock == table for _, lock in self._waiting):
+            self._send()
+        if key in self._locked[table]:
+            return self._locked[table][key]
+        if key in self._counts[table]:
+            self._have_changes_wait(table)
         return super().get(table, key)
 
     def get_many(self, table: str, keys: Sequence[bytes]) -> list[Item]:
+        if any(lock == table for _, lock in self._waiting):
+            self._send()
+        if table in _AHEAD and len(keys) <= _FEW:
+            self._ahead[table] = keys
         known = self._locked[table]
         if known and not self._changes[table] and all(key in known for key in keys):
             return [(key, value) for key in keys if (value := known[key]) is not None]
-        self._send_changes(table)
+        self._have_changes_wait(table)
         return super().get_many(table, keys)
 
     def scan(self, table: str, start: bytes, limit: int | None = None, prefix: bytes = b"") -> list[Item]:
-        self._send_changes(table)
+        self._have_changes_wait(table)
         return super().scan(table, start, limit, prefix)
 
     def scan_many(self, table: str, prefixes: Sequence[bytes]) -> list[Item]:
-        self._send_changes(table)
+        self._have_changes_wait(table)
         return super().scan_many(table, prefixes)
 
     def lock(self, table: str, keys: Iterable[bytes]) -> None:
         wanted = {*keys}
         if table == SESSIONS:
-            if wanted <= self._sessions and self._locks:
+            if self._has_locked and wanted <= self._sessions:
                 return
             self._sessions |= wanted
-            if self._locks:
+            if self._has_locked:
                 raise LocksMissing
             wanted = self._sessions
-        self._locks = True
-        known = self._locked[table]
-        new = sorted(wanted - known.keys())
-        self._send_changes(table)
-        for some in (new[i : i + _ROWS] for i in range(0, len(new), _ROWS)):
-            known.update(self._rows(table, "lock", some))
+        self._has_locked = True
+        self._have_changes_wait(table)
+        new = sorted(wanted - self._locked[table].keys())
+        self._wait(((self._statements("lock", table), (ByteaArray(some),)) for some in _parts(new)), table)
+        if table == SESSIONS:
+            for other, some in self._ahead.items():
+                self._locked[other].update(dict.fromkeys(some))
+                self._wait([(self._statements("get_many", other), (ByteaArray(some),))], other)
 
     # -- writing
 
@@ -229,7 +303,8 @@ class PostgresqlWriter(PostgresqlReader, Writer):
         if len(items) < _COPIED_FROM:
             self.put(table, items)
             return
-        self._send_changes(table)
+        self._have_changes_wait(table)
+        self._send()
         with self.connection.cursor().copy(self._statements("copy", table)) as copy:
             copy.write(_COPY_HEAD)
             for some in _items_to_copy(items):
@@ -239,70 +314,44 @@ class PostgresqlWriter(PostgresqlReader, Writer):
     def delete(self, table: str, keys: Iterable[bytes]) -> None:
         self._change(table, dict.fromkeys(keys))
 
-    def _change(self, table: str, items: dict[bytes, bytes | None]) -> None:
+    def _change(self, table: str, items: dict[bytes, bytes] | dict[bytes, None]) -> None:
         changes, known = self._changes[table], self._locked[table]
         changes.update(items)
         if known:
             known.update((key, value) for key, value in items.items() if key in known)
         if len(changes) > _MOST_WAITING:
-            self._send_changes(table)
+            self._have_changes_wait(table)
+            self._send()
 
     def count(self, table: str, key: bytes, change: int) -> None:
         counts = self._counts[table]
         counts[key] = counts.get(key, 0) + change
 
-    def _send_changes(self, table: str) -> None:
-        self._send([*self._statements_for(table), *self._counting(table)])
-
-    def _send_counts(self, table: str) -> None:
+    def _have_changes_wait(self, table: str) -> None:
+        """Have the changes of a table wait to be sent."""
+        if self._changes[table]:
+            self._wait(self._putting(table))
         if self._counts[table]:
-            self._send_changes(table)
+            self._wait(self._counting(table))
 
-    def _statements_for(self, table: str) -> Iterator[tuple[bytes, tuple[Any, ...]]]:
-        """Give the statements, with their parameters, that make the changes which wait; they wait no more."""
+    def _putting(self, table: str) -> Iterator[Statement]:
+        """Give the statements that make the changes, of which there are none then."""
         items = sorted(self._changes[table].items())
         self._changes[table].clear()
-        gone = [key for key, value in items if value is None]
-        for i in range(0, len(gone), _ROWS):
-            yield self._statements("delete", table), (gone[i : i + _ROWS],)
-        there = [item for item in items if item[1] is not None]
-        for i in range(0, len(there), _ROWS):
-            yield self._statements("put", table), (*map(list, zip(*there[i : i + _ROWS], strict=True)),)
+        for gone in _parts([key for key, value in items if value is None]):
+            yield self._statements("delete", table), (ByteaArray(gone),)
+        for some in _parts([item for item in items if item[1] is not None]):
+            yield self._statements("put", table), (*map(ByteaArray, zip(*some, strict=True)),)
 
-    def _counting(self, table: str) -> Iterator[tuple[bytes, tuple[Any, ...]]]:
-        """Give the same for the numbers that grow."""
+    def _counting(self, table: str) -> Iterator[Statement]:
+        """Give those that change numbers."""
         items = sorted(self._counts[table].items())
         self._counts[table].clear()
-        for what, sign in (("shrink", -1), ("grow", 1)):
-            some = [(key, sign * change) for key, change in items if sign * change > 0]
-            for i in range(0, len(some), _ROWS):
-                keys, changes = map(list, zip(*some[i : i + _ROWS], strict=True))
-                yield self._statements(what, table), (keys, changes)
-                if what == "shrink":
-                    yield self._statements("delete_zeros", table), (keys,)
-
-    def _send(self, waiting: list[tuple[bytes, tuple[Any, ...]]]) -> None:
-        if len(waiting) == 1:
-            self.connection.execute(*waiting[0])
-        elif waiting:
-            self._send_together(waiting)
-
-    def _send_together(self, waiting: list[tuple[bytes, tuple[Any, ...]]]) -> None:
-        failure: BaseException | None = None
-        handled = sys.exception()
-        try:
-            with self.connection.pipeline():
-                try:
-                    for statement, parameters in waiting:
-                        # After a failure the server skips the rest of the pipeline: psycopg would believe
-                        # that a statement was prepared there.
-                        self.connection.execute(statement, parameters)
-                except BaseException as error:  # noqa: BLE001 (raised below: psycopg would print it on stderr if another follows)
-                    failure = error
-        except Exception as error:  # noqa: BLE001 (any: psycopg may fail in other ways when it is interrupted)
-            raise failure or _interruption(error, handled) or error from None
-        if failure is not None:
-            raise failure
+        for sign, statements in ((-1, ("vanish", "shrink")), (1, ("grow",))):
+            for some in _parts([(key, sign * change) for key, change in items if sign * change > 0]):
+                keys, changes = ByteaArray(key for key, _ in some), BigintArray(change for _, change in some)
+                for what in statements:
+                    yield self._statements(what, table), (keys, changes)
 
     # -- the whole transaction
 
@@ -317,20 +366,31 @@ class PostgresqlWriter(PostgresqlReader, Writer):
                 )
             if on_create is not None:
                 on_create(self)
-            self.connection.execute(self._statements("made"), ())
+            self._wait([(self._statements("made"), ())])
 
     def keep_others_out(self) -> None:
         """Wait until nobody else writes, and let nobody write before this transaction ends."""
-        self.connection.execute(self._statements("keep_out"), ())
+        self._send((self._statements("keep_out"), ()))
 
     def commit(self, token: bytes, former: bytes | None) -> None:
         """Send the changes that wait and the commit, which stores *token* and deletes a *former* one.
 
-        Numbers are the last, as that of the records is one that all writers of the store wait for.
+        They are one statement if they are few: no two of them change the same row.  The number of the records is
+        the last, as all writers of the store wait for that.
         """
-        waiting = [statement for table in TABLES for statement in self._statements_for(table)]
-        waiting.append((self._statements("commit"), (token,)))
+        statements: list[Statement] = []
+        for table, changes in self._changes.items():
+            if changes:
+                statements += self._putting(table)
+        statements.append((self._statements("commit"), (token,)))
         if former is not None:
-            waiting.append((self._statements("forget"), (former,)))
-        waiting += [statement for table in reversed(TABLES) for statement in self._counting(table)]
-        self._send_together([*waiting, (b"COMMIT", ())])
+            statements.append((self._statements("forget"), (former,)))
+        for table, counts in reversed(self._counts.items()):
+            if counts:
+                statements += self._counting(table)
+        if len(statements) <= _COMBINED:
+            *some, last = [text for text, _ in statements]
+            parts = b", ".join(b"s%d AS (%s)" % (i, text) for i, text in enumerate(some))
+            statements = [(b"WITH %s %s" % (parts, last), tuple(chain.from_iterable(p for _, p in statements)))]
+        self._wait(statements)
+        self._send((b"COMMIT", ()))

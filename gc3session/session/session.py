@@ -146,7 +146,9 @@ class Session(SessionBase[T]):
                 except DamagedSession:
                     if not store.tables.exists():  # else another process has just made it
                         raise
-            if store.read_only or (opening and store.tables.concurrent_writers):  # others may be writing all the time
+            if store.read_only or (
+                opening and store.tables.concurrent_writers
+            ):  # others may be writing all the time
                 return
             with store.reading() as reader:
                 row = Row.read(reader, identity)

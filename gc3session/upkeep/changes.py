@@ -9,7 +9,6 @@ from ..errors import CorruptRecord
 from ..tables.interface import Contents, Writer
 from .quarantine import DAMAGED
 
-
 _LONGEST_NAME: Final = 64  # of a file, without its ending
 
 

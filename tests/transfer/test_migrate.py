@@ -110,7 +110,9 @@ def test_of_a_shared_store_the_own_tasks_are_moved_and_all_stay_where_they_were(
     check(tmp_path / "one")
 
 
-def test_in_a_store_that_has_given_out_the_numbers_the_same_is_added_to_each_and_that_is_said(tmp_path: Path) -> None:
+def test_in_a_store_that_has_given_out_the_numbers_the_same_is_added_to_each_and_that_is_said(
+    tmp_path: Path,
+) -> None:
     path = tmp_path / "session"
     filled(path).close()
     with Session(path, read_only=True) as session:

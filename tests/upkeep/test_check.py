@@ -25,7 +25,7 @@ import pytest
 import lmdb
 from children import Child, change_until, in_child
 from examples import Note, Simulation, Sweep
-from gc3session import CorruptRecord, Session, Task, UnknownFormat, check_session, repair_session
+from gc3session import CorruptRecord, Session, UnknownFormat, check_session, repair_session
 from gc3session.upkeep import check as checking
 from gc3session.upkeep import check_index as checked_index
 from gc3session.upkeep import check_mirror as checked_mirror

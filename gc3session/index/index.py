@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import groupby, repeat
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ClosedError, CorruptRecord
@@ -20,8 +21,10 @@ from .entries import (
     Entry,
     Kind,
     Row,
+    bits_of,
     block_at,
     next_block,
+    numbers_of,
 )
 
 if TYPE_CHECKING:
@@ -95,21 +98,29 @@ class Index:
             if header_of(record).home == session:
                 return True
         except CorruptRecord:
-            return self._kind(reader, session, number) is not None
+            return number in self.kinds(reader, [number])
         return reader.get(HOLDERS, HOLDER_KEY.pack(number, session)) is not None
 
-    @staticmethod
-    def _kind(reader: Reader, session: int, number: int) -> Kind | None:
-        """Return in which entry of the index a member is."""
-        block, place = divmod(number, BLOCK)
-        for kind, bits in block_at(reader, session, block).kinds.items():
-            if bits >> place & 1:
-                return kind
-        return None
+    def held(self, reader: Reader, numbers: Iterable[int]) -> set[int]:
+        """Return those of some Ns that belong to the session."""
+        numbers = {*numbers}
+        joined = numbers & self.joined.keys()
+        return joined | (self.kinds(reader, numbers - joined).keys() - self.left.keys())
+
+    def kinds(self, reader: Reader, numbers: Iterable[int]) -> dict[int, Kind]:
+        """Return those of some Ns that are committed members, and where the index has them."""
+        session = self.number(reader)
+        found: dict[int, Kind] = {}
+        for block, some in groupby(sorted(numbers), lambda number: number // BLOCK) if session else ():
+            wanted = bits_of([number % BLOCK for number in some])
+            for kind, bits in block_at(reader, session, block).kinds.items():
+                if bits & wanted:
+                    found.update(zip(numbers_of(block, bits & wanted), repeat(kind)))
+        return found
 
     def state(self, reader: Reader, number: int) -> str:
         """Return the state that the index has for a committed member; '' if it has none."""
-        kind = self._kind(reader, self.number(reader), number)
+        kind = self.kinds(reader, [number]).get(number)
         return "" if kind is None else self.store.states.name(kind.state, reader)
 
     def count(self, reader: Reader) -> int:
@@ -117,8 +128,7 @@ class Index:
         row = Row.read(reader, self.identity)
         count = len(self.joined) + (0 if row is None else row.total)
         # Another process may have done the same meanwhile.
-        count -= sum(self.is_committed(reader, number) for number in self.adopted)
-        return count - sum(self.is_committed(reader, number) for number in self.left)
+        return count - len(self.kinds(reader, self.adopted)) - len(self.kinds(reader, self.left))
 
     def chunk(self, reader: Reader, after: int, size: int = CHUNK) -> list[Entry]:
         """Return the next entries after N *after*, at most *size*; none means that there are no more."""
@@ -183,16 +193,14 @@ class Index:
 
     def _moves(self, reader: Reader) -> Iterator[tuple[str | None, str | None]]:
         """Give the state before and after for each entry that the batch changes."""
-        store = self.store
+        store, updates = self.store, self.store.batch.updates()
+        kinds = self.kinds(reader, {*self.adopted, *self.left, *updates})
         for number in self.joined:
-            if number not in self.adopted or not self.is_committed(reader, number):
+            if number not in kinds:
                 yield None, store.state_of(reader, number)
-        for number in self.left:
-            if self.is_committed(reader, number):
-                yield self.state(reader, number), None
-        for number in store.batch.updates():
-            if number not in self.left and self.is_committed(reader, number):
-                yield self.state(reader, number), store.state_of(reader, number)
+        for number in {*self.left, *updates} & kinds.keys():
+            before = store.states.name(kinds[number].state, reader)
+            yield before, None if number in self.left else store.state_of(reader, number)
 
     def chunk_in_state(self, reader: Reader, state: str, after: int, size: int = CHUNK) -> list[Entry]:
         """Return the next entries in a state after N *after*, at most *size*; none means there are no more."""
@@ -235,8 +243,7 @@ class Index:
             self._seen, self._changed = seen, {}
         if state not in self._changed:
             store = self.store
-            numbers = [n for n in store.batch.updates() if n not in self.joined and self.holds(reader, n)]
-            numbers += self.joined
+            numbers = {*self.joined, *self.held(reader, store.batch.updates())}
             self._changed[state] = sorted(n for n in numbers if store.state_of(reader, n) == state)
         return self._changed[state]
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, overload
 from ..errors import ClosedError, InvalidArgument, LoadError, NotFound, NotInSession
 from ..index.index import CHUNK, Index
 from ..records.codec import layout_of
-from ..records.ids import IDs, all_ids
+from ..records.ids import IDs, all_ids, parse_id
 from ..store.staging import REMOVED_AT_ONCE
 from ..store.store import Store
 from ..system.gc_pause import no_collection
@@ -158,12 +158,15 @@ class SessionBase(Generic[T]):
         with self._unit(flush):
             source = iter(all_ids(ids))
             while some := list(itertools.islice(source, REMOVED_AT_ONCE)):
+                numbers = {id_: parsed[1] for id_ in some if (parsed := parse_id(id_))}
                 with store.reading() as reader:
-                    for id_ in some:
-                        number = self._found(reader, id_)
-                        if number is None:
-                            raise self._not_in_session(id_)
-                        store.stage_removal(reader, number)
+                    held = self._index.held(reader, numbers.values())
+                    names = store.names_of(reader, numbers.values())
+                for id_ in some:
+                    if numbers.get(id_) not in held or not _fits(id_, names.get(numbers[id_], "")):
+                        raise self._not_in_session(id_)
+                    held.discard(numbers[id_])
+                store.stage_removals(numbers.values())
 
     def forget(self, task_id: str, flush: bool = True) -> None:
         """Take a task out of the session; it stays in the store.
@@ -196,9 +199,7 @@ class SessionBase(Generic[T]):
             return None
         if not self._index.holds(reader, number):
             return None
-        name = str(id_).rpartition(".")[0]
-        stored = self.store.name_of(reader, number)
-        return number if stored in (name, "Unreadable", "") else None
+        return number if _fits(str(id_), self.store.name_of(reader, number)) else None
 
     # -- reading
 
@@ -494,11 +495,9 @@ class SessionBase(Generic[T]):
         if not others:
             return numbers
         with self.store.reading() as reader:
-            return [
-                number
-                for number in numbers
-                if self._index.holds(reader, number) or not any(index.holds(reader, number) for index in others)
-            ]
+            elsewhere = {n for index in others for n in index.held(reader, numbers)}
+            elsewhere -= self._index.held(reader, elsewhere)
+        return [number for number in numbers if number not in elsewhere]
 
     @overload
     def edit(
@@ -678,6 +677,11 @@ class SessionBase(Generic[T]):
     def _ensure_writable(self) -> None:
         self._ensure_open()
         self.store.ensure_writable()
+
+
+def _fits(id_: str, name: str) -> bool:
+    """Return whether an ID has the *name* that its record says; one that can't be read says none."""
+    return name in (id_.rpartition(".")[0], "Unreadable", "")
 
 
 def _taken(source: Iterator[Persistable]) -> tuple[list[Persistable], BaseException | None]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import uuid
 from abc import abstractmethod
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import msgpack
@@ -116,10 +117,23 @@ class StoreReading:
         record = self.batch.records.get(number)
         return reader.get(RECORDS, _key(number)) if record is None else record or None
 
+    def records_by_number(self, reader: Reader, numbers: Iterable[int]) -> dict[int, bytes]:
+        """Return the records of some Ns as this program sees them, but for those that there aren't."""
+        staged = self.batch.records
+        stored = reader.get_many(RECORDS, [_key(number) for number in sorted({*numbers}) if number not in staged])
+        found = {RECORD_KEY.unpack(key)[0]: record for key, record in stored}
+        found |= {number: staged[number] for number in numbers if staged.get(number)}
+        return found
+
     def name_of(self, reader: Reader, number: int) -> str:
         """Return what the ID of record N begins with."""
         record = self.record(reader, number)
         return "" if record is None else self.schemas.name(schema_number_or_0(record), reader)
+
+    def names_of(self, reader: Reader, numbers: Iterable[int]) -> dict[int, str]:
+        """Return what `name_of` does for those of some Ns that have records."""
+        records = self.records_by_number(reader, numbers)
+        return {n: self.schemas.name(schema_number_or_0(record), reader) for n, record in records.items()}
 
     def schema_number_of(self, reader: Reader, number: int) -> int:
         """Return the schema number of record N; 0 if it can't be told."""

@@ -409,12 +409,12 @@ class StoreStaging(StoreReading):
         source = iter(numbers)
         while some := list(islice(source, REMOVED_AT_ONCE)):
             with self.reading() as reader:
-                for number in some:
-                    self.stage_removal(reader, number)
+                found = self._with_parts(reader, some)
+                held = [(index, index.held(reader, found)) for index in self.indexes]
+            self._stage_removals(found, held)
 
-    def stage_removal(self, reader: Reader, number: int) -> None:
-        """Take record N, and those in its `tasks`, out of the store and of every index.  In a unit."""
-        for n in self._with_parts(reader, number):
+    def _stage_removals(self, numbers: list[int], held: list[tuple[Index, set[int]]]) -> None:
+        for n in numbers:
             if self.batch.is_new(n):
                 self.batch.unstage(n)
             else:
@@ -423,8 +423,8 @@ class StoreStaging(StoreReading):
                 known = get_stamp(obj).revision if obj is not None else kept.revision if kept is not None else 0
                 self.batch.stage(n, REMOVED, "", self.batch.bases.get(n) or (known, ""))
             self.batch.set_item(self.changes.records, n, None)
-            for index in self.indexes:
-                if index.holds(reader, n):
+            for index, members in held:
+                if n in members:
                     index.leave(self.batch.set_item, n)
             obj = self.loader.living(n)
             if obj is not None:
@@ -437,23 +437,20 @@ class StoreStaging(StoreReading):
             record = self.batch.records[number]
             self.batch.set_item(self.batch.records, number, with_home(number, record, 0))
 
-    def _with_parts(self, reader: Reader, number: int) -> list[int]:
-        """Return N and the Ns of the records in its `tasks`, of all depths."""
+    def _with_parts(self, reader: Reader, numbers: list[int]) -> list[int]:
+        """Return some Ns and those of the records in their `tasks`, of all depths; those that there are."""
         found: dict[int, None] = {}
-        pending = [number]
-        while pending:
-            n = pending.pop()
-            record = None if n in found else self.record(reader, n)
-            if record is None:
-                continue
-            found[n] = None
-            try:
-                schema = self.schemas.get(header_of(record).schema, reader)
-                if "tasks" in schema.fields:
-                    _, _, values = values_of(n, record)
-                    pending += references(values[schema.fields.index("tasks")])
-            except (CorruptRecord, LookupError, ValueError):
-                continue  # a damaged record is removed, too; its parts can't be known
+        while numbers:
+            inner: list[int] = []
+            for n, record in self.records_by_number(reader, numbers).items():
+                found[n] = None
+                try:
+                    schema = self.schemas.get(header_of(record).schema, reader)
+                    if "tasks" in schema.fields:
+                        inner += references(values_of(n, record)[2][schema.fields.index("tasks")])
+                except (CorruptRecord, LookupError, ValueError):
+                    continue  # a damaged record is removed, too; its parts can't be known
+            numbers = [n for n in inner if n not in found]
         return list(found)
 
     def _detach(self, obj: Persistable) -> None:

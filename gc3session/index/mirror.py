@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Final
 
 from ..errors import WriteError
 from ..records.schemas import Schemas
+from ..system.filesystem import opened_regular
 from ..tables.interface import Reader, Writer
 from .entries import MirrorNote, Row, next_block
 from .index_writer import Change
@@ -107,6 +108,11 @@ class Mirror:
             return status.st_size == 0 and (row is None or row.total == 0)
         if (status.st_ino, status.st_size) != (note.inode, note.size):
             return False
+        if note.blanks:  # those of the last step; they are made in this order
+            with contextlib.suppress(OSError), opened_regular(self.path) as file:
+                file.seek(note.blanks[-1][0])
+                if file.read(1) != b" ":
+                    return False
         with contextlib.suppress(OSError):
             self._open_lock()
         return note.where == self._where

@@ -173,7 +173,7 @@ class _Work:
         except DamagedSession as error:
             yield Finding("directory", url, str(error))
             return
-        with MirrorCopy(self._directory) as mirror:
+        with MirrorCopy(self._directory, alone=True) as mirror:
             mirror.take()
             yield from MirrorCheck(mirror, b"", None, {}).end(_NOTHING)
         yield from self._check_known(url)
@@ -199,7 +199,7 @@ class _Work:
             if len(faults) < _MOST_STRUCTURE_FAULTS and fault not in faults[-_RECENT_FAULTS:]:
                 faults.append(fault)
 
-        with MirrorCopy(self._directory) as mirror:
+        with MirrorCopy(self._directory, alone=self._directory.holds(tables.url)) as mirror:
             readable = False
             try:
                 with tables.contents(problem, held=mirror.take) as contents:

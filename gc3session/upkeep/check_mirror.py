@@ -41,14 +41,20 @@ class _Copy(NamedTuple):
 class MirrorCopy(contextlib.ExitStack):
     """A copy of a session's mirror as it was at one moment; within `with` writers wait until it is taken.
 
+    Args:
+        directory: the session's.
+        alone: whether no other directory can be one of the same session in the same store.
+
     Attributes:
         name: that of the file.
+        alone: that argument.
         fault: why there is no copy; '' if there is one.
         where: the place of `store.url`, as a row has it.
     """
 
-    def __init__(self, directory: SessionDirectory) -> None:
+    def __init__(self, directory: SessionDirectory, *, alone: bool) -> None:
         super().__init__()
+        self.alone = alone
         self._directory = directory
         self._lock = contextlib.ExitStack()
         self._copies: list[_Copy] = []
@@ -162,7 +168,8 @@ class MirrorCheck:
 
     def _compare(self, mirror: MirrorCopy, copy: _Copy, note: MirrorNote, held: Held) -> Iterator[Finding]:
         unfinished = note.begin <= copy.size < note.size
-        if unfinished and not note.text:
+        elsewhere = not mirror.alone and self._row is not None and note.where != mirror.where
+        if elsewhere or (unfinished and not note.text):
             return  # the next writer writes it anew
         if unfinished:
             os.pwrite(copy.file.fileno(), note.text, note.begin)

@@ -251,12 +251,13 @@ class _Repair:
         with (
             warnings.catch_warnings(),
             make_store(url, **self._options) as store,
-            mirrored_index(store, self._directory, identity),
+            mirrored_index(store, self._directory, identity) as (index, mirror),
             store.lock,
         ):
             warnings.simplefilter("ignore", MirrorWarning)
             if store.tables.exists():
                 store.write(lambda index_writer, writer: index_writer.rewrite_mirror(identity))
+                mirror.mend(index)
 
     # -- the store
 

@@ -23,9 +23,11 @@ import msgpack
 import pytest
 
 import lmdb
-from children import Child, change_until, in_child
+from children import Child, Died, change_until, in_child
+from consistency import check
 from examples import Note, Simulation, Sweep
-from gc3session import CorruptRecord, Session, UnknownFormat, check_session, repair_session
+from gc3session import CorruptRecord, Session, Task, UnknownFormat, check_session, repair_session
+from gc3session.index.mirror import Mirror
 from gc3session.upkeep import check as checking
 from gc3session.upkeep import check_index as checked_index
 from gc3session.upkeep import check_mirror as checked_mirror
@@ -524,6 +526,62 @@ def test_check_uses_no_class_of_the_program(path: Path) -> None:
         raw.put("records", key, sealed(int.from_bytes(key, "big"), [*header, values]))
     assert found(path) == []
     assert repair_session(path).done == []
+
+
+def killed_before_the_mirror(path: Path, change: Callable[[Session], Any]) -> None:
+    """Change a session in a process that ends right after the commit."""
+
+    def work() -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            session = Session(path)
+            patch.setattr(Mirror, "write", lambda self: os._exit(7))
+            change(session)
+
+    with pytest.raises(Died, match="7"):
+        in_child(work)
+
+
+STEPS: dict[str, Callable[[Session], Any]] = {
+    "a task added": lambda session: session.add(Task()),
+    "more tasks added than the row notes": lambda session: session.add_many(Task() for _ in range(1500)),
+    "a task removed": lambda session: session.remove("Simulation.6"),
+    "a task forgotten": lambda session: session.forget("Simulation.12"),
+    "written anew": lambda session: session.store.write(
+        lambda index_writer, writer: index_writer.rewrite_mirror(session._index.identity)
+    ),
+}
+
+
+@pytest.mark.parametrize("step", STEPS.values(), ids=STEPS)
+def test_step_of_the_mirror_that_a_killed_writer_has_left_is_no_finding(
+    path: Path, step: Callable[[Session], Any]
+) -> None:
+    before = (path / "session_ids.txt").read_bytes()
+    killed_before_the_mirror(path, step)
+    assert (path / "session_ids.txt").read_bytes() == before
+    assert found(path) == []
+    check(path, mirror=False)
+    Session(path).close()
+    check(path)
+
+
+def test_edited_mirror_beside_a_step_that_is_left_is_a_finding(path: Path) -> None:
+    killed_before_the_mirror(path, lambda session: session.add(Task()))
+    mirror = path / "session_ids.txt"
+    mirror.write_text(mirror.read_text().replace("Simulation.3", "Simulation.4"))
+    assert [finding.kind for finding in found(path)] == ["mirror"]
+
+
+def test_mirror_that_another_directory_of_the_session_has_written_last_is_no_finding(tmp_path: Path) -> None:
+    with Session(tmp_path / "one", store_or_url=tmp_path / "store") as session:
+        session.add(Task())
+    shutil.copytree(tmp_path / "one", tmp_path / "other")
+    with Session(tmp_path / "other") as session:
+        session.add(Task())
+    assert (found(tmp_path / "one"), found(tmp_path / "other")) == ([], [])
+    with open(tmp_path / "other" / "session_ids.txt", "a") as mirror:
+        mirror.write("Task.99\n")
+    assert [finding.kind for finding in found(tmp_path / "other")] == ["mirror"]
 
 
 def test_check_beside_writers_finds_nothing(path: Path, long_form: bool) -> None:

@@ -259,5 +259,6 @@ class Row(NamedTuple):
         sizes = (note.inode, note.size, note.blank, note.begin)
         sound = all(type(n) is int and n >= 0 for n in sizes) and note.blank <= note.size < 1 << 63
         sound = sound and type(note.where) is str and type(note.text) is bytes and type(note.blanks) is list
-        if not sound or not all(type(a) is int and type(b) is int for a, b in note.blanks):
+        sound = sound and note.begin <= note.size
+        if not sound or not all(type(a) is type(b) is int and 0 <= a <= a + b <= note.size for a, b in note.blanks):
             raise ValueError("what it says of the mirror can't be right")

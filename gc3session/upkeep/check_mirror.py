@@ -171,11 +171,12 @@ class MirrorCheck:
         elsewhere = not mirror.alone and self._row is not None and note.where != mirror.where
         if elsewhere or (unfinished and not note.text):
             return  # the next writer writes it anew
+        fd = copy.file.fileno()
         if unfinished:
-            os.pwrite(copy.file.fileno(), note.text, note.begin)
+            os.pwrite(fd, note.text, note.begin)
         for offset, length in note.blanks:
-            if os.pread(copy.file.fileno(), 1, offset) not in (b" ", b""):
-                os.pwrite(copy.file.fileno(), b" " * length, offset)
+            if offset + length <= os.fstat(fd).st_size:
+                os.pwrite(fd, b" " * length, offset)
         hashes = lines = 0
         for line in _lines(copy.file):
             if line.strip(b" ") != b"\n":

@@ -14,12 +14,12 @@ from pathlib import Path
 
 import pytest
 
-import lmdb
 from children import in_child, run_script, start_python
 from consistency import check
 from examples import Simulation, Sweep
 from gc3session import DamagedSession, Session, StoreInUse, Task, WriteError, check_session, repair_session
-from test_check import TABLES, zero_root
+from raw_tables import TABLES, Raw
+from test_check import zero_root
 from test_cli import one_error, run
 from test_damages import _nodes
 
@@ -71,11 +71,8 @@ def zeroed(table: str) -> Callable[[Path], None]:
 
 def put(table: str, key: bytes, value: bytes) -> Callable[[Path], None]:
     def damage(path: Path) -> None:
-        with (
-            lmdb.open(os.fspath(path / "jobs"), create=False, map_size=1 << 24) as env,
-            env.begin(write=True) as txn,
-        ):
-            txn.put(range_of(table) + key, value)
+        with Raw(path) as raw:
+            raw.put(table, key, value)
 
     return damage
 
@@ -205,7 +202,7 @@ def in_use(path: Path, statement: str) -> Iterator[int]:
 USERS = {
     "session": "session = Session(sys.argv[1])",
     "reader": "session = Session(sys.argv[1], read_only=True); len(session)",
-    "lmdb alone": "env = lmdb.open(sys.argv[1] + '/jobs', max_dbs=16); env.stat()",
+    "lmdb alone": "env = lmdb.open(sys.argv[1] + '/jobs'); env.stat()",
 }
 
 

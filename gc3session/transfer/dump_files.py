@@ -119,7 +119,9 @@ class DumpText(Iterable[str]):
                 if not line.isascii():
                     raise ValueError("it has other characters than ASCII")
                 yield line.decode("ascii")
-        except _broken_compression() as error:
+        except Exception as error:
+            if not isinstance(error, _broken_compression()):
+                raise
             raise ValueError(f"it is cut or damaged ({error})") from error
 
     def broken(self, what: object) -> InvalidArgument:

@@ -622,7 +622,7 @@ def test_records_of_a_damaged_schema_come_back_with_it(tmp_path: Path) -> None:
         assert here[name] == there[name]
     with Session(tmp_path / "c") as session:
         session.add(Note("x"))
-    with pytest.raises(InvalidArgument, match="damaged schema"):
+    with pytest.raises(InvalidArgument, match="its schema is damaged"):
         load_dump(tmp_path / "c", io.BytesIO(ran.out.encode()), on_clash="renumber")
 
 
@@ -848,33 +848,10 @@ def test_interrupted_loading_leaves_no_session(tmp_path: Path) -> None:
     process.stdin.flush()
     time.sleep(0.3)
     process.send_signal(signal.SIGINT)
+    process.wait()  # before the end of its input, which would be another reason to clean up
     ran = finish(process)
     assert ran.status == 128 + signal.SIGINT
     assert ran.err.startswith("gc3session: interrupted")
-    assert sorted(os.listdir(tmp_path)) == ["dump", "s"]
-
-
-def test_interruption_while_a_cut_dump_is_cleaned_up_leaves_nothing(tmp_path: Path) -> None:
-    """The interruption comes from within the deletion, as a signal's handler raises."""
-    path, output = tmp_path / "s", tmp_path / "dump"
-    with Session(path) as session:
-        session.add(Task())
-        dump_session(session, output)
-    output.write_bytes(output.read_bytes()[:-20])
-    unlink, interrupted = os.unlink, False
-
-    def interrupt(*args: Any, **options: Any) -> None:
-        nonlocal interrupted
-        if not interrupted and "dir_fd" in options:  # as rmtree calls it
-            interrupted = True
-            raise KeyboardInterrupt
-        unlink(*args, **options)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "unlink", interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            load_dump(tmp_path / "copy", output)
-    assert interrupted
     assert sorted(os.listdir(tmp_path)) == ["dump", "s"]
 
 

@@ -24,8 +24,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-import lmdb
-from consistency import check
+from consistency import check, damage
 from examples import Colour, Note, Point, Simulation, Sweep
 from forked_command import Ancestor
 from gc3session import Session, Task, TaskCollection
@@ -603,17 +602,6 @@ def test_list_on_a_terminal_begins_with_what_the_session_is(path: Path, made: An
     assert second.startswith(f"{path}  created 20")
     assert "\x1b[31m" in coloured  # the one that failed
     assert "\x1b[3" not in on_terminal("list", path, NO_COLOR="1")
-
-
-def damage(path: Path, id_: str) -> None:
-    """Turn a bit in the record of that ID."""
-    with lmdb.open(str(path / "jobs"), max_dbs=16) as environment:
-        table = environment.open_db(b"records", create=False)
-        with environment.begin(table, write=True) as transaction:
-            key = int(id_.split(".")[1]).to_bytes(8, "big")
-            record = bytearray(transaction.get(key))
-            record[-1] ^= 1
-            transaction.put(key, bytes(record))
 
 
 def test_list_tells_unreadable_records_and_lists_the_others(path: Path, made: Any) -> None:

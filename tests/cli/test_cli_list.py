@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 
 from children import Child, Died
+from consistency import damage
 from examples import Colour, Note, Point, Simulation, Sweep
 from gc3session import Session, Task, TaskCollection
-from test_cli import BERLIN, MOMENT, damage, on_terminal, one_error, run, start, without_colours
+from test_cli import BERLIN, MOMENT, on_terminal, one_error, run, start, without_colours
 
 
 @pytest.fixture

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from consistency import check
+from consistency import check, damage
 from gc3session import Session, Task, TaskCollection
-from test_cli import CHECKOUT, TERMINAL, Ran, Terminal, damage, finish, one_error, run, start
+from test_cli import CHECKOUT, TERMINAL, Ran, Terminal, finish, one_error, run, start
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from children import Child, run_python
+from consistency import damage
 from examples import Note, Simulation, Sweep
 from gc3session import (
     ClosedError,
@@ -32,7 +33,6 @@ from gc3session import (
 )
 from gc3session.system import external_sort
 from test_cli import BERLIN, MOMENT, finish, on_terminal, one_error, run, start, without_colours
-from test_dump import damage
 
 DONE = "TERMINATED"
 

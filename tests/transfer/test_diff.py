@@ -12,10 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from consistency import damage
 from examples import Simulation
 from gc3session import Difference, InvalidArgument, NotASession, Session, Task, TaskCollection, diff, load_dump
 from test_cli import one_error, run
-from test_dump import damage, dumped
+from test_dump import dumped
 from test_import_wf import INSTANCES
 
 
@@ -98,7 +99,7 @@ def test_same_number_of_another_class_is_another_task(tmp_path: Path) -> None:
 
 def test_damaged_record_differs_from_what_it_was(path: Path) -> None:
     other = copied(path)
-    damage(other, 2)
+    damage(other, "Task.2")
     [difference] = diff(path, other)
     assert difference.id == "Task.2"
     assert "<bytes>" in difference.fields

@@ -23,9 +23,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-import lmdb
 from children import Child, run_python
-from consistency import check, read_tables
+from consistency import change_item, check, damage, read_tables
 from examples import Note, Point, Simulation, Sweep
 from gc3session import (
     ClashError,
@@ -571,25 +570,12 @@ def test_other_files_are_told_from_dumps(tmp_path: Path) -> None:
 # -- damaged records ----------------------------------------------------------
 
 
-def changed_item(path: str | Path, key: bytes, change: Callable[[bytes], bytes | None]) -> None:
-    """Change the value of an item of the session's store, or delete it."""
-    with lmdb.open(str(Path(path, "jobs")), map_size=1 << 30) as env, env.begin(write=True) as transaction:
-        value = change(transaction.get(key))
-        transaction.delete(key) if value is None else transaction.put(key, value)
-
-
-def damage(path: str | Path, number: int, table: int = 0x0B, width: int = 8) -> None:
-    """Change the last byte of a record, or of an item of another table."""
-    key = bytes([table]) + number.to_bytes(width, "big")
-    changed_item(path, key, lambda value: value[:-1] + bytes([value[-1] ^ 1]))
-
-
 def test_damaged_records_come_back_with_their_bytes_and_states(tmp_path: Path) -> None:
     with Session(tmp_path / "a") as session:
         session.add_many([Task(state="RUNNING"), Simulation(state="STOPPED"), Task(state="NEW"), Note("x")])
         session.forget("Task.3")
-    for number in (2, 3, 4):
-        damage(tmp_path / "a", number)
+    for id_ in ("Simulation.2", "Task.3", "Note.4"):
+        damage(tmp_path / "a", id_)
     ran = run("dump", tmp_path / "a")
     assert ran.status == 1
     assert ran.err.splitlines() == [
@@ -611,7 +597,7 @@ def test_damaged_records_come_back_with_their_bytes_and_states(tmp_path: Path) -
 def test_records_of_a_damaged_schema_come_back_with_it(tmp_path: Path) -> None:
     with Session(tmp_path / "a") as session:
         session.add_many([Task(state="RUNNING"), Simulation(state="STOPPED")])
-    damage(tmp_path / "a", 2, 0x02, 4)
+    change_item(tmp_path / "a", "schemas", (2).to_bytes(4, "big"), lambda schema: schema[:-1])
     ran = run("dump", tmp_path / "a")
     assert ran.status == 1
     assert "Unreadable.2 is unreadable" in ran.err
@@ -629,7 +615,7 @@ def test_records_of_a_damaged_schema_come_back_with_it(tmp_path: Path) -> None:
 def test_index_entries_without_a_record_are_told_of(tmp_path: Path) -> None:
     with Session(tmp_path / "a") as session:
         session.add_many(Task() for _ in range(3))
-    changed_item(tmp_path / "a", b"\x0b" + (2).to_bytes(8, "big"), lambda value: None)
+    change_item(tmp_path / "a", "records", (2).to_bytes(8, "big"), lambda record: None)
     ran = run("dump", tmp_path / "a")
     assert ran.status == 1
     assert "an entry for record 2" in ran.err

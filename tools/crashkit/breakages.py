@@ -15,6 +15,7 @@ from typing import Any
 import lmdb
 from gc3session import StoreFull
 from gc3session.index.mirror import Mirror
+from gc3session.store.commit import Commit
 from gc3session.store.store import Store
 from gc3session.tables.interface import RECORDS, Item, Writer
 from gc3session.tables.lmdb.tables import LmdbTables, _LmdbWriter
@@ -88,16 +89,16 @@ def split_transactions() -> None:
 
 def lost_updates() -> None:
     """Save whatever another process has saved meanwhile."""
-    Store._check_conflicts = lambda *args: None  # type: ignore[method-assign]
+    Commit._check_conflicts = lambda *args: None  # type: ignore[method-assign]
 
 
 def silent_full_disk() -> None:
     """Drop the batch where there is no room, and raise no error."""
     write = Store.write
 
-    def write_if_possible(store: Store, more: Callable[[Any, Writer], None]) -> None:
+    def write_if_possible(store: Store, more: Callable[[Any, Writer], object], **options: Any) -> None:
         try:
-            write(store, more)
+            write(store, more, **options)
         except StoreFull:
             store.batch.clear()
             for index in store.indexes:

@@ -86,7 +86,20 @@ def _judge(path: Path, further: bool) -> Found:
     found = findings(path)
     if found:
         raise ValueError("; ".join(found[:3]))
-    return Found(before, int(new.rpartition(".")[2]))
+    return Found(before, number_of(new))
+
+
+def number_of(id_: str) -> int:
+    """Return the N of an ID."""
+    return int(id_.rpartition(".")[2])
+
+
+def mirrored(path: Path) -> list[str]:
+    """Return the IDs that the mirror of the session at *path* lists."""
+    text = (path / Session.INDEX_FILENAME).read_text()
+    if text[-1:] not in ("", "\n"):
+        raise ValueError(f"the last line of the mirror is cut: {text[-50:]!r}")
+    return [line.strip() for line in text.splitlines() if line.strip()]
 
 
 def contents(session: Session, owners: Iterable[str] = ()) -> dict[str, Contents]:
@@ -97,13 +110,15 @@ def contents(session: Session, owners: Iterable[str] = ()) -> dict[str, Contents
     ids, tasks = list(session.ids()), list(session)
     if ids != [str(task.persistent_id) for task in tasks] or {len(session), len(set(ids))} != {len(ids)}:
         raise ValueError(f"{len(session)} tasks, of which {ids} are listed and {tasks} loaded")
+    if ids != sorted(ids, key=number_of):
+        raise ValueError(f"{ids} are not in the order of their numbers")
     if set(ids) != session.list_ids():
         raise ValueError(f"ids() gives {ids}, list_ids() {session.list_ids()}")
     states = dict(Counter(task.state for task in tasks))
     if session.stats() != states:
         raise ValueError(f"the states are {states}, stats() says {session.stats()}")
-    lines = Path(session.path, session.INDEX_FILENAME).read_text().splitlines()
-    if [line.strip() for line in lines if line.strip()] != ids:
+    lines = mirrored(Path(session.path))
+    if sorted(lines) != sorted(ids):  # they are in the order of the commits
         raise ValueError(f"the mirror lists {lines}, the session {ids}")
     outside = [session.load(id_) for id_ in session.store.list() if id_ not in session]
     found = _by_owner(tasks, outside, owners)

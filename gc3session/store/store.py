@@ -488,6 +488,7 @@ class Store(StoreStaging):
                 restamp(obj, stamp._replace(revision=revision, state=state))
                 self.note_changed(obj)
             else:
+                self.changes.objects.pop(id(obj), None)
                 restamp(obj, None)
                 self.loader.live.pop(number)
         self._changed_by_parent = frozenset(self.changes.numbers())

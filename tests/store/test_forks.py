@@ -49,6 +49,24 @@ def test_child_opens_the_environment_anew(session: Session) -> None:
     assert id_ in session
 
 
+def test_child_begins_afresh_where_a_new_task_was_changed_before_it_was_written(session: Session) -> None:
+    # The numbers that the parent has reserved stay its own: what the child adds gets others.
+    task = Task()
+    session.add(task, flush=False)
+    task.jobname = "changed"
+
+    def child() -> tuple[str | None, str]:
+        return task.persistent_id, session.add(Task(jobname="the child's"))
+
+    without, id_ = in_child(child)
+    assert without is None
+    session.save_all()
+    assert session.add(Task()) != id_
+    assert session[id_].jobname == "the child's"
+    assert session[task.persistent_id].jobname == "changed"
+    assert len(session) == 3
+
+
 def fork_in_threads(path: Path) -> int:
     """Fork from several threads at once, each with sessions of its own; return how many have come to an end."""
     done = []

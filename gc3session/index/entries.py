@@ -260,5 +260,7 @@ class Row(NamedTuple):
         sound = all(type(n) is int and n >= 0 for n in sizes) and note.blank <= note.size < 1 << 63
         sound = sound and type(note.where) is str and type(note.text) is bytes and type(note.blanks) is list
         sound = sound and note.begin <= note.size
-        if not sound or not all(type(a) is type(b) is int and 0 <= a <= a + b <= note.size for a, b in note.blanks):
+        if not sound or not all(
+            type(a) is type(b) is int and 0 <= a <= a + b <= note.size for a, b in note.blanks
+        ):
             raise ValueError("what it says of the mirror can't be right")

@@ -57,7 +57,7 @@ class ServerMirror(Mirror):
             self.mend(index)
 
     def mend(self, index: Index) -> None:
-        begun, complaint = time.monotonic(), ""
+        begun = time.monotonic()
         try:
             super().lock()  # before reading: of two programs the one that is the last to write has the newer state
             with index.store.reading() as reader:
@@ -65,15 +65,14 @@ class ServerMirror(Mirror):
                 note = None if row is None or self.intact(row) else self._planned_anew(reader, row)
             super().write()
             self._behind = False
-            complaint = self.unlock()
-            if note is not None and not complaint:
+            if note is not None and not self._complaint:  # still locked, or the file may be another one's by then
                 index.store.write(
                     lambda index_writer, writer: index_writer.note_mirror(index.identity, row, note), batch=False
                 )
         except (OSError, Error) as error:
             self._complain(error)
         finally:
-            complaint = self.unlock() or complaint
+            complaint = self.unlock()
             self._behind |= bool(complaint)
             now = time.monotonic()
             self._not_before = now + max(_PAUSE, _SHARE * (now - begun))

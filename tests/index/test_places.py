@@ -69,10 +69,9 @@ def test_mirror_that_is_behind_is_no_finding_and_is_rewritten_without_a_warning(
     assert read_mirror(places[0].path) == list(places[0].tasks)
 
 
-def test_mirror_that_was_edited_is_rewritten_with_a_warning(places: list[Session]) -> None:
+def test_mirror_that_was_edited_is_rewritten(places: list[Session]) -> None:
     Path(mirror(places[0])).write_text("edited\n")
-    with pytest.warns(MirrorWarning):
-        places[0].add(Task())
+    places[0].flush()
     assert read_mirror(places[0].path) == list(places[0].tasks)
 
 

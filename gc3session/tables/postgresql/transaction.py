@@ -388,7 +388,7 @@ class PostgresqlWriter(PostgresqlReader, Writer):
         for table, counts in reversed(self._counts.items()):
             if counts:
                 statements += self._counting(table)
-        if len(statements) <= _COMBINED:
+        if 1 < len(statements) <= _COMBINED:
             *some, last = [text for text, _ in statements]
             parts = b", ".join(b"s%d AS (%s)" % (i, text) for i, text in enumerate(some))
             statements = [(b"WITH %s %s" % (parts, last), tuple(chain.from_iterable(p for _, p in statements)))]

@@ -11,7 +11,7 @@ from itertools import starmap
 from typing import Final
 
 from ..errors import CorruptRecord
-from ..format.frame import RECORD_KEY, TAIL, head, header_of, seal, unseal, values_of, with_home
+from ..format.frame import RECORD_KEY, TAIL, head, header_of, seal, unseal, values_of
 from ..format.schema import Schema, stored_schema
 from ..index.entries import Kind
 from ..index.index import Index
@@ -19,7 +19,7 @@ from ..index.index_writer import IndexWriter
 from ..records.references import with_references
 from ..records.sequence import NEXT_KEY
 from ..store.commit import RECORDS_KEY
-from ..tables.interface import META, RECORDS, SCHEMAS, Item, Writer
+from ..tables.interface import META, NUMBERING, RECORDS, SCHEMAS, Item, Writer
 from .snapshot import HeldRecord, Snapshot
 
 BATCH_BYTES: Final = 16 << 20
@@ -65,8 +65,8 @@ class RecordCopier:
         self._numbers = numbers
         self._home = 0
         self._here: dict[int, int] = {}  # number of a schema there -> its number here
-        self._is_new_store = False
-        self._keep_references = False
+        self._has_same_schemas = False
+        self._is_alone = False  # whether there are no records to which references could lead by mistake
         self._items: list[Item] = []
         self._entries: list[tuple[int, int]] = []
         self._kinds: dict[tuple[int, str], list[int]] = {}
@@ -91,6 +91,9 @@ class RecordCopier:
         first, next_ = self._numbers.start, self._numbers.stop
 
         def unit(index_writer: IndexWriter, writer: Writer) -> None:
+            self._home = index_writer.row(self._index.identity).number
+            writer.lock(META, [NUMBERING])
+            writer.lock(META, [NEXT_KEY])
             self.before = here = RECORD_KEY.unpack(writer.get(META, NEXT_KEY) or _key(1))[0]
             taken = first < here and not (own.start <= first and min(here, next_) <= own.stop)
             if taken and on_clash == "fail":
@@ -99,23 +102,19 @@ class RecordCopier:
             on_reserve(writer, range(first + self.shift, next_ + self.shift))
             writer.put(META, [(NEXT_KEY, _key(max(here, next_ + self.shift)))])
             index_writer.follow_mirror(self._index.identity)
-            self._home = index_writer.row(self._index.identity).number
-            self._is_new_store = not writer.scan(SCHEMAS, b"", 1)
-            if self._is_new_store:
-                writer.put(SCHEMAS, list(starmap(stored_schema, self._schemas.items())))
+            self._is_alone = on_clash == "skip" or not writer.scan(RECORDS, b"", 1)
+            schemas = list(starmap(stored_schema, self._schemas.items()))
+            self._has_same_schemas = writer.scan(SCHEMAS, b"") in ([], schemas)
+            if self._has_same_schemas:
+                writer.put(SCHEMAS, schemas)
 
         with self._store.lock:
             self._store.write(unit, numbers=False)
-        self._keep_references = on_clash == "skip" or (self.before == 1 and not self.shift)
         for number, schema in self._schemas.items():
-            if self._is_new_store:
+            if self._has_same_schemas:
                 self._here[number] = number
             elif isinstance(schema, Schema):
                 self._here[number] = self._store.schemas.stored(schema).number
-
-    def _moved(self, number: int) -> int:
-        """Return the N that a reference gets: 0, which no record has, if its record is not among these."""
-        return number + self.shift if number in self._numbers else 0
 
     def add(self, number: int, schema: int, revision: int, values: bytes, state: str | None) -> None:
         """Add a record.
@@ -127,30 +126,42 @@ class RecordCopier:
             values: the msgpack bytes of its values.
             state: its state, if it is to be in the session; else None.
         """
-        here, number = self._here[schema], number + self.shift
-        if not self._keep_references:
-            values = with_references(values, self._moved)
-        start = head(here, revision, 0 if state is None else self._home)
-        self._add(number, here, seal(number, start + values), state)
+        here = self._here[schema]
+        self._add(number + self.shift, here, self._sealed(number, here, revision, values, state), state)
 
     def add_unreadable(self, number: int, schema: int, data: bytes, state: str | None) -> None:
-        """Add a record that can't be read, as it is; *schema* has the name in its ID.
+        """Add a record that can't be read; *schema* has the name in its ID.
 
         Raise CorruptRecord if it could be read once its schema is repaired, which can't be brought along.
         """
         try:
             unseal(number, data)
+            header = header_of(data)
         except CorruptRecord:
             pass  # its bytes are damaged, and stay as they are
         else:
-            if not self._is_new_store or self.shift:
+            if not self._has_same_schemas:
                 raise CorruptRecord("its schema is damaged, so it can only be taken over by a new store")
-            if _home(data) is not None:
-                data = with_home(number, data, 0 if state is None else self._home)
+            data = self._sealed(number, header.schema, header.revision, data[header.end : -TAIL], state)
         number += self.shift
         if state is not None and _home(data) not in (None, self._home):
             self._held.append(number)
         self._add(number, self._here.get(schema, 0), data, state)
+
+    def _sealed(self, number: int, schema: int, revision: int, values: bytes, state: str | None) -> bytes:
+        """Return a record as it is to be here."""
+        if self.shift or not self._is_alone:
+            values = with_references(values, self._moved)
+        return seal(number + self.shift, head(schema, revision, 0 if state is None else self._home) + values)
+
+    def _moved(self, number: int) -> int:
+        """Return the N that a reference gets.
+
+        One whose record isn't among these must not lead to a record of the store: it gets 0, which no record has.
+        """
+        if number in self._numbers:
+            return number + self.shift
+        return number if self._is_alone else 0
 
     def _add(self, number: int, schema: int, data: bytes, state: str | None) -> None:
         self._items.append((_key(number), data))
@@ -167,6 +178,7 @@ class RecordCopier:
         self._items, self._entries, self._kinds, self._held, self._bytes = [], [], {}, [], 0
 
         def unit(index_writer: IndexWriter, writer: Writer) -> None:
+            index_writer.row(self._index.identity)  # which is locked first
             writer.add(RECORDS, items)
             writer.count(META, RECORDS_KEY, len(items))
             states = index_writer.states

@@ -148,9 +148,9 @@ class _Move:
             return
         first, next_, identity = left[:8], left[8:16], left[16:]
         self._own = range(RECORD_KEY.unpack(first)[0], RECORD_KEY.unpack(next_)[0])
+        index_writer.erase(identity)
         writer.count(META, RECORDS_KEY, -_delete(writer, RECORDS, first, next_))
         _delete(writer, HOLDERS, first, next_)
-        index_writer.erase(identity)
 
 
 def _delete(writer: Writer, table: str, first: bytes, next_: bytes) -> int:

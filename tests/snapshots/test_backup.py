@@ -194,6 +194,7 @@ def test_damaged_record_of_a_shared_store_is_taken_over(tmp_path: Path) -> None:
 def test_backup_from_a_server_is_a_session_on_a_local_disk(tmp_path: Path, postgresql_url: str) -> None:
     with Session(tmp_path / "s", store_or_url=postgresql_url) as session:
         fill(session)
+        session.flush()  # which brings the mirror up to date
         ids = list(session.ids())
         info = session.info(scan=True)
         assert (info.tasks, info.inside, info.mirror) == (len(ids), False, True)

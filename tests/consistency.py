@@ -14,7 +14,7 @@ import struct
 import tempfile
 import zlib
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
@@ -168,22 +168,6 @@ def read_tables(directory: str | os.PathLike[str]) -> Tables:
         for key, value in transaction.cursor():
             tables[_TABLES[key[0] - 1]].append((key[1:], value))
     return tables
-
-
-def change_item(
-    path: str | os.PathLike[str], table: str, key: bytes, change: Callable[[bytes], bytes | None]
-) -> None:
-    """Change the value of an item of the store inside a session's directory, or delete it."""
-    with lmdb.open(os.path.join(path, "jobs"), map_size=1 << 30) as env, env.begin(write=True) as transaction:
-        key = bytes([_TABLES.index(table) + 1]) + key
-        value = change(transaction.get(key))
-        transaction.delete(key) if value is None else transaction.put(key, value)
-
-
-def damage(path: str | os.PathLike[str], id_: str | int) -> None:
-    """Turn a bit in the record of that ID or N."""
-    key = int(str(id_).rpartition(".")[2]).to_bytes(8, "big")
-    change_item(path, "records", key, lambda record: record[:-1] + bytes([record[-1] ^ 1]))
 
 
 def read_postgresql(url: str) -> Tables | None:

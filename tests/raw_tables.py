@@ -76,6 +76,14 @@ class Raw:
         self.put("schemas", n4(number), sealed(number, change(unsealed(self.get("schemas", n4(number))))))
 
 
+def damage(path: str | os.PathLike[str], id_: str | int) -> None:
+    """Turn a bit in the record of that ID or N."""
+    key = n8(int(str(id_).rpartition(".")[2]))
+    with Raw(Path(path)) as raw:
+        record = raw.get("records", key)
+        raw.put("records", key, record[:-1] + bytes([record[-1] ^ 1]))
+
+
 def n8(number: int) -> bytes:
     return number.to_bytes(8, "big")
 

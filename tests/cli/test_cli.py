@@ -24,10 +24,11 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from consistency import check, damage
+from consistency import check
 from examples import Colour, Note, Point, Simulation, Sweep
 from forked_command import Ancestor
 from gc3session import Session, Task, TaskCollection
+from raw_tables import damage
 from sameness import same
 
 CHECKOUT = Path(__file__).parents[2]

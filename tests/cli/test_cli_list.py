@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from children import Child, Died
-from consistency import damage
 from examples import Colour, Note, Point, Simulation, Sweep
 from gc3session import Session, Task, TaskCollection
+from raw_tables import damage
 from test_cli import BERLIN, MOMENT, on_terminal, one_error, run, start, without_colours
 
 

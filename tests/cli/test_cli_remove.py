@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from consistency import check, damage
+from consistency import check
 from gc3session import Session, Task, TaskCollection
+from raw_tables import damage
 from test_cli import CHECKOUT, TERMINAL, Ran, Terminal, finish, one_error, run, start
 
 

@@ -18,7 +18,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from children import Child, run_python
-from consistency import damage
 from examples import Note, Simulation, Sweep
 from gc3session import (
     ClosedError,
@@ -32,6 +31,7 @@ from gc3session import (
     make_store,
 )
 from gc3session.system import external_sort
+from raw_tables import damage
 from test_cli import BERLIN, MOMENT, finish, on_terminal, one_error, run, start, without_colours
 
 DONE = "TERMINATED"

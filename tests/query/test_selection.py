@@ -14,10 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from children import run_python
-from consistency import damage
 from examples import Note, Simulation, Sweep
 from gc3session import Condition, InvalidArgument, LoadError, Session, Task, TemporarySession
 from gc3session.store.record_view import StoredTask, UnreadableTask
+from raw_tables import damage
 
 ON_EVERY_STORE = True
 START = datetime(2026, 11, 25, tzinfo=UTC)

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from consistency import damage
 from examples import Simulation
 from gc3session import Difference, InvalidArgument, NotASession, Session, Task, TaskCollection, diff, load_dump
+from raw_tables import damage
 from test_cli import one_error, run
 from test_dump import dumped
 from test_import_wf import INSTANCES

@@ -14,6 +14,7 @@ import struct
 import sys
 import tempfile
 import time
+from base64 import b64encode
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from children import Child, run_python
-from consistency import change_item, check, damage, read_tables
+from consistency import check, read_tables
 from examples import Note, Point, Simulation, Sweep
 from gc3session import (
     ClashError,
@@ -40,6 +41,7 @@ from gc3session import (
     load_dump,
 )
 from gc3session.records.json_values import MAX_NESTED
+from raw_tables import Raw, damage, n4, n8
 from sameness import picture
 from test_cli import Terminal, finish, one_error, run, start
 from test_import_wf import INSTANCES
@@ -190,6 +192,21 @@ def test_workflows_imported_dumped_loaded_elsewhere_and_dumped_are_the_same_byte
         [workflow] = session
         again = Workflow.from_document(json.loads(source))
         assert len(workflow) == len(again)
+
+
+def test_lines_are_as_the_format_has_them(session: Session) -> None:
+    session.add_many([Note("é", {"n": 1}), Note("forgotten", nested(MAX_NESTED + 1, "list"))])
+    session.forget("Note.2")
+    packed = msgpack.packb(["forgotten", nested(MAX_NESTED + 1, "list")])
+    head, *lines, end = dumped(session).decode().splitlines()
+    number = json.loads(head)["next"]
+    assert head.startswith(f'{{"dump":2,"first":1,"next":{number},"records":2,"created":')
+    assert lines == [
+        '{"schema":1,"tag":"examples:Note","name":"Note","kind":0,"fields":["text","about"]}',
+        '{"id":"Note.1","schema":1,"revision":1,"member":true,"fields":{"text":"\\u00e9","about":{"n":1}}}',
+        f'{{"id":"Note.2","schema":1,"revision":1,"member":false,"values":"{b64encode(packed).decode()}"}}',
+    ]
+    assert end == '{"end":{"records":2,"members":1}}'
 
 
 # -- values -------------------------------------------------------------------
@@ -397,6 +414,29 @@ def test_of_a_shared_store_the_tasks_and_what_they_refer_to_are_dumped(tmp_path:
         assert len(list(copy.store.list())) == len(ids) + 2
 
 
+def test_what_has_no_json_or_cannot_be_read_comes_back_from_a_session_that_is_not_the_first_of_its_store(
+    tmp_path: Path,
+) -> None:
+    store = tmp_path / "store"
+    with Session(tmp_path / "a", store_or_url=store) as a, Session(tmp_path / "b", store_or_url=store) as b:
+        a.add(Task())
+        damaged = b.add(Task(jobname="xyzzy", state="RUNNING"))
+        b.add_many(Task(state="RUNNING", extra={"x": nested(MAX_NESTED + 1, "list")}) for _ in range(2))
+    file = store / "data.mdb"
+    file.write_bytes(file.read_bytes().replace(b"xyzzy", b"xyzzz"))
+    dump = dumped(tmp_path / "b")
+    load_dump(tmp_path / "c", io.BytesIO(dump))
+    check(tmp_path / "c", damaged=[damaged])
+    assert dumped(tmp_path / "c") == dump
+    with Session(tmp_path / "b", read_only=True) as b:
+        b.backup(tmp_path / "d")
+    check(tmp_path / "d", damaged=[damaged])
+    assert dumped(tmp_path / "d") == dump
+    with Session(tmp_path / "d") as copy:
+        copy.forget(damaged)
+        assert copy.stats() == {"RUNNING": 2}
+
+
 def test_temporary_session_is_dumped_and_loaded_into(tmp_path: Path) -> None:
     with TemporarySession(tmp_path / "store") as session:
         session.add(Task(jobname="x"))
@@ -469,6 +509,25 @@ def test_renumbering_keeps_references_order_and_membership(session: Session, dum
     assert sim.inputs["set"] == {collection.tasks[0], 1}
     new = session.add(Task())
     assert int(new.split(".")[1]) not in {int(id_.split(".")[1]) for id_ in list(session.tasks)[:-1]}
+
+
+@pytest.mark.parametrize(("on_clash", "before"), [("fail", 200), ("renumber", 0)])
+def test_a_reference_whose_record_is_gone_never_leads_to_another_one(
+    session: Session, tmp_path: Path, on_clash: str, before: int
+) -> None:
+    """The N that is gone in the dump is that of a record in the session, as it is or after the renumbering."""
+    with Session(tmp_path / "dumped") as other:
+        gone = Task(jobname="gone")
+        other.add(gone)
+        others = list(other.add_many(Task() for _ in range(before)))
+        other.add(Task(extra={"see": gone, "in": [(gone,), "see"]}))
+        other.remove_many([str(gone.persistent_id), *others])
+        dump = dumped(other)
+    session.add_many(Task(jobname="a stranger") for _ in range(3))
+    load_dump(session, io.BytesIO(dump), on_clash=on_clash)
+    extra = list(session)[-1].extra
+    assert [type(found).__name__ for found in (extra["see"], extra["in"][0][0])] == ["Unreadable"] * 2
+    assert extra["in"][1] == "see"
 
 
 def test_skipping_takes_only_what_is_new(session: Session, tmp_path: Path) -> None:
@@ -597,7 +656,8 @@ def test_damaged_records_come_back_with_their_bytes_and_states(tmp_path: Path) -
 def test_records_of_a_damaged_schema_come_back_with_it(tmp_path: Path) -> None:
     with Session(tmp_path / "a") as session:
         session.add_many([Task(state="RUNNING"), Simulation(state="STOPPED")])
-    change_item(tmp_path / "a", "schemas", (2).to_bytes(4, "big"), lambda schema: schema[:-1])
+    with Raw(tmp_path / "a") as raw:
+        raw.put("schemas", n4(2), raw.get("schemas", n4(2))[:-1])
     ran = run("dump", tmp_path / "a")
     assert ran.status == 1
     assert "Unreadable.2 is unreadable" in ran.err
@@ -612,10 +672,32 @@ def test_records_of_a_damaged_schema_come_back_with_it(tmp_path: Path) -> None:
         load_dump(tmp_path / "c", io.BytesIO(ran.out.encode()), on_clash="renumber")
 
 
+def test_records_that_are_not_what_their_schema_says_come_back_with_their_bytes(tmp_path: Path) -> None:
+    with Session(tmp_path / "a") as session:
+        session.add_many(Task(state="RUNNING") for _ in range(4))
+    with Raw(tmp_path / "a") as raw:
+        raw.change_record(1, lambda body: [*body[:3], body[3][:-1]])
+        raw.change_record(2, lambda body: [*body[:3], 7])
+        raw.change_record(3, lambda body: [*body[:3], [body[3][0], 5, *body[3][2:]]])  # its state is no text
+    ran = run("dump", tmp_path / "a")
+    assert ran.status == 1
+    assert [id_ for id_, line in records_of(ran.out.encode()).items() if "record" in line] == [
+        "Task.1",
+        "Task.2",
+        "Task.3",
+    ]
+    load_dump(tmp_path / "b", io.BytesIO(ran.out.encode()))
+    assert dumped(tmp_path / "b") == ran.out.encode()
+    here, there = (read_tables(tmp_path / name / "jobs") for name in "ab")
+    for name in ("records", "schemas", "states", "index", "counts"):
+        assert here[name] == there[name]
+
+
 def test_index_entries_without_a_record_are_told_of(tmp_path: Path) -> None:
     with Session(tmp_path / "a") as session:
         session.add_many(Task() for _ in range(3))
-    change_item(tmp_path / "a", "records", (2).to_bytes(8, "big"), lambda record: None)
+    with Raw(tmp_path / "a") as raw:
+        raw.delete("records", n8(2))
     ran = run("dump", tmp_path / "a")
     assert ran.status == 1
     assert "an entry for record 2" in ran.err

@@ -16,6 +16,7 @@ import pytest
 import gc3session.snapshots.copying
 from children import Child, Died, in_child, run_script
 from consistency import check
+from examples import Simulation
 from gc3session import (
     Error,
     InvalidArgument,
@@ -28,6 +29,7 @@ from gc3session import (
     migrate_session,
 )
 from gc3session.store.store import Store
+from raw_tables import Raw, n4
 
 
 def filled(path: Path, count: int = 300) -> Session:
@@ -138,6 +140,41 @@ def test_in_a_store_that_has_given_out_the_numbers_the_same_is_added_to_each_and
         assert [(task.persistent_id, task.jobname) for task in other] == [(mine, "mine")]
     check(path)
     check(tmp_path / "other")
+
+
+def test_a_reference_whose_record_is_gone_leads_to_none_in_the_new_store(tmp_path: Path) -> None:
+    path = tmp_path / "session"
+    with Session(path) as session:
+        gone = Task()
+        session.add(gone)
+        session.add(Task(extra={"see": gone}))
+        session.remove(str(gone.persistent_id))
+    with Session(tmp_path / "other", store_or_url=tmp_path / "elsewhere") as other:
+        other.add_many(Task(jobname="a stranger") for _ in range(9))
+    migrate(path, tmp_path / "elsewhere")
+    with Session(path) as session:
+        [task] = session
+        assert type(task.extra["see"]).__name__ == "Unreadable"
+    check(path)
+
+
+def test_a_record_of_a_damaged_schema_is_moved_to_a_new_store_only(tmp_path: Path) -> None:
+    path = tmp_path / "session"
+    with Session(path) as session:
+        session.add_many([Task(), Simulation(state="RUNNING")])
+    with Raw(path) as raw:
+        raw.put("schemas", n4(2), raw.get("schemas", n4(2))[:-1])
+    before = dumped(path)
+    with Session(tmp_path / "other", store_or_url=tmp_path / "used") as other:
+        other.add(Task())
+    with pytest.raises(WriteError, match=r"record 2 can't be read: its schema is damaged.*repair it first"):
+        migrate(path, tmp_path / "used")
+    assert dumped(path) == before
+    migrate(path, tmp_path / "new")
+    assert dumped(path) == before
+    with Session(path) as session:
+        assert session.stats() == {"NEW": 1, "RUNNING": 1}
+        assert "Unreadable.2" in session
 
 
 def test_where_it_is_already_and_a_transaction_are_refused(tmp_path: Path) -> None:

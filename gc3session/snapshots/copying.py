@@ -11,7 +11,7 @@ from itertools import starmap
 from typing import Final
 
 from ..errors import CorruptRecord
-from ..format.frame import RECORD_KEY, TAIL, head, header_of, seal, unseal, values_of
+from ..format.frame import RECORD_KEY, TAIL, head, header_of, seal, unseal
 from ..format.schema import Schema, stored_schema
 from ..index.entries import Kind
 from ..index.index import Index
@@ -205,7 +205,7 @@ def _home(record: bytes) -> int | None:
 
 
 def copy_records(
-    state: Snapshot,
+    source: Snapshot,
     records: Iterable[HeldRecord],
     index: Index,
     *,
@@ -217,22 +217,16 @@ def copy_records(
     If the store has handed out some of their Ns, they are renumbered. *own* and *on_reserve* are those of
     `RecordCopier.reserve`. Raise CorruptRecord if a record can't be taken over.
     """
-    copier = RecordCopier(index, state.schemas, range(state.first, state.next))
+    copier = RecordCopier(index, source.schemas, range(source.first, source.next))
     copier.reserve("renumber", own=own, on_reserve=on_reserve)
-    for number, schema, is_readable, held_in, data in records:
-        known = state.schemas.get(schema)
-        try:
-            if not is_readable or not isinstance(known, Schema):
-                raise CorruptRecord("it can't be read")
-            _, revision, values = values_of(number, data)
-            known.check(values)
-        except CorruptRecord:
-            try:
-                copier.add_unreadable(number, schema, data, held_in)
-            except CorruptRecord as error:
-                raise CorruptRecord(f"record {number} can't be read: {error}") from error
+    for number, schema, is_readable, state, data in records:
+        if is_readable:
+            header = header_of(data)
+            copier.add(number, schema, header.revision, data[header.end : -TAIL], state)
             continue
-        packed = data[header_of(data).end : -TAIL]
-        copier.add(number, schema, revision, packed, None if held_in is None else known.state(values))
+        try:
+            copier.add_unreadable(number, schema, data, state)
+        except CorruptRecord as error:
+            raise CorruptRecord(f"record {number} can't be read: {error}") from error
     copier.write()
     return copier

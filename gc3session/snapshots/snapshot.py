@@ -142,7 +142,7 @@ class Snapshot:
     def read(self) -> Iterator[HeldRecord]:
         """Give all records, sorted by their Ns, from the transaction."""
         members = self._members()
-        member, kind = after_all = 1 << 64, Kind(0, 0)
+        after_all = 1 << 64, Kind(0, 0)
         member, kind = next(members, after_all)
         read_bytes = ReadBytes()
         for items in self._records():

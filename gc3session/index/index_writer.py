@@ -293,7 +293,8 @@ class IndexWriter:
             session, _, *kind = INDEX_KEY.unpack(key)
             change = bits.bit_count() - before.bit_count()
             changes[session, Kind(*kind)] = changes.get((session, Kind(*kind)), 0) + change
-        totals = dict.fromkeys({*self._texts, *self._removed, *self._anew}, 0)
+        concerned = {*self._texts, *self._removed, *self._anew}  # whose mirrors are
+        totals = dict.fromkeys(concerned, 0)
         for (session, kind_), change in changes.items():
             totals[session] = totals.get(session, 0) + change
             if change:
@@ -306,7 +307,7 @@ class IndexWriter:
                 text = b"".join(self._texts.get(session, ()))
                 anew = session in self._anew
                 after = listener.plan(self._writer, after, Change(text, self._removed.get(session, []), anew))
-            else:
+            elif change or session in concerned:
                 after = after._replace(mirror=None)
             self._rows[identity] = after
         for identity, row in self._rows.items():

@@ -39,6 +39,25 @@ def test_mirror_of_another_size_is_mended_though_its_time_is_right(make_session:
     assert read_mirror(session.path) == ids
 
 
+def test_mirror_of_a_session_stays_while_others_only_change_its_tasks(tmp_path: Path) -> None:
+    # Writing it anew takes longer the more lines it has: whoever adds next would wait for that.
+    with Session(tmp_path / "one") as one, Session(tmp_path / "other", store_or_url=one.store_url) as other:
+        id_ = one.add(Task())
+        other.load(id_, add=True)
+        mirror = Path(other.path, "session_ids.txt")
+        before = mirror.stat()
+        task = one[id_]
+        task.state = "RUNNING"
+        one.save(task)
+        ids = [id_, other.add(Task())]
+        assert mirror.stat().st_ino == before.st_ino
+        assert read_mirror(other.path) == ids
+        one.remove(id_)
+        ids = [ids[1], other.add(Task())]
+        assert mirror.stat().st_ino != before.st_ino
+        assert read_mirror(other.path) == ids
+
+
 def test_mirror_of_another_boot_is_mended_without_a_warning(
     make_session: MakeSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,9 +12,11 @@ from __future__ import annotations
 import contextlib
 import os
 import struct
+from array import array
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from functools import partial
-from itertools import chain, groupby, islice
+from itertools import chain, groupby
 from operator import itemgetter
 from typing import Final
 
@@ -23,7 +25,7 @@ import msgpack
 from ....errors import CorruptRecord, CorruptStore, UnknownFormat
 from ....format.frame import FORMAT, header_of, values_of
 from ....format.schema import Schema
-from ....index.entries import INDEX_KEY, Row, numbers_of, unpack_members
+from ....index.entries import BLOCK, INDEX_KEY, Row, numbers_of, unpack_members
 from ....index.states import unpack_state
 from ....system.filesystem import give_owner, is_holes, sync, temporary_name
 from ....system.number_set import Numbers
@@ -36,7 +38,7 @@ from .pages import LEAF, DamagedPage, Pages, flags_of, number_of
 from .structure import check_structure
 from .verification import mark_trusted
 
-_BATCH: Final = 20_000  # items
+_BATCH: Final = 1 << 22  # bytes
 _PAGE_SIZES: Final = (4096, 16384, 65536, 8192, 32768, 2048, 1024, 512)
 _EMPTY: Final = Tree(0, 0, 0, 0, 0, 0, 0, None)
 _NAMES: Final = {range_[0]: table for table, range_ in RANGES.items()}
@@ -108,8 +110,7 @@ class Salvage:
         if version is not None and version != msgpack.packb(FORMAT) and len(version) == 1 and version[0] < 0x80:
             raise UnknownFormat(f"{self._path} has the format version {version[0]}; upgrade gc3session")
         found, lost = Numbers(), Numbers()  # records that the tree leads to, and others
-        items = self._items(found, lost)
-        while some := list(islice(items, _BATCH)):
+        for some in _batches(self._items(found, lost)):
             if tables is not None:
                 tables.write(partial(_put, some))
         message = f"the data file is made again, with the {len(found) + len(lost):,} records that can be read"
@@ -132,7 +133,8 @@ class Salvage:
             yield table, (key, value)
         following = int.from_bytes(numbering.get(b"next N", b"\xff" * 8), "big")
         anything = not len(known) and (not totals or any(totals))  # nothing says which are in use
-        ranks: dict[int, int] = {}  # of records that may stand elsewhere, too
+        # Of records that may stand elsewhere, too, by block.
+        ranks: defaultdict[int, array[int]] = defaultdict(lambda: array("Q", bytes(8 * BLOCK)))
         damaged: dict[bytes, bytes] = {}
 
         def rank_of(key: bytes, record: bytes) -> int:
@@ -147,7 +149,8 @@ class Salvage:
                 ):  # what the checksum knows of N is its lower half
                     return 0
                 held = anything or number in known
-                return 2 * values_of(number, record)[1] + (bool(header_of(record).home) == held)
+                revision = min(values_of(number, record)[1], 1 << 62)
+                return 2 * revision + (bool(header_of(record).home) == held)
             except CorruptRecord:
                 return 0
 
@@ -159,19 +162,19 @@ class Salvage:
             number = int.from_bytes(key, "big")
             found.add(number)
             if self._old:
-                ranks[number] = rank
+                ranks[number // BLOCK][number % BLOCK] = rank
             yield RECORDS, (key, record)
         for table, key, record, in_use in self.strays():
             number = int.from_bytes(key, "big")
             if table != RECORDS or (number in found and not self._old):
                 continue
             rank = rank_of(key, record)
-            if rank <= ranks.get(number, 0):
+            if not rank or (number // BLOCK in ranks and rank <= ranks[number // BLOCK][number % BLOCK]):
                 continue
             # An old page may have an earlier revision. For a task that the index knows that is better than no record.
             is_new = in_use and (self._free_known or number >= following or not header_of(record).home)
             if number in known or anything or is_new:
-                ranks[number] = rank
+                ranks[number // BLOCK][number % BLOCK] = rank
                 if number not in found:
                     lost.add(number)
                 damaged.pop(key, None)
@@ -200,6 +203,18 @@ class Salvage:
         if not in_use or not (self._free_known or (self._pages.meta.main.root is None and table != INDEX)):
             return False
         return there is None and (table != INDEX or bool(_members(key, value)))
+
+
+def _batches(items: Iterator[tuple[str, Item]]) -> Iterator[list[tuple[str, Item]]]:
+    """Yield all items, some at a time."""
+    some, size = list[tuple[str, Item]](), 0
+    for item in items:
+        some.append(item)
+        size += len(item[1][1])
+        if size > _BATCH:
+            yield some
+            some, size = [], 0
+    yield some
 
 
 def _put(items: list[tuple[str, Item]], writer: Writer) -> None:

@@ -206,7 +206,7 @@ class Session(SessionBase[T]):
     def backup(self, dest: str | os.PathLike[str], *, progress: OnProgress = no_progress) -> BackedUp:
         """Make a copy of the session at *dest*, which is a session itself, and return what it holds.
 
-        It has the same identity, IDs, order of adding and times.  The batch is written first.  The
+        It has the same identity, IDs and times.  The batch is written first.  The
         copy is one state of the session, whoever writes to it meanwhile, and is there whole or not
         at all, also after a power cut.
 

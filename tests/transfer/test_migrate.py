@@ -385,6 +385,9 @@ def test_the_command_moves_a_session_and_says_how_many_tasks(tmp_path: Path) -> 
     output = run_script("-m", "gc3session", "migrate", tmp_path / "s p ä", tmp_path / "else where")
     assert output == f"moved 299 tasks of {tmp_path}/s p ä to {tmp_path}/else where"
     assert list(diff(tmp_path / "copy", tmp_path / "s p ä")) == []
+    output = run_script("-m", "gc3session", "migrate", tmp_path / "copy", tmp_path / "else where")
+    message = f"moved 299 tasks of {tmp_path}/copy to {tmp_path}/else where, each with "
+    assert re.fullmatch(rf"{re.escape(message)}[0-9,]+ added to its number", output)
     with pytest.raises(Died) as died:
         run_script("-m", "gc3session", "migrate", tmp_path / "none", tmp_path / "x")
     assert died.value.status == 2

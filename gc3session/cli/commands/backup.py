@@ -11,7 +11,7 @@ from ..progress_bar import interruptible
 _HELP = """Copy SESSION to DEST as it is at one moment, while others go on writing to it.
 
 DEST must not exist, or be an empty directory. The copy is there whole or not at all, and is a
-session itself, with the same IDs, order and times. A store inside SESSION is copied as it is;
+session itself, with the same IDs and times. A store inside SESSION is copied as it is;
 'gc3session compact DEST' then gives its free space back to the disk. If the store is elsewhere, the
 session's tasks and all that they refer to go into a store inside DEST.
 

@@ -13,9 +13,9 @@ from ..progress_bar import interruptible
 
 _HELP = """Write all of SESSION as lines of JSON, from which 'gc3session load' makes exactly the same session.
 
-There is a line for each schema (class and field names) and for each record: the session's tasks in the
-order in which they were added, all that they refer to, and what was forgotten, unless other sessions use
-the store, too. FORMAT.md describes how values are written. The classes need not be installed.
+There is a line for each schema (class and field names) and for each record, in the order of the numbers in
+the IDs: the session's tasks, all that they refer to, and what was forgotten, unless other sessions use the
+store, too. FORMAT.md describes how values are written. The classes need not be installed.
 
 \b
     $ gc3session dump runs -o runs.jsonl.gz

@@ -9,7 +9,7 @@ from ..listing import ListForm, listing_options, write_listing
 
 _HELP = f"""List the tasks of SESSION: ID, name, state, and when the state last changed (local time).
 
-The tasks come in the order in which they were added. If several options choose tasks, a task must meet all
+The tasks come in the order of the numbers in their IDs. If several options choose tasks, a task must meet all
 of them.
 
 \b
@@ -23,7 +23,7 @@ meet the conditions is shown, dim, if it leads to a task that does; the limit do
 other forms than the table have each task once.
 
 Sorting keeps the field of up to some 65,000 tasks in memory, and of more tasks in a temporary file (in
-TMPDIR). Tasks that are equal in the field stay in the order in which they were added; those without it, or
+TMPDIR). Tasks that are equal in the field stay in the order of their numbers; those without it, or
 with a value that has no order, come last. A task that can't be read is reported on standard error, and the
 exit status is 1.
 """

@@ -14,7 +14,7 @@ from ..progress_bar import interruptible
 _HELP = """Load what 'gc3session dump' has written to FILE (or standard input) into SESSION.
 
 SESSION is made if it does not exist, whole or not at all, and is then the same as the dumped session:
-types, IDs, references, schemas, the order of adding and the session's times.
+types, IDs, references, schemas and the session's times.
 
 IDs are never given twice. A record of the dump clashes if the session's store has given its number to a
 record before, even if that record is no longer there.

@@ -95,7 +95,8 @@ class RecordCopier:
             writer.lock(META, [NUMBERING])
             writer.lock(META, [NEXT_KEY])
             self.before = here = RECORD_KEY.unpack(writer.get(META, NEXT_KEY) or _key(1))[0]
-            taken = first < here and not (own.start <= first and min(here, next_) <= own.stop)
+            end = min(here, next_)
+            taken = first < end and not (own.start <= first and end <= own.stop)
             if taken and on_clash == "fail":
                 raise NumbersTaken(here)
             self.shift = here - first if taken and on_clash == "renumber" else 0

@@ -136,9 +136,17 @@ class DumpReader:
 def number_in(line: dict[str, Any], name: str) -> int:
     """Return a number of a line. Raise ValueError if it isn't one."""
     value = line.get(name)
-    if type(value) is not int or value < 0:
+    if type(value) is not int or not 0 <= value < 1 << 63:
         raise ValueError(f"its {name!r} is not a number")
     return value
+
+
+def bytes_in(line: dict[str, Any], name: str) -> bytes:
+    """Return the bytes that a line has as base64. Raise ValueError if it hasn't."""
+    value = line.get(name)
+    if type(value) is not str:
+        raise ValueError(f"its {name!r} is not base64")
+    return b64decode(value, validate=True)
 
 
 def _record(line: dict[str, Any]) -> DumpRecord:
@@ -150,9 +158,11 @@ def _record(line: dict[str, Any]) -> DumpRecord:
 
 def _schema(line: dict[str, Any]) -> Schema | bytes:
     """Return the schema of a line, or the bytes of a damaged one."""
-    if "bytes" in line:
-        return b64decode(line["bytes"], validate=True)
     number = number_in(line, "schema")
+    if not 0 < number < 1 << 31:
+        raise ValueError(f"{number} is no schema number")
+    if "bytes" in line:
+        return bytes_in(line, "bytes")
     try:
         body = msgpack.packb([line.get(key) for key in ("tag", "name", "kind", "fields")])
         return Schema.from_bytes(number, seal(number, body))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from base64 import b64decode
 from collections.abc import Iterable
 from typing import IO, Final, NamedTuple
 
@@ -20,7 +19,7 @@ from ..snapshots.copying import NumbersTaken, RecordCopier
 from ..system.temporary import made_whole
 from ..tables.interface import RECORDS, OnProgress, no_progress, with_progress
 from .dump_files import opened_lines
-from .dump_reader import DumpReader, DumpRecord, number_in
+from .dump_reader import DumpReader, DumpRecord, bytes_in, number_in
 
 _IDS_IN_MESSAGE: Final = 3
 _IDS_IN_EXCEPTION: Final = 1000
@@ -188,7 +187,7 @@ class _Loading:
             raise ValueError(f"the schema of {record.id}, {number!r}, is not in the dump")
         fields = line.get("fields")
         if "values" in line:
-            packed = b64decode(line["values"], validate=True)
+            packed = bytes_in(line, "values")
             try:
                 values = unpack(packed)
             except NotJSON as error:
@@ -203,7 +202,7 @@ class _Loading:
         copier.add(record.number, schema.number, number_in(line, "revision"), packed, state)
 
     def _load_unreadable(self, copier: RecordCopier, record: DumpRecord) -> None:
-        data = b64decode(record.line["record"], validate=True)
+        data = bytes_in(record.line, "record")
         state = str(record.line.get("state", "")) if record.member else None
         schemas = self._dump.schemas.values()
         named = next((s.number for s in schemas if isinstance(s, Schema) and s.name == record.name), 0)

@@ -511,6 +511,15 @@ def test_renumbering_keeps_references_order_and_membership(session: Session, dum
     assert int(new.split(".")[1]) not in {int(id_.split(".")[1]) for id_ in list(session.tasks)[:-1]}
 
 
+@pytest.mark.parametrize("on_clash", ["fail", "skip", "renumber"])
+def test_the_dump_of_an_empty_session_clashes_with_nothing(
+    session: Session, make_session: Callable[..., Session], on_clash: str
+) -> None:
+    session.add(Task())
+    done = load_dump(session, io.BytesIO(dumped(make_session("empty"))), on_clash=on_clash)
+    assert (done.records, done.skipped, done.shift) == (0, 0, 0)
+
+
 @pytest.mark.parametrize(("on_clash", "before"), [("fail", 200), ("renumber", 0)])
 def test_a_reference_whose_record_is_gone_never_leads_to_another_one(
     session: Session, tmp_path: Path, on_clash: str, before: int
@@ -615,6 +624,30 @@ def test_changed_bytes_never_give_another_exception(data: st.DataObject) -> None
             assert os.listdir(place) == ["a"]
         else:
             dumped(Path(place, "b"))
+
+
+@pytest.mark.parametrize(
+    ("part", "other"),
+    [
+        (b'"revision":1', b'"revision":' + b"9" * 30),
+        (b'"revision":1', b'"revision":-1'),
+        (b'"member":true', b'"member":1'),
+        (b'"fields":{"text"', b'"values":5,"fields":{"text"'),
+        (b'"fields":{"text"', b'"record":[],"fields":{"text"'),
+        (b'"fields":{"text"', b'"record":"x","fields":{"text"'),
+        (b'{"schema":1,"tag"', b'{"schema":1,"bytes":null,"tag"'),
+        (b'{"schema":1,"tag"', b'{"schema":99999999999,"bytes":"","tag"'),
+        (b'"kind":0', b'"kind":1'),
+    ],
+)
+def test_parts_of_lines_that_cannot_be_are_refused(tmp_path: Path, part: bytes, other: bytes) -> None:
+    with Session(tmp_path / "a") as session:
+        session.add(Note("x"))
+    dump = dumped(tmp_path / "a").replace(part, other)
+    assert dump != dumped(tmp_path / "a")
+    with pytest.raises(InvalidArgument, match=r"line [0-9]+: "):
+        load_dump(tmp_path / "b", io.BytesIO(dump))
+    assert not (tmp_path / "b").exists()
 
 
 def test_other_files_are_told_from_dumps(tmp_path: Path) -> None:

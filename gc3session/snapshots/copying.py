@@ -32,18 +32,6 @@ OnReserve = Callable[[Writer, range], None]
 """Called with the Ns that records are to get, in the transaction that reserves them."""
 
 
-class NumbersTaken(Exception):
-    """The store has handed out Ns of the records, and they are not to be renumbered.
-
-    Attributes:
-        next: the N after the greatest that it has handed out.
-    """
-
-    def __init__(self, next_: int) -> None:
-        super().__init__(next_)
-        self.next = next_
-
-
 class RecordCopier:
     """Writes records that come from elsewhere: `reserve`, then `add` for each, sorted by their Ns, then `write`.
 
@@ -77,7 +65,7 @@ class RecordCopier:
 
     def reserve(
         self, on_clash: str, *, own: range = range(0), on_reserve: OnReserve = lambda writer, numbers: None
-    ) -> None:
+    ) -> bool:
         """Take the Ns of the records from the store's sequence, and store the schemas.
 
         Args:
@@ -86,11 +74,13 @@ class RecordCopier:
             own: Ns that an earlier copying, which was interrupted, has reserved: they are free.
             on_reserve: called in the transaction.
 
-        Raise NumbersTaken for 'fail'.
+        Return False, with nothing taken, for 'fail'.
         """
         first, next_ = self._numbers.start, self._numbers.stop
+        taken = False
 
         def unit(index_writer: IndexWriter, writer: Writer) -> None:
+            nonlocal taken
             self._home = index_writer.row(self._index.identity).number
             writer.lock(META, [NUMBERING])
             writer.lock(META, [NEXT_KEY])
@@ -98,7 +88,7 @@ class RecordCopier:
             end = min(here, next_)
             taken = first < end and not (own.start <= first and end <= own.stop)
             if taken and on_clash == "fail":
-                raise NumbersTaken(here)
+                return
             self.shift = here - first if taken and on_clash == "renumber" else 0
             on_reserve(writer, range(first + self.shift, next_ + self.shift))
             writer.put(META, [(NEXT_KEY, _key(max(here, next_ + self.shift)))])
@@ -111,11 +101,14 @@ class RecordCopier:
 
         with self._store.lock:
             self._store.write(unit, numbers=False)
+        if taken and on_clash == "fail":
+            return False
         for number, schema in self._schemas.items():
             if self._has_same_schemas:
                 self._here[number] = number
             elif isinstance(schema, Schema):
                 self._here[number] = self._store.schemas.stored(schema).number
+        return True
 
     def add(self, number: int, schema: int, revision: int, values: bytes, state: str | None) -> None:
         """Add a record.
@@ -133,19 +126,22 @@ class RecordCopier:
     def add_unreadable(self, number: int, schema: int, data: bytes, state: str | None) -> None:
         """Add a record that can't be read; *schema* has the name in its ID.
 
-        Raise CorruptRecord if it could be read once its schema is repaired, which can't be brought along.
+        Raise ValueError if it could be read once its schema is repaired, which can't be brought along.
         """
+        home = self._home
         try:
+            _, revision, home, end = header = header_of(data)
             unseal(number, data)
-            header = header_of(data)
         except CorruptRecord:
             pass  # its bytes are damaged, and stay as they are
         else:
             if not self._has_same_schemas:
-                raise CorruptRecord("its schema is damaged, so it can only be taken over by a new store")
-            data = self._sealed(number, header.schema, header.revision, data[header.end : -TAIL], state)
+                raise ValueError(
+                    f"record {number} can't be read: its schema is damaged, so only a new store can take it over"
+                )
+            home, data = self._home, self._sealed(number, header.schema, revision, data[end:-TAIL], state)
         number += self.shift
-        if state is not None and _home(data) not in (None, self._home):
+        if state is not None and home != self._home:
             self._held.append(number)
         self._add(number, self._here.get(schema, 0), data, state)
 
@@ -198,13 +194,6 @@ class RecordCopier:
             self.members += len(entries)
 
 
-def _home(record: bytes) -> int | None:
-    try:
-        return header_of(record).home
-    except CorruptRecord:
-        return None
-
-
 def copy_records(
     source: Snapshot,
     records: Iterable[HeldRecord],
@@ -216,7 +205,7 @@ def copy_records(
     """Copy the records of a snapshot into another store, into the session of *index* there; return what was done.
 
     If the store has handed out some of their Ns, they are renumbered. *own* and *on_reserve* are those of
-    `RecordCopier.reserve`. Raise CorruptRecord if a record can't be taken over.
+    `RecordCopier.reserve`. Raise ValueError if a record can't be taken over.
     """
     copier = RecordCopier(index, source.schemas, range(source.first, source.next))
     copier.reserve("renumber", own=own, on_reserve=on_reserve)
@@ -224,10 +213,7 @@ def copy_records(
         if is_readable:
             header = header_of(data)
             copier.add(number, schema, header.revision, data[header.end : -TAIL], state)
-            continue
-        try:
+        else:
             copier.add_unreadable(number, schema, data, state)
-        except CorruptRecord as error:
-            raise CorruptRecord(f"record {number} can't be read: {error}") from error
     copier.write()
     return copier

@@ -17,8 +17,9 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from itertools import chain, islice
-from struct import Struct
-from typing import IO, NamedTuple
+from typing import NamedTuple
+
+import msgpack
 
 from ..errors import CorruptRecord
 from ..format.frame import RECORD_KEY, header_of, schema_number_or_0, unseal, values_of
@@ -45,8 +46,8 @@ from ..tables.interface import (
 )
 
 _CHUNK = 512  # records read in one call
-_HEAD = Struct(">QI?iI")  # N, schema number, readable, length of the state (-1: None), length of the record
 _key = RECORD_KEY.pack
+_pack = msgpack.Packer(unicode_errors="surrogatepass").pack
 
 
 class HeldRecord(NamedTuple):
@@ -208,18 +209,8 @@ def _records(state: Snapshot, reader: Reader, end: Callable[[], None], *, at_onc
     with copy as file:
         with keeping(what):
             for record in chain(first, source):
-                _write(file, record)
+                file.write(_pack(record))
             file.seek(0)
         end()
-        while head := file.read(_HEAD.size):
-            number, schema, is_readable, state_size, size = _HEAD.unpack(head)
-            name = file.read(state_size).decode("utf-8", "surrogatepass") if state_size >= 0 else None
-            yield HeldRecord(number, schema, is_readable, name, file.read(size))
-
-
-def _write(file: IO[bytes], record: HeldRecord) -> None:
-    number, schema, is_readable, state, data = record
-    name = b"" if state is None else state.encode("utf-8", "surrogatepass")
-    file.write(
-        _HEAD.pack(number, schema, is_readable, -1 if state is None else len(name), len(data)) + name + data
-    )
+        for parts in msgpack.Unpacker(file, max_buffer_size=0, unicode_errors="surrogatepass"):
+            yield HeldRecord(*parts)

@@ -11,12 +11,13 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import IO, Any, Final, NamedTuple
 
-from ..records.ids import parse_id
+from ..format.schema import Schema
 from ..session.base import SessionBase
 from ..session.session import Session
 from ..snapshots.snapshot import snapshot
-from .dump import DUMP_VERSION, DumpLines
+from .dump import DumpLines
 from .dump_files import DumpText, opened_lines
+from .dump_reader import DumpReader, DumpRecord
 
 Side = SessionBase | str | os.PathLike[str] | IO[bytes]
 """A session, the path of one or of a dump, or a binary file with a dump."""
@@ -50,76 +51,28 @@ def diff(first: Side, second: Side) -> Iterator[Difference]:
     for a directory that isn't a session.
     """
     with ExitStack() as stack:
-        yield from _compared(_Lines(_text(first, stack)), _Lines(_text(second, stack)))
+        a, b = (DumpReader(_text(side, stack), _decode) for side in (first, second))
+        before, after = _records(a), _records(b)
+        x, y = next(before, None), next(after, None)
+        same_schemas = a.schemas == b.schemas
+        while x is not None or y is not None:
+            if x is not None and y is not None and x.id == y.id:
+                if x.text != y.text or not same_schemas:
+                    yield from _changed(x.id, _fields(a, x), _fields(b, y))
+                x, y = next(before, None), next(after, None)
+            elif x is not None and (y is None or x.number <= y.number):
+                yield Difference("removed", x.id)
+                x = next(before, None)
+            elif y is not None:
+                yield Difference("added", y.id)
+                y = next(after, None)
 
 
-class _Line(NamedTuple):
-    number: int
-    id: str
-    text: str
-
-
-class _Lines:
-    """The records of one side, one after another."""
-
-    def __init__(self, text: DumpText) -> None:
-        self._text = text
-        self._lines = self._records()
-        self.tags: dict[int, str] = {}
-
-    def next(self) -> _Line | None:
-        """Return the next record, or None after the last."""
-        try:
-            return next(self._lines, None)
-        except ValueError as error:
-            raise self._text.broken(error) from error
-
-    def fields(self, line: _Line) -> dict[str, Any]:
-        """Return what is compared of a record, by the names that `Difference.fields` has."""
-        record = json.loads(line.text)
-        found = {_MEMBER: record["member"], _CLASS: self.tags.get(record.get("schema"), "")}
-        if "fields" not in record:
-            return found | {_BYTES: record.get("values") or record["record"]}
-        return found | {name: json.dumps(value) for name, value in record["fields"].items()}
-
-    def _records(self) -> Iterator[_Line]:
-        line: dict[str, Any] = {}
-        number = 0
-        for count, text in enumerate(self._text):
-            if count and text.startswith('{"id":'):
-                record = _record(text)
-                if record.number <= number:
-                    raise ValueError(f"{record.id} is not in its place: this is not a dump")
-                number = record.number
-                yield record
-                continue
-            line = _decoded(text)
-            if not count and line.get("dump") != DUMP_VERSION:
-                raise ValueError(f"this is not a dump of version {DUMP_VERSION}")
-            if "schema" in line:
-                self.tags[line["schema"]] = line.get("tag", "")
-        if "end" not in line:
-            raise ValueError("this is not a dump, or it is cut")
-
-
-def _record(text: str) -> _Line:
-    id_ = text[7 : text.find('","', 7)]
-    if "\\" in id_:
-        id_ = str(_decoded(text)["id"])
-    parsed = parse_id(id_)
-    if parsed is None:
-        raise ValueError("it has no ID")
-    return _Line(parsed[1], id_, text)
-
-
-def _decoded(text: str) -> dict[str, Any]:
+def _decode(text: str) -> Any:
     try:
-        line = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"this is not a line of a dump ({error})") from error
-    if type(line) is not dict:
-        raise ValueError("this is not a line of a dump")
-    return line
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("its values are nested too deeply") from None
 
 
 def _text(side: Side, stack: ExitStack) -> DumpText:
@@ -135,29 +88,27 @@ def _text(side: Side, stack: ExitStack) -> DumpText:
     return DumpText(DumpLines(state, records, side._directory).encoded(), name=side.name)
 
 
-def _compared(first: _Lines, second: _Lines) -> Iterator[Difference]:
-    a, b = first.next(), second.next()
-    while a is not None or b is not None:
-        before = a if a is not None and (b is None or a.number <= b.number) else None
-        after = b if b is not None and (a is None or b.number <= a.number) else None
-        if before is not None and after is not None and before.id == after.id:
-            changed = _changed(first, second, before, after)
-            if changed:
-                yield Difference("changed", before.id, changed)
-        else:
-            if before is not None:
-                yield Difference("removed", before.id)
-            if after is not None:
-                yield Difference("added", after.id)
-        a = a if before is None else first.next()
-        b = b if after is None else second.next()
+def _records(dump: DumpReader) -> Iterator[DumpRecord]:
+    try:
+        dump.read_head()
+        yield from dump.read_records()
+    except ValueError as error:
+        raise dump.text.broken(error) from error
 
 
-def _changed(first: _Lines, second: _Lines, a: _Line, b: _Line) -> tuple[str, ...]:
-    """Return the names of the fields in which two records differ."""
-    if a.text == b.text and first.tags == second.tags:
-        return ()
-    before, after = first.fields(a), second.fields(b)
+def _fields(dump: DumpReader, record: DumpRecord) -> dict[str, Any]:
+    """Return what is compared of a record, by the names that `Difference.fields` has."""
+    number, fields = record.line.get("schema"), record.line.get("fields")
+    schema = dump.schemas.get(number) if type(number) is int else None
+    found = {_MEMBER: record.member, _CLASS: schema.tag if isinstance(schema, Schema) else ""}
+    if type(fields) is not dict:
+        return found | {_BYTES: record.line.get("values") or record.line.get("record")}
+    return found | {name: json.dumps(value) for name, value in fields.items()}
+
+
+def _changed(id_: str, before: dict[str, Any], after: dict[str, Any]) -> Iterator[Difference]:
     missing = object()
     names = [*before, *(name for name in after if name not in before)]
-    return tuple(name for name in names if before.get(name, missing) != after.get(name, missing))
+    changed = tuple(name for name in names if before.get(name, missing) != after.get(name, missing))
+    if changed:
+        yield Difference("changed", id_, changed)

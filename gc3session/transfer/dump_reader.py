@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from base64 import b64decode
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from itertools import chain
 from typing import Any, Final, NamedTuple
 
@@ -14,24 +13,24 @@ from ..errors import CorruptRecord
 from ..format.frame import seal
 from ..format.schema import Schema
 from ..records.ids import parse_id
-from ..records.json_values import FieldsDecoder
 from .dump import DUMP_VERSION
 from .dump_files import DumpText
 
 _NO_DUMP: Final = 'this is not a dump: the first line of one begins with {"dump":'
-_ID: Final = re.compile(r'\{"id":("(?:[^"\\]|\\.)*")')
 
 
 class DumpRecord(NamedTuple):
     """The line of a record.
 
     Attributes:
+        text: the line.
         line: what it holds, decoded.
         id: the record's ID.
         name, number: the two parts of the ID.
         member: whether the session holds it.
     """
 
+    text: str
     line: dict[str, Any]
     id: str
     name: str
@@ -49,10 +48,10 @@ class DumpReader:
         records, members: how many records have been read, and how many of them the session holds.
     """
 
-    def __init__(self, lines: Iterable[bytes], decoder: FieldsDecoder) -> None:
-        self.text = DumpText(lines)
+    def __init__(self, text: DumpText, decode: Callable[[str], Any]) -> None:
+        self.text = text
         self._texts = iter(self.text)
-        self._decoder = decoder
+        self._decode = decode
         self._after_schemas = ""
         self.first = self.next = self.count = 0
         self.schemas: dict[int, Schema | bytes] = {}
@@ -86,7 +85,7 @@ class DumpReader:
             line = self._decoded(text)
             if "id" not in line:
                 break
-            record = _record(line)
+            record = _record(text, line)
             if not following <= record.number < self.next:
                 raise ValueError(
                     f"{record.id} is not in its place: the lines of a dump are sorted by the numbers of the IDs"
@@ -101,13 +100,6 @@ class DumpReader:
             raise ValueError("lines were taken out of this dump, or put into it")
         if next(self._texts, ""):
             raise ValueError("there is more after the end of the dump")
-
-    def read_ids(self) -> Iterator[str]:
-        """Give the IDs of the records instead; nothing else of them is decoded."""
-        for text in self._rest():
-            match = _ID.match(text)
-            if match:
-                yield str(self._decoder.decode(match[1]))
 
     def times(self) -> tuple[str, dict[str, int]] | None:
         """Return the command line and the times ('start', 'end') of the session; None if it had no directory."""
@@ -127,7 +119,7 @@ class DumpReader:
         return chain(filter(None, [self._after_schemas]), self._texts)
 
     def _decoded(self, text: str) -> dict[str, Any]:
-        line = self._decoder.decode(text)
+        line = self._decode(text)
         if type(line) is not dict:
             raise ValueError("it is not a line of a dump")
         return line
@@ -149,11 +141,11 @@ def bytes_in(line: dict[str, Any], name: str) -> bytes:
     return b64decode(value, validate=True)
 
 
-def _record(line: dict[str, Any]) -> DumpRecord:
+def _record(text: str, line: dict[str, Any]) -> DumpRecord:
     parsed, member = parse_id(line["id"]), line.get("member")
     if parsed is None or type(member) is not bool:
         raise ValueError(f"{line['id']!r} is not an ID, or the line doesn't say whether the session has it")
-    return DumpRecord(line, line["id"], *parsed, member)
+    return DumpRecord(text, line, line["id"], *parsed, member)
 
 
 def _schema(line: dict[str, Any]) -> Schema | bytes:

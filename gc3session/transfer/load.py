@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from itertools import islice, takewhile
 from typing import IO, Final, NamedTuple
 
 from ..directory import SessionDirectory
@@ -11,14 +11,13 @@ from ..errors import ClashError, CorruptRecord, InvalidArgument
 from ..format.frame import RECORD_KEY
 from ..format.schema import Schema
 from ..index.index import Index
-from ..records.ids import parse_id
 from ..records.json_values import FieldsDecoder, NotJSON, unpack
 from ..session.base import SessionBase
 from ..session.session import Session
-from ..snapshots.copying import NumbersTaken, RecordCopier
+from ..snapshots.copying import RecordCopier
 from ..system.temporary import made_whole
 from ..tables.interface import RECORDS, OnProgress, no_progress, with_progress
-from .dump_files import opened_lines
+from .dump_files import DumpText, opened_lines
 from .dump_reader import DumpReader, DumpRecord, bytes_in, number_in
 
 _IDS_IN_MESSAGE: Final = 3
@@ -112,7 +111,7 @@ class _Loading:
         self,
         index: Index,
         directory: SessionDirectory | None,
-        lines: Iterable[bytes],
+        lines: IO[bytes],
         on_clash: str,
         progress: OnProgress | None,
     ) -> None:
@@ -122,7 +121,7 @@ class _Loading:
         self._on_clash = on_clash
         self._progress = progress or no_progress
         self._decoder = FieldsDecoder()
-        self._dump = DumpReader(lines, self._decoder)
+        self._dump = DumpReader(DumpText(lines), self._decoder.decode)
         self._skipped = self._gone = 0
 
     def run(self) -> Loaded:
@@ -146,20 +145,11 @@ class _Loading:
             # The numbers that this program has reserved but not used would clash with those of the dump.
             if self._store.tables.exists() and self._store.batch.journal is None:
                 self._store.sequence.give_back()
-        try:
-            copier.reserve(self._on_clash)
-        except NumbersTaken as taken:
-            here = taken.next
-        else:
+        if copier.reserve(self._on_clash):
             return
-        ids: list[str] = []
-        count = 0
-        for id_ in self._dump.read_ids():
-            parsed = parse_id(id_)
-            if parsed is not None and parsed[1] < here:
-                count += 1
-                if count <= _IDS_IN_EXCEPTION:
-                    ids.append(id_)
+        clashing = takewhile(lambda record: record.number < copier.before, self._dump.read_records())
+        ids = [record.id for record in islice(clashing, _IDS_IN_EXCEPTION)]
+        count = len(ids) + sum(1 for _ in clashing)
         more = f" and {count - _IDS_IN_MESSAGE:,} more" if count > _IDS_IN_MESSAGE else ""
         raise ClashError(
             f"{self._store.url} has given out {', '.join(ids[:_IDS_IN_MESSAGE])}{more} before; nothing was loaded."
@@ -206,10 +196,7 @@ class _Loading:
         state = str(record.line.get("state", "")) if record.member else None
         schemas = self._dump.schemas.values()
         named = next((s.number for s in schemas if isinstance(s, Schema) and s.name == record.name), 0)
-        try:
-            copier.add_unreadable(record.number, named, data, state)
-        except CorruptRecord as error:
-            raise ValueError(f"{record.id} can't be read: {error}") from error
+        copier.add_unreadable(record.number, named, data, state)
 
     def _set_times(self) -> None:
         """Give the session the times of the dumped one."""

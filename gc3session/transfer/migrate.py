@@ -21,7 +21,7 @@ import os
 import secrets
 from typing import Any, Final, NamedTuple
 
-from ..errors import CorruptRecord, InvalidArgument, WriteError
+from ..errors import InvalidArgument, WriteError
 from ..format.frame import RECORD_KEY
 from ..index.entries import coming_key, moved_key
 from ..index.index import Index
@@ -126,7 +126,7 @@ class _Move:
         self._target.write(self._clear, numbers=False)
         try:
             copied = copy_records(state, records, index, own=self._own, on_reserve=self._reserve)
-        except CorruptRecord as error:
+        except ValueError as error:
             raise self._refused(str(error)) from error
         if state.missing:
             raise self._refused(f"its index has an entry for record {state.missing[0]}, which is not in the store")

@@ -839,7 +839,7 @@ def test_no_room_for_what_is_left_of_the_dump_is_told(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("gc3session.snapshots.snapshot._write", full)
+    monkeypatch.setattr("gc3session.snapshots.snapshot._pack", full)
     with pytest.raises(WriteError, match="TMPDIR"):
         dumped(session)
     session.add(Task())  # no transaction was left open

@@ -10,15 +10,12 @@ from .values import ATTRS, FROZENSET, REFERENCE, SET, TUPLE
 
 _MARK: Final = bytes([0xD7, REFERENCE])  # what stands before the N: an extension of 8 bytes, its code
 _HOLDING: Final = (TUPLE, SET, FROZENSET, ATTRS)  # extensions whose data are msgpack in which references may be
-_EXTENSIONS: Final = range(0xC7, 0xCA), range(0xD4, 0xD9)  # first bytes; with a length, and of a fixed size
+_EXTENSIONS: Final = frozenset((0xC7, 0xC8, 0xC9, 0xD4, 0xD5, 0xD6, 0xD7, 0xD8))  # the first bytes of extensions
 
-# First byte, from c0 to df -> bytes of the length behind it, bytes of what follows.  What is in an array or a map
-# stands behind it as any other value, so their lengths needn't be known.
-_TOKENS: Final = [
-    (0, 0), (0, 0), (0, 0), (0, 0), (1, 0), (2, 0), (4, 0), (1, 0), (2, 0), (4, 0), (0, 4), (0, 8),
-    (0, 1), (0, 2), (0, 4), (0, 8), (0, 1), (0, 2), (0, 4), (0, 8),
-    (0, 1), (0, 2), (0, 4), (0, 8), (0, 16), (1, 0), (2, 0), (4, 0), (0, 2), (0, 4), (0, 2), (0, 4),
-]  # fmt: skip
+# For each first byte from c0 to df: bytes of the length behind it, and bytes of what follows.  What is in an array
+# or a map stands behind it as any other value, so their lengths needn't be known.
+_LENGTHS: Final = bytes.fromhex("00000000 010204 010204 0000 00000000 00000000 0000000000 010204 0000 0000")
+_SIZES: Final = bytes.fromhex("00000000 000000 000000 0408 01020408 01020408 0102040810 000000 0204 0204")
 
 
 def with_references(packed: bytes, moved: Callable[[int], int]) -> bytes:
@@ -47,11 +44,11 @@ def _places(packed: bytes) -> list[int]:
             if first < 0xC0:
                 at += first & 0x1F
                 continue
-            width, size = _TOKENS[first - 0xC0]
+            width, size = _LENGTHS[first - 0xC0], _SIZES[first - 0xC0]
             if width:
                 size = int.from_bytes(packed[at : at + width], "big")
                 at += width
-            if any(first in kind for kind in _EXTENSIONS):
+            if first in _EXTENSIONS:
                 code, at = packed[at] if at < end else 0, at + 1
                 if code == REFERENCE and size == 8:
                     places.append(at)

@@ -7,15 +7,10 @@ A dump is ASCII text, one JSON object a line, without blanks::
     {"id":"Task.1","schema":S,"revision":1,"member":true,"fields":{...}} of each record, by N
     {"end":{"records":R,"members":M}}
 
-- F is the least N of the records, X the store's next N, R the number of records, M how many of
-  them the session holds. The times T are those of the files `created` and `finished` in ns since
-  1970, or null; C is the text of `created`, or null, with bytes that are not UTF-8 as surrogates
-  (U+DC80 to U+DCFF).
-- `member` says whether the session holds the record.
-- json_values.py describes the values in `fields`. If one has no JSON, the line has
-  `"values":base64` of their bytes instead.
-- A record that can't be read has `"record":base64` of its bytes instead of schema, revision and
-  fields, and `state` is what the index has for it. A damaged schema is `{"schema":S,"bytes":base64}`.
+The times T are those of the files `created` and `finished` in ns since 1970, C is the text of
+`created`. `member` says whether the session holds the record. A value that has no JSON
+(json_values.py), a record that can't be read and a damaged schema are there as base64; FORMAT.md
+has them, and all else, exactly.
 
 If no other session uses the store, all of its records are dumped, also those that were forgotten
 or never added; else the session's records and all that they refer to.
@@ -63,7 +58,7 @@ class Dumped(NamedTuple):
 
 
 def dump_session(
-    session: SessionBase, file: str | os.PathLike[str] | IO[bytes], *, progress: OnProgress | None = None
+    session: SessionBase, file: str | os.PathLike[str] | IO[bytes], *, progress: OnProgress = no_progress
 ) -> Dumped:
     """Write all of a session to a file, from which `load_dump` makes it again exactly.
 
@@ -79,7 +74,7 @@ def dump_session(
     """
     if not session.store.read_only:
         session.flush()
-    with written(file) as out, snapshot(session._index, progress or no_progress) as (state, records):
+    with written(file) as out, snapshot(session._index, progress) as (state, records):
         lines = DumpLines(state, records, session._directory)
         source = iter(lines)
         while some := list(islice(source, _LINES_AT_ONCE)):

@@ -47,7 +47,7 @@ def load_dump(
     file: str | os.PathLike[str] | IO[bytes],
     *,
     on_clash: str = "fail",
-    progress: OnProgress | None = None,
+    progress: OnProgress = no_progress,
 ) -> Loaded:
     """Load all that `dump_session` has written to a file; return how much was loaded.
 
@@ -78,13 +78,13 @@ def load_dump(
         return _load_new(directory, lines, progress)
 
 
-def _load_into(session: SessionBase, lines: IO[bytes], on_clash: str, progress: OnProgress | None) -> Loaded:
+def _load_into(session: SessionBase, lines: IO[bytes], on_clash: str, progress: OnProgress) -> Loaded:
     session._ensure_writable()
     session.flush()
     return _Loading(session._index, session._directory, lines, on_clash, progress).run()
 
 
-def _load_new(directory: SessionDirectory, lines: IO[bytes], progress: OnProgress | None) -> Loaded:
+def _load_new(directory: SessionDirectory, lines: IO[bytes], progress: OnProgress) -> Loaded:
     """Make a session from a dump, under another name until it is complete."""
     with made_whole(directory.path) as temporary:
         session = Session(temporary)
@@ -113,13 +113,13 @@ class _Loading:
         directory: SessionDirectory | None,
         lines: IO[bytes],
         on_clash: str,
-        progress: OnProgress | None,
+        progress: OnProgress,
     ) -> None:
         self._index = index
         self._store = index.store
         self._directory = directory
         self._on_clash = on_clash
-        self._progress = progress or no_progress
+        self._progress = progress
         self._decoder = FieldsDecoder()
         self._dump = DumpReader(DumpText(lines), self._decoder.decode)
         self._skipped = self._gone = 0

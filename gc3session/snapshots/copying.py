@@ -6,7 +6,7 @@ in references. Schemas, states and the session itself have other numbers in each
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from itertools import starmap
 from typing import Final
 
@@ -19,17 +19,15 @@ from ..index.index_writer import IndexWriter
 from ..records.references import with_references
 from ..records.sequence import NEXT_KEY
 from ..store.commit import RECORDS_KEY
-from ..tables.interface import META, NUMBERING, RECORDS, SCHEMAS, Item, Writer
+from ..tables.interface import HOLDERS, META, NUMBERING, RECORDS, SCHEMAS, Item, Writer
 from .snapshot import HeldRecord, Snapshot
 
 BATCH_BYTES: Final = 16 << 20
 """Of memory that the records take which are written in one transaction."""
 
+_ITEMS_AT_ONCE: Final = 4096  # that are deleted by one call
 _RECORD_BYTES: Final = 400  # memory that a record takes beside its bytes, with its entry
 _key = RECORD_KEY.pack
-
-OnReserve = Callable[[Writer, range], None]
-"""Called with the Ns that records are to get, in the transaction that reserves them."""
 
 
 class RecordCopier:
@@ -39,6 +37,8 @@ class RecordCopier:
         index: the session's; its batch is empty.
         schemas: those of the records, by their numbers there.
         numbers: from the least N of the records to the one after the greatest that was handed out there.
+        coming: the key in the table `meta` of a note of what is coming (see `coming_key`); what an earlier copying,
+            which was interrupted, has noted there is deleted first, and its Ns are free. b'' for no note.
 
     Attributes:
         shift: what is added to each N.
@@ -46,7 +46,10 @@ class RecordCopier:
         records, members: how many have been written, and how many of them the session holds.
     """
 
-    def __init__(self, index: Index, schemas: dict[int, Schema | bytes], numbers: range) -> None:
+    def __init__(
+        self, index: Index, schemas: dict[int, Schema | bytes], numbers: range, coming: bytes = b""
+    ) -> None:
+        self._coming = coming
         self._index = index
         self._store = index.store
         self._schemas = schemas
@@ -63,18 +66,11 @@ class RecordCopier:
         self.shift = self.records = self.members = 0
         self.before = 1
 
-    def reserve(
-        self, on_clash: str, *, own: range = range(0), on_reserve: OnReserve = lambda writer, numbers: None
-    ) -> bool:
+    def reserve(self, on_clash: str) -> bool:
         """Take the Ns of the records from the store's sequence, and store the schemas.
 
-        Args:
-            on_clash: what to do if the store has handed some of them out: 'fail', 'renumber', or 'skip' if those
-                won't be added.
-            own: Ns that an earlier copying, which was interrupted, has reserved: they are free.
-            on_reserve: called in the transaction.
-
-        Return False, with nothing taken, for 'fail'.
+        If the store has handed some of them out, *on_clash* says what to do: 'fail', and return False with nothing
+        taken; 'renumber'; or 'skip', if those won't be added.
         """
         first, next_ = self._numbers.start, self._numbers.stop
         taken = False
@@ -82,6 +78,7 @@ class RecordCopier:
         def unit(index_writer: IndexWriter, writer: Writer) -> None:
             nonlocal taken
             self._home = index_writer.row(self._index.identity).number
+            own = self._cleared(index_writer, writer)
             writer.lock(META, [NUMBERING])
             writer.lock(META, [NEXT_KEY])
             self.before = here = RECORD_KEY.unpack(writer.get(META, NEXT_KEY) or _key(1))[0]
@@ -90,8 +87,11 @@ class RecordCopier:
             if taken and on_clash == "fail":
                 return
             self.shift = here - first if taken and on_clash == "renumber" else 0
-            on_reserve(writer, range(first + self.shift, next_ + self.shift))
-            writer.put(META, [(NEXT_KEY, _key(max(here, next_ + self.shift)))])
+            end = next_ + self.shift
+            writer.put(META, [(NEXT_KEY, _key(max(here, end)))])
+            if self._coming:
+                note = _key(first + self.shift) + _key(end) + self._index.identity
+                writer.put(META, [(self._coming, note)])
             index_writer.follow_mirror(self._index.identity)
             self._is_alone = on_clash == "skip" or not writer.scan(RECORDS, b"", 1)
             schemas = list(starmap(stored_schema, self._schemas.items()))
@@ -109,6 +109,20 @@ class RecordCopier:
             elif isinstance(schema, Schema):
                 self._here[number] = self._store.schemas.stored(schema).number
         return True
+
+    def _cleared(self, index_writer: IndexWriter, writer: Writer) -> range:
+        """Delete what an interrupted copying has left, and return the Ns that it had reserved."""
+        left = writer.get(META, self._coming) if self._coming else None
+        if left is None:
+            return range(0)
+        first, next_, identity = left[:8], left[8:16], left[16:]
+        index_writer.erase(identity)
+        for table in (RECORDS, HOLDERS):
+            while keys := [key for key, _ in writer.scan(table, first, _ITEMS_AT_ONCE) if key < next_]:
+                writer.delete(table, keys)
+                if table == RECORDS:
+                    writer.count(META, RECORDS_KEY, -len(keys))
+        return range(int.from_bytes(first, "big"), int.from_bytes(next_, "big"))
 
     def add(self, number: int, schema: int, revision: int, values: bytes, state: str | None) -> None:
         """Add a record.
@@ -195,20 +209,15 @@ class RecordCopier:
 
 
 def copy_records(
-    source: Snapshot,
-    records: Iterable[HeldRecord],
-    index: Index,
-    *,
-    own: range = range(0),
-    on_reserve: OnReserve = lambda writer, numbers: None,
+    source: Snapshot, records: Iterable[HeldRecord], index: Index, coming: bytes = b""
 ) -> RecordCopier:
     """Copy the records of a snapshot into another store, into the session of *index* there; return what was done.
 
-    If the store has handed out some of their Ns, they are renumbered. *own* and *on_reserve* are those of
-    `RecordCopier.reserve`. Raise ValueError if a record can't be taken over.
+    If the store has handed out some of their Ns, they are renumbered.  *coming* is as in `RecordCopier`.  Raise
+    ValueError if a record can't be taken over.
     """
-    copier = RecordCopier(index, source.schemas, range(source.first, source.next))
-    copier.reserve("renumber", own=own, on_reserve=on_reserve)
+    copier = RecordCopier(index, source.schemas, range(source.first, source.next), coming)
+    copier.reserve("renumber")
     for number, schema, is_readable, state, data in records:
         if is_readable:
             header = header_of(data)

@@ -85,7 +85,7 @@ def _text(side: Side, stack: ExitStack) -> DumpText:
         side.flush()
     # At once: the caller's code runs between two differences, and may write to the session.
     state, records = stack.enter_context(snapshot(side._index, at_once=True))
-    return DumpText(DumpLines(state, records, side._directory).encoded(), name=side.name)
+    return DumpText(DumpLines(state, records, side._directory), name=side.name)
 
 
 def _records(dump: DumpReader) -> Iterator[DumpRecord]:

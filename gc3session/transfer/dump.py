@@ -78,7 +78,7 @@ def dump_session(
         lines = DumpLines(state, records, session._directory)
         source = iter(lines)
         while some := list(islice(source, _LINES_AT_ONCE)):
-            out.write("".join(some).encode("ascii"))
+            out.write(b"".join(some))
     return Dumped(lines.records, lines.members, lines.unreadable, state.missing)
 
 
@@ -101,15 +101,15 @@ class DumpLines:
         self.records = self.members = 0
         self.unreadable: list[str] = []
 
-    def __iter__(self) -> Iterator[str]:
-        yield _json_line(self._header())
+    def __iter__(self) -> Iterator[bytes]:
+        yield _json_line(self._header()).encode()
         for number, schema in self._state.schemas.items():
-            yield _json_line(_schema(number, schema))
+            yield _json_line(_schema(number, schema)).encode()
         for record in self._records:
             self.records += 1
             self.members += record.state is not None
-            yield self._line(record)
-        yield _json_line({"end": {"records": self.records, "members": self.members}})
+            yield self._line(record).encode()
+        yield _json_line({"end": {"records": self.records, "members": self.members}}).encode()
 
     def _line(self, held: HeldRecord) -> str:
         number, schema_number, is_readable, state, record = held
@@ -122,10 +122,6 @@ class DumpLines:
         id_ = f"{schema.name if isinstance(schema, Schema) else 'Unreadable'}.{number}"
         self.unreadable.append(id_)
         return self._lines.raw(id_, state is not None, state or "", record)
-
-    def encoded(self) -> Iterator[bytes]:
-        """Give the lines as they are in a file."""
-        return (line.encode("ascii") for line in self)
 
     def _header(self) -> dict[str, Any]:
         state, directory = self._state, self._directory

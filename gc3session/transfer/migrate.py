@@ -19,10 +19,9 @@ from __future__ import annotations
 
 import os
 import secrets
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 from ..errors import InvalidArgument, WriteError
-from ..format.frame import RECORD_KEY
 from ..index.entries import coming_key, moved_key
 from ..index.index import Index
 from ..index.index_writer import IndexWriter
@@ -30,11 +29,8 @@ from ..session.relocation import complete_move
 from ..session.session import Session
 from ..snapshots.copying import copy_records
 from ..snapshots.snapshot import Snapshot
-from ..store.commit import RECORDS_KEY
-from ..store.store import Store, make_store
-from ..tables.interface import HOLDERS, META, RECORDS, OnProgress, Writer, no_progress, with_progress
-
-_RECORDS_AT_ONCE: Final = 4096  # records that are looked at by one call
+from ..store.store import make_store
+from ..tables.interface import META, OnProgress, Writer, no_progress, with_progress
 
 
 class Moved(NamedTuple):
@@ -81,16 +77,19 @@ def migrate_session(
             raise InvalidArgument(f"{session.path} has its tasks in {target.url} already")
         with source.lock:
             source.flush()
-            move = _Move(session, target)
+            # A new identity, because it may have been in that store before: a program that has had it open since
+            # then must not write to it.
+            former, identity = session._index.identity, secrets.token_bytes(16)
+            line = directory.line(target.url, identity)
             moved = Moved(0, 0, 0)
 
             def unit(index_writer: IndexWriter, writer: Writer) -> None:
                 nonlocal moved
-                moved = move.copy(writer, progress)
-                writer.put(META, [(moved_key(session._index.identity), move.line.encode())])
+                moved = _copied(session, writer, Index(target, identity), progress)
+                writer.put(META, [(moved_key(former), line.encode())])
 
             source.write(unit)
-            complete_move(target, directory, session._index.identity, move.line)
+            complete_move(target, directory, former, line)
             session._abandon()
             if directory.holds(source.url):
                 source.discard()
@@ -99,64 +98,17 @@ def migrate_session(
     return moved
 
 
-class _Move:
-    """The copying of a session into another store.
-
-    The session gets a new identity there, because it may have been in that store before: a program that
-    has had it open since then must not write to it.
-
-    Attributes:
-        line: what `store.url` is to say.
-    """
-
-    def __init__(self, session: Session, target: Store) -> None:
-        self._index = session._index
-        self._directory = session._directory
-        self._target = target
-        self._coming = coming_key(session._index.identity)
-        self._own = range(0)
-        self._identity = secrets.token_bytes(16)
-        self.line = session._directory.line(target.url, self._identity)
-
-    def copy(self, source: Writer, progress: OnProgress) -> Moved:
-        """Copy all that the session has in *source*. Raise WriteError if it is damaged."""
-        state = Snapshot(source, self._index.identity)
+def _copied(session: Session, source: Writer, target: Index, progress: OnProgress) -> Moved:
+    """Copy all that a session has in *source*. Raise WriteError if it is damaged."""
+    identity = session._index.identity
+    state = Snapshot(source, identity)
+    try:
         records = with_progress(state.read(), state.count, progress)
-        index = Index(self._target, self._identity)
-        self._target.write(self._clear, numbers=False)
-        try:
-            copied = copy_records(state, records, index, own=self._own, on_reserve=self._reserve)
-        except ValueError as error:
-            raise self._refused(str(error)) from error
+        copied = copy_records(state, records, target, coming_key(identity))
         if state.missing:
-            raise self._refused(f"its index has an entry for record {state.missing[0]}, which is not in the store")
-        return Moved(copied.records, copied.members, copied.shift)
-
-    def _refused(self, why: str) -> WriteError:
-        return WriteError(
-            f"{self._directory.path} can't be moved: {why}; repair it first with 'gc3session repair'"
-        )
-
-    def _reserve(self, writer: Writer, numbers: range) -> None:
-        first, next_ = map(RECORD_KEY.pack, (numbers.start, numbers.stop))
-        writer.put(META, [(self._coming, first + next_ + self._identity)])
-
-    def _clear(self, index_writer: IndexWriter, writer: Writer) -> None:
-        """Delete what a migration of the session that was killed has left in the new store."""
-        left = writer.get(META, self._coming)
-        if left is None:
-            return
-        first, next_, identity = left[:8], left[8:16], left[16:]
-        self._own = range(RECORD_KEY.unpack(first)[0], RECORD_KEY.unpack(next_)[0])
-        index_writer.erase(identity)
-        writer.count(META, RECORDS_KEY, -_delete(writer, RECORDS, first, next_))
-        _delete(writer, HOLDERS, first, next_)
-
-
-def _delete(writer: Writer, table: str, first: bytes, next_: bytes) -> int:
-    """Delete the items whose keys are from *first* on and before *next_*; return how many there were."""
-    count = 0
-    while keys := [key for key, _ in writer.scan(table, first, _RECORDS_AT_ONCE) if key < next_]:
-        writer.delete(table, keys)
-        count += len(keys)
-    return count
+            raise ValueError(f"its index has an entry for record {state.missing[0]}, which is not in the store")
+    except ValueError as error:
+        raise WriteError(
+            f"{session.path} can't be moved: {error}; repair it first with 'gc3session repair'"
+        ) from error
+    return Moved(copied.records, copied.members, copied.shift)

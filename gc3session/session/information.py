@@ -128,7 +128,7 @@ def information_of(
     with store.lock, store.reading() as reader:
         row = Row.read(reader, index.identity)
         tasks, states = index.count(reader), index.counts(reader)
-        first, last = (scanned.first, scanned.last) if scanned else _ends(index, reader, row)
+        first, last = (scanned.first, scanned.last) if scanned else _ends(index, reader)
         sessions = sum(1 for _ in reader.walk(SESSIONS))
         records = int.from_bytes(reader.get(META, RECORDS_KEY) or b"", "big")
         schemas = scanned.schemas if scanned else _schemas(reader)
@@ -181,19 +181,17 @@ def _schema(number: int, schema: Schema | bytes, records: int | None) -> SchemaF
 # -- events
 
 
-def _ends(index: Index, reader: Reader, row: Row | None) -> tuple[EventFigures | None, EventFigures | None]:
+def _ends(index: Index, reader: Reader) -> tuple[EventFigures | None, EventFigures | None]:
     """Return the first event of the task that was added first, and the last one of that added last."""
     first = index.chunk(reader, 0, 1)
-    if row is None or not first:
+    if not first:
         return None, None
     return _event(index, reader, first[0][0], 0), _event(index, reader, index.last(reader), -1)
 
 
 def _event(index: Index, reader: Reader, number: int, place: int) -> EventFigures | None:
     """Return the first (*place* 0) or last (-1) event of record N."""
-    record = reader.get(RECORDS, RECORD_KEY.pack(number))
-    if record is None:
-        return None
+    record = reader.get(RECORDS, RECORD_KEY.pack(number)) or b""
     try:
         schema_number, _, values = values_of(number, record)
         events = list(_events(index.store.schemas.get(schema_number, reader), number, values))

@@ -300,6 +300,32 @@ def test_killed_at_any_step_the_session_is_whole_and_the_move_can_be_completed(
     assert len(places) > 1
 
 
+def test_killed_on_its_way_into_a_store_that_is_used_it_is_whole_and_leaves_nothing_there(tmp_path: Path) -> None:
+    path, used = tmp_path / "session", tmp_path / "used"
+    filled(path).close()
+    with Session(path, read_only=True) as session:
+        names = [task.jobname for task in session]
+        records = len(list(session.store.list()))
+    with Session(tmp_path / "other", store_or_url=used) as other:
+        other.add_many(Task(jobname="mine") for _ in range(20))
+    former = (path / "store.url").read_text()
+    for n in range(1, 200):
+        status = _status(_killed_at, n, path, used)
+        assert status in (0, -signal.SIGKILL)
+        with Session(path, create=False) as session:
+            assert [task.jobname for task in session] == names, n
+            [both] = session.select(name="both")
+            assert [task.jobname for task in both.tasks] == ["inner"]
+        if (path / "store.url").read_text() != former:
+            break
+    assert n > 10
+    check(path)
+    check(tmp_path / "other")
+    with Session(tmp_path / "other") as other:
+        assert [task.jobname for task in other] == ["mine"] * 20
+        assert len(list(other.store.list())) == records + 20
+
+
 def test_a_session_moves_to_postgresql_and_back_however_often_that_is_killed(
     tmp_path: Path, postgresql_url: str
 ) -> None:

@@ -220,8 +220,12 @@ class Commit:
             record = batch.records.get(number)
             if number in index.adopted:
                 if number not in self._stored and record is None:
+                    living = self._store.loader.living(number)
+                    id_ = f"Unreadable.{number}" if living is None else str(living.persistent_id)
                     raise ConflictError(
-                        f"record {number} was removed from the store while it was being added; nothing was written"
+                        f"{id_} was removed from the store while it was being added; nothing was written."
+                        " forget() gives that up",
+                        (id_,),
                     )
                 if not self._adopt(index, session, number):
                     continue

@@ -367,7 +367,7 @@ class StoreStaging(StoreReading):
 
         Return False, with nothing done, if it takes the long way: as in `stage_new`, or if the batch isn't empty.
         """
-        if self.batch.records or self.batch.journal is not None:
+        if self.has_batch() or self.batch.journal is not None:
             return False
         if not isinstance(obj, Persistable) or mark_of(obj) is not None or layout_of(type(obj)).generic:
             return False
@@ -403,6 +403,10 @@ class StoreStaging(StoreReading):
 
         self.write(put, batch=False, numbers=False, committed=committed)
         return True
+
+    def has_batch(self) -> bool:
+        """Return whether there is anything in the batch."""
+        return bool(self.batch.records) or any(index.joined or index.left for index in self.indexes)
 
     def stage_removals(self, numbers: Iterable[int]) -> None:
         """Take some records, and those in their `tasks`, out of the store and of every index.  In a unit."""

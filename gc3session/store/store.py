@@ -326,11 +326,11 @@ class Store(StoreStaging):
         return f"<Store {escaped(self.url)}>"
 
     def __del__(self) -> None:
-        if not getattr(self, "_closed", True) and self.batch.records and self._pid == os.getpid():
+        if not getattr(self, "_closed", True) and self.has_batch() and self._pid == os.getpid():
             _dropped.append(self)
             warnings.warn(
-                f"{self!r} was dropped without flush() or close(): {len(self.batch.records)} records that were"
-                " to be written later are written at the end of the program",
+                f"{self!r} was dropped without flush() or close(): what was to be written later, of"
+                f" {_objects(self._waiting())}, is written at the end of the program",
                 UnsavedWarning,
                 stacklevel=1,
                 source=self,
@@ -355,15 +355,15 @@ class Store(StoreStaging):
                 return lines
             if any(store is self for store in _dropped):
                 self.tables.suspend()  # they are taken for gone, and others may have opened the files since
-            while self.batch.records and self.batch.journal is None:
+            while self.has_batch() and self.batch.journal is None:
                 try:
                     self.flush()
                 except ConflictError as error:  # the others are written
                     lines.append(f"{', '.join(error.ids)} can't be written: {error}")
                     for number in map(self.number_of, error.ids):
-                        self.batch.unstage(number)
+                        self._give_up_staged(number)
                 except Error as error:
-                    lines.append(f"{len(self.batch.records)} records are lost: {error}")
+                    lines.append(f"what was to be written later, of {_objects(self._waiting())}, is lost: {error}")
                     self.discard()
                     return lines
             if unsaved := self.unsaved():
@@ -372,13 +372,26 @@ class Store(StoreStaging):
                 )
         return lines
 
+    def _waiting(self) -> int:
+        """Return how many objects there is something of in the batch."""
+        moves = [number for index in self.indexes for number in (*index.joined, *index.left)]
+        return len({*self.batch.records, *moves})
+
+    def _give_up_staged(self, number: int) -> None:
+        """Take what can't be written of record N out of the batch: its change, or else that it is added."""
+        if number in self.batch.records:
+            self.batch.unstage(number)
+            return
+        for index in self.indexes:
+            index.adopted.pop(number, None)
+            index.joined.pop(number, None)
+
     # -- writing
 
     def commit(self) -> None:
         """Write the batch, records and indexes in one transaction; keep it if that fails."""
-        if not self.batch.records and not any(index.joined or index.left for index in self.indexes):
-            return
-        self.write(lambda index_writer, writer: None)
+        if self.has_batch():
+            self.write(lambda index_writer, writer: None)
 
     def write(
         self,

@@ -900,6 +900,19 @@ def test_durable_call_takes_the_batch_along(make_session: MakeSession) -> None:
     assert list(other.tasks) == [first, second]
 
 
+@pytest.mark.parametrize("what", ["joins", "leaves"])
+def test_durable_add_takes_along_what_joins_or_leaves(make_session: MakeSession, what: str) -> None:
+    session, other = make_session(), make_session(read_only=True)
+    id_ = session.add(Task())
+    if what == "joins":
+        session.forget(id_)
+        session.load(id_, add=True, flush=False)
+    else:
+        session.forget(id_, flush=False)
+    session.add(Task())
+    assert (id_ in other) == (what == "joins")
+
+
 def test_flush_of_nothing_writes_nothing(session: Session) -> None:
     session.flush()
     assert sorted(os.listdir(session.path)) == FILES
@@ -1731,5 +1744,5 @@ def test_session_that_is_dropped_with_a_batch_warns(tmp_path: Path) -> None:
         Session(tmp_path / "s").add(Task(), flush=False)
         gc.collect()
 
-    with pytest.warns(UnsavedWarning, match="1 records that were to be written later are written at the end"):
+    with pytest.warns(UnsavedWarning, match="to be written later, of 1 object, is written at the end"):
         drop()

@@ -245,7 +245,8 @@ class IndexWriter:
 
     def lock(self, sessions: Iterable[int]) -> None:
         """Keep others from changing some sessions."""
-        items = self._writer.get_many(META, sorted(map(session_name_key, sessions)))
+        keys = sorted(map(session_name_key, sessions))
+        items = self._writer.get_many(META, keys) if keys else []
         self._writer.lock(SESSIONS, [identity for _, identity in items])
 
     def home_of(self, number: int) -> int:

@@ -58,7 +58,7 @@ class Commit:
         self._read(sorted({*updates, *removed, *(n for index in indexes for n in (*index.left, *index.adopted))}))
         self._check_conflicts(updates + removed)
         moves = self._moves(updates)
-        self._prepare(removed, moves)
+        self._prepare(updates + removed, removed, moves)
         for number in removed:
             self._remove(number)
         for index in indexes:
@@ -85,6 +85,7 @@ class Commit:
         for i in range(0, len(numbers), _CHUNK):
             keys = [_key(number) for number in numbers[i : i + _CHUNK]]
             self._writer.lock(RECORDS, keys)
+            self._index_writer.read_holders(numbers[i : i + _CHUNK])
             for key, record in self._writer.get_many(RECORDS, keys):
                 try:
                     header: Header | None = header_of(record)
@@ -137,13 +138,14 @@ class Commit:
         """Return the numbers of the sessions that hold a stored record."""
         return self._index_writer.holding(number, self._home(number))
 
-    def _prepare(self, removed: list[int], moves: list[tuple[int, Kind | None, Kind]]) -> None:
-        """Lock the sessions that are concerned, and read those entries of them that probably are."""
+    def _prepare(self, changed: list[int], removed: list[int], moves: list[tuple[int, Kind | None, Kind]]) -> None:
+        """Lock the sessions that hold what changes, and read those of their entries that probably do."""
+        stored = filter(self._stored.__contains__, changed)
+        own = {index.known_number for index in self._store.indexes}
+        self._index_writer.lock({session for number in stored for session in self._holding(number)} - own)
         places = [(session, n, kind) for n, *kinds in moves for session in self._holding(n) for kind in kinds]
         for number in filter(self._stored.__contains__, removed):
             places += [(session, number, self._kind_before(number)) for session in self._holding(number)]
-        own = {index.known_number for index in self._store.indexes}
-        self._index_writer.lock({session for session, _, _ in places} - own)
         self._index_writer.read(places)
 
     # -- what leaves

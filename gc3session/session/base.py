@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, overload
 
 from ..errors import ClosedError, InvalidArgument, LoadError, NotFound, NotInSession
 from ..index.index import CHUNK, Index
+from ..records.batch import Journal
 from ..records.codec import layout_of
 from ..records.ids import IDs, all_ids, parse_id
 from ..store.staging import REMOVED_AT_ONCE
@@ -107,41 +108,60 @@ class SessionBase(Generic[T]):
 
         The tasks may come from a generator of any length: whenever the batch is full it is
         written, so memory stays flat.  If one of them can't be stored, or the generator raises,
-        those before it are in the session; to have all or nothing use `transaction`.
+        those before it are in the session; to have all or nothing use `transaction`.  If the writing
+        fails, those that have an ID are in the session: call again with the others.
         """
-        ids = IDs()
+        ids, batch = IDs(), self.store.batch
+        with self.store.lock:  # or it may be another thread's transaction
+            durable = flush and batch.journal is None
+        journal: Journal = []
         # The tasks of a list are there already, and to write them makes no cycles: nothing could be collected.
         with no_collection() if type(tasks) in (list, tuple) else nullcontext():
-            self._add_many(tasks, flush, ids)
+            batch.kept.append(journal)
+            try:
+                self._stage_many(tasks, ids, journal if durable else None)
+            finally:
+                try:
+                    if durable:
+                        self._flush_many(ids, journal)
+                finally:
+                    batch.kept = [kept for kept in batch.kept if kept is not journal]
         return ids
 
-    def _add_many(self, tasks: Iterable[Persistable], flush: bool, ids: IDs) -> None:
+    def _stage_many(self, tasks: Iterable[Persistable], ids: IDs, journal: Journal | None) -> None:
         store, index = self.store, self._index
         source = iter(tasks)
         with store.lock:
             store.sequence.expect(len(tasks) if isinstance(tasks, Sequence) else 0)
-        try:
-            # The lock is held for some at a time, as a generator is the user's code.
-            failure: BaseException | None = None
-            while failure is None:
-                some, failure = _taken(source)
-                with store.lock:
-                    self._ensure_writable()
-                    done = 0
+        # The lock is held for some at a time, as a generator is the user's code.
+        failure: BaseException | None = None
+        while failure is None:
+            some, failure = _taken(source)
+            with store.lock:
+                self._ensure_writable()
+                done = 0
+                try:
                     while done < len(some):
                         if store.batch.journal is None:
                             store.make_room()
                             done += store.stage_new(some[done:] if done else some, index)
                         if done < len(some):
-                            with store.unit(flush=False):
+                            with store.unit(flush=False, journal=journal):
                                 self._add(some[done])
                             done += 1
-                    ids.extend(some)
-            if not isinstance(failure, StopIteration):
-                raise failure
-        finally:
-            if flush and store.batch.journal is None:
+                finally:
+                    ids.extend(some[:done])
+        if not isinstance(failure, StopIteration):
+            raise failure
+
+    def _flush_many(self, ids: IDs, journal: Journal) -> None:
+        store = self.store
+        with store.lock:
+            try:
                 store.flush()
+            except BaseException:
+                store.give_up(ids.numbers(), self._index, journal)
+                raise
 
     # -- taking away
 
@@ -590,7 +610,7 @@ class SessionBase(Generic[T]):
     def flush(self) -> None:
         """Write the batch: all that was done with `flush=False`.
 
-        If it raises StoreFull the batch is kept: make room and flush again.
+        If it raises, the batch is kept: once the cause is removed, flush again.
         """
         self._ensure_open()
         self.store.flush()

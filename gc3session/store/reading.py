@@ -5,17 +5,17 @@ from __future__ import annotations
 import threading
 import uuid
 from abc import abstractmethod
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, NoReturn
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import msgpack
 
-from ..errors import ClosedError, CommitUnknown, CorruptRecord, InvalidArgument, LoadError, NotFound, UnknownFormat
+from ..errors import ClosedError, CorruptRecord, InvalidArgument, LoadError, NotFound, UnknownFormat
 from ..format.frame import FORMAT, RECORD_KEY, schema_number_or_0, values_of
 from ..format.schema import PERSISTABLE
 from ..index.entries import moved_key
 from ..index.index import Index
-from ..records.batch import Batch
+from ..records.batch import Batch, Journal
 from ..records.ids import parse_id
 from ..records.schemas import Schemas
 from ..records.sequence import NEXT_KEY
@@ -29,6 +29,20 @@ if TYPE_CHECKING:
 
 _FORMAT_KEY, _STORE_KEY = b"format", b"store"
 _key = RECORD_KEY.pack
+
+
+class PendingCommit(NamedTuple):
+    """A commit of which it is not known yet whether it went through.
+
+    Attributes:
+        went_through: returns whether it did; raises StoreUnreachable while the server isn't there.
+        committed: to be called if it did.
+        journal: what undoes the call that made it, if it did not; empty if the batch is kept.
+    """
+
+    went_through: Callable[[], bool]
+    committed: Callable[[None], object]
+    journal: Journal = []  # noqa: RUF012 (it is never changed)
 
 
 class StoreReading:
@@ -51,8 +65,8 @@ class StoreReading:
     indexes: list[Index]
     lock: threading.RLock
     _identity: bytes | None
-    _pending_commit: CommitUnknown | None
-    """A commit of which it is not known yet whether it went through; the batch is what it was to write."""
+    _pending_commit: PendingCommit | None
+    """A commit of which it is not known yet whether it went through."""
     _closed: bool
 
     @property

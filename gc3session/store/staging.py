@@ -25,7 +25,7 @@ from ..format.schema import PERSISTABLE, Schema
 from ..index.entries import Kind
 from ..index.index import Index
 from ..index.index_writer import IndexWriter
-from ..records.batch import REMOVED, STAGED_BYTES
+from ..records.batch import REMOVED, STAGED_BYTES, Journal
 from ..records.codec import extras_of, layout_of
 from ..records.sequence import NumberSequence
 from ..records.values import UNPACKABLE, Encoder, holds_bytearray, may_hold_bytes, references
@@ -86,10 +86,11 @@ class StoreStaging(StoreReading):
         """Write the batch.  If that fails the batch is kept."""
 
     @contextmanager
-    def unit(self, *, flush: bool, room: bool = True) -> Iterator[None]:
+    def unit(self, *, flush: bool, room: bool = True, journal: Journal | None = None) -> Iterator[None]:
         """`with` this, what is staged is staged whole or not at all, and written if *flush*.
 
         Inside a transaction it is written at the end of that.  A full batch is written first, unless *room* is False.
+        What undoes it is added to a *journal*.
         """
         with self.lock:
             self.ensure_writable()
@@ -111,10 +112,14 @@ class StoreStaging(StoreReading):
                 yield
                 if flush and outermost:
                     self.commit()
+                if journal is not None and batch.journal is not None:
+                    journal += batch.journal[mark:]
             except BaseException:
-                if self._pending_commit is None:  # else it may be on disk: it is kept until that is known
+                if self._pending_commit is None:
                     batch.undo(mark)
                     batch.bytes = min(size, batch.bytes)
+                elif batch.journal is not None:  # it may be on disk
+                    self._pending_commit = self._pending_commit._replace(journal=batch.journal)
                 raise
             finally:
                 if outermost:
@@ -361,6 +366,19 @@ class StoreStaging(StoreReading):
             if len(live) > self.loader.limit:
                 self.loader.sweep()
         return done
+
+    def give_up(self, numbers: Iterable[int], index: Index, journal: Journal) -> None:
+        """Undo what a call has staged and could not write: new records that were added to *index*, and a *journal*."""
+        for number in filter(self.batch.is_new, numbers):
+            columns = self.batch.records, self.batch.states, index.joined, self.loader.live
+            journal += [(column, number, None) for column in columns]
+            obj = self.loader.living(number)
+            if obj is not None:
+                journal.append((None, obj, None))
+        if self._pending_commit is None:
+            self.batch.give_up(journal)
+        else:  # it may be on disk
+            self._pending_commit = self._pending_commit._replace(journal=journal)
 
     def add_now(self, obj: Persistable, index: Index) -> bool:
         """Write a new object and add it to *index*, in one transaction: the short way, for one alone.

@@ -20,7 +20,6 @@ from typing import Any
 from weakref import ref
 
 from ..errors import (
-    CommitUnknown,
     ConflictError,
     Error,
     InvalidArgument,
@@ -50,6 +49,7 @@ from .changes import Changes, refuse
 from .commit import Commit
 from .loader import Loader
 from .program_end import expect_workers, finish_at_end
+from .reading import PendingCommit
 from .staging import StoreStaging
 
 DEFAULT_BATCH_BYTES = 64 << 20
@@ -101,7 +101,7 @@ class Store(StoreStaging):
         self._outdated: builtins.list[tuple[Persistable, bytes]] = []
         self._refers_to_copy = False
         self._identity: bytes | None = None
-        self._pending_commit: CommitUnknown | None = None
+        self._pending_commit: PendingCommit | None = None
         self._closed = False
         self._pid = os.getpid()
         self._changed_by_parent: frozenset[int] | None = None
@@ -450,13 +450,19 @@ class Store(StoreStaging):
         try:
             self.tables.write(unit, committed, self._release_listeners)
         except BaseException:  # Ctrl-C while the server is waited for, too
-            self._pending_commit = self.tables.pending_commit
+            pending = self.tables.pending_commit
+            self._pending_commit = None if pending is None else PendingCommit(pending.went_through, committed)
             raise
 
     def _resolve_commit(self) -> None:
         """Find out what became of a commit during which the server was lost."""
-        if self._pending_commit is not None and self._pending_commit.went_through():
-            self._after_commit(None)
+        pending = self._pending_commit
+        if pending is None:
+            return
+        if pending.went_through():
+            pending.committed(None)
+        else:
+            self.batch.give_up(pending.journal)
         self._pending_commit = None
 
     def _release_listeners(self) -> builtins.list[str]:

@@ -27,7 +27,7 @@ def translated(error: lmdb.Error, path: str) -> Error:
     if code in _FULL:
         return StoreFull(
             f"{message}; the disk is full, a quota is reached, or the disk fails. Nothing of this"
-            " transaction was written; make room and flush again"
+            " transaction was written; make room and call again"
         )
     if isinstance(error, lmdb.ReadersFullError):
         return Error(f"{message}; too many processes read at once: wait for some of them to end")

@@ -112,7 +112,7 @@ def translated(
             )
         else:
             message += "; make room on the server"
-        return StoreUnreachable(message) if reading else StoreFull(f"{message} and flush again")
+        return StoreUnreachable(message) if reading else StoreFull(f"{message} and call again")
     return OpenError(message) if reading else WriteError(message)
 
 

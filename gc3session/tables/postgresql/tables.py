@@ -217,6 +217,7 @@ class PostgresqlTables(Tables):
         committed: Callable[[T], None] = _ignore,
         aborted: Callable[[], object] = lambda: None,
     ) -> T:
+        self.pending_commit = None
         if self.read_only:
             raise ReadOnlyError(f"the store {self.url} was opened read-only")
         if not self._exist:
@@ -226,7 +227,6 @@ class PostgresqlTables(Tables):
     def _transact(self, unit: Callable[[PostgresqlWriter], T], committed: Callable[[T], None]) -> T:
         """Run *unit* in one transaction after another until one is committed; see `write`."""
         patience = Patience(self.patience)
-        self.pending_commit = None
         sessions: set[bytes] = set()
         while True:
             former: bytes | None = None
@@ -288,8 +288,8 @@ class PostgresqlTables(Tables):
         except BaseException as failure:
             self.pending_commit = CommitUnknown(
                 f"{self.url}: the server was lost while it committed ({' '.join(str(error).split())}), and can't be"
-                " asked what became of it: what was to be written is kept; the next call finds out whether it was,"
-                " so call again (flush) once the server is up",
+                " asked what became of it: the next call finds out whether it was done, or has done nothing, so call"
+                " again once the server is up",
                 lambda: self._resolve(token),
             )
             if isinstance(failure, Error):

@@ -88,7 +88,7 @@ def test_full_disk_of_the_tables_keeps_the_batch(full_tablespace: tuple[str, Dis
     names: list[str] = []
     failure = record_until_it_fails(session, names)
     assert isinstance(failure, StoreFull)
-    assert "make room on the server and flush again" in str(failure)
+    assert "make room on the server and call again" in str(failure)
     assert "No space left" in str(failure)
     assert names, "there was no room from the beginning"
     with Session(tmp_path / "session", read_only=True) as again:

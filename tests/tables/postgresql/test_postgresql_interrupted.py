@@ -82,12 +82,12 @@ def test_a_child_that_is_forked_in_the_middle_leaves_the_parents_transaction_alo
     session: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its connection's descriptor is that of another file by then."""
-    put_values = PostgresqlWriter.put_values
+    add = PostgresqlWriter.add
     children: list[int] = []
     parent = os.getpid()
 
-    def put_and_fork(self: PostgresqlWriter, *args: Any) -> None:
-        put_values(self, *args)
+    def add_and_fork(self: PostgresqlWriter, *args: Any) -> None:
+        add(self, *args)
         if not children:
             descriptor = self.connection.pgconn.socket
             children.append(os.fork())
@@ -99,7 +99,7 @@ def test_a_child_that_is_forked_in_the_middle_leaves_the_parents_transaction_alo
                 raise Interrupted
 
     sockets: list[socket.socket] = []
-    monkeypatch.setattr(PostgresqlWriter, "put_values", put_and_fork)
+    monkeypatch.setattr(PostgresqlWriter, "add", add_and_fork)
     tasks = [Task() for _ in range(600)]
     try:
         session.add_many(tasks)

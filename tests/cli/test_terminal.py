@@ -76,7 +76,7 @@ def make(path: Path) -> None:
     number = int(bad.rpartition(".")[2])
 
     def other_class(key: bytes, value: bytes) -> bytes:
-        tag, _, kind, fields = msgpack.unpackb(value[4:])
+        tag, _, kind, fields = msgpack.unpackb(value[:-5])
         name = tag.rpartition(":")[2]
         return seal(
             int.from_bytes(key, "big"),
@@ -88,8 +88,8 @@ def make(path: Path) -> None:
     def spoilt(key: bytes, value: bytes) -> bytes:
         return value[:-1] if int.from_bytes(key, "big") == number else value
 
-    in_child(spoil, path, b"schemas", other_class)
-    in_child(spoil, path, b"records", spoilt)
+    in_child(spoil, path, "schemas", other_class)
+    in_child(spoil, path, "records", spoilt)
 
 
 @pytest.fixture(scope="module")
@@ -249,7 +249,7 @@ def test_reprs_and_errors_are_safe_to_show(made: Path, tmp_path: Path) -> None:
             session.forget,
             session.__getitem__,
             session.select,
-            session.backup,
+            lambda name: session.backup(tmp_path / f"{name}-copy"),
         ):
             attempt(lambda call=call: call(ODD))
         attempt(lambda: list(session.select(where=f"{ODD} = 1")))
@@ -268,7 +268,7 @@ def test_reprs_and_errors_are_safe_to_show(made: Path, tmp_path: Path) -> None:
         new = tmp_path / f"{ODD}-new"
         with Session(new) as session:
             session.add(Task())
-        (new / "session_ids.txt").write_text("edited\n")
+        (new / "session_ids.txt").write_text("edited by hand\n")
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", MirrorWarning)
             Session(new).close()

@@ -215,7 +215,11 @@ class Row(NamedTuple):
     mirror: Any
 
     def write(self, writer: Writer, identity: bytes) -> None:
-        writer.put(SESSIONS, [(identity, seal(0, msgpack.packb(self)))])
+        writer.put(SESSIONS, [(identity, self.to_bytes())])
+
+    def to_bytes(self) -> bytes:
+        """Return the row as the table has it."""
+        return seal(0, msgpack.packb(self))
 
     @classmethod
     def read(cls, reader: Reader, identity: bytes) -> Row | None:

@@ -18,39 +18,26 @@ from collections.abc import Generator, Iterator
 from typing import Any, Final
 
 import attrs
-import msgpack
 
 from ..directory import SessionDirectory
 from ..errors import CorruptRecord, CorruptStore, DamagedSession, InvalidArgument, UnknownFormat
-from ..format.frame import FORMAT
-from ..format.schema import Schema
-from ..index.entries import STATE_KEY, MirrorNote, Row
-from ..index.index_writer import session_name_key
-from ..index.states import unpack_state
-from ..system.number_set import Numbers
 from ..tables.interface import (
-    META,
     RECORDS,
-    SCHEMAS,
-    SESSIONS,
-    STATES,
     Contents,
     OnProgress,
     Tables,
     no_progress,
-    with_progress,
 )
 from ..tables.urls import StoreURL, make_tables
-from .check_index import Entry, Held, IndexCheck
+from .check_index import NOTHING
 from .check_mirror import MirrorCheck, MirrorCopy
+from .check_tables import TablesCheck
 from .finding import Finding
-from .record_reader import Read, RecordReader
+from .record_reader import RecordReader
 
 _MOST_STRUCTURE_FAULTS: Final = 200  # one damaged page can have more faults than anybody reads
 _RECENT_FAULTS: Final = 20  # a fault that is one of so many before it is not reported again
 _MOST_EXAMPLES: Final = 20
-_SESSION: Final = session_name_key(0)[:-4]
-_NOTHING: Final = Held(0, {}, 0, whole=True)
 
 
 class Check(Iterator[Finding]):
@@ -115,13 +102,6 @@ class _Work:
     tasks: int = 0
     dangling: int = 0
     examples: list[tuple[str, int]] = attrs.field(factory=list)
-    _targets: Numbers = attrs.field(factory=Numbers)  # Ns that records refer to
-    _reader: RecordReader = attrs.field(init=False)
-    _rows: dict[int, tuple[bytes, Row]] = attrs.field(factory=dict)  # number of a session -> its identity and row
-    _all_rows: bool = True  # whether all rows can be read
-
-    def __attrs_post_init__(self) -> None:
-        self._reader = RecordReader(self._targets.add)
 
     # -- the directory
 
@@ -175,7 +155,7 @@ class _Work:
             return
         with MirrorCopy(self._directory, alone=True) as mirror:
             mirror.take()
-            yield from MirrorCheck(mirror, b"", None, {}).end(_NOTHING)
+            yield from MirrorCheck(mirror, b"", None, {}).end(NOTHING)
         yield from self._check_known(url)
 
     def _check_known(self, url: str) -> Iterator[Finding]:
@@ -217,125 +197,21 @@ class _Work:
     def _check_tables(
         self, contents: Contents, url: str, identity: bytes | None, mirror: MirrorCopy
     ) -> Iterator[Finding]:
-        version = contents.get(META, b"format")
-        if version != msgpack.packb(FORMAT):
-            yield Finding(
-                "format",
-                "meta",
-                f"the format is {version!r}; this version of gc3session knows {FORMAT} only: upgrade gc3session",
-            )
-            return
-        if len(contents.get(META, b"store") or b"") != 16:
-            yield Finding("format", "meta", "the store has no identity of 16 bytes")
-        next_number = _number(contents.get(META, b"next N"), 8)
-        if next_number is None:
-            yield Finding("sequence", "meta", "'next N' is not a number of 8 bytes")
-        yield from self._check_schemas(contents)
-        yield from self._check_states(contents)
-        yield from self._check_sessions(contents, identity)
-        index = IndexCheck(contents, self._reader, set(self._rows) if self._all_rows else None)
-        lines: dict[int, MirrorCheck] = {}
-
-        def noted(session: int, entry: Entry) -> None:
-            lines[session].note(entry)
-
-        def begun(session: int) -> None:
-            owner, row = self._rows.get(session, (b"", None))
-            lines[session] = MirrorCheck(mirror if owner == identity else None, owner, row, self._reader.schemas)
-
-        for found in index.sessions(self._rows, begun, noted):
-            if isinstance(found, Finding):
-                yield found
-                continue
-            check = lines.pop(found.number)
-            if found.number in self._rows:
-                yield from check.end(found)
-                if self._rows[found.number][0] == identity:
-                    self.tasks = found.total
-            elif self._all_rows:  # else one of the damaged ones may be its row
-                yield Finding("session", f"session {found.number}", "it has entries in the tables, but no row")
-        if self._all_rows and identity is not None and all(owner != identity for owner, _ in self._rows.values()):
-            yield from MirrorCheck(mirror, identity, None, {}).end(_NOTHING)
+        check = TablesCheck(contents, identity, mirror, self._progress)
+        for finding in check.check():
+            yield finding
+            self.records, self.tasks = len(check.present), check.tasks
+        self.records, self.tasks = len(check.present), check.tasks
+        if not check.known and identity is not None:
             yield from self._check_known(url)
-        yield from self._check_records(contents, index, next_number)
+        if any(number not in check.present for number in check.targets):
+            yield from self._check_references(contents, check)
 
-    def _check_schemas(self, contents: Contents) -> Iterator[Finding]:
-        for key, data in contents.walk(SCHEMAS):
-            try:
-                schema = Schema.from_item(key, data)
-                self._reader.schemas[schema.number] = schema
-            except CorruptRecord as error:
-                yield Finding("schema", f"schema {int.from_bytes(key, 'big')}", str(error))
-
-    def _check_states(self, contents: Contents) -> Iterator[Finding]:
-        for key, data in contents.walk(STATES):
-            number = int.from_bytes(key, "big")
-            try:
-                if len(key) != STATE_KEY.size or not number:
-                    raise CorruptRecord("its key is no number of a state")
-                name = unpack_state(number, data)
-                if self._reader.states.setdefault(name, number) != number:
-                    raise CorruptRecord(f"it has the name {name!r}, as the state {self._reader.states[name]} has")
-            except CorruptRecord as error:
-                yield Finding("state", f"state {number}", str(error))
-
-    def _check_sessions(self, contents: Contents, own: bytes | None) -> Iterator[Finding]:
-        next_session = _number(contents.get(META, b"next session") or b"\0\0\0\1", 4)
-        if next_session is None:
-            yield Finding("sequence", "meta", "'next session' is not a number of 4 bytes")
-        for key, data in contents.walk(SESSIONS):
-            where = f"session {key.hex()}"
-            try:
-                row = Row.parsed(key, data)
-            except CorruptRecord as error:
-                self._all_rows = False
-                yield Finding("session", where, f"its row is damaged: {error}")
-                continue
-            if row.number in self._rows:
-                self._all_rows = False
-                yield Finding("session", where, f"another session has the same number {row.number}")
-                continue
-            if key != own and row.mirror is not None:  # its text may be long, and a store may have many sessions
-                row = row._replace(mirror=MirrorNote(*row.mirror)._replace(text=b"", blanks=[]))
-            self._rows[row.number] = key, row
-            if next_session is not None and row.number >= next_session:
-                yield Finding("sequence", where, f"its number {row.number} has not been handed out")
-            if contents.get(META, session_name_key(row.number)) != key:
-                yield Finding("session", where, f"nothing leads from its number {row.number} to it")
-        for key, identity in contents.walk(META, prefix=_SESSION):
-            row_of = self._rows.get(int.from_bytes(key[len(_SESSION) :], "big"))
-            if self._all_rows and (row_of is None or row_of[0] != identity):
-                yield Finding(
-                    "session", f"meta {key!r}", f"it leads to {identity.hex()}, but that isn't its session"
-                )
-
-    # -- the records
-
-    def _check_records(self, contents: Contents, index: IndexCheck, next_number: int | None) -> Iterator[Finding]:
-        present = Numbers()
-        count = int.from_bytes(contents.get(META, b"records") or b"", "big")
-        for block in index.blocks(with_progress(contents.walk(RECORDS), count, self._progress)):
-            if isinstance(block, Finding):
-                yield block
-                continue
-            for number, read in block.records.items():
-                present.add(number)
-                where = f"{read.schema.name}.{number}" if isinstance(read, Read) else f"record {number}"
-                if not isinstance(read, Read):
-                    yield Finding("record", where, f"it can't be read: {read}")
-                if next_number is not None and number >= next_number:
-                    yield Finding("sequence", where, f"its N has not been handed out: 'next N' is {next_number}")
-        self.records = len(present)
-        if self.records != count:
-            yield Finding("format", "meta", f"'records' is {count}, but there are {self.records}")
-        if any(number not in present for number in self._targets):
-            yield from self._check_references(contents, present)
-
-    def _check_references(self, contents: Contents, present: Numbers) -> Iterator[Finding]:
+    def _check_references(self, contents: Contents, check: TablesCheck) -> Iterator[Finding]:
         """Count the records that refer to missing ones, and with *references* give findings for them."""
         missing: list[int] = []
-        reader = RecordReader(lambda target: None if target in present else missing.append(target))
-        reader.schemas = self._reader.schemas
+        reader = RecordReader(lambda target: None if target in check.present else missing.append(target))
+        reader.schemas = check.reader.schemas
         for key, data in contents.walk(RECORDS):
             missing.clear()
             number = int.from_bytes(key, "big")
@@ -351,11 +227,6 @@ class _Work:
                     yield Finding(
                         "reference", where, f"it refers to record {missing[0]}, which is not in the store"
                     )
-
-
-def _number(data: bytes | None, size: int) -> int | None:
-    """Return *data* as a number; None if they are missing, don't have that size, or the number is 0."""
-    return int.from_bytes(data, "big") or None if data is not None and len(data) == size else None
 
 
 def check_session(

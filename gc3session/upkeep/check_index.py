@@ -8,12 +8,12 @@ from functools import reduce
 from itertools import groupby
 from operator import or_
 from types import NoneType
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import msgpack
 
 from ..errors import CorruptRecord
-from ..format.frame import RECORD_KEY, unseal
+from ..format.frame import RECORD_KEY, unseal, with_home
 from ..index.entries import (
     BLOCK,
     BLOCK_KEY,
@@ -21,12 +21,26 @@ from ..index.entries import (
     COUNT_KEY,
     HOLDER_KEY,
     INDEX_KEY,
+    STATE_KEY,
     Kind,
     numbers_of,
+    pack_members,
     unpack_members,
 )
-from ..tables.interface import COUNTS, INDEX, METADATA, RECORDS, UNIQUE, Contents, Item
-from .finding import Finding
+from ..index.states import pack_state
+from ..tables.interface import (
+    COUNTS,
+    HOLDERS,
+    INDEX,
+    LEASES,
+    METADATA,
+    RECORDS,
+    STATES,
+    UNIQUE,
+    Contents,
+    Item,
+)
+from .finding import Change, Finding
 from .record_reader import Block, Read, RecordReader, read_blocks
 
 
@@ -54,13 +68,6 @@ def entry_of(key: bytes, value: bytes) -> Entry:
         return Entry(block, Kind(*kind), 0 if fault else unpack_members(key, value), fault)
     except CorruptRecord as error:
         return Entry(block, Kind(*kind), 0, str(error))
-
-
-def groups(contents: Contents) -> Iterator[tuple[int, int, list[Entry]]]:
-    """Give the entries of each block of each session: session, number of the block, and these."""
-    for prefix, items in groupby(contents.walk(INDEX), key=lambda item: item[0][: BLOCK_KEY.size]):
-        entries = [entry_of(*item) for item in items]
-        yield int.from_bytes(prefix[:4], "big"), entries[0].block, entries
 
 
 def all_of(bits: Iterable[int]) -> int:
@@ -103,19 +110,31 @@ class Held(NamedTuple):
     whole: bool
 
 
+NOTHING: Final = Held(0, {}, 0, whole=True)
+
+
 class IndexCheck:
     """The check of the index of a store.
 
     Args:
         contents: the tables.
         reader: reads the records.
-        sessions: the numbers of the sessions that have rows; None if not all rows can be read.
+        row_again: called with the number of a session; returns what makes its row again, nothing if it has one.
+        stale: called with the number of a session; returns what says that its mirror is to be written anew.
     """
 
-    def __init__(self, contents: Contents, reader: RecordReader, sessions: set[int] | None) -> None:
+    def __init__(
+        self,
+        contents: Contents,
+        reader: RecordReader,
+        row_again: Callable[[int], tuple[Change, ...]],
+        stale: Callable[[int], Change],
+    ) -> None:
         self._contents = contents
         self._reader = reader
-        self._sessions = sessions
+        self._row_again = row_again
+        self._stale = stale
+        self._homes: dict[int, int] = {}  # N -> the home that a repair gives it
         self._states = {number: name for name, number in reader.states.items()}
         self._entries = 0  # how many the index has, and after that how many of these haven't been compared
 
@@ -147,7 +166,12 @@ class IndexCheck:
                 self._entries += 1
                 entry = entry_of(key, value)
                 noted(session, entry)
-                yield from self._check_entry(session, entry, held)
+                if entry.fault:
+                    where = f"session {session}, block {entry.block}"
+                    yield Finding("index", where, f"an entry is damaged: {entry.fault}", (Change(INDEX, key),))
+                for number in numbers_of(entry.block, entry.bits & held.members.get(entry.block, 0)):
+                    yield Finding("index", self._id(entry.kind, number), f"session {session} has it twice")
+                self._reader.last_state = max(self._reader.last_state, entry.kind.state & 0x7FFFFFFF)
                 held.members[entry.block] = held.members.get(entry.block, 0) | entry.bits
                 counts[entry.kind] += entry.bits.bit_count()
                 held = held._replace(whole=held.whole and not entry.fault)
@@ -156,128 +180,166 @@ class IndexCheck:
             yield from self._check_metadata(session, tables[METADATA].take(session))
             yield held._replace(total=counts.total())
 
-    def _check_entry(self, session: int, entry: Entry, held: Held) -> Iterator[Finding]:
-        where = f"session {session}, block {entry.block}"
-        if entry.fault:
-            yield Finding("index", where, f"an entry is damaged: {entry.fault}")
-        elif entry.kind.schema not in self._reader.schemas:
-            yield Finding("index", where, f"an entry names the schema {entry.kind.schema}, which can't be read")
-        elif entry.kind.state not in self._states:
-            yield Finding("index", where, f"an entry names the state {entry.kind.state}, which can't be read")
-        for number in numbers_of(entry.block, entry.bits & held.members.get(entry.block, 0)):
-            yield Finding("index", self._id(entry.kind, number), f"session {session} has it twice")
-
     def _check_counts(
         self, session: int, items: Iterable[Item], counts: Counter[Kind], held: Held
     ) -> Iterator[Finding]:
         stored: dict[Kind, int] = {}
         for key, value in items:
             if len(key) != COUNT_KEY.size or len(value) != COUNT.size:
-                yield Finding("index", f"count {key.hex()} of session {session}", "it isn't a count")
+                where = f"count {key.hex()} of session {session}"
+                yield Finding("index", where, "it isn't a count", (Change(COUNTS, key),))
             else:
                 stored[Kind(*COUNT_KEY.unpack(key)[1:])] = COUNT.unpack(value)[0]
-        if not held.whole:
-            return
-        for kind in sorted({*stored, *counts}):
+        for kind in sorted({*stored, *counts}) if held.whole else ():
             if stored.get(kind) != counts.get(kind):
+                key = COUNT_KEY.pack(session, *kind)
                 yield Finding(
                     "index",
                     f"session {session}, schema {kind.schema}, state {self._shown(kind)}",
                     f"it has {counts.get(kind, 0)} tasks, but {stored.get(kind, 'none')} are counted",
+                    (Change(COUNTS, key, COUNT.pack(counts[kind]) if kind in counts else None),),
                 )
 
     def _check_unique(self, session: int, items: Iterable[Item], held: Held) -> Iterator[Finding]:
         for key, value in items:
             block, place = divmod(int.from_bytes(value, "big"), BLOCK)
             if len(value) != RECORD_KEY.size or (held.whole and not held.members.get(block, 0) >> place & 1):
-                yield Finding(
-                    "unique", f"key {key[4:]!r} of session {session}", "it leads to no record of the session"
-                )
+                where = f"key {key[4:]!r} of session {session}"
+                yield Finding("unique", where, "it leads to no record of the session", (Change(UNIQUE, key),))
 
     def _check_metadata(self, session: int, items: Iterable[Item]) -> Iterator[Finding]:
         for key, value in items:
             try:
                 self._reader.value(unseal(0, value))
             except CorruptRecord as error:
-                yield Finding("metadata", f"{key[4:]!r} of session {session}", f"it can't be read: {error}")
+                where = f"{key[4:]!r} of session {session}"
+                yield Finding("metadata", where, f"it can't be read: {error}", (Change(METADATA, key, kept=True),))
 
     # -- block by block
 
     def blocks(self, records: Iterable[Item]) -> Iterator[Finding | Block]:
         """Compare each block with the index; give what is wrong, and the block.  *records* are those of the store."""
         for block in read_blocks(self._contents, records, self._reader):
-            members = block.members(self._reader)
-            for session, kinds in members.items():
-                if self._sessions is None or session in self._sessions:
-                    yield from self._compare(session, block, kinds)
-                else:
-                    for number in numbers_of(block.number, all_of(kinds.values())):
-                        yield Finding(
-                            "index", self._name(block, number), f"session {session}, which has it, has no row"
-                        )
+            for session, kinds in block.members(self._reader).items():
+                changes = self._row_again(session)
+                if changes:
+                    yield Finding("session", f"session {session}", "it has tasks, but no row", changes)
+                items = dict(self._contents.walk(INDEX, prefix=BLOCK_KEY.pack(session, block.number)))
+                self._entries -= len(items)
+                yield from self._compare(session, block, kinds, items)
             yield from self._check_holders(block)
             yield block
         if self._entries:
             yield from self._check_others()
 
-    def _compare(self, session: int, block: Block, kinds: dict[Kind, int]) -> Iterator[Finding]:
-        """Compare what the index has of a session for a block with the kinds that it should have."""
-        missing = all_of(kinds.values())
-        for key, value in self._contents.walk(INDEX, prefix=BLOCK_KEY.pack(session, block.number)):
-            self._entries -= 1
-            entry = entry_of(key, value)
-            if entry.fault:
-                return
-            missing &= ~entry.bits
-            for number in numbers_of(block.number, entry.bits & ~kinds.get(entry.kind, 0)):
-                yield from self._check_member(session, block, entry.kind, number, kinds)
-        for number in numbers_of(block.number, missing):
-            yield Finding("index", self._name(block, number), f"session {session} has it, but its index lacks it")
-
-    def _check_member(
-        self, session: int, block: Block, kind: Kind, number: int, kinds: dict[Kind, int]
-    ) -> Iterator[Finding]:
-        """Give what is wrong with a member that should not be in its entry."""
-        read = block.records.get(number)
-        where = self._id(kind, number)
-        if read is None:
-            yield Finding("index", where, f"session {session} has it, but there is no such record")
-        elif not isinstance(read, Read) or kind.state not in self._states:
-            return  # it is a finding of the record, or of the entry
-        elif not all_of(kinds.values()) >> number % BLOCK & 1:
-            yield Finding("index", where, f"the index of session {session} has it, but its record doesn't say so")
-        elif read.schema.number != kind.schema:
-            yield Finding(
-                "index", where, f"its entry names the schema {kind.schema}, its record {read.schema.number}"
-            )
-        else:
-            yield Finding(
-                "state", where, f"it is in the state {self._shown(kind)}, but its record says {read.state!r}"
-            )
-
     def _check_others(self) -> Iterator[Finding]:
         """Compare what the index has for blocks of which no record says that the session has it."""
-        for session, number, entries in groups(self._contents):
-            members = numbers_of(number, all_of(entry.bits for entry in entries))
-            if any(self._reader.says(self._contents, n, session) for n in members):
+        for prefix, group in groupby(self._contents.walk(INDEX), key=lambda item: item[0][: BLOCK_KEY.size]):
+            items = dict(group)
+            session, number = int.from_bytes(prefix[:4], "big"), int.from_bytes(prefix[4:], "big")
+            members = numbers_of(number, all_of(entry_of(*item).bits for item in items.items()))
+            if not any(self._reader.says(self._contents, n, session) for n in members):
+                reads = {n: self._reader.at(self._contents, n) for n in members}
+                block = Block(number, {n: read for n, read in reads.items() if read is not None}, [], [], [])
+                yield from self._compare(session, block, {}, items)
+
+    def _compare(
+        self, session: int, block: Block, kinds: dict[Kind, int], items: dict[bytes, bytes]
+    ) -> Iterator[Finding]:
+        """Compare the entries that a session has for a block with the kinds that it should have."""
+        entries = [entry_of(*item) for item in items.items()]
+        if any(entry.fault for entry in entries):
+            return  # it isn't known what is missing
+        should, there = all_of(kinds.values()), all_of(entry.bits for entry in entries)
+        faults = [
+            fault
+            for entry in entries
+            for fault in self._faults(session, block, entry, kinds.get(entry.kind, 0), should)
+        ]
+        lacking = f"session {session} has it, but its index lacks it"
+        faults += (("index", self._name(block, n), lacking) for n in numbers_of(block.number, should & ~there))
+        changes = self._made_right(session, block, should, entries, items) if faults else ()
+        for fault in faults:
+            yield Finding(*fault, changes)
+            changes = ()
+
+    def _faults(
+        self, session: int, block: Block, entry: Entry, right: int, should: int
+    ) -> Iterator[tuple[str, str, str]]:
+        """Give what is wrong with an entry: *right* are its members that it should have, *should* all of the session."""
+        kind = entry.kind
+        for name, number, known in (
+            ("schema", kind.schema, self._reader.schemas),
+            ("state", kind.state, self._states),
+        ):
+            if number not in known:
+                where = f"session {session}, block {block.number}"
+                yield "index", where, f"an entry names the {name} {number}, which can't be read"
+                return
+        for number in numbers_of(block.number, entry.bits & ~right):
+            read = block.records.get(number)
+            where = self._id(kind, number)
+            if read is None:
+                yield "index", where, f"session {session} has it, but there is no such record"
+            elif not isinstance(read, Read):
+                continue  # that is the finding
+            elif not should >> number % BLOCK & 1:
+                yield "index", where, f"the index of session {session} has it, but its record doesn't say so"
+            elif read.schema.number != kind.schema:
+                yield "index", where, f"its entry names the schema {kind.schema}, its record {read.schema.number}"
+            else:
+                yield "state", where, f"it is in the state {self._shown(kind)}, but its record says {read.state!r}"
+
+    def _made_right(
+        self, session: int, block: Block, should: int, entries: list[Entry], items: dict[bytes, bytes]
+    ) -> tuple[Change, ...]:
+        """Return what makes entries right: whatever record the session should have, or its index has, it has then."""
+        changes = [self._stale(session)]
+        kinds: dict[Kind, int] = {}
+        for number in numbers_of(block.number, should | all_of(entry.bits for entry in entries)):
+            read, bit = block.records.get(number), 1 << number % BLOCK
+            if not isinstance(read, Read):
                 continue
-            reads = {n: self._reader.at(self._contents, n) for n in members}
-            block = Block(number, {n: read for n, read in reads.items() if read is not None}, [], [], [])
-            for entry in entries:
-                for n in numbers_of(number, entry.bits):
-                    yield from self._check_member(session, block, entry.kind, n, {})
+            if not should & bit:
+                changes.append(self._adoption(session, number, read.home))
+            if read.state not in self._reader.states:
+                changes.append(self._new_state(read.state, [e.kind.state for e in entries if e.bits & bit]))
+            kind = self._reader.kind(read)
+            kinds[kind] = kinds.get(kind, 0) | bit
+        wanted = {INDEX_KEY.pack(session, block.number, *kind): bits for kind, bits in kinds.items()}
+        changes += (Change(INDEX, key) for key in items if key not in wanted)
+        changes += (Change(INDEX, key, pack_members(key, bits)) for key, bits in wanted.items())
+        return tuple(changes)
+
+    def _adoption(self, session: int, number: int, home: int) -> Change:
+        """Return what has a record, or `holders`, say that a session has it."""
+        if home or number in self._homes:
+            return Change(HOLDERS, HOLDER_KEY.pack(number, session), b"")
+        self._homes[number] = session
+        key = RECORD_KEY.pack(number)
+        return Change(RECORDS, key, with_home(number, self._contents.get(RECORDS, key) or b"", session))
+
+    def _new_state(self, name: str, numbers: list[int]) -> Change:
+        """Give a state a number: that of an entry whose state can't be read, or a new one."""
+        number = next((number for number in numbers if number not in self._states), 0)
+        if not number:
+            number = self._reader.last_state = self._reader.last_state + 1
+        self._states[number] = name
+        self._reader.states[name] = number
+        return Change(STATES, STATE_KEY.pack(number), pack_state(number, name))
 
     def _check_holders(self, block: Block) -> Iterator[Finding]:
         for table, key in block.strange:
-            yield Finding("record" if table == RECORDS else "index", f"{table} {key.hex()}", "it can't be right")
+            kind, change = ("record" if table == RECORDS else "index"), Change(table, key, kept=table == RECORDS)
+            yield Finding(kind, f"{table} {key.hex()}", "it can't be right", (change,))
         for number, session in block.others:
-            read = block.records.get(number)
+            read, changes = block.records.get(number), (Change(HOLDERS, HOLDER_KEY.pack(number, session)),)
             if read is None:
-                yield Finding(
-                    "index", f"record {number}", f"session {session} has it, but there is no such record"
-                )
+                message = f"session {session} has it, but there is no such record"
+                yield Finding("index", f"record {number}", message, changes)
             elif isinstance(read, Read) and read.home == session:
-                yield Finding("index", self._name(block, number), f"session {session}, its home, has it twice")
+                message = f"session {session}, its home, has it twice"
+                yield Finding("index", self._name(block, number), message, changes)
         for key, value in block.leases:
             number, session = HOLDER_KEY.unpack(key)
             try:
@@ -286,7 +348,8 @@ class IndexCheck:
             except CorruptRecord as error:
                 fault = str(error)
             if fault:
-                yield Finding("lease", f"record {number}", f"its lease in session {session}: {fault}")
+                message = f"its lease in session {session}: {fault}"
+                yield Finding("lease", f"record {number}", message, (Change(LEASES, key),))
 
     # -- names
 

@@ -24,8 +24,9 @@ from ..records.ids import parse_id
 from ..system.filesystem import opened_regular
 from ..system.number_set import Numbers
 from ..system.temporary import keeping
+from ..tables.interface import SESSIONS
 from .check_index import Entry, Held
-from .finding import Finding
+from .finding import Change, Finding
 
 _LONGEST_LINE: Final = 1 << 20  # bytes
 _PATIENCE: Final = 10.0  # seconds that a writer may hold the mirror's lock
@@ -123,6 +124,7 @@ class MirrorCheck:
         self, mirror: MirrorCopy | None, identity: bytes, row: Row | None, schemas: Mapping[int, Schema]
     ) -> None:
         self._mirror = mirror
+        self._identity = identity
         self._where = f"session {identity.hex()}"
         self._row = row
         self._schemas = schemas
@@ -149,22 +151,24 @@ class MirrorCheck:
         if not held.whole:
             return
         if self._row is not None and self._row.total != held.total:
-            yield Finding("session", self._where, f"its row says {self._row.total} tasks, but it has {held.total}")
+            yield self._wrong(held, f"its row says {self._row.total} tasks, but it has {held.total}")
         note = self._note
         if note is None or not self._known:
             return
-        if note.blank != note.size - self._used:
-            yield Finding(
-                "session",
-                self._where,
-                f"its row says {note.blank} blank bytes of {note.size}, but it is {note.size - self._used}",
-            )
+        blank = note.size - self._used
+        if note.blank != blank:
+            yield self._wrong(held, f"its row says {note.blank} blank bytes of {note.size}, but it is {blank}")
         elif self._mirror is not None:
             copy = self._mirror.of(note)
             if copy is not None:
                 yield from self._compare(self._mirror, copy, note, held)
             elif self._row is not None:
                 yield Finding("mirror", self._mirror.name, self._mirror.fault)
+
+    def _wrong(self, held: Held, message: str) -> Finding:
+        """Return the finding that the row is wrong; a new one has the mirror written anew."""
+        row = (self._row or Row(held.number, 0, None, None))._replace(total=held.total, mirror=None)
+        return Finding("session", self._where, message, (Change(SESSIONS, self._identity, row.to_bytes()),))
 
     def _compare(self, mirror: MirrorCopy, copy: _Copy, note: MirrorNote, held: Held) -> Iterator[Finding]:
         unfinished = note.begin <= copy.size < note.size

@@ -31,6 +31,14 @@ class Read(NamedTuple):
     home: int
 
 
+class MissingSchema(CorruptRecord):
+    """A record's schema can't be read; *key* is that of the schema."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"its schema {number} is damaged or missing")
+        self.key = number.to_bytes(4, "big") if 0 < number < 1 << 31 else b""
+
+
 class RecordReader:
     """Reads records.
 
@@ -40,23 +48,33 @@ class RecordReader:
     Attributes:
         schemas: those of the store that can be read, by their numbers.
         states: the numbers of the states that can be read, by their names.
+        last_state: the greatest number of a state.
+        next: the number after the greatest N that was handed out; None if it isn't known.
     """
 
     def __init__(self, refers: Callable[[int], object] = lambda number: None) -> None:
         self.schemas: dict[int, Schema] = {}
         self.states: dict[str, int] = {"": 0}
+        self.last_state = 0
+        self.next: int | None = None
         self._unpack = Decoder(refers, checking=True).unpack
 
     def read(self, number: int, record: bytes) -> Read:
         """Read all values of record N.  Raise CorruptRecord if it can't be read."""
+        if not self.can_be(number):
+            raise CorruptRecord("its N has not been handed out by far")
         written, revision, values = values_of(number, record, self._unpack)
         if revision < 1:
             raise CorruptRecord(f"its revision can't be {revision}")
         schema = self.schemas.get(written)
         if schema is None:
-            raise CorruptRecord(f"its schema {written} is damaged or missing")
+            raise MissingSchema(written)
         schema.check(values)
         return Read(schema, schema.state(values), header_of(record).home)
+
+    def can_be(self, number: int) -> bool:
+        """Return whether there can be a record N; its checksum knows of the lower half of N only."""
+        return self.next is None or number >> 32 <= self.next >> 32
 
     def at(self, contents: Contents, number: int) -> Read | CorruptRecord | None:
         """Return what can be read of record N, or why it can't be read; None if there is none."""

@@ -17,6 +17,7 @@ import os
 import secrets
 import stat
 import warnings
+from functools import partial
 from typing import Any, Final
 
 import attrs
@@ -43,11 +44,11 @@ from ..system.temporary import delete_leftovers
 from ..tables.interface import META, SESSIONS, Contents, Tables, Writer
 from ..tables.lmdb.data_file.meta import can_be_lock_file
 from ..tables.urls import StoreURL, make_tables
-from .changes import Changes
 from .check import check_session
 from .quarantine import DAMAGED, Quarantine
-from .repair_tables import repair_tables
+from .repair_tables import TablesRepair, ignored
 
+_ROUNDS: Final = 10  # three are enough for all that is known
 _MOST_REPORT_LINES: Final = 10_000
 _LONGEST_LINE: Final = 4096  # bytes of a line of the mirror
 
@@ -93,10 +94,6 @@ def _knows(tables: Tables, identity: bytes) -> bool:
         return bool(faults) and any(key == identity for key, _ in tables.copies(SESSIONS))
     except OpenError:
         return False
-
-
-def _ignored(problem: str) -> None:
-    """For reading damaged tables whose problems are known."""
 
 
 def _check_format(contents: Contents, url: str) -> None:
@@ -357,7 +354,7 @@ class _Repair:
         If the store doesn't know that one, though the mirror has tasks, it is another session of the store.
         """
         rows: dict[bytes, Row] = {}
-        with tables.contents(_ignored) as contents:
+        with tables.contents(ignored) as contents:
             for key, data in contents.walk(SESSIONS):
                 with contextlib.suppress(CorruptRecord):
                     rows[key] = Row.parsed(key, data)
@@ -381,18 +378,16 @@ class _Repair:
     def _repair_tables(self, tables: Tables, identity: bytes | None) -> bytes:
         """Repair the tables; return the session's identity."""
         identity = self._identity(tables, identity)
-        done, names = len(self._done), len(self._damaged.names)
+        repair = TablesRepair(tables, identity, self._damaged, self._report)
+        for _ in range(_ROUNDS):
+            run = partial(self._round, tables, repair, len(self._done), len(self._damaged.names))
+            if not (run(None) if self._dry_run else tables.write(run)) or self._dry_run:
+                return identity
+        raise CorruptStore(f"{tables.url} is damaged in a way that can't be repaired: restore it from a backup")
 
-        def run(writer: Writer | None) -> None:
-            # If the data file has to grow, this runs a second time.
-            del self._done[done:], self._damaged.names[names:]
-            with tables.contents(_ignored, writer=writer) as contents:
-                _check_format(contents, tables.url)
-                changes = Changes(contents, writer, self._report, self._damaged.save)
-                repair_tables(changes, identity, tables.copies)
-
-        if self._dry_run:
-            run(None)
-        else:
-            tables.write(run)
-        return identity
+    def _round(self, tables: Tables, repair: TablesRepair, done: int, names: int, writer: Writer | None) -> bool:
+        # If the data file has to grow, this runs a second time.
+        del self._done[done:], self._damaged.names[names:]
+        with tables.contents(ignored, writer=writer) as contents:
+            _check_format(contents, tables.url)
+        return repair.round(writer)

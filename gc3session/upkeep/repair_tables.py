@@ -1,89 +1,103 @@
-"""The repair of the tables of a store, without loss, in one transaction.
+"""The repair of the tables of a store, without loss: what a check says about each finding is changed.
 
-A record or schema that can't be read is moved to `damaged/`, and its entry is deleted. Index, counts and rows
-are made what the records say, `holders`, and those entries that can be read.
-
-What is read is the committed state, while the transaction that writes is open: LMDB leaves its
-pages as they are. So memory stays flat here, too.
+One change may show what another one lacks: an entry that can't be read goes first, and what is missing
+then comes back from the records. So the check is repeated, each time in a transaction of its own, until it finds
+nothing. It reads the committed state, while the transaction that writes is open: LMDB leaves its pages as they are.
 """
 
 from __future__ import annotations
 
-import secrets
-
-import msgpack
+from collections.abc import Callable
+from typing import Final
 
 from ..errors import CorruptRecord
-from ..format.frame import FORMAT, RECORD_KEY, unseal
-from ..index.entries import SESSION_KEY
-from ..tables.interface import META, METADATA, UNIQUE
-from .changes import Changes
-from .record_reader import RecordReader
-from .repair_index import IndexRepair
-from .repair_names import Copies, RowsRepair, StatesRepair, repair_schemas, restored_records, used_numbers
+from ..format.frame import RECORD_KEY, schema_number_or_0, values_of
+from ..format.schema import Schema
+from ..tables.interface import RECORDS, SCHEMAS, Contents, Tables, Writer
+from .check_tables import TablesCheck
+from .finding import Change, Finding
+from .quarantine import DAMAGED, Quarantine
+
+_LONGEST_NAME: Final = 64  # of a file, without its ending
 
 
-def repair_tables(changes: Changes, identity: bytes | None, copies: Copies) -> None:
-    """Repair all tables.
+class TablesRepair:
+    """One repair of tables.
 
     Args:
-        changes: where the repair is written.
+        tables: what is repaired.
         identity: that of the session; None if it isn't known.
-        copies: gives items of a table that stand elsewhere in the store.
+        damaged: where what is taken out is kept.
+        report: called with a line for each thing that is done.
     """
-    reader = RecordReader()
-    used = used_numbers(changes.contents)
-    restored = restored_records(changes, used, copies)
-    repair_schemas(changes, reader, used.schemas, copies)
-    states = StatesRepair(changes, reader)
-    states.run()
-    rows = RowsRepair(changes, identity)
-    rows.run(used.sessions)
-    index = IndexRepair(changes, reader, states, restored)
-    index.run()
-    index.repair_counts()
-    for number, (owner, row) in rows.rows.items():
-        index.repair_row(owner, row, is_new=number in rows.new)
-    _repair_keys(changes, index)
-    _repair_metadata(changes, reader)
-    _repair_meta(changes, index, max(rows.rows, default=0))
+
+    def __init__(
+        self, tables: Tables, identity: bytes | None, damaged: Quarantine, report: Callable[[str], None]
+    ) -> None:
+        self._tables = tables
+        self._identity = identity
+        self._damaged = damaged
+        self._report = report
+
+    def round(self, writer: Writer | None) -> bool:
+        """Change what one check finds, without a *writer* only report it; return whether it has found anything."""
+        found = False
+        unread: dict[tuple[str, bytes], Finding] = {}
+        with self._tables.contents(ignored, writer=writer) as contents:
+            for finding in TablesCheck(contents, self._identity).check():
+                found = True
+                kept = [change for change in finding.changes if change.kept]
+                unread.update({(change.table, change.key): finding for change in kept})
+                if not kept:
+                    self._report(f"{finding.where}: {finding.message}; corrected")
+                if writer is not None:
+                    _write(writer, [change for change in finding.changes if not change.kept])
+            self._restore(contents, writer, unread)
+        return found
+
+    def _restore(
+        self, contents: Contents, writer: Writer | None, unread: dict[tuple[str, bytes], Finding]
+    ) -> None:
+        """Put copies in the place of what can't be read, and take out what has none."""
+        copies: dict[tuple[str, bytes], bytes] = {}
+        for table in (SCHEMAS, RECORDS):
+            wanted = {key for name, key in unread if name == table}
+            for key, value in self._tables.copies(table) if wanted else ():
+                if key in wanted and _rank(table, key, value) > _rank(table, key, copies.get((table, key), b"")):
+                    copies[table, key] = value
+        for (table, key), finding in unread.items():
+            data, copy = contents.get(table, key), copies.get((table, key))
+            if table == RECORDS and data is not None and _rank(table, key, data):  # a copy has the same fault
+                copy = None
+                if (SCHEMAS, schema_number_or_0(data).to_bytes(4, "big")) in copies:
+                    continue  # that was all it lacked
+            if data is not None:
+                name = str(int.from_bytes(key, "big")) if len(key) in (4, 8) else key.hex()[:_LONGEST_NAME]
+                self._damaged.save(f"{name}.{table.removesuffix('s')}", data)
+            if data is not None or copy is not None:
+                what = f"moved to {DAMAGED}/" if copy is None else "restored from a copy in the data file"
+                self._report(f"{finding.where}: {finding.message}; {what}")
+                if writer is not None:
+                    _write(writer, [Change(table, key, copy)])
 
 
-def _repair_keys(changes: Changes, index: IndexRepair) -> None:
-    """Delete unique keys that lead to no record of their session."""
-    for key, value in changes.contents.walk(UNIQUE):
-        session = int.from_bytes(key[:4], "big")
-        if len(value) != RECORD_KEY.size or not index.has(session, int.from_bytes(value, "big")):
-            changes.report(f"key {key[4:]!r} of session {session}: it leads to no record of the session; deleted")
-            changes.delete(UNIQUE, key)
+def _write(writer: Writer, changes: list[Change]) -> None:
+    for change in changes:
+        if change.value is None:
+            writer.delete(change.table, [change.key])
+        else:
+            writer.put(change.table, [(change.key, change.value)])
 
 
-def _repair_metadata(changes: Changes, reader: RecordReader) -> None:
-    for key, value in changes.contents.walk(METADATA):
-        try:
-            reader.value(unseal(0, value))
-        except CorruptRecord as error:
-            changes.take_out(METADATA, key, error)
+def _rank(table: str, key: bytes, data: bytes) -> int:
+    """Return by what the best of several copies is the greatest, the revision of a record; 0 if it can't be read."""
+    try:
+        if table == SCHEMAS:
+            return bool(Schema.from_item(key, data))
+        return values_of(int.from_bytes(key, "big"), data)[1] if len(key) == RECORD_KEY.size else 0
+    except CorruptRecord:
+        return 0
 
 
-def _repair_meta(changes: Changes, index: IndexRepair, session: int) -> None:
-    """Correct the table `meta`; *session* is the greatest session number in use."""
-    contents = changes.contents
-
-    def correct(name: bytes, value: bytes) -> None:
-        changes.report(f"meta: {name.decode()!r} is corrected")
-        changes.put(META, name, value)
-
-    version = msgpack.packb(FORMAT)
-    if contents.get(META, b"format") != version:
-        correct(b"format", version)
-    if len(contents.get(META, b"store") or b"") != 16:
-        correct(b"store", secrets.token_bytes(16))
-    following = contents.get(META, b"next N") or b""
-    if len(following) != 8 or not index.greatest < int.from_bytes(following, "big") < 1 << 63:
-        correct(b"next N", RECORD_KEY.pack(index.greatest + 1))
-    following = contents.get(META, b"next session") or SESSION_KEY.pack(1)
-    if len(following) != 4 or int.from_bytes(following, "big") <= session:
-        correct(b"next session", SESSION_KEY.pack(session + 1))
-    if int.from_bytes(contents.get(META, b"records") or b"", "big") != index.records:
-        correct(b"records", RECORD_KEY.pack(index.records))
+def ignored(problem: str) -> None:
+    """For reading damaged tables whose problems are known."""

@@ -123,7 +123,7 @@ class Changes:
 
     def is_changed(self, obj: Persistable, stamp: Stamp) -> bool:
         """Look whether an object differs from what was last loaded or saved of it."""
-        if id(obj) in self.objects:
+        if id(obj) in self.objects or stamp.number in self.records:
             return True
         try:
             found = self.checksum(obj, layout_of(type(obj)), stamp)

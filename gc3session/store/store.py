@@ -159,10 +159,9 @@ class Store(StoreStaging):
 
     def _give_up(self, number: int) -> None:
         """Forget what was changed here in a record that another program has removed: it could never be saved."""
+        self.changes.records.pop(number, None)
         living = self.loader.living(number)
-        if living is None:
-            self.changes.records.pop(number, None)
-        else:
+        if living is not None:
             self.changes.forget(living, get_stamp(living))
 
     def _committed(self, number: int) -> bytes | None:

@@ -249,7 +249,6 @@ class Tables(ABC):
     def contents(
         self,
         problem: Callable[[str], None],
-        progress: OnProgress = no_progress,
         held: Callable[[], None] = lambda: None,
         *,
         writer: Writer | None = None,
@@ -258,7 +257,6 @@ class Tables(ABC):
 
         Args:
             problem: called with each fault in the structure below the tables.
-            progress: called with how far the search for such faults has come, and how far it goes.
             held: called once the state is fixed, before the search.
             writer: the writer of a transaction that has done nothing yet; nobody else can commit until it ends.
 

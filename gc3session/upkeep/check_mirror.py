@@ -20,9 +20,7 @@ from ..errors import OpenError
 from ..format.schema import Schema
 from ..index.entries import BLOCK, MirrorNote, Row, numbers_of
 from ..index.mirror import place_of
-from ..records.ids import parse_id
 from ..system.filesystem import opened_regular
-from ..system.number_set import Numbers
 from ..system.temporary import keeping
 from ..tables.interface import SESSIONS
 from .check_index import Entry, Held
@@ -188,37 +186,15 @@ class MirrorCheck:
         if (hashes, lines) == (self._hashes, held.total):
             return
         current = (copy.inode, mirror.where) == (note.inode, note.where) and (unfinished or copy.size == note.size)
-        yield Finding(
-            "mirror",
-            mirror.name,
-            f"{self._difference(copy, held)}: "
-            + (
-                "another program has edited it, and 'gc3session repair' writes it anew"
-                if current
-                else "another program, or an interruption, has changed it, and the next writer writes it anew"
-            ),
+        cause = (
+            "another program has edited it, and 'gc3session repair' writes it anew"
+            if current
+            else "another program, or an interruption, has changed it, and the next writer writes it anew"
         )
-
-    @staticmethod
-    def _difference(copy: _Copy, held: Held) -> str:
-        """Return in what a mirror differs from the index."""
-        seen = Numbers()
-        for line in filter(lambda line: line.strip(b" ") != b"\n", _lines(copy.file)):
-            shown = repr(line[:100].decode(errors="replace"))
-            parsed = parse_id(line[:-1].decode(errors="replace"))
-            if parsed is None or not line.endswith(b"\n"):
-                return f"it has the line {shown}"
-            block, place = divmod(parsed[1], BLOCK)
-            if not held.members.get(block, 0) >> place & 1:
-                return f"it has the line {shown}, but the session has no such task"
-            if parsed[1] in seen:
-                return f"it has two lines for record {parsed[1]}"
-            seen.add(parsed[1])
-        for block, bits in held.members.items():
-            for number in numbers_of(block, bits):
-                if number not in seen:
-                    return f"it lacks record {number}"
-        return "the IDs in it have other names than the session's"
+        listed = (
+            "other tasks than the session's" if lines == held.total else f"{lines} tasks instead of {held.total}"
+        )
+        yield Finding("mirror", mirror.name, f"it lists {listed}: {cause}")
 
 
 def _lines(file: IO[bytes]) -> Iterator[bytes]:

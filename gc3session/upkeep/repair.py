@@ -21,7 +21,6 @@ from functools import partial
 from typing import Any, Final
 
 import attrs
-import msgpack
 
 from ..directory import SessionDirectory
 from ..errors import (
@@ -33,7 +32,6 @@ from ..errors import (
     OpenError,
     UnknownFormat,
 )
-from ..format.frame import FORMAT
 from ..index.entries import MirrorNote, Row
 from ..records.ids import parse_id
 from ..store.mirrored import mirrored_index
@@ -41,7 +39,7 @@ from ..store.store import make_store
 from ..system.filesystem import opened_regular, write_durably, write_error
 from ..system.number_set import Numbers
 from ..system.temporary import delete_leftovers
-from ..tables.interface import META, SESSIONS, Contents, Tables, Writer
+from ..tables.interface import SESSIONS, Tables, Writer
 from ..tables.lmdb.data_file.meta import can_be_lock_file
 from ..tables.urls import StoreURL, make_tables
 from .check import check_session
@@ -94,19 +92,6 @@ def _knows(tables: Tables, identity: bytes) -> bool:
         return bool(faults) and any(key == identity for key, _ in tables.copies(SESSIONS))
     except OpenError:
         return False
-
-
-def _check_format(contents: Contents, url: str) -> None:
-    """Raise UnknownFormat if a later version of gc3session has written this."""
-    try:
-        version = msgpack.unpackb(contents.get(META, b"format") or b"")
-    except (ValueError, msgpack.UnpackException):
-        return
-    if type(version) is int and version > FORMAT:
-        raise UnknownFormat(
-            f"the store {url} has the format version {version}; this version of gc3session knows version {FORMAT}"
-            " only, and has repaired nothing: upgrade gc3session"
-        )
 
 
 class _Repair:
@@ -320,16 +305,12 @@ class _Repair:
         with contextlib.nullcontext() if self._dry_run else tables.exclusive():
             self._quarantine(path, why)
 
-    def _is_damaged(self, tables: Tables) -> bool:
-        damaged = False
-
-        def problem(fault: str) -> None:
-            nonlocal damaged
-            damaged = True
-
+    @staticmethod
+    def _is_damaged(tables: Tables) -> bool:
+        faults: list[str] = []
         try:
-            with tables.contents(problem):
-                return damaged
+            with tables.contents(faults.append):
+                return bool(faults)
         except (CorruptStore, UnknownFormat):
             return True
 
@@ -380,14 +361,12 @@ class _Repair:
         identity = self._identity(tables, identity)
         repair = TablesRepair(tables, identity, self._damaged, self._report)
         for _ in range(_ROUNDS):
-            run = partial(self._round, tables, repair, len(self._done), len(self._damaged.names))
+            run = partial(self._round, repair, len(self._done), len(self._damaged.names))
             if not (run(None) if self._dry_run else tables.write(run)) or self._dry_run:
                 return identity
         raise CorruptStore(f"{tables.url} is damaged in a way that can't be repaired: restore it from a backup")
 
-    def _round(self, tables: Tables, repair: TablesRepair, done: int, names: int, writer: Writer | None) -> bool:
+    def _round(self, repair: TablesRepair, done: int, names: int, writer: Writer | None) -> bool:
         # If the data file has to grow, this runs a second time.
         del self._done[done:], self._damaged.names[names:]
-        with tables.contents(ignored, writer=writer) as contents:
-            _check_format(contents, tables.url)
         return repair.round(writer)

@@ -10,10 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from ..errors import CorruptRecord
-from ..format.frame import RECORD_KEY, schema_number_or_0, values_of
+import msgpack
+
+from ..errors import CorruptRecord, UnknownFormat
+from ..format.frame import FORMAT, RECORD_KEY, schema_number_or_0, values_of
 from ..format.schema import Schema
-from ..tables.interface import RECORDS, SCHEMAS, Contents, Tables, Writer
+from ..tables.interface import META, RECORDS, SCHEMAS, Contents, Tables, Writer
 from .check_tables import TablesCheck
 from .finding import Change, Finding
 from .quarantine import DAMAGED, Quarantine
@@ -44,6 +46,7 @@ class TablesRepair:
         found = False
         unread: dict[tuple[str, bytes], Finding] = {}
         with self._tables.contents(ignored, writer=writer) as contents:
+            _check_format(contents, self._tables.url)
             for finding in TablesCheck(contents, self._identity).check():
                 found = True
                 kept = [change for change in finding.changes if change.kept]
@@ -97,6 +100,19 @@ def _rank(table: str, key: bytes, data: bytes) -> int:
         return values_of(int.from_bytes(key, "big"), data)[1] if len(key) == RECORD_KEY.size else 0
     except CorruptRecord:
         return 0
+
+
+def _check_format(contents: Contents, url: str) -> None:
+    """Raise UnknownFormat if a later version of gc3session has written this."""
+    try:
+        version = msgpack.unpackb(contents.get(META, b"format") or b"")
+    except (ValueError, msgpack.UnpackException):
+        return
+    if type(version) is int and version > FORMAT:
+        raise UnknownFormat(
+            f"the store {url} has the format version {version}; this version of gc3session knows version {FORMAT}"
+            " only, and has repaired nothing: upgrade gc3session"
+        )
 
 
 def ignored(problem: str) -> None:

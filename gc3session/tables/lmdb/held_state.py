@@ -25,7 +25,6 @@ from .opening import Transaction
 from .registry import acquire, release
 
 _PIECE = 1 << 24  # bytes copied at once
-_PROGRESS_STEP = 64  # pages checked between two reports of progress
 _ATTEMPTS = 100
 
 
@@ -33,7 +32,6 @@ _ATTEMPTS = 100
 def contents(
     directory: str,
     problem: Problem,
-    progress: Callable[[int, int], None],
     held: Callable[[], None],
     *,
     map_size: int,
@@ -44,7 +42,6 @@ def contents(
     Args:
         directory: the directory of the environment.
         problem: called with each fault in the structure.
-        progress: called with how many pages have been checked, and how many there are.
         held: called once the state is held, before the search for faults.
         map_size: for an environment that isn't open yet.
         in_write: whether the caller holds the write lock, so that nobody else can commit meanwhile.
@@ -57,14 +54,7 @@ def contents(
         try:
             state.take()
             held()
-            total = state.pages.meta.last_page + 1
-
-            def count(done: int) -> None:
-                state.tick()
-                if done % _PROGRESS_STEP == 0:
-                    progress(done, total)
-
-            check_structure(state.pages, problem, count)
+            check_structure(state.pages, problem, state.tick)
             yield LmdbContents(state.pages, state.tick)
         finally:
             state.close()

@@ -208,7 +208,6 @@ class LmdbTables(Tables):
     def contents(
         self,
         problem: Callable[[str], None],
-        progress: OnProgress = no_progress,
         held: Callable[[], None] = lambda: None,
         *,
         writer: Writer | None = None,
@@ -217,7 +216,7 @@ class LmdbTables(Tables):
 
         if self._closed:
             raise ClosedError(f"the store {self.url} is closed")
-        return contents(self.path, problem, progress, held, map_size=self._map_size, in_write=writer is not None)
+        return contents(self.path, problem, held, map_size=self._map_size, in_write=writer is not None)
 
     def copies(self, table: str) -> Iterator[Item]:
         from .data_file.salvage import copies_in

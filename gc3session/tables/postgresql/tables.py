@@ -24,7 +24,7 @@ from psycopg import errors as server
 from psycopg import pq
 
 from ...errors import ClosedError, CommitUnknown, Error, ReadOnlyError, UnknownFormat, WriteError
-from ..interface import Contents, Figure, NoTables, OnProgress, Reader, Tables, Writer, no_progress
+from ..interface import Contents, Figure, NoTables, Reader, Tables, Writer
 from .address import address_of
 from .arrays import ByteaArray
 from .connections import Connections, Patience
@@ -193,7 +193,6 @@ class PostgresqlTables(Tables):
     def contents(
         self,
         problem: Callable[[str], None],
-        progress: OnProgress = no_progress,
         held: Callable[[], None] = lambda: None,
         *,
         writer: Writer | None = None,
@@ -201,7 +200,7 @@ class PostgresqlTables(Tables):
         if writer is not None:
             assert isinstance(writer, PostgresqlWriter)
             writer.keep_others_out()
-        return super().contents(problem, progress, held)
+        return super().contents(problem, held)
 
     def get(self, table: str, key: bytes) -> bytes | None:
         if not self.exists():

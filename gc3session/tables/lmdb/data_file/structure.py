@@ -17,25 +17,24 @@ from sys import byteorder
 
 import attrs
 
-from ....errors import CorruptStore
-from .meta import Tree, newest_meta_page, opened_data_file
+from .meta import Tree
 from .pages import BIG, DamagedPage, Node, Pages, Problem, number_of
 from .walk import Walk
 
 _NUMBER = Struct("=Q")
 
 
-def check_structure(pages: Pages, problem: Problem, progress: Callable[[int], None] = lambda used: None) -> bytes:
+def check_structure(pages: Pages, problem: Problem, tick: Callable[[], None] = lambda: None) -> bytes:
     """Check the structure of a state.
 
     Args:
         pages: the pages of the state.
         problem: called with each fault.
-        progress: called with how many pages have been checked.
+        tick: called before each page.
 
     Return the marks of the free pages.
     """
-    return _Structure(pages, problem, pages.new_marks(), progress).check()
+    return _Structure(pages, problem, pages.new_marks(), tick).check()
 
 
 @attrs.define
@@ -43,9 +42,8 @@ class _Structure:
     _pages: Pages
     _report: Problem
     _used: bytearray
-    _progress: Callable[[int], None] = lambda used: None
+    _tick: Callable[[], None]
     _faults: int = 0
-    _done: int = 0
 
     def _problem(self, fault: str) -> None:
         self._faults += 1
@@ -69,8 +67,7 @@ class _Structure:
         """Yield the nodes of a tree; report keys that aren't in order."""
         last: bytes | None = None
         for page, least, end in walk:
-            self._done += 1
-            self._progress(self._done)
+            self._tick()
             nodes = self._pages.nodes(page, problem)
             if not nodes:
                 problem(f"page {number_of(page)} is empty")
@@ -172,37 +169,3 @@ def _inside(
     first: bytes, last: bytes, least: bytes, end: bytes | None, order: Callable[[bytes], object] = bytes
 ) -> bool:
     return not order(first) < order(least) and (end is None or order(last) < order(end))  # type: ignore[operator]
-
-
-def problems_of(path: str, limit: int = 20) -> list[str]:
-    """Return the first *limit* faults in the structure of the data file *path*.
-
-    Beside a live writer the walk may meet pages of two states; then it is repeated.
-    """
-    found: list[str] = []
-    with opened_data_file(path) as file:
-        for _ in range(10):
-            found = []
-            try:
-                before = newest_meta_page(path, file.fileno())
-                check_structure(Pages(path, file.fileno(), before), _limited(found, limit))
-            except CorruptStore as error:
-                return [str(error)]
-            except _Enough:
-                pass
-            if not found or newest_meta_page(path, file.fileno()).transaction == before.transaction:
-                break
-    return found
-
-
-class _Enough(Exception):
-    """As many faults have been found as were asked for."""
-
-
-def _limited(found: list[str], limit: int) -> Problem:
-    def problem(fault: str) -> None:
-        found.append(fault)
-        if len(found) >= limit:
-            raise _Enough
-
-    return problem

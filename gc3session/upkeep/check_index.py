@@ -159,6 +159,11 @@ class IndexCheck:
             session = min(ahead + waiting[-1:])
             if waiting[-1:] == [session]:
                 waiting.pop()
+            if not session:
+                for name, table in tables.items():
+                    for key, _ in table.take(0):
+                        yield Finding("index", f"{name} {key.hex()}", "it can't be right", (Change(name, key),))
+                continue
             begun(session)
             held = Held(session, {}, 0, whole=True)
             counts: Counter[Kind] = Counter()

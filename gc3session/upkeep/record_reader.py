@@ -136,8 +136,8 @@ def read_blocks(contents: Contents, records: Iterable[Item], reader: RecordReade
     for number, items in groupby(merged, key=lambda item: _number(item[0]) // BLOCK):
         block = Block(number, {}, [], [], [])
         for key, table, value in items:
-            n = _number(key)
-            if len(key) != _SIZES[table] or not 0 < n < 1 << 63 or (table == HOLDERS and value):
+            n, no_holder = _number(key), table == HOLDERS and (value or not any(key[8:]))
+            if len(key) != _SIZES[table] or not 0 < n < 1 << 63 or no_holder:
                 block.strange.append((table, key))
             elif table == HOLDERS:
                 block.others.append((n, HOLDER_KEY.unpack(key)[1]))

@@ -14,8 +14,9 @@ A page::
     14   2      where its free space ends
     16   2 * n  where its nodes are, sorted by key
 
-A node: size of the value (4), flags (2), size of the key (2), key, value. In a branch page the
-first six bytes are the number of a page instead, whose keys are not less than the node's.
+A node: size of the value (4), flags (2), size of the key (2), key, value; it begins at an even place, and nodes
+fill the page from the end of its free space on. In a branch page the first six bytes are the number of a page
+instead, whose keys are not less than the node's.
 The value is that of the key or, as the flags say, the number of the first page of an overflow run
 (BIG).  LMDB knows more kinds of pages and nodes, for other tables than this library's.
 """
@@ -33,6 +34,7 @@ BRANCH, LEAF, OVERFLOW = 0x01, 0x02, 0x04
 BIG: Final = 0x01
 
 _NODE_KINDS: Final = (0, BIG)
+_LONGEST_KEY: Final = 511  # bytes
 _NODE: Final = Struct("=HHHH")
 _RUN_LENGTH: Final = Struct("=I")
 _PAGE_NUMBER: Final = Struct("=Q")
@@ -126,7 +128,7 @@ class Pages:
         """Return the nodes of a leaf page."""
         number, _, _, _, upper = PAGE_HEADER.unpack_from(page)
         found = []
-        header, end = _NODE.unpack_from, self.size
+        header, end, room = _NODE.unpack_from, self.size, self.size - upper
         for place in self._places(page, problem):
             if not upper <= place <= end - 8:
                 problem(f"page {number} has a node outside its borders")
@@ -135,10 +137,13 @@ class Pages:
             begin = place + 8 + key_size
             size = low | high << 16
             stop = begin + (8 if flags & BIG else size)
-            if stop > end or flags not in _NODE_KINDS:
+            if stop > end or flags not in _NODE_KINDS or not 0 < key_size <= _LONGEST_KEY:
                 problem(f"page {number} has a node with impossible sizes or flags")
                 continue
+            room -= (stop - place + 1) & ~1
             found.append(Node(page[place + 8 : begin], flags, size, page[begin:stop]))
+        if room:
+            problem(f"page {number} has nodes that overlap, or gaps between them")
         return found
 
     def _places(self, page: bytes, problem: Problem) -> tuple[int, ...]:
@@ -152,13 +157,19 @@ class Pages:
         """Return the least key and the number of each page below a branch page; the first key is b''."""
         number, _, _, _, upper = PAGE_HEADER.unpack_from(page)
         found: list[tuple[bytes, int]] = []
+        room = self.size - upper
         for place in self._places(page, problem):
             if not upper <= place <= self.size - 8:
                 problem(f"page {number} has a node outside its borders")
                 continue
             low, high, top, key_size = _NODE.unpack_from(page, place)
+            if key_size > _LONGEST_KEY:
+                problem(f"page {number} has a node with impossible sizes or flags")
+            room -= (8 + key_size + 1) & ~1
             key = page[place + 8 : place + 8 + key_size] if found else b""
             found.append((key, low | high << 16 | top << 32))
+        if room:
+            problem(f"page {number} has nodes that overlap, or gaps between them")
         return found
 
 

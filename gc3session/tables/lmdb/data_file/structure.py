@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from itertools import pairwise
+from operator import xor
 from struct import Struct, unpack_from
 from sys import byteorder
 
@@ -24,7 +25,9 @@ from .walk import Walk
 _NUMBER = Struct("=Q")
 
 
-def check_structure(pages: Pages, problem: Problem, tick: Callable[[], None] = lambda: None) -> bytes:
+def check_structure(
+    pages: Pages, problem: Problem, tick: Callable[[], None] = lambda: None
+) -> tuple[bytes, bytes]:
     """Check the structure of a state.
 
     Args:
@@ -32,7 +35,7 @@ def check_structure(pages: Pages, problem: Problem, tick: Callable[[], None] = l
         problem: called with each fault.
         tick: called before each page.
 
-    Return the marks of the free pages.
+    Return the marks of the pages that the tree of items leads to, and those of the free pages.
     """
     return _Structure(pages, problem, pages.new_marks(), tick).check()
 
@@ -49,16 +52,15 @@ class _Structure:
         self._faults += 1
         self._report(fault)
 
-    def check(self) -> bytes:
+    def check(self) -> tuple[bytes, bytes]:
         if self._pages.meta.last_page >= self._pages.marks:
             self._problem(
                 f"the last page is said to be {self._pages.meta.last_page}, far beyond the end of the file"
             )
         self._check_items()
-        before = int.from_bytes(self._used, "big")
+        reached = bytes(self._used)
         self._check_free()
-        free = int.from_bytes(self._used, "big") ^ before
-        return free.to_bytes(len(self._used), "big")
+        return reached, bytes(map(xor, reached, self._used))
 
     def _problem_of(self, what: str) -> Problem:
         return lambda fault: self._problem(f"{what}: {fault}")

@@ -19,10 +19,11 @@ from children import in_child, run_script, start_python
 from consistency import check
 from examples import Simulation, Sweep
 from gc3session import DamagedSession, Session, StoreInUse, Task, WriteError, check_session, repair_session
-from raw_tables import TABLES, Raw
+from gc3session.format.frame import with_home
+from raw_tables import TABLES, Raw, n8
 from test_check import zero_root
 from test_cli import one_error, run
-from test_damages import _nodes
+from test_damages import _nodes, lines_of
 
 KIT = Path(__file__).parents[2] / "tools" / "crashkit"
 PAGE = 4096
@@ -163,6 +164,52 @@ def test_damaged_record_comes_back_from_a_former_page_in_its_newest_revision(pat
     with Session(path) as session:
         assert session.load("Simulation.20").mesh == "third"
     check(path)
+
+
+LOSSES: dict[str, tuple[str, ...]] = {
+    "index": ("index",),
+    "index and counts": ("index", "counts"),
+    "rows": ("sessions",),
+    "states": ("states",),
+    "all but records, holders, schemas and the names of sessions": (
+        "index",
+        "counts",
+        "sessions",
+        "states",
+        "leases",
+    ),
+}
+
+
+@pytest.mark.parametrize("lost", LOSSES.values(), ids=LOSSES)
+def test_index_of_all_sessions_comes_back_from_records_and_holders(path: Path, lost: tuple[str, ...]) -> None:
+    other = path.with_name("other")
+    with Session(other, store_or_url=path / "jobs") as session:
+        session.add_many(Task(jobname=f"o{n}", state="RUNNING") for n in range(10))
+        session.add(session.store.load("Simulation.20"))
+        session.store.save(Task(jobname="in no session"))
+    with Session(path) as session:
+        session.forget("Simulation.30")
+    before = [check(path), check(other), *(lines_of(each) for each in (path, other))]
+    with Raw(path) as raw:
+        for table in lost:
+            for key, _ in raw.items(table):
+                raw.delete(table, key)
+    assert repair_session(path).done
+    assert [check(path), check(other, mirror=False), *(lines_of(each) for each in (path, other))] == before
+    Session(other).close()
+    check(other)
+
+
+def test_holders_that_are_lost_come_back_from_the_index(path: Path) -> None:
+    with Session(path.with_name("other"), store_or_url=path / "jobs") as session:
+        session.add(session.store.load("Simulation.20"))
+    with Raw(path) as raw:
+        raw.delete("holders", raw.items("holders")[0][0])
+        raw.put("records", n8(21), with_home(21, raw.get("records", n8(21)), 0))
+    assert len(repair_session(path).done) >= 2
+    assert "Simulation.21" in check(path)
+    assert check(path.with_name("other")) == ["Simulation.20"]
 
 
 def test_damaged_key_hides_no_record_but_its_own(path: Path) -> None:

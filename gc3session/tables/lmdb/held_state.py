@@ -8,10 +8,13 @@ temporary file without a name (about a GiB a second), and the slot is given back
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import IO
+
+import attrs
 
 from ...errors import CorruptStore, Error, WriteError
 from ...system.temporary import keeping
@@ -50,7 +53,7 @@ def contents(
     """
     path = os.path.join(directory, "data.mdb")
     with opened_data_file(path) as file:
-        state = _HeldState(directory, path, file, problem, map_size=map_size, in_write=in_write)
+        state = _HeldState(directory, path, file, problem, map_size, in_write)
         try:
             state.take()
             held()
@@ -75,6 +78,7 @@ def _slot(directory: str, user: object, map_size: int) -> Iterator[tuple[Environ
         release(env, user)
 
 
+@attrs.define(eq=False)
 class _HeldState:
     """The pages of one state, which nobody overwrites until this is closed.
 
@@ -85,21 +89,17 @@ class _HeldState:
         pages: the pages; set by `take`.
     """
 
-    pages: Pages
-
-    def __init__(
-        self, directory: str, path: str, file: IO[bytes], problem: Problem, *, map_size: int, in_write: bool
-    ) -> None:
-        self._directory = directory
-        self._path = path
-        self._file = file
-        self._problem = problem
-        self._map_size = map_size
-        self._in_write = in_write
-        self._slot = ExitStack()  # holds the reader's slot, if there is one
-        self._env: Environment | None = None  # None without a slot
-        self._transaction: Transaction = None
-        self._copy: IO[bytes] | None = None
+    _directory: str
+    _path: str
+    _file: IO[bytes]
+    _problem: Problem
+    _map_size: int
+    _in_write: bool
+    pages: Pages = attrs.field(init=False)
+    _slot: ExitStack = attrs.field(factory=ExitStack)  # holds the reader's slot, if there is one
+    _env: Environment | None = None  # None without a slot
+    _transaction: Transaction = None
+    _copy: IO[bytes] | None = None
 
     def take(self) -> None:
         """Hold the newest state, by a reader's slot or in a copy."""
@@ -145,18 +145,13 @@ class _HeldState:
 
     def _copy_pages(self) -> None:
         """Copy the pages into a temporary file, and give the slot back."""
-        size = min(os.fstat(self._file.fileno()).st_size, self.pages.marks * self.pages.size)
         with keeping(f"a copy of {self._path}, made because others write to it meanwhile,"):
             if self._copy is None:
-                self._copy = tempfile.TemporaryFile()  # noqa: SIM115 (`close` closes it)
-            done = 0
+                self._copy = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 (`close` closes it)
             self._copy.truncate(0)
-            while done < size:
-                piece = os.pread(self._file.fileno(), min(_PIECE, size - done), done)
-                if not piece:
-                    break
-                os.pwrite(self._copy.fileno(), piece, done)
-                done += len(piece)
+            for file in (self._file, self._copy):
+                file.seek(0)
+            shutil.copyfileobj(self._file, self._copy, _PIECE)
         self.pages.fd = self._copy.fileno()
         self._give_back()
 

@@ -13,6 +13,8 @@ from .interface import (
     NoTables,
     OnProgress,
     Reader,
+    Remains,
+    Standing,
     Tables,
     Writer,
 )
@@ -26,6 +28,8 @@ __all__ = [
     "NoTables",
     "OnProgress",
     "Reader",
+    "Remains",
+    "Standing",
     "Tables",
     "Writer",
 ]

@@ -24,10 +24,10 @@ import struct
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from enum import Enum
 from typing import Any, ClassVar, Final, NamedTuple, TypeVar
 
 from ..errors import CommitUnknown, CorruptStore, InvalidArgument
-from ..system.number_set import Numbers
 
 T = TypeVar("T")
 
@@ -99,6 +99,34 @@ class Figure(NamedTuple):
     name: str
     text: str
     values: dict[str, Any]
+
+
+class Standing(Enum):
+    """What is known of where an item stands in a store's files."""
+
+    REACHED = "something leads to it"
+    LOST = "nothing leads to it, and it may be in use"
+    FREE = "it is in no use"
+
+
+class Remains(ABC):
+    """All that stands in the files of a store, which may be damaged.
+
+    Attributes:
+        path: the file.
+        is_newest: whether what is `REACHED` is of the newest committed state, and not of an earlier one.
+        knows_free: whether all that is `FREE` is known to be.
+        is_led_to: whether anything is `REACHED`.
+    """
+
+    path: str
+    is_newest: bool
+    knows_free: bool
+    is_led_to: bool
+
+    @abstractmethod
+    def items(self, *standing: Standing) -> Iterator[tuple[str, bytes, bytes]]:
+        """Yield table, key and value of all items that stand so, in no order; some may stand there twice."""
 
 
 class Contents(ABC):
@@ -264,9 +292,9 @@ class Tables(ABC):
         """
         return _held(self.read(), held)
 
-    def copies(self, table: str) -> Iterator[Item]:
-        """Yield items of a table, also former ones, that stand elsewhere in the store; by default none."""
-        return iter(())
+    def remains(self) -> AbstractContextManager[Remains] | None:
+        """Return what stands in the store's files, for `with`; None for a store that has none, as by default."""
+        return None
 
     def exclusive(self) -> AbstractContextManager[None]:
         """Return a context manager that keeps other processes from opening the store's files.
@@ -275,27 +303,17 @@ class Tables(ABC):
         """
         return nullcontext()
 
-    def rebuild(
-        self,
-        keep: Callable[[str], None],
-        listed: Numbers,
-        finish: Callable[[Tables, str], None],
-        *,
-        dry_run: bool,
-    ) -> bool:
-        """Rebuild the store, whose structure is damaged, from what can be read of it.
+    def rebuild(self, keep: Callable[[str], None], fill: Callable[[Tables], None]) -> None:
+        """Replace the files of a store that has some, and is damaged.
 
         Args:
-            keep: called with the path of a file that is replaced, to keep a copy of it.
-            listed: the Ns that the session is known to have.
-            finish: called with the new tables before they replace the old ones, and with what was done; its
-                changes arrive together with the new tables, or not at all.
-            dry_run: change nothing; *finish* is called with the old tables, and with what would be done.
+            keep: called with the path of a file before it is replaced, to keep a copy of it.
+            fill: called with the new tables before they replace the old ones; its changes
+                arrive together with the new tables, or not at all.
 
-        Return False if a store of this kind can't be rebuilt, as by default.
         Raise StoreInUse if another process has the store open.
         """
-        return False
+        raise InvalidArgument(f"{self.url}: a store of this kind has no files to be replaced")
 
     def get(self, table: str, key: bytes) -> bytes | None:
         """Return the newest committed value of *key*, or None."""

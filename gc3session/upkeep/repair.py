@@ -44,7 +44,8 @@ from ..tables.lmdb.data_file.meta import can_be_lock_file
 from ..tables.urls import StoreURL, make_tables
 from .check import check_session
 from .quarantine import DAMAGED, Quarantine
-from .repair_tables import TablesRepair, ignored
+from .repair_tables import TablesRepair, copies_in, ignored
+from .salvage import Salvage
 
 _ROUNDS: Final = 10  # three are enough for all that is known
 _MOST_REPORT_LINES: Final = 10_000
@@ -89,7 +90,7 @@ def _knows(tables: Tables, identity: bytes) -> bool:
         with tables.contents(faults.append) as contents:
             if any(key == identity for key, _ in contents.walk(SESSIONS)):
                 return True
-        return bool(faults) and any(key == identity for key, _ in tables.copies(SESSIONS))
+        return bool(faults) and any(key == identity for key, _ in copies_in(tables, SESSIONS))
     except OpenError:
         return False
 
@@ -316,17 +317,24 @@ class _Repair:
 
     def _rebuild(self, tables: Tables, identity: bytes | None) -> bytes:
         """Make a new store from what can be read of the old one; return the session's identity."""
-
-        def finish(new: Tables, done: str) -> None:
-            nonlocal identity
-            self._report(done)
-            if not self._dry_run:
-                identity = self._repair_tables(new, identity)
-
-        if not tables.rebuild(self._damaged.link, self._listed, finish, dry_run=self._dry_run):
+        remaining = tables.remains()
+        if remaining is None:
             raise CorruptStore(
                 f"{tables.url} is damaged, and can't be repaired from here: restore it from a backup"
             )
+        with remaining as remains:
+            salvage = Salvage(remains, self._listed)
+            if self._dry_run:
+                self._report(salvage.fill(None))
+                self._damaged.link(remains.path)
+                return identity or secrets.token_bytes(16)
+
+            def fill(new: Tables) -> None:
+                nonlocal identity
+                self._report(salvage.fill(new))
+                identity = self._repair_tables(new, identity)
+
+            tables.rebuild(self._damaged.link, fill)
         return identity or secrets.token_bytes(16)
 
     def _identity(self, tables: Tables, known: bytes | None) -> bytes:
@@ -334,16 +342,17 @@ class _Repair:
 
         If the store doesn't know that one, though the mirror has tasks, it is another session of the store.
         """
-        rows: dict[bytes, Row] = {}
+        rows: dict[bytes, Row | None] = {}
         with tables.contents(ignored) as contents:
             for key, data in contents.walk(SESSIONS):
+                rows[key] = None
                 with contextlib.suppress(CorruptRecord):
                     rows[key] = Row.parsed(key, data)
         if known is not None and (not len(self._listed) or known in rows or not self._directory.holds(tables.url)):
             return known
         if len(rows) > 1:
             status = os.lstat(self._directory.mirror) if os.path.lexists(self._directory.mirror) else None
-            notes = {i: MirrorNote(*row.mirror) for i, row in rows.items() if status and row.mirror}
+            notes = {i: MirrorNote(*row.mirror) for i, row in rows.items() if status and row and row.mirror}
             place = status and (status.st_ino, status.st_size)
             rows = {identity: rows[identity] for identity, note in notes.items() if note[:2] == place}
             if len(rows) != 1 and known is None:

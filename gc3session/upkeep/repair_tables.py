@@ -7,7 +7,8 @@ nothing. It reads the committed state, while the transaction that writes is open
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Final
 
 import msgpack
@@ -15,7 +16,7 @@ import msgpack
 from ..errors import CorruptRecord, UnknownFormat
 from ..format.frame import FORMAT, RECORD_KEY, schema_number_or_0, values_of
 from ..format.schema import Schema
-from ..tables.interface import META, RECORDS, SCHEMAS, Contents, Tables, Writer
+from ..tables.interface import META, RECORDS, SCHEMAS, Contents, Item, Standing, Tables, Writer
 from .check_tables import TablesCheck
 from .finding import Change, Finding
 from .quarantine import DAMAGED, Quarantine
@@ -65,7 +66,7 @@ class TablesRepair:
         copies: dict[tuple[str, bytes], bytes] = {}
         for table in (SCHEMAS, RECORDS):
             wanted = {key for name, key in unread if name == table}
-            for key, value in self._tables.copies(table) if wanted else ():
+            for key, value in copies_in(self._tables, table) if wanted else ():
                 if key in wanted and _rank(table, key, value) > _rank(table, key, copies.get((table, key), b"")):
                     copies[table, key] = value
         for (table, key), finding in unread.items():
@@ -100,6 +101,14 @@ def _rank(table: str, key: bytes, data: bytes) -> int:
         return values_of(int.from_bytes(key, "big"), data)[1] if len(key) == RECORD_KEY.size else 0
     except CorruptRecord:
         return 0
+
+
+def copies_in(tables: Tables, table: str) -> Iterator[Item]:
+    """Yield the items of a table, also former ones, wherever they stand in the store's files."""
+    with tables.remains() or contextlib.nullcontext() as remains:
+        for name, key, value in remains.items(*Standing) if remains else ():
+            if name == table:
+                yield key, value
 
 
 def _check_format(contents: Contents, url: str) -> None:

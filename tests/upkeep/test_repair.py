@@ -201,6 +201,26 @@ def test_index_of_all_sessions_comes_back_from_records_and_holders(path: Path, l
     check(other)
 
 
+def test_session_whose_row_and_url_are_lost_is_the_only_one_of_its_store(path: Path) -> None:
+    ids = check(path)
+    with Raw(path) as raw:
+        raw.put("sessions", raw.items("sessions")[0][0], b"spoilt")
+    (path / "store.url").unlink()
+    assert repair_session(path).done
+    assert check(path) == ids
+
+
+def test_value_in_a_damaged_run_of_pages_is_taken_over(path: Path) -> None:
+    ids, data = check(path), path / "jobs" / "data.mdb"
+    content = bytearray(data.read_bytes())
+    runs = [n for n in range(2, len(content) // PAGE) if struct.unpack_from("=QxxH", content, n * PAGE) == (n, 4)]
+    for run in runs:
+        content[run * PAGE + 12] ^= 0x80
+    data.write_bytes(content)
+    assert repair_session(path).quarantined == ["data.mdb"]
+    assert check(path) == ids
+
+
 def test_holders_that_are_lost_come_back_from_the_index(path: Path) -> None:
     with Session(path.with_name("other"), store_or_url=path / "jobs") as session:
         session.add(session.store.load("Simulation.20"))

@@ -12,7 +12,6 @@ import lmdb
 
 from ...errors import ClosedError, Error, InvalidArgument, NetworkFilesystemError, ReadOnlyError
 from ...system.filesystem import NETWORK_FILESYSTEMS, filesystem_of, sync
-from ...system.number_set import Numbers
 from ..interface import (
     MALFORMED,
     Compacted,
@@ -22,6 +21,7 @@ from ..interface import (
     NoTables,
     OnProgress,
     Reader,
+    Remains,
     Tables,
     Writer,
     no_progress,
@@ -218,31 +218,19 @@ class LmdbTables(Tables):
             raise ClosedError(f"the store {self.url} is closed")
         return contents(self.path, problem, held, map_size=self._map_size, in_write=writer is not None)
 
-    def copies(self, table: str) -> Iterator[Item]:
-        from .data_file.salvage import copies_in
+    def remains(self) -> AbstractContextManager[Remains]:
+        from .data_file.remains import remains
 
-        return copies_in(self.path, table)
+        return remains(self.path)
 
     def exclusive(self) -> AbstractContextManager[None]:
         return exclusive(self.path)
 
-    def rebuild(
-        self,
-        keep: Callable[[str], None],
-        listed: Numbers,
-        finish: Callable[[Tables, str], None],
-        *,
-        dry_run: bool,
-    ) -> bool:
-        from .data_file.salvage import readable, rebuild
+    def rebuild(self, keep: Callable[[str], None], fill: Callable[[Tables], None]) -> None:
+        from .data_file.remains import rebuild
 
-        if dry_run:
-            keep(os.path.join(self.path, "data.mdb"))
-            finish(self, readable(self.path, listed))
-        else:
-            with self.exclusive():
-                rebuild(self.path, lambda path: LmdbTables(path, map_size=self._map_size), keep, listed, finish)
-        return True
+        with self.exclusive():
+            rebuild(self.path, lambda path: LmdbTables(path, map_size=self._map_size), keep, fill)
 
     def get(self, table: str, key: bytes) -> bytes | None:
         env = self._env

@@ -101,9 +101,7 @@ class Pages:
         Raise DamagedPage if the run can't hold the value. It may be longer than the value needs: LMDB
         leaves it so when a value is made smaller in the transaction that has written it.
         """
-        if len(node.data) < 8:
-            raise DamagedPage("a value's overflow run has no page number")
-        first: int = _PAGE_NUMBER.unpack_from(node.data)[0]
+        first = self._first_page(node)
         page = self.read(first)
         flags = flags_of(page)
         (count,) = _RUN_LENGTH.unpack_from(page, 12)
@@ -114,11 +112,19 @@ class Pages:
             raise DamagedPage(f"the file ends inside the overflow run that begins at page {first}")
         return first, count
 
-    def value(self, node: Node) -> bytes:
-        """Return the value of a node. Raise DamagedPage if it is cut off."""
+    def _first_page(self, node: Node) -> int:
+        if len(node.data) < 8:
+            raise DamagedPage("a value's overflow run has no page number")
+        first: int = _PAGE_NUMBER.unpack_from(node.data)[0]
+        if not 1 < first <= self.meta.last_page:
+            raise DamagedPage(f"page {first} is referred to, but the pages are 2 to {self.meta.last_page}")
+        return first
+
+    def value(self, node: Node, *, sound: bool = True) -> bytes:
+        """Return the value of a node. Raise DamagedPage if it is cut off or, unless *sound* is False, in a damaged run."""
         if not node.flags & BIG:
             return node.data
-        first, _ = self.run(node)
+        first = self.run(node)[0] if sound else self._first_page(node)
         value = os.pread(self.fd, node.size, first * self.size + 16)
         if len(value) < node.size:
             raise DamagedPage(f"the file ends inside the overflow run that begins at page {first}")

@@ -214,8 +214,8 @@ def test_value_in_a_damaged_run_of_pages_is_taken_over(path: Path) -> None:
     ids, data = check(path), path / "jobs" / "data.mdb"
     content = bytearray(data.read_bytes())
     runs = [n for n in range(2, len(content) // PAGE) if struct.unpack_from("=QxxH", content, n * PAGE) == (n, 4)]
-    for run in runs:
-        content[run * PAGE + 12] ^= 0x80
+    for first in runs:
+        content[first * PAGE + 12] ^= 0x80
     data.write_bytes(content)
     assert repair_session(path).quarantined == ["data.mdb"]
     assert check(path) == ids

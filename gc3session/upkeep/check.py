@@ -29,7 +29,6 @@ from ..tables.interface import (
     no_progress,
 )
 from ..tables.urls import StoreURL, make_tables
-from .check_index import NOTHING
 from .check_mirror import MirrorCheck, MirrorCopy
 from .check_tables import TablesCheck
 from .finding import Finding
@@ -155,7 +154,7 @@ class _Work:
             return
         with MirrorCopy(self._directory, alone=True) as mirror:
             mirror.take()
-            yield from MirrorCheck(mirror, b"", None, {}).end(NOTHING)
+            yield from MirrorCheck(mirror, None, {}).end(0)
         yield from self._check_known(url)
 
     def _check_known(self, url: str) -> Iterator[Finding]:

@@ -8,7 +8,7 @@ from functools import reduce
 from itertools import groupby
 from operator import or_
 from types import NoneType
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 import msgpack
 
@@ -110,9 +110,6 @@ class Held(NamedTuple):
     whole: bool
 
 
-NOTHING: Final = Held(0, {}, 0, whole=True)
-
-
 class IndexCheck:
     """The check of the index of a store.
 
@@ -140,14 +137,11 @@ class IndexCheck:
 
     # -- session by session
 
-    def sessions(
-        self, numbers: Iterable[int], begun: Callable[[int], None], noted: Callable[[int, Entry], None]
-    ) -> Iterator[Finding | Held]:
+    def sessions(self, numbers: Iterable[int], noted: Callable[[int, Entry], None]) -> Iterator[Finding | Held]:
         """Give what is wrong with the parts of each session, and then what the index has of it.
 
         Args:
             numbers: those of the sessions that have rows.
-            begun: called with the number of each session, before its entries are read.
             noted: called with session and entry, of each entry.
         """
         tables = {name: BySession(self._contents.walk(name)) for name in (INDEX, COUNTS, UNIQUE, METADATA)}
@@ -164,7 +158,6 @@ class IndexCheck:
                     for key, _ in table.take(0):
                         yield Finding("index", f"{name} {key.hex()}", "it can't be right", (Change(name, key),))
                 continue
-            begun(session)
             held = Held(session, {}, 0, whole=True)
             counts: Counter[Kind] = Counter()
             for key, value in tables[INDEX].take(session):

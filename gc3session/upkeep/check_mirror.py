@@ -18,13 +18,12 @@ from typing import IO, Final, NamedTuple
 from ..directory import SessionDirectory
 from ..errors import OpenError
 from ..format.schema import Schema
-from ..index.entries import BLOCK, MirrorNote, Row, numbers_of
+from ..index.entries import MirrorNote, Row, numbers_of
 from ..index.mirror import place_of
 from ..system.filesystem import opened_regular
 from ..system.temporary import keeping
-from ..tables.interface import SESSIONS
-from .check_index import Entry, Held
-from .finding import Change, Finding
+from .check_index import Entry
+from .finding import Finding
 
 _LONGEST_LINE: Final = 1 << 20  # bytes
 _PATIENCE: Final = 10.0  # seconds that a writer may hold the mirror's lock
@@ -109,70 +108,57 @@ class MirrorCopy(contextlib.ExitStack):
 
 
 class MirrorCheck:
-    """The check of one session's row, and of its mirror.
+    """The check of a session's mirror.
 
     Args:
-        mirror: the file; None if it belongs to another session.
-        identity: the session's.
+        mirror: the file.
         row: the session's row, or None if it has none, and so no tasks.
         schemas: by number.
     """
 
-    def __init__(
-        self, mirror: MirrorCopy | None, identity: bytes, row: Row | None, schemas: Mapping[int, Schema]
-    ) -> None:
+    def __init__(self, mirror: MirrorCopy, row: Row | None, schemas: Mapping[int, Schema]) -> None:
         self._mirror = mirror
-        self._identity = identity
-        self._where = f"session {identity.hex()}"
         self._row = row
         self._schemas = schemas
         self._note: MirrorNote | None = MirrorNote(0, 0, 0, "", 0, b"", [])
         if row is not None:
             self._note = None if row.mirror is None else MirrorNote(*row.mirror)
         self._used = self._hashes = 0
-        self._known = True  # whether the names of all IDs are known
+        self._known = True  # whether all entries, and the names of all IDs, are known
 
     def note(self, entry: Entry) -> None:
         """Note an entry of the index."""
-        if entry.kind.schema not in self._schemas:
+        schema = self._schemas.get(entry.kind.schema)
+        if entry.fault or schema is None:
             self._known = False
-        elif self._note is not None:
-            name = self._schemas[entry.kind.schema].name
-            self._used += bytes_of_lines(entry.block, entry.bits, name)
-            if self._mirror is not None:
-                begin = f"{name}.".encode()
-                numbers = numbers_of(entry.block, entry.bits)
-                self._hashes += sum(map(hash, [b"%b%d\n" % (begin, number) for number in numbers]))
-
-    def end(self, held: Held) -> Iterator[Finding]:
-        """Give what is wrong, as all entries have been noted; *held* is what the index has."""
-        if not held.whole:
             return
-        if self._row is not None and self._row.total != held.total:
-            yield self._wrong(held, f"its row says {self._row.total} tasks, but it has {held.total}")
-        note = self._note
+        begin = f"{schema.name}.".encode()
+        lines = [b"%b%d\n" % (begin, number) for number in numbers_of(entry.block, entry.bits)]
+        self._used += sum(map(len, lines))
+        self._hashes += sum(map(hash, lines))
+
+    def end(self, total: int) -> Iterator[Finding]:
+        """Give what is wrong, as all entries have been noted; *total* is how many tasks there are."""
+        note, mirror = self._note, self._mirror
         if note is None or not self._known:
             return
-        blank = note.size - self._used
-        if note.blank != blank:
-            yield self._wrong(held, f"its row says {note.blank} blank bytes of {note.size}, but it is {blank}")
-        elif self._mirror is not None:
-            copy = self._mirror.of(note)
-            if copy is not None:
-                yield from self._compare(self._mirror, copy, note, held)
-            elif self._row is not None:
-                yield Finding("mirror", self._mirror.name, self._mirror.fault)
+        copy = mirror.of(note)
+        if copy is not None:
+            yield from self._compare(copy, note, total)
+        elif self._row is not None:
+            yield Finding("mirror", mirror.name, mirror.fault)
 
-    def _wrong(self, held: Held, message: str) -> Finding:
-        """Return the finding that the row is wrong; a new one has the mirror written anew."""
-        row = (self._row or Row(held.number, 0, None, None))._replace(total=held.total, mirror=None)
-        return Finding("session", self._where, message, (Change(SESSIONS, self._identity, row.to_bytes()),))
-
-    def _compare(self, mirror: MirrorCopy, copy: _Copy, note: MirrorNote, held: Held) -> Iterator[Finding]:
+    def _compare(self, copy: _Copy, note: MirrorNote, total: int) -> Iterator[Finding]:
+        mirror = self._mirror
         unfinished = note.begin <= copy.size < note.size
         elsewhere = not mirror.alone and self._row is not None and note.where != mirror.where
         if elsewhere or (unfinished and not note.text):
             return  # the next writer writes it anew
+        blank = note.size - self._used
+        if note.blank != blank:
+            message = f"the session's row says {note.blank} blank bytes of {note.size}, but it is {blank}"
+            yield Finding("mirror", mirror.name, message)
+            return
         fd = copy.file.fileno()
         if unfinished:
             os.pwrite(fd, note.text, note.begin)
@@ -183,7 +169,7 @@ class MirrorCheck:
         for line in _lines(copy.file):
             if line.strip(b" ") != b"\n":
                 hashes, lines = hashes + hash(line), lines + 1
-        if (hashes, lines) == (self._hashes, held.total):
+        if (hashes, lines) == (self._hashes, total):
             return
         current = (copy.inode, mirror.where) == (note.inode, note.where) and (unfinished or copy.size == note.size)
         cause = (
@@ -191,21 +177,10 @@ class MirrorCheck:
             if current
             else "another program, or an interruption, has changed it, and the next writer writes it anew"
         )
-        listed = (
-            "other tasks than the session's" if lines == held.total else f"{lines} tasks instead of {held.total}"
-        )
+        listed = "other tasks than the session's" if lines == total else f"{lines} tasks instead of {total}"
         yield Finding("mirror", mirror.name, f"it lists {listed}: {cause}")
 
 
 def _lines(file: IO[bytes]) -> Iterator[bytes]:
     file.seek(0)
     return iter(lambda: file.readline(_LONGEST_LINE), b"")
-
-
-def bytes_of_lines(block: int, bits: int, name: str) -> int:
-    """Return how many bytes the lines of some members of a block have, whose IDs begin with *name*."""
-    size, power = bits.bit_count() * (len(name.encode()) + 2), 1
-    while power < (block + 1) * BLOCK:
-        size += (bits >> max(0, power - block * BLOCK)).bit_count()
-        power *= 10
-    return size

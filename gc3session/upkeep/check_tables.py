@@ -11,7 +11,7 @@ import msgpack
 from ..errors import CorruptRecord
 from ..format.frame import FORMAT, RECORD_KEY
 from ..format.schema import Schema
-from ..index.entries import COUNT, SESSION_KEY, STATE_KEY, MirrorNote, Row
+from ..index.entries import COUNT, SESSION_KEY, STATE_KEY, Row
 from ..index.index_writer import session_name_key
 from ..index.states import unpack_state
 from ..system.number_set import Numbers
@@ -26,7 +26,7 @@ from ..tables.interface import (
     no_progress,
     with_progress,
 )
-from .check_index import NOTHING, Entry, IndexCheck
+from .check_index import Entry, IndexCheck
 from .check_mirror import MirrorCheck, MirrorCopy
 from .finding import Change, Finding
 from .record_reader import MissingSchema, Read, RecordReader
@@ -135,9 +135,8 @@ class TablesCheck:
                 self._damaged[other] = f"another session has the same number {row.number}"
                 if other == key:
                     continue
-            if key != self._own and row.mirror is not None:  # its text may be long, and there may be many sessions
-                row = row._replace(mirror=MirrorNote(*row.mirror)._replace(text=b"", blanks=[]))
-            self._rows[row.number] = key, row
+            # A note of a mirror may be long, and there may be many sessions.
+            self._rows[row.number] = key, row if key == self._own else row._replace(mirror=None)
         for number, identity in self._named.items():
             if identity not in self._damaged and self._rows.get(number, (b"",))[0] != identity:
                 yield Finding(
@@ -188,24 +187,26 @@ class TablesCheck:
 
     def _check_sessions(self, index: IndexCheck) -> Iterator[Finding]:
         """Check what the tables have of each session; those that have no row get one."""
-        lines: dict[int, MirrorCheck] = {}
-
-        def begun(session: int) -> None:
-            owner, row = self._rows.get(session, (b"", None))
-            mirror = self._mirror if owner == self._own else None
-            lines[session] = MirrorCheck(mirror, owner, row, self.reader.schemas)
+        own = next((n for n, (identity, _) in self._rows.items() if identity == self._own), 0)
+        lines = None
+        if self._mirror is not None and self._own is not None:
+            lines = MirrorCheck(self._mirror, self._rows[own][1] if own else None, self.reader.schemas)
 
         def noted(session: int, entry: Entry) -> None:
-            lines[session].note(entry)
+            if session == own and lines is not None:
+                lines.note(entry)
 
-        for found in index.sessions(self._rows, begun, noted):
+        for found in index.sessions(self._rows, noted):
             if isinstance(found, Finding):
                 yield found
                 continue
-            check = lines.pop(found.number)
             if found.number in self._rows:
-                yield from check.end(found)
-                if self._rows[found.number][0] == self._own:
+                identity, row = self._rows[found.number]
+                if found.whole and row.total != found.total:
+                    message = f"its row says {row.total} tasks, but it has {found.total}"
+                    change = Change(SESSIONS, identity, row._replace(total=found.total, mirror=None).to_bytes())
+                    yield Finding("session", f"session {identity.hex()}", message, (change,))
+                if found.number == own:
                     self.tasks = found.total
                 continue
             changes = self._row_again(found.number)
@@ -220,8 +221,8 @@ class TablesCheck:
                 self._row_again(numbers[0] if numbers else max(self._rows, default=0) + 1)
             yield Finding("session", where, fault, self._made.get(identity, (Change(SESSIONS, identity),)))
         self.known = any(identity == self._own for identity, _ in self._rows.values())
-        if not self.known and self._own is not None and self._mirror is not None:
-            yield from MirrorCheck(self._mirror, b"", None, {}).end(NOTHING)
+        if lines is not None and (own or not self.known):  # else it isn't known what the mirror should be
+            yield from lines.end(self.tasks)
 
     # -- records
 

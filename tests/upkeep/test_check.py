@@ -121,7 +121,7 @@ FAULTS: dict[str, tuple[Callable[[Raw], Any], list[tuple[str, str]]]] = {
     ),
     "home without the index": (
         both(lambda raw: raw.put_members(1, 2, 5, 6, 7, 8, 9, 12), lambda raw: raw.put_count(8), lambda raw: raw.change_row(total=10)),
-        [("session", "session "), ("index", "Simulation.3")],
+        [("mirror", "session_ids.txt"), ("index", "Simulation.3")],
     ),
     "index without a home": (
         lambda raw: raw.change_record(3, lambda body: [*body[:2], 0, body[3]]),
@@ -153,7 +153,7 @@ FAULTS: dict[str, tuple[Callable[[Raw], Any], list[tuple[str, str]]]] = {
     ),
     "task in two entries": (
         both(lambda raw: raw.put_members(3, state=0), lambda raw: raw.put_count(1, state=0), lambda raw: raw.change_row(total=12)),
-        [("index", "Simulation.3"), ("session", "session "), ("state", "Simulation.3")],
+        [("index", "Simulation.3"), ("mirror", "session_ids.txt"), ("state", "Simulation.3")],
     ),
     "entry of no schema": (
         both(
@@ -164,7 +164,7 @@ FAULTS: dict[str, tuple[Callable[[Raw], Any], list[tuple[str, str]]]] = {
     ),
     "entry of another block": (
         lambda raw: raw.put("index", key := struct.pack(">IQII", 1, 7, 1, 1), members(key, 3)),
-        [("index", "session 1, schema 1"), ("session", "session "), ("session", "session "), ("index", f"Simulation.{7 * 4096 + 3}")],
+        [("index", "session 1, schema 1"), ("session", "session "), ("mirror", "session_ids.txt"), ("index", f"Simulation.{7 * 4096 + 3}")],
     ),
     "entry with a flipped bit": (
         lambda raw: raw.put("index", (item := raw.items("index")[0])[0], b"\xff" + item[1][1:]),
@@ -185,8 +185,8 @@ FAULTS: dict[str, tuple[Callable[[Raw], Any], list[tuple[str, str]]]] = {
     "count of nothing": (lambda raw: raw.put_count(8, schema=3, state=1), [("index", "session 1, schema 3")]),
     "count that is none": (lambda raw: raw.put("counts", n4(1) + b"x", n8(1)), [("index", "count ")]),
     "row of a wrong total": (lambda raw: raw.change_row(total=10), [("session", "session ")]),
-    "row with wrong blanks": (lambda raw: raw.change_note(2, 1), [("session", "session ")]),
-    "row of a wrong size": (lambda raw: raw.change_note(1, 1000), [("session", "session ")]),
+    "row with wrong blanks": (lambda raw: raw.change_note(2, 1), [("mirror", "session_ids.txt")]),
+    "row of a wrong size": (lambda raw: raw.change_note(1, 1000), [("mirror", "session_ids.txt")]),
     "row with a bad checksum": (
         lambda raw: raw.put("sessions", raw.items("sessions")[0][0], b"\x90\xce\0\0\0\0"),
         [("session", "session ")],

@@ -101,14 +101,15 @@ def test_each_fault_of_the_tables_is_found_and_mended(raw: OnServer, tmp_path: P
         copy = faulty(raw, tmp_path, fault)
         findings = list(check_session(copy, references=True))
         # The mirror of a copy is known to be stale: it is another place.
-        if not is_of(findings, [each for each in expected if each != ("mirror", "session_ids.txt")]):
+        expected = [each for each in expected if each != ("mirror", "session_ids.txt")]
+        if not is_of(findings, expected):
             failures.append(f"{name}: {[str(finding) for finding in findings]}")
         if name == "format":
             with pytest.raises(UnknownFormat, match="upgrade gc3session"):
                 repair_session(copy)
             continue
         done = repair_session(copy)
-        if not done.done:
+        if expected and not done.done:
             failures.append(f"{name}: {done}")
         left = [str(finding) for finding in check_session(copy)]
         if left:

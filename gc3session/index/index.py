@@ -251,9 +251,8 @@ class Index:
 
     def join(self, set_item: Any, number: int, *, stored: bool) -> None:
         """Add record N, which was *stored* before or is new."""
-        if number in self.left:
+        if number in self.left:  # it may have joined in this batch, too: then it isn't committed
             set_item(self.left, number, None)
-            return
         set_item(self.joined, number, True)
         if stored:
             set_item(self.adopted, number, True)

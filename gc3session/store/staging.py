@@ -247,6 +247,9 @@ class StoreStaging(StoreReading):
 
     def _stage_one(self, obj: Persistable, number: int, *, force: bool) -> None:
         stamp: Stamp | Origin = get_stamp(obj)
+        staged = self.batch.records.get(number)
+        if staged and type(stamp) is Stamp:  # it may have left its session since
+            stamp = stamp._replace(home=header_of(staged).home)
         original = self._original(obj, stamp, force=force) if type(stamp) is Origin else None
         base = self._committed_base(stamp) if force else self._base(obj, stamp)
         # Before its fields are read: a change by another thread from now on is a new one.

@@ -855,6 +855,33 @@ def test_unflushed_task_can_be_changed_removed_and_forgotten(session: Session) -
     assert set(session.store.list()) == set(ids[1:])
 
 
+def test_unflushed_task_that_is_forgotten_and_saved_again_has_left_the_session(session: Session) -> None:
+    task = Task()
+    id_ = session.add(task, flush=False)
+    session.forget(id_, flush=False)
+    task.jobname = "changed"
+    session.save(task, flush=False)
+    for _ in range(2):
+        assert id_ not in session
+        assert list(session.ids()) == []
+        session.flush()
+    assert session.load(id_).jobname == "changed"
+
+
+def test_stored_task_that_is_added_forgotten_and_added_again_is_in_the_session(session: Session) -> None:
+    task = Task()
+    id_ = session.add(task)
+    session.forget(id_)
+    session.add(task, flush=False)
+    session.forget(id_, flush=False)
+    session.add(task, flush=False)
+    for _ in range(2):
+        assert id_ in session
+        assert list(session.ids()) == [id_]
+        assert (len(session), session.stats()) == (1, {"NEW": 1})
+        session.flush()
+
+
 @pytest.mark.parametrize("leave", ["close", "with", "exception"])
 def test_batch_is_flushed_on_leaving(make_session: MakeSession, leave: str) -> None:
     session = make_session()

@@ -24,7 +24,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from ..errors import WriteError
+from ..errors import OpenError, WriteError
 from ..records.schemas import Schemas
 from ..system.filesystem import opened_regular
 from ..tables.interface import Reader, Writer
@@ -73,6 +73,8 @@ class Mirror:
         path: of the mirror.
         lock: `store.url` of the session.
         schemas: of the store.
+
+    Raise OpenError if *lock* can't be opened.
     """
 
     _MOVED = (
@@ -91,8 +93,12 @@ class Mirror:
         self._step: MirrorNote | None = None
         self._text = b""  # what the step appends
         self._is_anew = False  # whether the step is to rename the file that was written anew
-        with contextlib.suppress(FileNotFoundError):  # `lock` says so
+        try:
             self._open_lock()
+        except FileNotFoundError:
+            pass  # `lock` says so
+        except OSError as error:
+            raise OpenError(f"{lock} can't be opened: {error.strerror}") from error
 
     @property
     def _temporary(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import signal
@@ -14,7 +15,7 @@ import pytest
 import gc3session.index.mirror
 from children import Died, in_child
 from consistency import check, read_mirror
-from gc3session import MirrorWarning, Session, Task, check_session, repair_session
+from gc3session import Error, MirrorWarning, Session, Task, check_session, repair_session
 from gc3session.index.entries import MirrorNote, Row
 from gc3session.tables import Writer
 
@@ -144,6 +145,35 @@ def test_add_where_no_file_can_be_opened_any_more_is_done_and_the_next_flush_men
     path = tmp_path / "session"
     found = in_child(add_without_descriptors, path)
     assert found == check(path)
+
+
+def test_session_whose_files_can_not_be_opened_raises_an_error_of_the_library(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Session(tmp_path / "s") as session:
+        session.add(Task())
+    real, tries = os.open, 0
+    for failing in range(1, 100):
+        calls = 0
+
+        def open_(path: str, *args: int, failing: int = failing, **options: int) -> int:
+            nonlocal calls
+            if os.fspath(path).startswith(str(tmp_path)):
+                calls += 1
+                if calls == failing:
+                    raise OSError(errno.EIO, os.strerror(errno.EIO), path)
+            return real(path, *args, **options)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "open", open_)
+            try:
+                Session(tmp_path / "s").close()
+            except Error:
+                tries += 1
+        if calls < failing:
+            break
+    assert tries > 1
+    assert check(tmp_path / "s") == ["Task.1"]
 
 
 @pytest.mark.parametrize("begin", [0, 1 << 39])

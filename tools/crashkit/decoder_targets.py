@@ -247,7 +247,18 @@ def generated(target: str, rng: Random) -> bytes:
         return b"\x93" + b"".join(hostile_value(rng) for _ in range(3))
     if target == "members":
         return hostile_members(rng)
+    if target in _SOUND and rng.random() < 0.7:
+        parts = [hostile_value(rng) if rng.random() < 0.2 else msgpack.packb(part) for part in _SOUND[target]]
+        return bytes([0x90 | len(parts)]) + b"".join(parts)
     return hostile_body(rng)
+
+
+_SOUND: Final[dict[str, list[Any]]] = {
+    "schema": ["x:X", "X", 1, ["state", "jobname"]],
+    "row": [1, 5, [1 << 60, 3], [7, 90, 9, "boot 1 2 3", 40, b"Task.5\n", [[9, 6], [30, 6]]]],
+    "lease": ["worker", 1 << 60, 1],
+}
+"""The parts of sound ones."""
 
 
 def _dump_lines(rng: Random) -> bytes:

@@ -102,6 +102,8 @@ def header_of(record: bytes) -> Header:
         if size < 0 or at > len(record):
             raise CorruptRecord("it has no header")
         parts.append(int.from_bytes(record[at - size : at], "big") if size else first)
+    if parts[0] >> 31 or parts[1] >> 63 or parts[2] >> 32:
+        raise CorruptRecord("its header has impossible numbers")
     return Header(parts[0], parts[1], parts[2], at)
 
 

@@ -101,6 +101,8 @@ class Loader:
             return None
         try:
             schema_number, revision, home, values = self._unpack(body)
+            if (revision | home) >> 63:  # no revision could follow
+                return None
             build, schema = self._builders[schema_number]
             obj: Persistable = build(values, self._store(), number, revision, schema, home, checksum)
         except (_Reference, CorruptRecord, *DAMAGE):
@@ -183,6 +185,8 @@ class Loader:
         parts = self._decoder.unpack(unseal(number, record))
         try:
             schema_number_, revision, home, values = parts
+            if (revision | home) >> 63:
+                raise ValueError("its header has impossible numbers")
             schema = self._schema(schema_number_)
             if len(values) != len(schema.fields):
                 raise ValueError(f"{len(values)} values for {len(schema.fields)} fields")

@@ -44,6 +44,9 @@ from .finding import Change, Finding
 from .record_reader import Block, Read, RecordReader, read_blocks
 
 
+_LAST_BLOCK: Final = ((1 << 63) - 1) // BLOCK  # of the greatest N
+
+
 class Entry(NamedTuple):
     """An entry of the index.
 
@@ -63,7 +66,7 @@ class Entry(NamedTuple):
 def entry_of(key: bytes, value: bytes) -> Entry:
     """Return the entry in an item of the index."""
     _, block, *kind = INDEX_KEY.unpack(key.ljust(INDEX_KEY.size, b"\0")[: INDEX_KEY.size])
-    fault = "" if len(key) == INDEX_KEY.size else "its key can't be that of an entry"
+    fault = "" if len(key) == INDEX_KEY.size and block <= _LAST_BLOCK else "its key can't be that of an entry"
     try:
         return Entry(block, Kind(*kind), 0 if fault else unpack_members(key, value), fault)
     except CorruptRecord as error:

@@ -8,6 +8,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import msgpack
@@ -15,6 +16,7 @@ import pytest
 
 from children import in_child, run_python
 from gc3session import (
+    ConflictError,
     CorruptRecord,
     CorruptStore,
     DamagedSession,
@@ -22,6 +24,7 @@ from gc3session import (
     ReadOnlyError,
     Session,
     Task,
+    check_session,
     dump_session,
     repair_session,
 )
@@ -31,7 +34,7 @@ from gc3session.format.schema import Schema
 from gc3session.records.json_values import FieldsEncoder, NotJSON
 from gc3session.records.values import Decoder, references
 from gc3session.tables.lmdb.data_file.verification import MARK, check_before_opening, is_trusted, mark_trusted
-from raw_tables import Raw, n4, unsealed
+from raw_tables import Raw, members, n4, unsealed
 
 PAGE = 4096
 
@@ -340,6 +343,49 @@ def test_a_row_that_can_not_be_is_refused_and_does_not_fill_the_disk(path: Path,
     with pytest.raises(CorruptStore):
         Session(path)
     assert sorted(os.listdir(path)) == ["created", "jobs", "session_ids.txt", "store.url"]
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+@pytest.mark.parametrize("number", [1 << 31, 1 << 32, (1 << 64) - 1])
+def test_numbers_in_the_header_of_a_record_that_can_not_be_are_found_and_taken_out(
+    path: Path, place: int, number: int
+) -> None:
+    def change(key: bytes, value: bytes) -> bytes:
+        n = int.from_bytes(key, "big")
+        parts = unsealed(value)
+        parts[place] = number
+        return seal(n, msgpack.packb(parts)) if n == 5 else value
+
+    spoil(path, "records", change)
+    assert bool(list(check_session(path))) is (place != 1 or number >= 1 << 63)
+    with Session(path) as session:
+        session.remove("Task.6")
+        for id_ in list(session.ids()):
+            try:
+                task = session.load(id_)
+                task.jobname += "!"
+                session.save(task)
+            except (LoadError, ConflictError):
+                assert id_ == "Task.5"
+    repair_session(path)
+    assert list(check_session(path)) == []
+    with Session(path) as session:
+        assert len([*session]) >= 19
+
+
+@pytest.mark.parametrize("block", [1 << 51, (1 << 64) - 1])
+def test_blocks_of_the_index_that_can_not_be_are_found_and_taken_out(path: Path, block: int) -> None:
+    with Raw(path) as raw:
+        key = struct.pack(">IQII", 1, block, 1, 1)
+        raw.put("index", key, members(key, 7))
+    assert list(check_session(path))
+    for use in (lambda session: list(session.ids()), lambda session: list(session)):
+        with Session(path, read_only=True) as session, suppress(CorruptStore):
+            use(session)
+    repair_session(path)
+    assert list(check_session(path)) == []
+    with Session(path) as session:
+        assert len(session) == len([*session]) == 21
 
 
 def nested(depth: int) -> bytes:

@@ -159,9 +159,6 @@ class Reader(Contents):
     def scan(self, table: str, start: bytes, limit: int | None = None, prefix: bytes = b"") -> list[Item]:
         """Return at most *limit* items whose keys are at least *start* and begin with *prefix*, in order."""
 
-    def ahead(self, table: str, keys: Sequence[bytes]) -> None:
-        """Read some items together where that saves time, as `get` is about to be asked for each of them."""
-
     def scan_many(self, table: str, prefixes: Sequence[bytes]) -> list[Item]:
         """Return the items whose keys begin with one of some *prefixes*, which are sorted, in order."""
         return [item for prefix in prefixes for item in self.scan(table, prefix, None, prefix)]

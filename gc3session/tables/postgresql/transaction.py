@@ -92,7 +92,6 @@ class PostgresqlReader(Reader):
         self._renew = renew
         self._waiting: list[tuple[Statement, str]] = []  # to be sent; and, of a lock, the table
         self._locked: Changes = {}  # what nobody else changes
-        self._at_hand: Changes = {}  # what was read ahead, and can't change as this is a state of the store
         self._serial: int | None = None
         self._wait((statement, ()) for statement in begin)
 
@@ -162,13 +161,7 @@ class PostgresqlReader(Reader):
             raise failure from None
         return cursors
 
-    def ahead(self, table: str, keys: Sequence[bytes]) -> None:
-        self._at_hand[table] = {**dict.fromkeys(keys), **dict(PostgresqlReader.get_many(self, table, keys))}
-
     def get(self, table: str, key: bytes) -> bytes | None:
-        known = self._at_hand.get(table, {})
-        if key in known:
-            return known[key]
         rows = self._rows(table, "get", key)
         return rows[0][0] if rows else None
 
@@ -282,9 +275,6 @@ class PostgresqlWriter(PostgresqlReader, Writer):
     def scan_many(self, table: str, prefixes: Sequence[bytes]) -> list[Item]:
         self._have_changes_wait(table)
         return super().scan_many(table, prefixes)
-
-    def ahead(self, table: str, keys: Sequence[bytes]) -> None:
-        pass  # what isn't locked may change
 
     def lock(self, table: str, keys: Iterable[bytes]) -> None:
         wanted = {*keys}

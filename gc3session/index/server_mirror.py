@@ -8,11 +8,12 @@ gets a note of the new file then, if it still is the row that was read with the 
 
 from __future__ import annotations
 
+import contextlib
 import time
 import warnings
 from typing import TYPE_CHECKING, Any, Final
 
-from ..errors import Error, MirrorWarning
+from ..errors import Error, MirrorWarning, StoreUnreachable
 from ..tables.interface import Writer
 from ..text import escaped
 from .entries import Row
@@ -54,7 +55,8 @@ class ServerMirror(Mirror):
 
     def follow(self, index: Index) -> None:
         if self._behind and time.monotonic() >= self._not_before:
-            self.mend(index)
+            with contextlib.suppress(Error):  # what was called is done; a flush tells it
+                self.mend(index)
 
     def mend(self, index: Index) -> None:
         begun = time.monotonic()
@@ -69,7 +71,7 @@ class ServerMirror(Mirror):
                 index.store.write(
                     lambda index_writer, writer: index_writer.note_mirror(index.identity, row, note), batch=False
                 )
-        except (OSError, Error) as error:
+        except (OSError, StoreUnreachable) as error:
             self._complain(error)
         finally:
             complaint = self.unlock()

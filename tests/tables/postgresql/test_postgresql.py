@@ -396,6 +396,9 @@ def test_any_walk_over_sessions_on_postgresql_agrees_with_the_model(
         def new_url(self) -> str:
             return next(postgresql_urls)
 
+        def _mirror_agrees(self, directory: str, ids: set[str]) -> None:
+            pass  # it follows at the end, when it is checked
+
     for number in range(1000 if long_form else 3):
         seed = random.randrange(1 << 32)
         walked = OnPostgresql(tmp_path / f"{number}", f"{seed}")
@@ -480,6 +483,7 @@ def test_removing_many_takes_few_round_trips(
     statements.clear()
     session.remove_many(ids[:600])
     assert len(statements) < 60
+    session.flush()
     assert check(tmp_path / "session") == ids[600:]
     statements.clear()
     session.destroy()

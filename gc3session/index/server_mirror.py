@@ -13,7 +13,7 @@ import time
 import warnings
 from typing import TYPE_CHECKING, Any, Final
 
-from ..errors import Error, MirrorWarning, StoreUnreachable
+from ..errors import Error, MirrorWarning, StoreUnreachable, WriteError
 from ..tables.interface import Writer
 from ..text import escaped
 from .entries import Row
@@ -68,9 +68,11 @@ class ServerMirror(Mirror):
             super().write()
             self._behind = False
             if note is not None and not self._complaint:  # still locked, or the file may be another one's by then
-                index.store.write(
-                    lambda index_writer, writer: index_writer.note_mirror(index.identity, row, note), batch=False
-                )
+                with contextlib.suppress(StoreUnreachable, WriteError):  # then it is written once more than needed
+                    index.store.write(
+                        lambda index_writer, writer: index_writer.note_mirror(index.identity, row, note),
+                        batch=False,
+                    )
         except (OSError, StoreUnreachable) as error:
             self._complain(error)
         finally:

@@ -66,22 +66,27 @@ class NewStates:
         self._known = known
         self._writer = writer
         self._new: dict[str, int] = {}
-        self._next = 0
+        self._has_read = False
+        self._next = 0  # number of the next new one, once these are locked
 
     def known(self, name: str) -> int | None:
         """Return the number of that name, or None if it has none."""
         number = self._new.get(name) or self._known._numbers.get(name)
-        if number is None and not self._next:
+        if number is None and not self._has_read:
             # What this transaction adds is not to be known before it is committed: so it is read first, and never again.
-            self._writer.lock(META, [NUMBERING])
+            self._has_read = True
             self._known._read(self._writer)
-            self._next = self._known._read_to + 1
             number = self._known._numbers.get(name)
         return number
 
     def number(self, name: str) -> int:
         """Return the number of that name, which gets one if it has none."""
         number = self.known(name)
+        if number is None and not self._next:
+            self._writer.lock(META, [NUMBERING])
+            self._known._read(self._writer)
+            self._next = self._known._read_to + 1
+            number = self._known._numbers.get(name)
         if number is not None:
             return number
         number, self._next = self._next, self._next + 1

@@ -12,8 +12,11 @@ if TYPE_CHECKING:
 
 SCHEME: Final = "postgresql"
 
+DEFAULT_PATIENCE: Final = 60.0
+"""Seconds to go on trying."""
 
-def _from_url(url: str, *, read_only: bool = False, patience: float = 60.0) -> PostgresqlTables:
+
+def _from_url(url: str, *, read_only: bool = False, patience: float = DEFAULT_PATIENCE) -> PostgresqlTables:
     try:
         from .tables import PostgresqlTables
     except ModuleNotFoundError as error:

@@ -12,15 +12,18 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
 from ...errors import InvalidArgument
+from . import DEFAULT_PATIENCE
 
 DEFAULT_SCHEMA: Final = "gc3session"
+
+_ENCODING: Final = {"client_encoding": "utf8"}
 
 _SECRETS: Final = ("password", "sslpassword")
 _FILES: Final = ("passfile", "sslcert", "sslkey", "sslrootcert", "sslcrl")
 _OPTIONS: Final = frozenset(
     """
     host port user dbname passfile service require_auth channel_binding connect_timeout application_name
-    fallback_application_name client_encoding options keepalives keepalives_idle keepalives_interval keepalives_count
+    fallback_application_name options keepalives keepalives_idle keepalives_interval keepalives_count
     tcp_user_timeout sslmode sslnegotiation sslcompression sslcert sslkey sslcertmode sslrootcert sslcrl sslcrldir
     sslsni ssl_min_protocol_version ssl_max_protocol_version min_protocol_version max_protocol_version requirepeer
     gssencmode krbsrvname target_session_attrs load_balance_hosts
@@ -29,16 +32,8 @@ _OPTIONS: Final = frozenset(
 """Options of libpq that a URL may set. The URL may come with a directory that somebody else has made.
 
 With others libpq would write to any file (sslkeylogfile), or send what is meant for one host to
-another (hostaddr, servicefile, gssdelegation).
+another (hostaddr, servicefile, gssdelegation).  The encoding is ours, whatever that of the database is.
 """
-_DEFAULTS: Final = {
-    "application_name": "gc3session",
-    "connect_timeout": "10",
-    # So it takes about a minute to notice that the server is gone without having closed the connection.
-    "keepalives_idle": "30",
-    "keepalives_interval": "10",
-    "keepalives_count": "3",
-}
 _READ_ALIKE: Final = re.compile(
     r"[^:/?#]+://([^@/?#]*@)?[^@/?#]*(/[^@?#]*)?(\?[^@#]*)?"
 )  # libpq and urlsplit split such a URL in the same places
@@ -46,6 +41,19 @@ _FORM: Final = (
     "the URL of a store on PostgreSQL is postgresql://user@host:port/database?schema=NAME; in each of these '@' is"
     " written %40, '/' %2F, '?' %3F, '#' %23, a blank %20"
 )
+
+
+def _defaults(patience: float) -> dict[str, str]:
+    """Return the options unless the URL has others: a server that has vanished without a word is noticed in time."""
+    seconds = max(1, int(patience))
+    return {
+        "application_name": "gc3session",
+        "connect_timeout": str(min(max(2, seconds), 10)),  # to libpq 1 means 2
+        "keepalives_idle": str(max(1, seconds // 2)),
+        "keepalives_interval": str(max(1, seconds // 6)),
+        "keepalives_count": "3",
+        "tcp_user_timeout": str(1000 * seconds),
+    }
 
 
 class Address(NamedTuple):
@@ -65,12 +73,12 @@ class Address(NamedTuple):
         return f"<Address {self.url}>"
 
 
-def address_of(url: str) -> Address:
+def address_of(url: str, patience: float = DEFAULT_PATIENCE) -> Address:
     """Return what a URL says: `postgresql://user@host:port/database?schema=jobs&sslmode=...`.
 
     All but `schema` is for libpq, which gets what is missing from PGHOST and the like, the password
     file, and the service file. Raise InvalidArgument if libpq can't read the URL or would read it
-    in another way, and for options that a URL must not set.
+    in another way, and for options that a URL must not set.  The other side may be silent for *patience* seconds.
     """
     if not _READ_ALIKE.fullmatch(url) or any(char <= " " or char == "\x7f" for char in url):
         raise InvalidArgument(_FORM)
@@ -97,7 +105,7 @@ def address_of(url: str) -> Address:
     except (psycopg.Error, ValueError) as error:
         raise InvalidArgument(f"{_shown(parts)}: {' '.join(str(error).split())}") from None
     _check(options, parts)
-    return Address(_text(open_), schema, {**_DEFAULTS, **options, **secrets})
+    return Address(_text(open_), schema, {**_defaults(patience), **options, **secrets, **_ENCODING})
 
 
 def _check(options: dict[str, Any], parts: SplitResult) -> None:

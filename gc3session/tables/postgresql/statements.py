@@ -23,7 +23,8 @@ _ANY_TABLE = {
     "get": "SELECT value FROM {t} WHERE key = %b",
     "get_many": "SELECT key, value FROM {t} WHERE key = ANY(%b::bytea[])",
     "between": "SELECT key, value FROM {t} WHERE key BETWEEN %b AND %b",
-    "lock": "SELECT key, value FROM {t} WHERE key = ANY(%b::bytea[]) ORDER BY key FOR UPDATE",
+    "read": "SELECT {name}::text, key, value FROM {t} WHERE key = ANY(%b::bytea[])",
+    "lock": "SELECT {name}::text, key, value FROM {t} WHERE key = ANY(%b::bytea[]) ORDER BY key FOR NO KEY UPDATE",
     "scan": "SELECT key, value FROM {t} WHERE key >= %b AND key < %b ORDER BY key LIMIT %b::bigint",
     "scan_many": (
         "SELECT key, value FROM unnest(%b::bytea[], %b::bytea[]) AS p (first, after)"
@@ -50,7 +51,7 @@ _ANY_TABLE = {
 }
 _OTHERS = {
     "commit": "INSERT INTO {commits} (token, through) VALUES (%b, true)",
-    "forget": "DELETE FROM {commits} WHERE token = %b",
+    "forget": "DELETE FROM {commits} WHERE token = ANY(%b::bytea[])",
     "prevent": "INSERT INTO {commits} (token, through) VALUES (%b, false)",
     "keep_out": f"LOCK TABLE {', '.join(f'{{{table}}}' for table in TABLES)} IN SHARE ROW EXCLUSIVE MODE",
     "went_through": "SELECT through FROM {commits} WHERE token = %b",
@@ -123,7 +124,7 @@ class Statements:
             for what, text in _ANY_TABLE.items():
                 # Too low a number of records doesn't keep anybody from writing; a check tells it.
                 least = sql.SQL("0, " if table == META else "")
-                self._of[table, what] = bytes_of(text, t=names[table], least=least)
+                self._of[table, what] = bytes_of(text, t=names[table], name=sql.Literal(table), least=least)
             self._of[table, "copy"] = self._of[table, "copy"].replace(b"%%", b"%")
         self.layout_name = sql.Identifier(schema, "layout").as_string(None)
         self.create_schema = bytes_of("CREATE SCHEMA IF NOT EXISTS {schema}")

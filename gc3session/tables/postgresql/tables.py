@@ -25,6 +25,7 @@ from psycopg import pq
 
 from ...errors import ClosedError, CommitUnknown, Error, ReadOnlyError, UnknownFormat, WriteError
 from ..interface import Contents, Figure, NoTables, Reader, Tables, Writer
+from . import DEFAULT_PATIENCE
 from .address import address_of
 from .arrays import ByteaArray
 from .connections import Connections, Patience
@@ -35,13 +36,12 @@ from .transaction import LocksMissing, PostgresqlReader, PostgresqlWriter
 
 T = TypeVar("T")
 
-DEFAULT_PATIENCE: Final = 60.0  # seconds
-
 _BEGIN_READING: Final = (
     b"BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"  # sees one state, and never has to run again
 )
 _MAY_BE_IDLE: Final = b"SET LOCAL idle_in_transaction_session_timeout = 0"  # as it keeps nobody from anything
 _BEGIN_WRITING: Final = b"BEGIN ISOLATION LEVEL READ COMMITTED"  # not READ WRITE: the site may forbid that
+_MOST_TOKENS: Final = 64  # of transactions that went through, before these are deleted
 _UNKNOWN: Final = "40003"  # SQLSTATE: the server itself doesn't know whether it has committed
 _CREATED_BY_ANOTHER: Final = (
     server.UniqueViolation,
@@ -68,7 +68,7 @@ class PostgresqlTables(Tables):
     concurrent_writers = True
 
     def __init__(self, url: str, *, read_only: bool = False, patience: float = DEFAULT_PATIENCE) -> None:
-        address = address_of(url)
+        address = address_of(url, patience)
         self.url = address.url
         self.read_only = read_only
         self.patience = patience
@@ -130,14 +130,16 @@ class PostgresqlTables(Tables):
         if self._closed:
             raise ClosedError(f"the store {self.url} is closed")
         connection = self._connections.take()
-        begin = [_BEGIN_WRITING] if writing else [_BEGIN_READING, _MAY_BE_IDLE]
-        return connection, [*begin, *self._connections.local_settings(connection)]
+        settings = self._connections.local_settings(connection)
+        return connection, [_BEGIN_WRITING, *settings] if writing else [_BEGIN_READING, *settings, _MAY_BE_IDLE]
 
     def _end(self, reader: PostgresqlReader, statement: bytes = b"ROLLBACK") -> None:
         """End a transaction, and give its connection back to the others."""
         connection = reader.connection
         if self._connections.has(connection):
             try:
+                with contextlib.suppress(psycopg.Error):
+                    reader.leave()
                 if connection.pgconn.transaction_status != pq.TransactionStatus.IDLE:
                     with contextlib.suppress(psycopg.Error):
                         connection.execute(statement)
@@ -225,16 +227,17 @@ class PostgresqlTables(Tables):
 
     def _transact(self, unit: Callable[[PostgresqlWriter], T], committed: Callable[[T], None]) -> T:
         """Run *unit* in one transaction after another until one is committed; see `write`."""
-        patience = Patience(self.patience)
+        patience: Patience | None = None  # from the first failure on
         sessions: set[bytes] = set()
         while True:
-            former: bytes | None = None
+            former: list[bytes] = []
             commit_sent = False
             connection, begin = self._begin(writing=True)
             writer = PostgresqlWriter(connection, self._statements, begin, sessions, self._ahead)
             try:
                 token = secrets.token_bytes(16)
-                former = self._tokens.pop() if self._tokens else None
+                if len(self._tokens) >= _MOST_TOKENS:
+                    former, self._tokens = self._tokens, []
                 result = unit(writer)
                 commit_sent = True
                 writer.commit(token, former)
@@ -246,8 +249,7 @@ class PostgresqlTables(Tables):
                 if isinstance(error, psycopg.Error):
                     failure, state = self._translated(error, connection), error.sqlstate
                 lost = speaks_of_loss(error, connection)
-                if former is not None:
-                    self._tokens.append(former)
+                self._tokens += former
                 if isinstance(error, LocksMissing):
                     self._end(writer)
                     continue
@@ -267,6 +269,7 @@ class PostgresqlTables(Tables):
                     raise
                 if not lost and state not in (*AGAIN, _UNKNOWN):
                     raise failure from error
+                patience = patience or Patience(self.patience)
                 if not patience.wait():
                     raise (failure if lost or state == OUT_OF_MEMORY else self._too_busy()) from error
                 continue

@@ -6,12 +6,13 @@ what begins the transaction, the locks, and the changes.  Very many new rows are
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, count, pairwise
 from struct import Struct
-from typing import Any, Final, TypeVar
+from typing import Any, ClassVar, Final, TypeVar
 
 import psycopg
 
@@ -79,6 +80,8 @@ class PostgresqlReader(Reader):
             else was sent, and psycopg believes that it has prepared statements there.
     """
 
+    _locks_out: ClassVar[bool] = False
+
     def __init__(
         self,
         connection: Connection,
@@ -90,9 +93,13 @@ class PostgresqlReader(Reader):
         self.spoiled = False
         self._statements = statements
         self._renew = renew
-        self._waiting: list[tuple[Statement, str]] = []  # to be sent; and, of a lock, the table
+        self._waiting: list[
+            tuple[Statement, tuple[str, ...]]
+        ] = []  # to be sent; and the tables that it reads for later
         self._locked: Changes = {}  # what nobody else changes
         self._serial: int | None = None
+        self._pipeline: psycopg.Pipeline | None = None
+        self._pipelines = contextlib.ExitStack()
         self._wait((statement, ()) for statement in begin)
 
     @property
@@ -110,9 +117,9 @@ class PostgresqlReader(Reader):
         """Return the `serial` of this transaction: it may stay open although others commit, as it costs them nothing."""
         return self.serial
 
-    def _wait(self, statements: Iterable[Statement], lock: str = "") -> None:
-        """Have statements wait until something is read, or the transaction ends."""
-        self._waiting += [(statement, lock) for statement in statements]
+    def _wait(self, statements: Iterable[Statement], *tables: str) -> None:
+        """Have statements wait until something is read, or the transaction ends; they may read some tables for later."""
+        self._waiting += [(statement, tables) for statement in statements]
 
     def _rows(self, table: str, what: str, *parameters: Any) -> list[Any]:
         return self._answer(self._statements(what, table), parameters)
@@ -125,41 +132,58 @@ class PostgresqlReader(Reader):
                 if self._renew is None or not is_lost(self.connection):
                     raise
                 self.connection, begin = self._renew(self.connection)
+                self.spoiled = False
                 self._waiting.clear()
                 self._wait((statement, ()) for statement in begin)
             else:
                 self._renew = None
                 return rows
 
-    def _send(self, *statements: Statement) -> list[Any]:
-        """Send what waits, and some statements; return the rows that the last one gives."""
-        together = [*self._waiting, *((statement, "") for statement in statements)]
-        if len(together) == 1:
+    def _send(self, *statements: Statement, last: bool = False) -> list[Any]:
+        """Send what waits, and some statements; return the rows that the last one gives.
+
+        Unless they are the *last* of a transaction that locks others out, the pipeline stays open: leaving it,
+        psycopg has the server forget that a transaction which is idle for too long is to be ended.
+        """
+        together = [*self._waiting, *((statement, ()) for statement in statements)]
+        if len(together) == 1 and not self._locks_out:
             cursors = [self.connection.execute(*together[0][0], binary=True)]
         else:
-            cursors = self._send_together([statement for statement, _ in together])
+            stay = self._locks_out and not last
+            cursors = self._send_together([statement for statement, _ in together], stay=stay)
         self._waiting.clear()
-        for (_, table), cursor in zip(together, cursors, strict=True):
-            if table:
-                self._locked[table].update(cursor.fetchall())
+        for (_, tables), cursor in zip(together, cursors, strict=True):
+            for table, key, value in cursor.fetchall() if tables else ():
+                self._locked[table][key] = value
         return cursors[-1].fetchall() if cursors and cursors[-1].description else []
 
-    def _send_together(self, statements: list[Statement]) -> list[psycopg.Cursor[Any]]:
+    def _send_together(self, statements: list[Statement], *, stay: bool) -> list[psycopg.Cursor[Any]]:
+        """Execute statements in a pipeline, which is to *stay* open; return their cursors."""
         cursors: list[psycopg.Cursor[Any]] = []
         failure: BaseException | None = None
         handled = sys.exception()
         try:
-            with self.connection.pipeline():
-                try:
-                    cursors += [self.connection.execute(*statement, binary=True) for statement in statements]
-                except BaseException as error:  # noqa: BLE001 (raised below: psycopg would print it on stderr if another follows)
-                    failure = error
+            if self._pipeline is None and statements:
+                self._pipeline = self._pipelines.enter_context(self.connection.pipeline())
+            try:
+                cursors += [self.connection.execute(*statement, binary=True) for statement in statements]
+                if stay and self._pipeline is not None:
+                    self._pipeline.sync()
+            except BaseException as error:  # noqa: BLE001 (raised below: psycopg would print it on stderr if another follows)
+                failure = error
+            if not stay or failure is not None:
+                self.leave()
         except Exception as error:  # noqa: BLE001 (any: psycopg may fail in other ways when it is interrupted)
             failure = failure or _interruption(error, handled) or error
         if failure is not None:
             self.spoiled = True
             raise failure from None
         return cursors
+
+    def leave(self) -> None:
+        """Leave the pipeline, as the transaction is to end."""
+        self._pipeline = None
+        self._pipelines.close()
 
     def get(self, table: str, key: bytes) -> bytes | None:
         rows = self._rows(table, "get", key)
@@ -228,6 +252,8 @@ class PostgresqlWriter(PostgresqlReader, Writer):
             what this one reads.
     """
 
+    _locks_out = True
+
     def __init__(
         self,
         connection: Connection,
@@ -249,7 +275,7 @@ class PostgresqlWriter(PostgresqlReader, Writer):
     def get(self, table: str, key: bytes) -> bytes | None:
         if key in self._changes[table]:
             return self._changes[table][key]
-        if any(lock == table for _, lock in self._waiting):
+        if any(table in tables for _, tables in self._waiting):
             self._send()
         if key in self._locked[table]:
             return self._locked[table][key]
@@ -258,7 +284,7 @@ class PostgresqlWriter(PostgresqlReader, Writer):
         return super().get(table, key)
 
     def get_many(self, table: str, keys: Sequence[bytes]) -> list[Item]:
-        if any(lock == table for _, lock in self._waiting):
+        if any(table in tables for _, tables in self._waiting):
             self._send()
         if table in _AHEAD and len(keys) <= _FEW:
             self._ahead[table] = keys
@@ -289,10 +315,12 @@ class PostgresqlWriter(PostgresqlReader, Writer):
         self._have_changes_wait(table)
         new = sorted(wanted - self._locked[table].keys())
         self._wait(((self._statements("lock", table), (ByteaArray(some),)) for some in _parts(new)), table)
-        if table == SESSIONS:
-            for other, some in self._ahead.items():
+        ahead = {**self._ahead}  # other threads may change it
+        if table == SESSIONS and ahead:
+            for other, some in ahead.items():
                 self._locked[other].update(dict.fromkeys(some))
-                self._wait([(self._statements("get_many", other), (ByteaArray(some),))], other)
+            text = b" UNION ALL ".join(self._statements("read", other) for other in ahead)
+            self._wait([(text, (*map(ByteaArray, ahead.values()),))], *ahead)
 
     # -- writing
 
@@ -304,7 +332,7 @@ class PostgresqlWriter(PostgresqlReader, Writer):
             self.put(table, items)
             return
         self._have_changes_wait(table)
-        self._send()
+        self._send(last=True)  # in a pipeline there can't be a COPY
         with self.connection.cursor().copy(self._statements("copy", table)) as copy:
             copy.write(_COPY_HEAD)
             for some in _items_to_copy(items):
@@ -372,8 +400,8 @@ class PostgresqlWriter(PostgresqlReader, Writer):
         """Wait until nobody else writes, and let nobody write before this transaction ends."""
         self._send((self._statements("keep_out"), ()))
 
-    def commit(self, token: bytes, former: bytes | None) -> None:
-        """Send the changes that wait and the commit, which stores *token* and deletes a *former* one.
+    def commit(self, token: bytes, former: list[bytes]) -> None:
+        """Send the changes that wait and the commit, which stores *token* and deletes *former* ones.
 
         They are one statement if they are few: no two of them change the same row.  The number of the records is
         the last, as all writers of the store wait for that.
@@ -383,8 +411,8 @@ class PostgresqlWriter(PostgresqlReader, Writer):
             if changes:
                 statements += self._putting(table)
         statements.append((self._statements("commit"), (token,)))
-        if former is not None:
-            statements.append((self._statements("forget"), (former,)))
+        if former:
+            statements.append((self._statements("forget"), (ByteaArray(former),)))
         for table, counts in reversed(self._counts.items()):
             if counts:
                 statements += self._counting(table)
@@ -393,4 +421,4 @@ class PostgresqlWriter(PostgresqlReader, Writer):
             parts = b", ".join(b"s%d AS (%s)" % (i, text) for i, text in enumerate(some))
             statements = [(b"WITH %s %s" % (parts, last), tuple(chain.from_iterable(p for _, p in statements)))]
         self._wait(statements)
-        self._send((b"COMMIT", ()))
+        self._send((b"COMMIT", ()), last=True)

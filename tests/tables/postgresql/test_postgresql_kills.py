@@ -105,7 +105,7 @@ class LostAtCommit:
     def install(self, monkeypatch: pytest.MonkeyPatch, times: int) -> None:
         commit = PostgresqlWriter.commit
 
-        def cut(writer: PostgresqlWriter, token: bytes, former: bytes | None) -> None:
+        def cut(writer: PostgresqlWriter, token: bytes, former: list[bytes]) -> None:
             if self.cuts >= times:
                 commit(writer, token, former)
                 return
@@ -153,7 +153,7 @@ def test_commit_whose_outcome_nobody_can_tell_is_settled_later(
     first = session.load(session.add(Task(jobname="first")))
     commit = PostgresqlWriter.commit
 
-    def die(writer: PostgresqlWriter, token: bytes, former: bytes | None) -> None:
+    def die(writer: PostgresqlWriter, token: bytes, former: list[bytes]) -> None:
         if not before:
             commit(writer, token, former)
         server.kill()
@@ -210,7 +210,7 @@ def test_interruption_of_the_wait_for_a_server_that_was_lost_while_it_committed_
     ids = [session.add(Task(jobname="first"))]
     commit = PostgresqlWriter.commit
 
-    def die(writer: PostgresqlWriter, token: bytes, former: bytes | None) -> None:
+    def die(writer: PostgresqlWriter, token: bytes, former: list[bytes]) -> None:
         if not before:
             commit(writer, token, former)
         server.kill()
@@ -242,7 +242,7 @@ def test_an_unknown_commit_of_numbers_is_none_of_the_batch(
     session.store.sequence.reset()  # the next task needs new numbers
     commit = PostgresqlWriter.commit
 
-    def die(writer: PostgresqlWriter, token: bytes, former: bytes | None) -> None:
+    def die(writer: PostgresqlWriter, token: bytes, former: list[bytes]) -> None:
         commit(writer, token, former)
         server.kill()
         writer.connection.execute(b"SELECT 1")

@@ -59,8 +59,13 @@ class Listener(Protocol):
     def unlock(self) -> str:
         """Called in the end, whether there was a commit or not; return what the user is to be warned of."""
 
-    def follow(self, index: Index) -> None:
-        """Called when the transaction is over, and nothing is locked; *index* is the session's."""
+    def follow(self, index: Index, *, now: bool = False) -> None:
+        """Called when the transaction is over, and nothing is locked, and at the end of the program.
+
+        Args:
+            index: the session's.
+            now: there is no later call.
+        """
 
     def forked(self) -> None:
         """Called in a forked child."""

@@ -127,7 +127,7 @@ class Mirror:
         """Bring the mirror up to date, which is that of *index*; no transaction is open."""
         index.store.write(lambda index_writer, writer: index_writer.follow_mirror(index.identity))
 
-    def follow(self, index: Index) -> None:
+    def follow(self, index: Index, *, now: bool = False) -> None:
         pass
 
     # -- the steps of a transaction

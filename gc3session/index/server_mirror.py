@@ -32,9 +32,8 @@ class ServerMirror(Mirror):
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
-        self._concerned = self._behind = (
-            False  # whether a transaction, or one that was committed, changes what it lists
-        )
+        self._concerned = False  # whether the transaction changes what it lists
+        self._behind = False  # whether a commit has changed that
         self._not_before = time.monotonic() + _PAUSE
 
     def lock(self) -> None:
@@ -43,6 +42,8 @@ class ServerMirror(Mirror):
 
     def plan(self, writer: Writer, row: Row, change: Change) -> Row:
         self.lock()
+        if not (change.text or change.removed or change.anew):
+            return row
         self._concerned = True
         return row._replace(mirror=None)
 
@@ -53,8 +54,8 @@ class ServerMirror(Mirror):
         self._concerned = False
         return super().unlock()
 
-    def follow(self, index: Index) -> None:
-        if self._behind and time.monotonic() >= self._not_before:
+    def follow(self, index: Index, *, now: bool = False) -> None:
+        if self._behind and (now or time.monotonic() >= self._not_before):
             with contextlib.suppress(Error):  # what was called is done; a flush tells it
                 self.mend(index)
 

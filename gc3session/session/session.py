@@ -84,6 +84,15 @@ class Session(SessionBase[T]):
         batch_bytes: int = DEFAULT_BATCH_BYTES,
         **store_options: Any,
     ) -> None:
+        for name, value in (("create", create), ("load", load), ("read_only", read_only)):
+            if not isinstance(value, bool):  # it may be a URL with a password
+                raise InvalidArgument(
+                    f"{name} must be True or False, not a {type(value).__name__}; name the store with store_or_url="
+                )
+        if not isinstance(store_or_url, Store | str | os.PathLike | None):
+            raise InvalidArgument(
+                f"store_or_url must be a Store, or the URL or path of one, not a {type(store_or_url).__name__}"
+            )
         self._directory = directory = SessionDirectory(path)
         self.path = directory.path
         self.name = directory.name
@@ -146,9 +155,8 @@ class Session(SessionBase[T]):
                 except DamagedSession:
                     if not store.tables.exists():  # else another process has just made it
                         raise
-            if store.read_only or (
-                opening and store.tables.concurrent_writers
-            ):  # others may be writing all the time
+            # On a server it waits for a flush: others may be writing all the time.
+            if store.read_only or (opening and store.tables.concurrent_writers):
                 return
             with store.reading() as reader:
                 row = Row.read(reader, identity)

@@ -365,6 +365,9 @@ class Store(StoreStaging):
                     lines.append(f"what was to be written later, of {_objects(self._waiting())}, is lost: {error}")
                     self.discard()
                     return lines
+            for index in self.indexes:
+                if index.listener is not None:
+                    index.listener.follow(index, now=True)
             if unsaved := self.unsaved():
                 lines.append(
                     f"changes of {_objects(unsaved)} in {self.url} were never saved: call save_all() or save()"

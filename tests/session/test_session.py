@@ -1773,3 +1773,20 @@ def test_session_that_is_dropped_with_a_batch_warns(tmp_path: Path) -> None:
 
     with pytest.warns(UnsavedWarning, match="to be written later, of 1 object, is written at the end"):
         drop()
+
+
+@pytest.mark.parametrize("name", ["create", "load", "read_only", "store_or_url"])
+def test_argument_of_the_wrong_type_is_refused_and_makes_no_session(
+    tmp_path: Path, store_options: dict[str, str], name: str
+) -> None:
+    """The store's URL, and its password, came in the place of `create`: that made a session in a directory."""
+    url = store_options.get("store_or_url", f"lmdb://{tmp_path}/store")
+    wrong = 1 if name == "store_or_url" else url.replace("postgres@", "postgres:s3cret@")
+    with pytest.raises(InvalidArgument, match=name) as caught:
+        Session(tmp_path / "session", **{**store_options, name: wrong})  # type: ignore[arg-type]
+    assert "s3cret" not in str(caught.value)
+    assert not (tmp_path / "session").exists()
+    if name == "create":
+        with pytest.raises(InvalidArgument, match="store_or_url="):
+            Session(tmp_path / "session", wrong)  # type: ignore[arg-type]
+        assert not (tmp_path / "store").exists()

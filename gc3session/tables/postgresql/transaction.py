@@ -281,7 +281,10 @@ class PostgresqlWriter(PostgresqlReader, Writer):
             return self._locked[table][key]
         if key in self._counts[table]:
             self._have_changes_wait(table)
-        return super().get(table, key)
+        value = super().get(table, key)
+        if table == SESSIONS and value is not None and key in self._sessions:
+            raise LocksMissing  # the row has come into being since it was to be locked
+        return value
 
     def get_many(self, table: str, keys: Sequence[bytes]) -> list[Item]:
         if any(table in tables for _, tables in self._waiting):

@@ -54,7 +54,7 @@ _OTHERS = {
     "forget": "DELETE FROM {commits} WHERE token = ANY(%b::bytea[])",
     "prevent": "INSERT INTO {commits} (token, through) VALUES (%b, false)",
     "keep_out": f"LOCK TABLE {', '.join(f'{{{table}}}' for table in TABLES)} IN SHARE ROW EXCLUSIVE MODE",
-    "went_through": "SELECT through FROM {commits} WHERE token = %b",
+    "flush": "UPDATE {commits} SET at = clock_timestamp() WHERE token = %b AND through RETURNING through",
     "forget_old": "DELETE FROM {commits} WHERE token = ANY(%b::bytea[]) OR at < now() - interval '30 days'",
     # Who has locked something for as long as was waited for it: those who wait themselves don't count.
     "holders": (

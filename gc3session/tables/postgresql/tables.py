@@ -10,6 +10,10 @@ Each transaction inserts a row with a random *token*. If the connection is lost 
 commits, a row with the same token is inserted on another connection. That insert waits for the
 transaction to end. It fails if the transaction was committed; if it succeeds, the transaction can
 never be committed any more.
+
+A commit doesn't wait for the disk itself but has another one do so, which changes the row of that
+token and comes right behind it: the server's log is written in order.  So what is locked is free
+before that, and several writers of one session are flushed together.
 """
 
 from __future__ import annotations
@@ -240,7 +244,9 @@ class PostgresqlTables(Tables):
                     former, self._tokens = self._tokens, []
                 result = unit(writer)
                 commit_sent = True
-                writer.commit(token, former)
+                writer.commit(
+                    token, former, flushed_later=len(begin) == 1
+                )  # behind a pooler the site may not flush
                 committed(result)
             except BaseException as error:
                 if not self._connections.has(connection):  # this is a child, and it is the parent's transaction
@@ -253,7 +259,10 @@ class PostgresqlTables(Tables):
                 if isinstance(error, LocksMissing):
                     self._end(writer)
                     continue
-                if commit_sent and (lost or state in (None, _UNKNOWN)):
+                idle = (
+                    connection.pgconn.transaction_status == pq.TransactionStatus.IDLE
+                )  # only the flush has failed
+                if commit_sent and (lost or idle or state in (None, _UNKNOWN)):
                     self._connections.drop(connection)
                     if self._went_through(token, error):
                         self._tokens.append(token)
@@ -307,10 +316,8 @@ class PostgresqlTables(Tables):
                     try:
                         connection.execute(self._statements("prevent"), (token,))
                     except server.UniqueViolation:
-                        rows = connection.execute(self._statements("went_through"), (token,)).fetchall()
-                        return bool(
-                            rows and rows[0][0]
-                        )  # False if an earlier call inserted the row, to prevent it
+                        # No row if an earlier call has prevented it.
+                        return bool(connection.execute(self._statements("flush"), (token,)).fetchall())
                     return False
                 except psycopg.Error as error:
                     again = speaks_of_loss(error, connection) or error.sqlstate in AGAIN

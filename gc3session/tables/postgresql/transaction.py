@@ -403,11 +403,12 @@ class PostgresqlWriter(PostgresqlReader, Writer):
         """Wait until nobody else writes, and let nobody write before this transaction ends."""
         self._send((self._statements("keep_out"), ()))
 
-    def commit(self, token: bytes, former: list[bytes]) -> None:
+    def commit(self, token: bytes, former: list[bytes], flushed_later: bool) -> None:
         """Send the changes that wait and the commit, which stores *token* and deletes *former* ones.
 
-        They are one statement if they are few: no two of them change the same row.  The number of the records is
-        the last, as all writers of the store wait for that.
+        They are one statement if they are few: no two of them change the same row.  If it is to be *flushed
+        later*, the commit leaves what is locked to the others before it is on the server's disk, which the
+        transaction after it waits for: so these others don't wait for each other's flush.
         """
         statements: list[Statement] = []
         for table, changes in self._changes.items():
@@ -424,4 +425,12 @@ class PostgresqlWriter(PostgresqlReader, Writer):
             parts = b", ".join(b"s%d AS (%s)" % (i, text) for i, text in enumerate(some))
             statements = [(b"WITH %s %s" % (parts, last), tuple(chain.from_iterable(p for _, p in statements)))]
         self._wait(statements)
-        self._send((b"COMMIT", ()), last=True)
+        if flushed_later:
+            early = (
+                (b"SET LOCAL synchronous_commit = off", ()),
+                (b"COMMIT", ()),
+                (self._statements("flush"), (token,)),
+            )
+            self._send(*early, last=True)
+        else:
+            self._send((b"COMMIT", ()), last=True)

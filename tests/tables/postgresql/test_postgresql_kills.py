@@ -17,6 +17,7 @@ from children import Child
 from consistency import check
 from examples import Simulation
 from gc3session import CommitUnknown, Session, StoreUnreachable, Task, make_store
+from gc3session.tables.postgresql.statements import Statements
 from gc3session.tables.postgresql.transaction import PostgresqlWriter
 from postgresql_server import Server
 
@@ -105,17 +106,17 @@ class LostAtCommit:
     def install(self, monkeypatch: pytest.MonkeyPatch, times: int) -> None:
         commit = PostgresqlWriter.commit
 
-        def cut(writer: PostgresqlWriter, token: bytes, former: list[bytes]) -> None:
+        def cut(writer: PostgresqlWriter, token: bytes, former: list[bytes], flushed_later: bool) -> None:
             if self.cuts >= times:
-                commit(writer, token, former)
+                commit(writer, token, former, flushed_later)
                 return
             self.cuts += 1
             pid = writer.connection.info.backend_pid
             if self.before:
                 os.kill(pid, signal.SIGTERM)
-                commit(writer, token, former)
+                commit(writer, token, former, flushed_later)
             else:
-                commit(writer, token, former)
+                commit(writer, token, former, flushed_later)
                 os.kill(pid, signal.SIGTERM)
                 while True:  # until the server has gone: the answer to the commit is as good as lost
                     writer.connection.execute(b"SELECT 1")
@@ -153,9 +154,9 @@ def test_commit_whose_outcome_nobody_can_tell_is_settled_later(
     first = session.load(session.add(Task(jobname="first")))
     commit = PostgresqlWriter.commit
 
-    def die(writer: PostgresqlWriter, token: bytes, former: list[bytes]) -> None:
+    def die(writer: PostgresqlWriter, token: bytes, former: list[bytes], flushed_later: bool) -> None:
         if not before:
-            commit(writer, token, former)
+            commit(writer, token, former, flushed_later)
         server.kill()
         writer.connection.execute(b"SELECT 1")
 
@@ -210,9 +211,9 @@ def test_interruption_of_the_wait_for_a_server_that_was_lost_while_it_committed_
     ids = [session.add(Task(jobname="first"))]
     commit = PostgresqlWriter.commit
 
-    def die(writer: PostgresqlWriter, token: bytes, former: list[bytes]) -> None:
+    def die(writer: PostgresqlWriter, token: bytes, former: list[bytes], flushed_later: bool) -> None:
         if not before:
-            commit(writer, token, former)
+            commit(writer, token, former, flushed_later)
         server.kill()
         signal.setitimer(signal.ITIMER_REAL, 0.2)
         writer.connection.execute(b"SELECT 1")
@@ -242,8 +243,8 @@ def test_an_unknown_commit_of_numbers_is_none_of_the_batch(
     session.store.sequence.reset()  # the next task needs new numbers
     commit = PostgresqlWriter.commit
 
-    def die(writer: PostgresqlWriter, token: bytes, former: list[bytes]) -> None:
-        commit(writer, token, former)
+    def die(writer: PostgresqlWriter, token: bytes, former: list[bytes], flushed_later: bool) -> None:
+        commit(writer, token, former, flushed_later)
         server.kill()
         writer.connection.execute(b"SELECT 1")
 
@@ -292,3 +293,32 @@ def test_transaction_that_is_prevented_can_never_commit(server: Server, tmp_path
         old.execute(insert, (other,))
         assert tables._resolve(other) is True  # type: ignore[attr-defined]
     store.close()
+
+
+def failing_once(what: str, statements: Callable[..., bytes]) -> Callable[..., bytes]:
+    """Return what gives a statement that fails in the place of the first that does this, and then the right ones."""
+    texts = [b"SELECT 1 / (length(%b::bytea) - 16)"]
+    return lambda self, asked, table="": texts.pop() if asked == what and texts else statements(self, asked, table)
+
+
+@pytest.mark.parametrize("failing", [False, True], ids=["", "flush fails"])
+def test_what_has_returned_is_on_the_servers_disk(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: bool
+) -> None:
+    """The commit itself doesn't wait for it; what comes behind it does, or whoever asks what became of the commit."""
+    server.stop()
+    server.start(wal_writer_delay="10s")  # so that nobody else flushes it
+    path, names = tmp_path / "session", list[str]()
+    Session(path, store_or_url=server.url()).close()
+    for n in range(4):
+        with Session(path) as session:
+            session.add(Task(jobname=f"before {n}"))
+            names += [f"before {n}", f"task {n}"]
+            with monkeypatch.context() as patch:
+                if failing:
+                    patch.setattr(Statements, "__call__", failing_once("flush", Statements.__call__))
+                session.add(Task(jobname=f"task {n}"))
+            server.kill()
+            server.start(wal_writer_delay="10s")
+            assert [task.jobname for task in session] == names
+    check(path)

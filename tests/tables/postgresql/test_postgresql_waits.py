@@ -140,12 +140,12 @@ def stopped_in_commit(path: Path) -> str:
     commit = PostgresqlWriter.commit
     stops = [True]
 
-    def stop(writer: PostgresqlWriter, token: bytes, former: list[bytes]) -> None:
+    def stop(writer: PostgresqlWriter, token: bytes, former: list[bytes], flushed_later: bool) -> None:
         if stops and writer._changes["records"]:
             stops.clear()
             writer.scan("records", b"", 1)
             os.kill(os.getpid(), signal.SIGSTOP)
-        commit(writer, token, former)
+        commit(writer, token, former, flushed_later)
 
     with Session(path, patience=0.2) as session:
         session.add(Task(jobname="before"))

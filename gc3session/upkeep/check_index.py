@@ -8,7 +8,7 @@ from functools import reduce
 from itertools import groupby
 from operator import or_
 from types import NoneType
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import msgpack
 
@@ -42,7 +42,6 @@ from ..tables.interface import (
 )
 from .finding import Change, Finding
 from .record_reader import Block, Read, RecordReader, read_blocks
-
 
 _LAST_BLOCK: Final = ((1 << 63) - 1) // BLOCK  # of the greatest N
 

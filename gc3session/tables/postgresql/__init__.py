@@ -12,11 +12,8 @@ if TYPE_CHECKING:
 
 SCHEME: Final = "postgresql"
 
-DEFAULT_PATIENCE: Final = 60.0
-"""Seconds to go on trying."""
 
-
-def _from_url(url: str, *, read_only: bool = False, patience: float = DEFAULT_PATIENCE) -> PostgresqlTables:
+def _from_url(url: str, *, read_only: bool = False, patience: float = 60.0) -> PostgresqlTables:
     try:
         from .tables import PostgresqlTables
     except ModuleNotFoundError as error:

@@ -12,7 +12,6 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
 from ...errors import InvalidArgument
-from . import DEFAULT_PATIENCE
 
 DEFAULT_SCHEMA: Final = "gc3session"
 
@@ -43,19 +42,6 @@ _FORM: Final = (
 )
 
 
-def _defaults(patience: float) -> dict[str, str]:
-    """Return the options unless the URL has others: a server that has vanished without a word is noticed in time."""
-    seconds = max(1, int(patience))
-    return {
-        "application_name": "gc3session",
-        "connect_timeout": str(min(max(2, seconds), 10)),  # to libpq 1 means 2
-        "keepalives_idle": str(max(1, seconds // 2)),
-        "keepalives_interval": str(max(1, seconds // 6)),
-        "keepalives_count": "3",
-        "tcp_user_timeout": str(1000 * seconds),
-    }
-
-
 class Address(NamedTuple):
     """Where a store is.
 
@@ -69,16 +55,31 @@ class Address(NamedTuple):
     schema: str
     options: dict[str, Any]
 
+    def within(self, patience: float) -> Address:
+        """Return it so that a server which has vanished without a word is noticed in that many seconds.
+
+        What the URL says of that holds, however.
+        """
+        seconds = max(1, int(patience))
+        limits = {
+            "connect_timeout": min(max(2, seconds), 10),  # to libpq 1 means 2
+            "keepalives_idle": max(1, seconds // 2),
+            "keepalives_interval": max(1, seconds // 6),
+            "keepalives_count": 3,
+            "tcp_user_timeout": 1000 * seconds,
+        }
+        return self._replace(options={**limits, **self.options})
+
     def __repr__(self) -> str:
         return f"<Address {self.url}>"
 
 
-def address_of(url: str, patience: float = DEFAULT_PATIENCE) -> Address:
+def address_of(url: str) -> Address:
     """Return what a URL says: `postgresql://user@host:port/database?schema=jobs&sslmode=...`.
 
     All but `schema` is for libpq, which gets what is missing from PGHOST and the like, the password
     file, and the service file. Raise InvalidArgument if libpq can't read the URL or would read it
-    in another way, and for options that a URL must not set.  The other side may be silent for *patience* seconds.
+    in another way, and for options that a URL must not set.
     """
     if not _READ_ALIKE.fullmatch(url) or any(char <= " " or char == "\x7f" for char in url):
         raise InvalidArgument(_FORM)
@@ -105,7 +106,7 @@ def address_of(url: str, patience: float = DEFAULT_PATIENCE) -> Address:
     except (psycopg.Error, ValueError) as error:
         raise InvalidArgument(f"{_shown(parts)}: {' '.join(str(error).split())}") from None
     _check(options, parts)
-    return Address(_text(open_), schema, {**_defaults(patience), **options, **secrets, **_ENCODING})
+    return Address(_text(open_), schema, {"application_name": "gc3session", **options, **secrets, **_ENCODING})
 
 
 def _check(options: dict[str, Any], parts: SplitResult) -> None:

@@ -29,7 +29,6 @@ from psycopg import pq
 
 from ...errors import ClosedError, CommitUnknown, Error, ReadOnlyError, UnknownFormat, WriteError
 from ..interface import Contents, Figure, NoTables, Reader, Tables, Writer
-from . import DEFAULT_PATIENCE
 from .address import address_of
 from .arrays import ByteaArray
 from .connections import Connections, Patience
@@ -71,8 +70,8 @@ class PostgresqlTables(Tables):
 
     concurrent_writers = True
 
-    def __init__(self, url: str, *, read_only: bool = False, patience: float = DEFAULT_PATIENCE) -> None:
-        address = address_of(url, patience)
+    def __init__(self, url: str, *, read_only: bool = False, patience: float) -> None:
+        address = address_of(url).within(patience)
         self.url = address.url
         self.read_only = read_only
         self.patience = patience

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from itertools import groupby
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 from ..errors import CorruptStore
 from ..records.schemas import Schemas
-from ..tables.interface import COUNTS, HOLDERS, INDEX, META, NUMBERING, SESSIONS, Writer
+from ..tables.interface import COUNTS, HOLDERS, INDEX, META, NUMBERING, SESSIONS, Reader, Writer
 from .entries import (
     BLOCK,
     BLOCK_KEY,
@@ -26,9 +27,6 @@ from .entries import (
 )
 from .states import NewStates, StateNames
 
-if TYPE_CHECKING:
-    from .index import Index
-
 
 class Change(NamedTuple):
     """What a transaction changes in a mirror.
@@ -42,6 +40,16 @@ class Change(NamedTuple):
     text: bytes
     removed: list[bytes]
     anew: bool
+
+
+class Transactions(Protocol):
+    """The transactions of a store."""
+
+    def reading(self) -> AbstractContextManager[Reader]:
+        """Return the newest committed state, for `with`."""
+
+    def write(self, more: Callable[[IndexWriter, Writer], object], *, batch: bool = True) -> None:
+        """Write what *more* does in one transaction, with the batch unless *batch* is False."""
 
 
 class Listener(Protocol):
@@ -59,11 +67,12 @@ class Listener(Protocol):
     def unlock(self) -> str:
         """Called in the end, whether there was a commit or not; return what the user is to be warned of."""
 
-    def follow(self, index: Index, *, now: bool = False) -> None:
+    def follow(self, store: Transactions, identity: bytes, *, now: bool = False) -> None:
         """Called when the transaction is over, and nothing is locked, and at the end of the program.
 
         Args:
-            index: the session's.
+            store: of the session.
+            identity: of the session.
             now: there is no later call.
         """
 

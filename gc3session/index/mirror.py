@@ -22,17 +22,14 @@ import stat
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from ..errors import OpenError, WriteError
 from ..records.schemas import Schemas
 from ..system.filesystem import opened_regular
 from ..tables.interface import Reader, Writer
 from .entries import MirrorNote, Row, next_block
-from .index_writer import Change
-
-if TYPE_CHECKING:
-    from .index import Index
+from .index_writer import Change, Transactions
 
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 _PIECE: Final = 1 << 20  # bytes read or written at once
@@ -123,11 +120,11 @@ class Mirror:
             self._open_lock()
         return note.where == self._where
 
-    def mend(self, index: Index) -> None:
-        """Bring the mirror up to date, which is that of *index*; no transaction is open."""
-        index.store.write(lambda index_writer, writer: index_writer.follow_mirror(index.identity))
+    def mend(self, store: Transactions, identity: bytes) -> None:
+        """Bring the mirror up to date, which is that of the session *identity*; no transaction is open."""
+        store.write(lambda index_writer, writer: index_writer.follow_mirror(identity))
 
-    def follow(self, index: Index, *, now: bool = False) -> None:
+    def follow(self, store: Transactions, identity: bytes, *, now: bool = False) -> None:
         pass
 
     # -- the steps of a transaction

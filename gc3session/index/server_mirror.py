@@ -11,17 +11,14 @@ from __future__ import annotations
 import contextlib
 import time
 import warnings
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from ..errors import Error, MirrorWarning, StoreUnreachable, WriteError
 from ..tables.interface import Writer
 from ..text import escaped
 from .entries import Row
-from .index_writer import Change
+from .index_writer import Change, Transactions
 from .mirror import Mirror
-
-if TYPE_CHECKING:
-    from .index import Index
 
 _PAUSE: Final = 10.0  # seconds, at least, from one file that a durable call writes to the next
 _SHARE: Final = 20  # the pause is at least so many times what writing the file takes
@@ -54,24 +51,24 @@ class ServerMirror(Mirror):
         self._concerned = False
         return super().unlock()
 
-    def follow(self, index: Index, *, now: bool = False) -> None:
+    def follow(self, store: Transactions, identity: bytes, *, now: bool = False) -> None:
         if self._behind and (now or time.monotonic() >= self._not_before):
             with contextlib.suppress(Error):  # what was called is done; a flush tells it
-                self.mend(index)
+                self.mend(store, identity)
 
-    def mend(self, index: Index) -> None:
+    def mend(self, store: Transactions, identity: bytes) -> None:
         begun = time.monotonic()
         try:
             super().lock()  # before reading: of two programs the one that is the last to write has the newer state
-            with index.store.reading() as reader:
-                row = Row.read(reader, index.identity)
+            with store.reading() as reader:
+                row = Row.read(reader, identity)
                 note = None if row is None or self.intact(row) else self._planned_anew(reader, row)
             super().write()
             self._behind = False
             if note is not None and not self._complaint:  # still locked, or the file may be another one's by then
                 with contextlib.suppress(StoreUnreachable, WriteError):  # then it is written once more than needed
-                    index.store.write(
-                        lambda index_writer, writer: index_writer.note_mirror(index.identity, row, note),
+                    store.write(
+                        lambda index_writer, writer: index_writer.note_mirror(identity, row, note),
                         batch=False,
                     )
         except (OSError, StoreUnreachable) as error:

@@ -24,7 +24,7 @@ from .histories import History, TaskHistories
 from .selection import Filters
 
 if TYPE_CHECKING:
-    from ..index.index import Index
+    from ..store.index import Index
 
 UNKNOWN_TIME: Final = float("-inf")
 """The time of an event that has none; it comes before all others."""

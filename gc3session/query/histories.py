@@ -15,14 +15,14 @@ import msgpack
 from ..errors import CorruptRecord
 from ..format.frame import schema_number_or_0, values_of
 from ..format.schema import PERSISTABLE, Schema
-from ..index.index import CHUNK
-from ..index.pages import Pages
 from ..records.values import references
+from ..store.index import CHUNK
+from ..store.pages import Pages
 from ..store.record_view import StoredTasks
 from ..system.number_set import Numbers
 
 if TYPE_CHECKING:
-    from ..index.index import Index
+    from ..store.index import Index
 
 _NONE: Final[list[Any]] = []
 

@@ -20,13 +20,13 @@ from itertools import chain, islice
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ..index.entries import Entry
-from ..index.pages import Pages
+from ..store.pages import Pages
 from ..tasks import State
 from .event_log import UNKNOWN_TIME, event_parts
 from .histories import History, TaskHistories
 
 if TYPE_CHECKING:
-    from ..index.index import Index
+    from ..store.index import Index
     from ..tables.interface import Reader
 
 _RECORDS_A_LOOK: Final = 5000  # of each kind of task, at most

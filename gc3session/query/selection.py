@@ -15,7 +15,7 @@ import attrs
 from ..errors import CorruptRecord, InvalidArgument, LoadError
 from ..format.frame import schema_number_or_0
 from ..format.schema import Schema
-from ..index.pages import Pages
+from ..store.pages import Pages
 from ..store.record_view import StoredTask, StoredTasks, UnreadableTask
 from ..tasks import Persistable, T_co, class_tag, stamp_of
 from .conditions import Condition
@@ -24,7 +24,7 @@ from .times import aware
 
 if TYPE_CHECKING:
     from ..index.entries import Entry
-    from ..index.index import Index
+    from ..store.index import Index
     from ..tables.interface import Reader
 
 Names = str | Collection[str]

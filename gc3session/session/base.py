@@ -11,10 +11,10 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, overload
 
 from ..errors import ClosedError, InvalidArgument, LoadError, NotFound, NotInSession
-from ..index.index import CHUNK, Index
 from ..records.batch import Journal
 from ..records.codec import layout_of
 from ..records.ids import IDs, all_ids, parse_id
+from ..store.index import CHUNK, Index
 from ..store.staging import REMOVED_AT_ONCE
 from ..store.store import Store
 from ..system.gc_pause import no_collection

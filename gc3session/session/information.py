@@ -18,10 +18,10 @@ from ..errors import CorruptRecord
 from ..format.frame import FORMAT, RECORD_KEY, values_of
 from ..format.schema import Schema, schema_or_bytes
 from ..index.entries import Row
-from ..index.index import Index
 from ..index.mirror import Mirror
 from ..snapshots.snapshot import snapshot
 from ..store.commit import RECORDS_KEY
+from ..store.index import Index
 from ..tables.interface import META, RECORDS, SCHEMAS, SESSIONS, Figure, OnProgress, Reader
 
 

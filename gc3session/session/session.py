@@ -163,7 +163,7 @@ class Session(SessionBase[T]):
             if not self._mirror.intact(row) and self._is_there():
                 # Without the right to write, the session can still be read; whatever writes to it says what is missing.
                 with suppress(AccessDenied, ReadOnlyError):
-                    self._mirror.mend(self._index)
+                    self._mirror.mend(store, identity)
 
     def _is_there(self) -> bool:
         """Return whether the session is still where it was opened, and the same."""

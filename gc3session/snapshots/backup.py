@@ -16,7 +16,7 @@ from typing import NamedTuple
 from ..directory import SessionDirectory
 from ..errors import InvalidArgument, WriteError
 from ..index.entries import Row
-from ..index.index import Index
+from ..store.index import Index
 from ..store.mirrored import mirrored_index
 from ..store.store import Store, make_store
 from ..system.filesystem import is_regular, opened_regular, sync, write_error

@@ -14,11 +14,11 @@ from ..errors import CorruptRecord
 from ..format.frame import RECORD_KEY, TAIL, head, header_of, seal, unseal
 from ..format.schema import Schema, stored_schema
 from ..index.entries import Kind
-from ..index.index import Index
 from ..index.index_writer import IndexWriter
 from ..records.references import with_references
 from ..records.sequence import NEXT_KEY
 from ..store.commit import RECORDS_KEY
+from ..store.index import Index
 from ..tables.interface import HOLDERS, META, NUMBERING, RECORDS, SCHEMAS, Item, Writer
 from .snapshot import HeldRecord, Snapshot
 

@@ -25,11 +25,11 @@ from ..errors import CorruptRecord
 from ..format.frame import RECORD_KEY, header_of, schema_number_or_0, unseal, values_of
 from ..format.schema import Schema, schema_or_bytes
 from ..index.entries import Kind, Row, next_block, numbers_of
-from ..index.index import Index
 from ..index.states import StateNames
 from ..records.sequence import NEXT_KEY
 from ..records.values import references
 from ..store.commit import RECORDS_KEY
+from ..store.index import Index
 from ..system.number_set import Numbers
 from ..system.temporary import keeping
 from ..tables.interface import (

@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING, Final
 from ..errors import ConflictError, CorruptRecord
 from ..format.frame import RECORD_KEY, Header, header_of, schema_number_or_0, with_home
 from ..index.entries import Kind
-from ..index.index import Index
 from ..index.index_writer import IndexWriter
+from ..index.membership import Membership
 from ..records.batch import REMOVED
 from ..tables.interface import META, RECORDS, Writer
 
 if TYPE_CHECKING:
-    from .store import Store
+    from .reading import StoreReading
 
 RECORDS_KEY: Final = b"records"
 """The key in the table `meta` of how many records there are (8 bytes)."""
@@ -43,7 +43,7 @@ class Commit:
         index_writer: of the same.
     """
 
-    def __init__(self, store: Store, writer: Writer, index_writer: IndexWriter) -> None:
+    def __init__(self, store: StoreReading, writer: Writer, index_writer: IndexWriter) -> None:
         self._store = store
         self._batch = store.batch
         self._writer = writer
@@ -165,7 +165,7 @@ class Commit:
             self._index_writer.remove_line(session, number, kind.schema)
         return kind is not None
 
-    def _leave(self, index: Index) -> None:
+    def _leave(self, index: Membership) -> None:
         """Take out of a session what the batch takes away."""
         numbers = sorted(index.left)
         if not numbers:
@@ -210,7 +210,7 @@ class Commit:
 
     # -- what joins
 
-    def _join(self, index: Index) -> None:
+    def _join(self, index: Membership) -> None:
         """Put into a session what the batch adds.  Raise ConflictError if an added record is gone."""
         if not index.joined:
             return
@@ -243,7 +243,7 @@ class Commit:
         if entries:
             self._index_writer.add_lines(session, entries)
 
-    def _adopt(self, index: Index, session: int, number: int) -> bool:
+    def _adopt(self, index: Membership, session: int, number: int) -> bool:
         """Note that a session has a stored record, too; return False if another process was faster."""
         if number in self._stored and number not in self._homes:
             record, header = self._stored[number]

@@ -6,7 +6,7 @@ import functools
 import weakref
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from weakref import ref
 from zlib import crc32
 
@@ -16,12 +16,10 @@ from ..errors import CorruptRecord
 from ..format.frame import TAIL, checksum_of, revision_of, schema_number, unseal
 from ..format.schema import PERSISTABLE, Schema
 from ..records.codec import Layout, fill, layout_for, layout_of
+from ..records.schemas import Schemas
 from ..records.values import DAMAGE, REFERENCE, Decoder
 from ..tables.interface import Reader
-from ..tasks import Persistable, Stamp, Unreadable, classes_defined, get_stamp, set_stamp, stamp_of
-
-if TYPE_CHECKING:
-    from .store import Store
+from ..tasks import Keeper, Persistable, Stamp, Unreadable, classes_defined, get_stamp, set_stamp, stamp_of
 
 _UNREADABLE = Schema(0, "", "Unreadable", PERSISTABLE, ())
 
@@ -37,18 +35,21 @@ class Loader:
     turn comes: so cycles work, and a chain of any length needs no recursion.
 
     Args:
-        store: what the objects belong to.
+        keeper: the store that the objects belong to.
+        schemas: of the store.
         reading: opens the newest committed state.
         record: (reader, N) -> the record, or None.
     """
 
     def __init__(
         self,
-        store: Store,
+        keeper: Keeper,
+        schemas: Schemas,
         reading: Callable[[], AbstractContextManager[Reader]],
         record: Callable[[Reader, int], bytes | None],
     ) -> None:
-        self._store = weakref.ref(store)
+        self._keeper = weakref.ref(keeper)
+        self._schemas = schemas
         self._reading = reading
         self._record = record
         self._decoder = Decoder(self._resolve)
@@ -104,7 +105,7 @@ class Loader:
             if (revision | home) >> 63:  # no revision could follow
                 return None
             build, schema = self._builders[schema_number]
-            obj: Persistable = build(values, self._store(), number, revision, schema, home, checksum)
+            obj: Persistable = build(values, self._keeper(), number, revision, schema, home, checksum)
         except (_Reference, CorruptRecord, *DAMAGE):
             return None
         self.live[number] = ref(obj)
@@ -159,7 +160,7 @@ class Loader:
         obj = self._shells.get(number)
         if obj is None and layout.fields == schema.fields and not layout.generic:
             self._builders[schema.number] = layout.build, schema
-            obj = layout.build(values, self._store(), number, revision, schema, home, checksum_of(record))
+            obj = layout.build(values, self._keeper(), number, revision, schema, home, checksum_of(record))
         else:
             if obj is None:
                 obj = self._shell(layout.cls, number, schema)
@@ -195,17 +196,15 @@ class Loader:
         return schema, revision, home, values
 
     def _schema(self, number: int) -> Schema:
-        store = self._store()
-        assert store is not None
-        schema = store.schemas.known(number)
+        schema = self._schemas.known(number)
         if schema is None:
             with self._reading() as reader:
-                schema = store.schemas.get(number, reader)
+                schema = self._schemas.get(number, reader)
         return schema
 
     def _shell(self, cls: type[Persistable], number: int, schema: Schema) -> Persistable:
         obj: Persistable = object.__new__(layout_of(cls).twin)
-        set_stamp(obj, Stamp(self._store(), number, 0, "", schema, 0, 0, None))
+        set_stamp(obj, Stamp(self._keeper(), number, 0, "", schema, 0, 0, None))
         obj.__class__ = cls
         return obj
 

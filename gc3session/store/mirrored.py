@@ -6,9 +6,9 @@ import contextlib
 from collections.abc import Iterator
 
 from ..directory import SessionDirectory
-from ..index.index import Index
 from ..index.mirror import Mirror
 from ..index.server_mirror import ServerMirror
+from .index import Index
 from .store import Store
 
 

@@ -14,7 +14,7 @@ from ..errors import ClosedError, CorruptRecord, InvalidArgument, LoadError, Not
 from ..format.frame import FORMAT, RECORD_KEY, schema_number_or_0, values_of
 from ..format.schema import PERSISTABLE
 from ..index.entries import moved_key
-from ..index.index import Index
+from ..index.membership import Membership
 from ..records.batch import Batch, Journal
 from ..records.ids import parse_id
 from ..records.schemas import Schemas
@@ -62,7 +62,7 @@ class StoreReading:
     loader: Loader
     batch: Batch
     changes: Changes
-    indexes: list[Index]
+    indexes: list[Membership]
     lock: threading.RLock
     _identity: bytes | None
     _pending_commit: PendingCommit | None

@@ -14,10 +14,10 @@ import attrs
 from ..errors import CorruptRecord, LoadError, NotFound
 from ..format.frame import schema_number_or_0, unseal
 from ..format.schema import COLLECTION, Schema
-from ..index.index import CHUNK
 from ..records.values import Decoder
 from ..tables.interface import ReadBytes
 from ..text import escaped
+from .index import CHUNK
 
 if TYPE_CHECKING:
     from ..index.entries import Entry

@@ -23,8 +23,8 @@ from ..errors import (
 from ..format.frame import RECORD_KEY, checksum_of, head, header_of, revision_of, seal, values_of, with_home
 from ..format.schema import PERSISTABLE, Schema
 from ..index.entries import Kind
-from ..index.index import Index
 from ..index.index_writer import IndexWriter
+from ..index.membership import Membership
 from ..records.batch import REMOVED, STAGED_BYTES, Journal
 from ..records.codec import extras_of, layout_of
 from ..records.sequence import NumberSequence
@@ -125,7 +125,7 @@ class StoreStaging(StoreReading):
                 if outermost:
                     batch.journal = None
 
-    def home_in(self, index: Index) -> int:
+    def home_in(self, index: Membership) -> int:
         """Return the number of a session, which gets one, in a transaction of its own, if it has none."""
         if index.known_number:
             return index.known_number
@@ -305,7 +305,7 @@ class StoreStaging(StoreReading):
             return None  # what is wrong with it is said when it is saved
         return ChangedRecord(record, state, stamp.revision, stamp.state)
 
-    def stage_new(self, objs: Sequence[Persistable], index: Index) -> int:
+    def stage_new(self, objs: Sequence[Persistable], index: Membership) -> int:
         """Encode new objects and add them to *index*: the short way, for very many.
 
         Return how many; it stops before one that takes the long way (`stage`): it is not new,
@@ -370,7 +370,7 @@ class StoreStaging(StoreReading):
                 self.loader.sweep()
         return done
 
-    def give_up(self, numbers: Iterable[int], index: Index, journal: Journal) -> None:
+    def give_up(self, numbers: Iterable[int], index: Membership, journal: Journal) -> None:
         """Undo what a call has staged and could not write: new records that were added to *index*, and a *journal*."""
         for number in filter(self.batch.is_new, numbers):
             columns = self.batch.records, self.batch.states, index.joined, self.loader.live
@@ -383,7 +383,7 @@ class StoreStaging(StoreReading):
         else:  # it may be on disk
             self._pending_commit = self._pending_commit._replace(journal=journal)
 
-    def add_now(self, obj: Persistable, index: Index) -> bool:
+    def add_now(self, obj: Persistable, index: Membership) -> bool:
         """Write a new object and add it to *index*, in one transaction: the short way, for one alone.
 
         Return False, with nothing done, if it takes the long way: as in `stage_new`, or if the batch isn't empty.
@@ -438,7 +438,7 @@ class StoreStaging(StoreReading):
                 held = [(index, index.held(reader, found)) for index in self.indexes]
             self._stage_removals(found, held)
 
-    def _stage_removals(self, numbers: list[int], held: list[tuple[Index, set[int]]]) -> None:
+    def _stage_removals(self, numbers: list[int], held: list[tuple[Membership, set[int]]]) -> None:
         for n in numbers:
             if self.batch.is_new(n):
                 self.batch.unstage(n)
@@ -455,7 +455,7 @@ class StoreStaging(StoreReading):
             if obj is not None:
                 self._detach(obj)
 
-    def stage_leaving(self, index: Index, number: int) -> None:
+    def stage_leaving(self, index: Membership, number: int) -> None:
         """Take record N out of a session; it stays in the store.  In a unit."""
         index.leave(self.batch.set_item, number)
         if self.batch.is_new(number):  # what is written must not say that the session has it

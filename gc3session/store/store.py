@@ -30,8 +30,8 @@ from ..errors import (
 )
 from ..format.frame import RECORD_KEY, schema_number_or_0
 from ..index.entries import moved_key
-from ..index.index import Index
 from ..index.index_writer import IndexWriter
+from ..index.membership import Membership
 from ..index.states import StateNames
 from ..records.batch import REMOVED, Batch
 from ..records.codec import layout_of
@@ -86,13 +86,13 @@ class Store(StoreStaging):
         self.states = StateNames()
         self.sequence = NumberSequence(tables)
         self.batch = Batch()
-        self.indexes: builtins.list[Index] = []
+        self.indexes: builtins.list[Membership] = []
         self.changes = Changes(
             self.kept_record,
             lambda stamp: self.is_same(stamp.store),
             lambda number: None if self._closed else self._committed(number),
         )
-        self.loader = Loader(self, self.reading, self.record)
+        self.loader = Loader(self, self.schemas, self.reading, self.record)
         self.lock = threading.RLock()
         self._encoder = Encoder(self._refer)
         self._plain_encoder = Encoder(refuse)
@@ -367,7 +367,7 @@ class Store(StoreStaging):
                     return lines
             for index in self.indexes:
                 if index.listener is not None:
-                    index.listener.follow(index, now=True)
+                    index.listener.follow(self, index.identity, now=True)
             if unsaved := self.unsaved():
                 lines.append(
                     f"changes of {_objects(unsaved)} in {self.url} were never saved: call save_all() or save()"
@@ -442,7 +442,7 @@ class Store(StoreStaging):
                 warnings.warn(escaped(complaint), MirrorWarning, stacklevel=2)
         for index in self.indexes:
             if index.listener is not None:
-                index.listener.follow(index)
+                index.listener.follow(self, index.identity)
 
     def erase(self, identity: bytes) -> None:
         """Take a session out of the store; its records stay there."""

@@ -10,11 +10,11 @@ from ..directory import SessionDirectory
 from ..errors import ClashError, CorruptRecord, InvalidArgument
 from ..format.frame import RECORD_KEY
 from ..format.schema import Schema
-from ..index.index import Index
 from ..records.json_values import FieldsDecoder, NotJSON, unpack
 from ..session.base import SessionBase
 from ..session.session import Session
 from ..snapshots.copying import RecordCopier
+from ..store.index import Index
 from ..system.temporary import made_whole
 from ..tables.interface import RECORDS, OnProgress, no_progress, with_progress
 from .dump_files import DumpText, opened_lines

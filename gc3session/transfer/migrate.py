@@ -23,12 +23,12 @@ from typing import Any, NamedTuple
 
 from ..errors import InvalidArgument, WriteError
 from ..index.entries import coming_key, moved_key
-from ..index.index import Index
 from ..index.index_writer import IndexWriter
 from ..session.relocation import complete_move
 from ..session.session import Session
 from ..snapshots.copying import copy_records
 from ..snapshots.snapshot import Snapshot
+from ..store.index import Index
 from ..store.store import make_store
 from ..tables.interface import META, OnProgress, Writer, no_progress, with_progress
 

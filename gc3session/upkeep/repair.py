@@ -240,7 +240,7 @@ class _Repair:
             warnings.simplefilter("ignore", MirrorWarning)
             if store.tables.exists():
                 store.write(lambda index_writer, writer: index_writer.rewrite_mirror(identity))
-                mirror.mend(index)
+                mirror.mend(index.store, index.identity)
 
     # -- the store
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, TypeVar
 from .index import CHUNK
 
 if TYPE_CHECKING:
+    from ..index.entries import Entry
     from ..tables.interface import Reader
-    from .entries import Entry
     from .index import Index
 
 Page = TypeVar("Page")

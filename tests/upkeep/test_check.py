@@ -404,6 +404,8 @@ def test_each_check_is_needed_by_one_of_these_tests(path: Path, tmp_path: Path) 
 SCHEMAS: dict[str, Callable[[list[Any]], Any]] = {
     "three parts": lambda body: body[:3],
     "no name": lambda body: [body[0], "", *body[2:]],
+    "a name that would be lines of the mirror": lambda body: [body[0], "A.1\nTask", *body[2:]],
+    "a name that a terminal would obey": lambda body: [body[0], "\x1b[2J", *body[2:]],
     "kind 3": lambda body: [*body[:2], 3, body[3]],
     "kind true": lambda body: [*body[:2], True, body[3]],
     "fields that are text": lambda body: [*body[:3], "state"],

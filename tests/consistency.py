@@ -52,7 +52,7 @@ class Index(NamedTuple):
     """What the judge reads of a session's index."""
 
     ids: list[str]  # in the order of Ns
-    row: list[Any]  # number, total, newest event, mirror
+    row: list[Any]  # number, total, mirror
 
 
 class Held(NamedTuple):
@@ -306,7 +306,7 @@ def _check_homes(
 
 
 def _check_mirror(path: Path, index: Index) -> None:
-    note = index.row[3]
+    note = index.row[2]
     if note is None:
         return
     inode, size, blank, _, begin, text, blanks = note

@@ -60,12 +60,12 @@ class Raw:
 
     def change_row(self, **parts: Any) -> None:
         key, data = self.items("sessions")[0]
-        row = dict(zip(("number", "total", "newest", "mirror"), unsealed(data), strict=True))
+        row = dict(zip(("number", "total", "mirror"), unsealed(data), strict=True))
         self.put("sessions", key, sealed(0, [*(row | parts).values()]))
 
     def change_note(self, at: int, value: Any) -> None:
         """Change one of the parts of what the row says of the mirror."""
-        mirror = unsealed(self.items("sessions")[0][1])[3]
+        mirror = unsealed(self.items("sessions")[0][1])[2]
         self.change_row(mirror=[*mirror[:at], value, *mirror[at + 1 :]])
 
     def change_record(self, number: int, change: Callable[[list[Any]], Any]) -> None:

@@ -205,13 +205,11 @@ class Row(NamedTuple):
     Attributes:
         number: of the session in the store.
         total: how many tasks it has.
-        newest: time (ns since 1970) and N of the newest event that was recorded; None if there was none.
         mirror: what a MirrorNote says, or None if the mirror is to be written anew.
     """
 
     number: int
     total: int
-    newest: Any
     mirror: Any
 
     def write(self, writer: Writer, identity: bytes) -> None:
@@ -255,8 +253,6 @@ class Row(NamedTuple):
             raise ValueError("its numbers can't be right")
         if not 0 <= self.total < 1 << 63:
             raise ValueError("its total can't be right")
-        if self.newest is not None and [type(part) for part in self.newest] != [int, int]:
-            raise ValueError("what it says of the newest event can't be right")
         if self.mirror is None:
             return
         note = MirrorNote(*self.mirror)

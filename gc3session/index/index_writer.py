@@ -245,7 +245,7 @@ class IndexWriter:
             number = SESSION_KEY.unpack(self._writer.get(META, b"next session") or SESSION_KEY.pack(1))[0]
             self._writer.put(META, [(b"next session", SESSION_KEY.pack(number + 1))])
             self._writer.put(META, [(session_name_key(number), identity)])
-            row = Row(number, 0, None, None)
+            row = Row(number, 0, None)
         self._rows[identity] = row
         self._identities[row.number] = identity
         return row

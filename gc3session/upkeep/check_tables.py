@@ -172,7 +172,7 @@ class TablesCheck:
             held.update(self._named.values())
             spare = [i for i in (*self._damaged, self._own) if i is not None and len(i) == 16 and i not in held]
             identity = spare[0] if spare else secrets.token_bytes(16)
-        row = Row(number, 0, None, None)
+        row = Row(number, 0, None)
         self._rows[number] = identity, row
         self._made[identity] = (
             Change(SESSIONS, identity, row.to_bytes()),

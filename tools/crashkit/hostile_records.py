@@ -163,11 +163,11 @@ def _state(tables: _Tables, rng: Random) -> None:
 
 def _row(tables: _Tables, rng: Random) -> None:
     key = tables.any_key(SESSIONS, rng, 16)
-    row: list[Any] = [1, 0, None, None]
+    row: list[Any] = [1, 0, None]
     with contextlib.suppress(ValueError, TypeError):  # it has been spoilt before
-        row = list(msgpack.unpackb(tables.get(SESSIONS, key)[:-5], strict_map_key=False))[:4]
+        row = list(msgpack.unpackb(tables.get(SESSIONS, key)[:-5], strict_map_key=False))[:3]
     odd = (*NUMBERS, None, "x", b"x", [], [1, 2], [[0, 1]], [[1 << 40, 1 << 40]], [[0, -1]], [[1 << 63, 1]], -1)
-    note = row[3] if len(row) == 4 and isinstance(row[3], list) else []
+    note = row[2] if len(row) == 3 and isinstance(row[2], list) else []
     if note and rng.random() < 0.5:  # what it says of the mirror
         note[rng.randrange(len(note))] = rng.choice(odd)
     elif row:

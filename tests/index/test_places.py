@@ -136,7 +136,7 @@ def step(sessions: list[Session], place: int, what: str, which: int) -> None:
     elif what == "reopen":
         session.close()
         sessions[place] = session = Session(session.path)
-    elif what == "edit":
+    elif what == "edit" and ids:
         with Path(mirror(session)).open("a") as file:  # what leaves its size as it was is found by a check alone
             file.write("edited\n")
     elif what == "kill":  # after the commit, before the mirror is written

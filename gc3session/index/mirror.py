@@ -138,8 +138,8 @@ class Mirror:
         try:
             self._open_lock()
             if flock:
+                self._locked = True  # before it is, as Ctrl-C may come right after that
                 fcntl.flock(self._lock, fcntl.LOCK_EX)
-                self._locked = True
             there, held = os.lstat(self._lock_path), os.fstat(self._lock)
         except FileNotFoundError as error:
             raise WriteError(f"{self._lock_path} is gone: {self._MOVED}") from error

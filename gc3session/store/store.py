@@ -429,13 +429,14 @@ class Store(StoreStaging):
             if self.tables.concurrent_writers:
                 for _, listener in sorted(listeners.items()):
                     listener.lock()
-            if len(self.batch.records) < _MANY:
+            with no_collection() if len(self.batch.records) >= _MANY else nullcontext():
                 self._transact(unit, after_commit)
-            else:
-                with no_collection():
-                    self._transact(unit, after_commit)
         finally:
-            complaints = self._release_listeners()
+            try:
+                complaints = self._release_listeners()
+            except KeyboardInterrupt:
+                self._release_listeners()
+                raise
         self.tables.after_write()
         for complaint in complaints:
             if complaint:

@@ -20,6 +20,7 @@ import pytest
 from consistency import check, read_mirror
 from gc3session import Session, Task, TaskCollection
 from gc3session.index.index_writer import IndexWriter
+from gc3session.index.mirror import Mirror
 from gc3session.store.loader import Loader
 from gc3session.store.store import Store
 
@@ -225,6 +226,31 @@ def test_ctrl_c_while_the_mirror_is_locked_by_another_program(session: Session) 
         fcntl.flock(file, fcntl.LOCK_EX)
         assert interrupted(0.1, lambda: session.add(tasks[0]))
     assert tasks[0].persistent_id is None
+    assert_goes_on(session, tasks)
+
+
+@pytest.mark.lmdb
+def test_ctrl_c_as_the_mirror_has_just_been_locked(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    tasks = [Task()]
+    session.add(tasks[0])
+    flock, errors = fcntl.flock, iter([KeyboardInterrupt])
+
+    def interrupted_flock(file: Any, operation: int) -> None:
+        flock(file, operation)
+        for error in errors:
+            raise error
+
+    monkeypatch.setattr(fcntl, "flock", interrupted_flock)
+    with pytest.raises(KeyboardInterrupt):
+        session.add(Task())
+    assert_goes_on(session, tasks)
+
+
+def test_ctrl_c_as_the_mirror_is_about_to_be_unlocked(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    tasks = [Task()]
+    interrupt(monkeypatch, Mirror, "unlock")
+    with pytest.raises(KeyboardInterrupt):
+        session.add(tasks[0])
     assert_goes_on(session, tasks)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from children import Child, Died, in_child
+from children import Child, Died, in_child, let_others_in
 from consistency import check, check_tables, data_file, read_mirror, read_tables
 from examples import Simulation, Sweep
 from gc3session import (
@@ -312,8 +312,7 @@ def test_another_user_who_may_only_read_gets_information_and_a_backup(tmp_path: 
         ids = list(session.ids())
     place.mkdir()
     os.chown(place, 65534, 65534)
-    for directory in (tmp_path, *list(tmp_path.parents)[:3]):
-        directory.chmod(0o755)
+    let_others_in(tmp_path)
     for file in path.rglob("*"):
         file.chmod(0o555 if file.is_dir() else 0o444)
     path.chmod(0o555)

@@ -18,7 +18,7 @@ from pathlib import Path
 import lmdb.verify
 import pytest
 
-from children import Child, Died, in_child, run_python, start_python
+from children import Child, Died, in_child, let_others_in, run_python, start_python
 from consistency import check, read_tables
 from examples import Simulation, Sweep
 from gc3session import (
@@ -405,8 +405,7 @@ def test_forked_child_does_not_stand_in_the_way_and_goes_on_with_the_new_file(ma
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
 def test_reader_who_may_lock_nothing_goes_on_with_the_new_file(tmp_path: Path) -> None:
     path = tmp_path / "s"
-    for directory in (tmp_path, *list(tmp_path.parents)[:3]):
-        directory.chmod(0o755)
+    let_others_in(tmp_path)
     with Session(path) as session:
         ids = fill(session, 300)
     (path / "jobs").chmod(0o711)  # not to be listed, and so not to be locked

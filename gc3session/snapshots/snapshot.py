@@ -1,22 +1,20 @@
 """A session as it was at one moment: its schemas, and its records with what the index says of them.
 
-A single read transaction gives that moment. As long as nobody commits, keeping it open costs
-nothing. But pages that are freed while it is open can't be used again: beside a busy writer the
-data file would grow with each commit. So as soon as somebody has committed, the rest of
-the records is read at once (some 0.5 million a second) into a temporary file without a name, and
-the transaction ends. If this program may write to the store, that happens right at the
-beginning, because its other threads have to wait while the transaction is open.
+A single read transaction gives that moment. Pages that are freed while it is open can't be used
+again, so that the data file grows beside a busy writer, and other threads of the program have to
+wait. So the records are read at once (some 0.5 million a second) into a temporary file without a
+name, and nothing is done with them before the transaction has ended.
 
-A copy of the whole data file would serve as well, but it would take its room on the disk even where
-nobody writes, and include the other sessions of a shared store.
+A copy of the whole data file would serve as well, but would include the other sessions of a shared
+store.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from itertools import chain, islice
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import islice, starmap
 from typing import NamedTuple
 
 import msgpack
@@ -176,41 +174,19 @@ class Snapshot:
 
 
 @contextmanager
-def snapshot(
-    index: Index, progress: OnProgress = no_progress, *, at_once: bool = False
-) -> Iterator[tuple[Snapshot, Iterator[HeldRecord]]]:
+def snapshot(index: Index, progress: OnProgress = no_progress) -> Iterator[tuple[Snapshot, Iterator[HeldRecord]]]:
     """Give the newest committed state of a session, and its records sorted by their Ns.
 
-    *progress* is called with how many of them have been given. If the store can be written, or with
-    *at_once*, the transaction ends before the first one is given.
+    *progress* is called with how many of them have been given; the transaction has ended by then.
     """
-    with ExitStack() as transaction:
-        reader = transaction.enter_context(index.store.reading())
-        state = Snapshot(reader, index.identity)
-        records = _records(state, reader, transaction.close, at_once=at_once or not index.store.read_only)
-        yield state, with_progress(records, state.count, progress)
-
-
-def _records(state: Snapshot, reader: Reader, end: Callable[[], None], *, at_once: bool) -> Iterator[HeldRecord]:
-    """Give the records of a snapshot: from its transaction until somebody commits, then from a temporary file."""
-    source = state.read()
-    first: list[HeldRecord] = []
-    if not at_once:
-        for n, record in enumerate(source):
-            if n % _CHUNK == 0 and reader.newest() != reader.serial:
-                first = [record]
-                break
-            yield record
-        else:
-            return
     what = "the records of the session"
     with keeping(what):
         copy = tempfile.TemporaryFile()  # noqa: SIM115 (`with` comes next)
     with copy as file:
-        with keeping(what):
-            for record in chain(first, source):
+        with index.store.reading() as reader, keeping(what):
+            state = Snapshot(reader, index.identity)
+            for record in state.read():
                 file.write(_pack(record))
             file.seek(0)
-        end()
-        for parts in msgpack.Unpacker(file, max_buffer_size=0, unicode_errors="surrogatepass"):
-            yield HeldRecord(*parts)
+        parts = msgpack.Unpacker(file, max_buffer_size=0, unicode_errors="surrogatepass")
+        yield state, with_progress(starmap(HeldRecord, parts), state.count, progress)

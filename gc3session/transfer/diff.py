@@ -83,8 +83,7 @@ def _text(side: Side, stack: ExitStack) -> DumpText:
         return DumpText(stack.enter_context(opened_lines(side)))
     if not side.store.read_only:
         side.flush()
-    # At once: the caller's code runs between two differences, and may write to the session.
-    state, records = stack.enter_context(snapshot(side._index, at_once=True))
+    state, records = stack.enter_context(snapshot(side._index))
     return DumpText(DumpLines(state, records, side._directory), name=side.name)
 
 

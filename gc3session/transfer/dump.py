@@ -69,8 +69,8 @@ def dump_session(
         progress: called with the number of records written, and of all.
 
     The dump is one state of the session, even if others write to it meanwhile; the classes are not
-    needed. Other threads of the program wait while the records are read; if the session is
-    read-only, they wait until the dump is complete.
+    needed. The records are read first, into a temporary file; other threads of the program wait
+    for that.
     """
     if not session.store.read_only:
         session.flush()

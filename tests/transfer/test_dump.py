@@ -790,26 +790,11 @@ def test_slow_reader_of_a_dump_does_not_make_the_store_grow(tmp_path: Path) -> N
     assert process.stdout
     first = process.stdout.read(1)  # the rest waits in the pipe
     with Session(path) as session:
-
-        def transactions() -> list[Any]:
-            [slots] = [figure.values for figure in session.info().figures if figure.name == "reader slots"]
-            return [reader["transaction"] for reader in slots["readers"]]
-
         task = session["Task.1"]
-        held = transactions()
-        for n in range(300):
-            task.returncode = n
-            session.save_all()
-        # Nothing has read on so far: the transaction is still open. Read a little, and it notices.
-        while len(first) < 1 << 20:
-            first += process.stdout.read(1 << 16)
-        while transactions() == held:
-            time.sleep(0.01)
-        grown = (path / "jobs" / "data.mdb").stat().st_size
         for n in range(2000):
             task.returncode = n
             session.save_all()
-    assert (path / "jobs" / "data.mdb").stat().st_size < grown + size // 10
+    assert (path / "jobs" / "data.mdb").stat().st_size < size + size // 10
     ran = finish(process)
     assert ran.status == 0
     records = records_of(first + ran.out.encode())

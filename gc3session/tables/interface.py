@@ -148,10 +148,6 @@ class Reader(Contents):
     """A number that identifies the committed state: it is different after each commit of any process."""
 
     @abstractmethod
-    def newest(self) -> int:
-        """Return the `serial` of a reader that would begin now."""
-
-    @abstractmethod
     def get_many(self, table: str, keys: Sequence[bytes]) -> list[Item]:
         """Return the items of those *keys* that are there, in the order of *keys*."""
 
@@ -193,9 +189,6 @@ class NoTables(Reader):
     """The state of tables that have not been made yet."""
 
     serial = 0
-
-    def newest(self) -> int:
-        return 0
 
     def get(self, table: str, key: bytes) -> bytes | None:
         return None

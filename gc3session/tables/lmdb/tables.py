@@ -49,9 +49,6 @@ class _LmdbReader(Reader):
         self._env = env
         self.serial = txn.id()
 
-    def newest(self) -> int:
-        return self.serial if self._env is None else self._env.last_transaction()
-
     def get(self, table: str, key: bytes) -> bytes | None:
         return self._txn.get(RANGES[table] + key)  # type: ignore[no-any-return]
 

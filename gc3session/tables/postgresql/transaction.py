@@ -113,10 +113,6 @@ class PostgresqlReader(Reader):
                 self._serial = next(_serials)
         return self._serial
 
-    def newest(self) -> int:
-        """Return the `serial` of this transaction: it may stay open although others commit, as it costs them nothing."""
-        return self.serial
-
     def _wait(self, statements: Iterable[Statement], *tables: str) -> None:
         """Have statements wait until something is read, or the transaction ends; they may read some tables for later."""
         self._waiting += [(statement, tables) for statement in statements]

@@ -22,12 +22,8 @@ def main() -> int:
     0: done; 1: some of it failed; 2: wrong usage, or the session can't be opened; 130 and the
     like: 128 + the number of the signal that ended it.
     """
-    missing = [name for name in ("click", "rich") if find_spec(name) is None]
-    if missing:
-        print(
-            f"gc3session: the command line needs {' and '.join(missing)}: pip install 'gc3session[cli]'",
-            file=sys.stderr,
-        )
+    if find_spec("click") is None:
+        print("gc3session: the command line needs click: pip install 'gc3session[cli]'", file=sys.stderr)
         return 2
     from .guard import guarded
 

@@ -12,12 +12,10 @@ import click
 from .. import InvalidArgument, StoredTask
 from ..query.field_path import MISSING, FieldPath, last_event
 from .console import escaped, in_zone, state_colour, time_of
-from .table import Cell, Column
+from .table import Cell
 
 NONE: Final = Cell("-", "dim")
 DEFAULT: Final = "ID,NAME,STATE,LAST EVENT"
-
-_COLUMNS: Final = {"ID": Column("", 12, 4), "NAME": Column("", 16, 8), "STATE": Column("", 10)}
 
 
 @attrs.frozen
@@ -26,12 +24,10 @@ class ListColumn:
 
     Attributes:
         path: leads to what it shows.
-        column: the column of a table.
-        cell: returns its cell for a task.
+        cell: returns its cell in a table for a task.
     """
 
     path: FieldPath
-    column: Column
     cell: Callable[[StoredTask], Cell]
 
     def text(self, task: StoredTask) -> str:
@@ -55,15 +51,8 @@ def list_columns(text: str) -> list[ListColumn]:
 
 
 def _column(path: FieldPath) -> ListColumn:
-    usual = _COLUMNS.get(path.text, Column("", 8))
-    column = Column(escaped(path.text), max(usual.least, len(path.text)), usual.spare)
-    if path.parts == (("STATE", False),):
-        return ListColumn(path, column, _state)
-    if path.parts == (("NAME", False),):
-        return ListColumn(path, column, lambda task: _name(task.fields.get("jobname")))
-    if path.parts == (("LAST EVENT", False),):
-        return ListColumn(path, Column(path.text, 19), _last_event)
-    return ListColumn(path, column, lambda task: _value(path.of(task)))
+    cells = {"STATE": _state, "NAME": lambda task: _name(task.fields.get("jobname")), "LAST EVENT": _last_event}
+    return ListColumn(path, cells.get(path.text, lambda task: _value(path.of(task))))
 
 
 def _value(value: Any) -> Cell:
@@ -87,7 +76,7 @@ def _name(value: Any, style: str = "") -> Cell:
 
 def _state(task: StoredTask) -> Cell:
     state = task.fields.get("state")
-    return _name(state, state_colour(state, task.fields.get("returncode")) or "")
+    return _name(state, state_colour(state, task.fields.get("returncode")))
 
 
 def _last_event(task: StoredTask) -> Cell:

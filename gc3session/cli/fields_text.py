@@ -39,7 +39,7 @@ def object_lines(obj: Persistable, style: Style) -> Iterator[str]:
             yield labelled(names[name], widest, lines[0], style)
         else:
             count = f"{len(value):,} items" if type(value) in _BRACKETS and len(value) > _UNCOUNTED_ITEMS else ""
-            yield labelled(names[name], widest, style(count, "faint"), style).rstrip()
+            yield labelled(names[name], widest, style(count, "dim"), style).rstrip()
             yield from (_INDENT * 2 + line for line in lines)
 
 
@@ -62,9 +62,9 @@ def _fields(obj: Persistable) -> dict[str, Any]:
 def _field_lines(obj: Persistable, name: str, value: Any, style: Style) -> Iterable[str]:
     if isinstance(obj, Task):
         if name == "history" and type(value) is list:
-            return [_event(event, style) for event in value] or [style("(no times known)", "faint")]
+            return [_event(event, style) for event in value] or [style("(no times known)", "dim")]
         if name == "state" and type(value) is str:
-            return [style(escaped(value), state_colour(value, obj.returncode) or "")]
+            return [style(escaped(value), state_colour(value, obj.returncode))]
         if name == "tasks" and type(value) is list and value:
             return (f"- {one_line(task)}" for task in value)
     if type(value) is str and _plain(value):
@@ -80,7 +80,7 @@ def _event(event: Any, style: Style) -> str:
     time = time_of(seconds, UTC)
     if time is None or type(state) is not str:
         return one_line(event)
-    return f"{time_text(time)}  {style(escaped(state), state_colour(state, None) or '')}"
+    return f"{time_text(time)}  {style(escaped(state), state_colour(state))}"
 
 
 def time_text(time: datetime) -> str:

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import attrs
 import click
@@ -16,13 +16,10 @@ from .. import Selected, Session, StoredTask, UnreadableTask
 from ..query.field_path import FieldPath
 from ..store.record_view import StoredTasks
 from .columns import DEFAULT, NONE, ListColumn, list_columns
-from .console import complain, escaped, open_session, quantity, state_colour, time_of
+from .console import complain, escaped, open_session, quantity, state_colour, style_on, time_of
 from .filters import TaskFilter
 from .order import ListedTask, in_tree, sorted_by
-from .table import Cell, Row, terminal, write_table
-
-if TYPE_CHECKING:
-    from rich.console import Console
+from .table import Cell, write_table
 
 FORMATS = ("table", "csv", "json", "jsonl")
 
@@ -176,13 +173,12 @@ class _Listing:
 
     def write_table(self) -> None:
         """Write a table, on a terminal below the figures of the session."""
-        console = terminal()
-        if console is not None:
-            _write_heading(self._session, console)
-        titles = [column.column._replace(title=column.path.text) for column in self._layout.columns]
-        write_table(titles, map(self._row, self._listed(flat=False)), console)
+        if sys.stdout.isatty():
+            _write_heading(self._session)
+        titles = [escaped(column.path.text) for column in self._layout.columns]
+        write_table(titles, map(self._row, self._listed(flat=False)))
 
-    def _row(self, listed: ListedTask) -> Row:
+    def _row(self, listed: ListedTask) -> list[Cell]:
         """Return the cells of a task."""
         task, indent = listed.task, "  " * listed.depth
         if isinstance(task, UnreadableTask):
@@ -228,19 +224,13 @@ class _Listing:
             write("[]\n" if before == "[\n" else "\n]\n")
 
 
-def _write_heading(session: Session, console: Console) -> None:
+def _write_heading(session: Session) -> None:
     """Write the session's name, path and times, and how many tasks are in which state."""
-    from rich.text import Text
-
-    heading = Text(escaped(session.name), "bold")
-    heading.append(f"  {quantity(len(session), 'task')}", "not bold")
-    separator = ": "
-    for state, count in sorted(session.stats().items(), key=lambda item: -item[1]):
-        heading.append(separator, "not bold")
-        heading.append(f"{count:,} {escaped(state)}", f"not bold {state_colour(state, None) or ''}")
-        separator = ", "
-    console.print(heading)
+    style = style_on(sys.stdout)
+    counts = sorted(session.stats().items(), key=lambda item: -item[1])
+    states = ", ".join(style(f"{count:,} {escaped(state)}", state_colour(state)) for state, count in counts)
     dates = [("created", session.created), ("finished", session.finished)]
     times = [f"{what} {time.isoformat(' ', 'seconds')}" for what, at in dates if (time := time_of(at))]
-    console.print(Text(escaped("  ".join([os.path.abspath(session.path), *times])), "dim"), soft_wrap=True)
-    console.print()
+    head = f"{style(escaped(session.name), 'bold')}  {quantity(len(session), 'task')}"
+    place = style(escaped("  ".join([os.path.abspath(session.path), *times])), "dim")
+    sys.stdout.write(f"{head}{': ' if states else ''}{states}\n{place}\n\n")

@@ -271,7 +271,9 @@ def import_all() -> None:
         layout_of(cls)
 
 
-_LAZY: Final = "difflib encodings.idna encodings.unicode_escape lmdb._envid numpy psycopg rich.console rich.table zoneinfo zstandard".split()
+_LAZY: Final = (
+    "difflib encodings.idna encodings.unicode_escape lmdb._envid numpy psycopg zoneinfo zstandard".split()
+)
 """What the library imports where it is needed, whatever the session says."""
 
 

@@ -107,8 +107,8 @@ def _text(utc: bool) -> Callable[[LogEntry], None]:
     def write(entry: LogEntry) -> None:
         id_, state = escaped(entry.id), "-" if entry.state is None else escaped(entry.state)
         widths[:] = max(widths[0], len(id_)), max(widths[1], min(len(state), 2 * _LEAST_STATE_WIDTH))
-        time = style(_shown(entry.time, utc), "faint")
-        state = style(state.ljust(widths[1]), state_colour(entry.state, None) or "")
+        time = style(_shown(entry.time, utc), "dim")
+        state = style(state.ljust(widths[1]), state_colour(entry.state))
         sys.stdout.write(f"{time}  {id_.ljust(widths[0])}  {state}  {escaped(entry.name or '-')}\n")
 
     return write

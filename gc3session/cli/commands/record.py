@@ -66,7 +66,7 @@ def record(session: str, file: str, batch: int, on_error: str) -> int:
         lines = Lines(fd, interrupts)
         start = time.monotonic()
         try:
-            with interrupts, ProgressBar("task", sized=lines.size is not None) as bar:
+            with interrupts, ProgressBar("task") as bar:
                 broken = _record_lines(lines, bar, recording, name, on_error == "skip")
                 recording.commit()
                 recording.close()

@@ -58,59 +58,36 @@ def opened(file: str) -> Iterator[int]:
         os.close(fd)
 
 
-class Lines:
-    """The lines of a file as (number, bytes); where the input pauses, (number of the last line, None).
+def lines_of(fd: int, interrupts: Interrupts) -> Iterator[bytes | None]:
+    """Give the lines of a file, and None where it pauses; of a line that is too long, a bit more than LINE_BYTES.
 
-    Of a line that is longer than LINE_BYTES only the beginning is given, a little more than that.
-
-    Attributes:
-        position: how many bytes have been read.
-        size: how many bytes there are; None if it isn't a regular file.
+    Raise KeyboardInterrupt between two lines once a signal has been caught.
     """
-
-    def __init__(self, fd: int, interrupts: Interrupts) -> None:
-        self._fd = fd
-        self._interrupts = interrupts
-        status = os.fstat(fd)
-        self.position = 0
-        self.size = status.st_size if stat.S_ISREG(status.st_mode) else None
-
-    def __iter__(self) -> Iterator[tuple[int, bytes | None]]:
-        """Raise KeyboardInterrupt between two lines once a signal has been caught."""
-        number = 0
-        begun = bytearray()  # of a line whose end has not been read
-        cut = False  # the beginning of that line has been given already, as it is too long
-        for chunk in self._chunks():
-            if chunk is None:
-                yield number, None
-                continue
-            *lines, rest = chunk.split(b"\n")
-            for line in lines:
-                if self._interrupts.caught is not None:
-                    raise KeyboardInterrupt
-                number += 1
-                if not cut:
-                    yield number, bytes(begun) + line if begun else line
-                begun.clear()
-                cut = False
+    begun = bytearray()  # of a line whose end has not been read
+    cut = False  # the beginning of that line has been given already, as it is too long
+    pause: float | None = _PAUSE_SECONDS
+    while True:
+        if not interrupts.ready(fd, pause):
+            yield None
+            pause = None
+            continue
+        pause = _PAUSE_SECONDS
+        chunk = os.read(fd, _CHUNK_BYTES)
+        *lines, rest = chunk.split(b"\n")
+        for line in lines:
+            if interrupts.caught is not None:
+                raise KeyboardInterrupt
             if not cut:
-                begun += rest
-                if len(begun) > LINE_BYTES:
-                    yield number + 1, bytes(begun)
-                    begun.clear()
-                    cut = True
-        if begun:
-            yield number + 1, bytes(begun)
-
-    def _chunks(self) -> Iterator[bytes | None]:
-        pause: float | None = _PAUSE_SECONDS
-        while True:
-            chunk = os.read(self._fd, _CHUNK_BYTES) if self._interrupts.ready(self._fd, pause) else None
-            if chunk == b"":
-                return
-            self.position += len(chunk or b"")
-            yield chunk
-            pause = None if chunk is None else _PAUSE_SECONDS
+                yield bytes(begun) + line
+            begun.clear()
+            cut = False
+        begun += rest if not cut else b""
+        if begun and (not chunk or len(begun) > LINE_BYTES):
+            yield bytes(begun)
+            begun.clear()
+            cut = True
+        if not chunk:
+            return
 
 
 # -- IDs ----------------------------------------------------------------------

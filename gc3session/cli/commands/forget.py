@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 from ... import Session
-from ..bulk import STEPS_HELP, BulkAction, bulk_options, run_bulk
-from ..filters import TaskFilter
+from ..bulk import STEPS_HELP, bulk_options, run_bulk
 
 _HELP = f"""Take tasks out of SESSION and leave them in its store: the tasks with these IDs ('-' reads IDs from
 standard input), or those that the options choose, as in 'gc3session list'.
@@ -22,6 +23,6 @@ standard input), or those that the options choose, as in 'gc3session list'.
 
 @click.command(help=_HELP, short_help="Take tasks out of a session.")
 @bulk_options
-def forget(session: str, ids: tuple[str, ...], chosen: TaskFilter, yes: bool) -> int:
+def forget(session: str, yes: bool, **options: Any) -> int:
     """Forget the tasks, and return the exit status."""
-    return run_bulk(BulkAction("forget", "forgot", "", Session.forget), session, ids, chosen, yes)
+    return run_bulk(Session.forget, "forgot", "", session, yes, options)

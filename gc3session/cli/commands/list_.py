@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
-from ..filters import CONDITIONS_HELP, TaskFilter, filter_options
-from ..listing import ListForm, listing_options, write_listing
+from ..filters import CONDITIONS_HELP
+from ..listing import listing_options, write_listing
 
 _HELP = f"""List the tasks of SESSION: ID, name, state, and when the state last changed (local time).
 
@@ -31,8 +33,7 @@ exit status is 1.
 
 @click.command("list", help=_HELP, short_help="List the tasks of a session.")
 @click.argument("session")
-@filter_options
-@listing_options("table")
-def list_(session: str, chosen: TaskFilter, layout: ListForm) -> int:
+@listing_options
+def list_(session: str, **options: Any) -> int:
     """Write the list, and return the exit status."""
-    return write_listing(session, chosen, layout)
+    return write_listing(session, "table", options)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 from ... import Session
-from ..bulk import STEPS_HELP, BulkAction, bulk_options, run_bulk
-from ..filters import TaskFilter
+from ..bulk import STEPS_HELP, bulk_options, run_bulk
 
 _HELP = f"""Delete tasks of SESSION: those with these IDs ('-' reads IDs from standard input), or those that the
 options choose, as in 'gc3session list'.
@@ -23,7 +24,6 @@ all of them; 'gc3session forget' takes it out of this session only.
 
 @click.command(help=_HELP, short_help="Delete tasks.")
 @bulk_options
-def remove(session: str, ids: tuple[str, ...], chosen: TaskFilter, yes: bool) -> int:
+def remove(session: str, yes: bool, **options: Any) -> int:
     """Remove the tasks, and return the exit status."""
-    action = BulkAction("remove", "removed", ", and the tasks in them, for good", Session.remove)
-    return run_bulk(action, session, ids, chosen, yes)
+    return run_bulk(Session.remove, "removed", ", and the tasks in them, for good", session, yes, options)

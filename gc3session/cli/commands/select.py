@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
-from ..filters import CONDITIONS_HELP, TaskFilter, filter_options
-from ..listing import ListForm, listing_options, write_listing
+from ..filters import CONDITIONS_HELP
+from ..listing import listing_options, write_listing
 
 _HELP = f"""Print the IDs of the tasks of SESSION that meet all conditions, one a line.
 
@@ -22,8 +24,7 @@ This is 'gc3session list --ids' with the conditions as arguments, and takes the 
 @click.command(help=_HELP, short_help="Print the IDs of the tasks that meet conditions.")
 @click.argument("session")
 @click.argument("conditions", metavar="[CONDITION]...", nargs=-1)
-@filter_options
-@listing_options("ids")
-def select(session: str, chosen: TaskFilter, layout: ListForm) -> int:
+@listing_options
+def select(session: str, **options: Any) -> int:
     """Write what is selected, and return the exit status."""
-    return write_listing(session, chosen, layout)
+    return write_listing(session, "ids", options)

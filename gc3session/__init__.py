@@ -34,6 +34,7 @@ from .errors import (
     UnknownFormat,
     UnsavedWarning,
     UnstorableValue,
+    WaitingWarning,
     WriteError,
 )
 from .format.schema import Schema
@@ -171,6 +172,7 @@ __all__ = [
     "UnreadableTask",
     "UnsavedWarning",
     "UnstorableValue",
+    "WaitingWarning",
     "Workflow",
     "WorkflowTask",
     "WriteError",

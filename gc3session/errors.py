@@ -225,3 +225,10 @@ class MirrorWarning(UserWarning):
 
     What is stored is safe; only programs that read that file may have read something else.
     """
+
+
+class WaitingWarning(UserWarning):
+    """A call has been waiting for 5 s, and goes on waiting, for another program that is writing to the store.
+
+    The message names the program; Ctrl-C ends the wait, and nothing was written then.
+    """

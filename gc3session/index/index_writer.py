@@ -55,16 +55,22 @@ class Transactions(Protocol):
 class Listener(Protocol):
     """Who follows a session's transactions: its mirror."""
 
-    def lock(self) -> None:
-        """Called before the transaction where transactions run side by side: wait here for other programs."""
+    def check(self) -> None:
+        """Called before the store is made, and before a transaction if these run side by side.
+
+        Raise WriteError if the session is no longer where it was opened.
+        """
 
     def plan(self, writer: Writer, row: Row, change: Change) -> Row:
         """Called at the end of the transaction; return the session's row with what the mirror needs to know."""
 
     def write(self) -> None:
-        """Called after the commit, and again if Ctrl-C has interrupted it."""
+        """Called after the commit, and again if Ctrl-C has interrupted it.
 
-    def unlock(self) -> str:
+        Raise WriteError if the session is no longer where it was opened.
+        """
+
+    def release(self) -> str:
         """Called in the end, whether there was a commit or not; return what the user is to be warned of."""
 
     def follow(self, store: Transactions, identity: bytes, *, now: bool = False) -> None:
@@ -75,9 +81,6 @@ class Listener(Protocol):
             identity: of the session.
             now: there is no later call.
         """
-
-    def forked(self) -> None:
-        """Called in a forked child."""
 
 
 def session_name_key(number: int) -> bytes:

@@ -16,7 +16,6 @@ another program has written or replaced it (a MirrorWarning says so).
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import stat
 from collections.abc import Iterator
@@ -26,7 +25,7 @@ from typing import Final
 
 from ..errors import OpenError, WriteError
 from ..records.schemas import Schemas
-from ..system.filesystem import opened_regular
+from ..system.filesystem import KnownFile, mount_of, opened_regular
 from ..tables.interface import Reader, Writer
 from .entries import MirrorNote, Row, next_block
 from .index_writer import Change, Transactions
@@ -55,35 +54,27 @@ def place_of(fd: int) -> str:
     The number tells one directory of the session from another, where its store is on a server.
     """
     status = os.fstat(fd)
-    mount = ""
-    with contextlib.suppress(OSError), open(f"/proc/self/fdinfo/{fd}") as facts:
-        mount = next((line.split()[1] for line in facts if line.startswith("mnt_id:")), "")
-    return f"{_boot_id()} {status.st_dev} {mount} {status.st_ino}"
+    return f"{_boot_id()} {status.st_dev} {mount_of(fd)} {status.st_ino}"
 
 
 class Mirror:
-    """The mirror at *path*; *lock* is a file of the session that stays for ever.
+    """The mirror at *path*; *url_file* is a file of the session that stays for ever, by which it is known.
 
     It is told of the transactions by its session's index (see `index_writer.Listener`).
 
     Args:
         path: of the mirror.
-        lock: `store.url` of the session.
+        url_file: `store.url` of the session.
         schemas: of the store.
 
-    Raise OpenError if *lock* can't be opened.
+    Raise OpenError if *url_file* can't be opened.
     """
 
-    _MOVED = (
-        "the session was moved, destroyed or made anew since it was opened; nothing was written. Open it again"
-    )
-
-    def __init__(self, path: str, lock: str, schemas: Schemas) -> None:
+    def __init__(self, path: str, url_file: str, schemas: Schemas) -> None:
         self.path = path
-        self._lock_path = lock
+        self._url_path = url_file
         self._schemas = schemas
-        self._locked = False
-        self._lock = -1
+        self._url_file: KnownFile | None = None  # None if there is no such file
         self._where = ""
         self._complaint = ""
         self._file = -1  # the mirror, while a step is to be done
@@ -91,11 +82,12 @@ class Mirror:
         self._text = b""  # what the step appends
         self._is_anew = False  # whether the step is to rename the file that was written anew
         try:
-            self._open_lock()
+            flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+            self._url_file = KnownFile(os.open(url_file, flags))
         except FileNotFoundError:
-            pass  # `lock` says so
+            pass  # `check` says so
         except OSError as error:
-            raise OpenError(f"{lock} can't be opened: {error.strerror}") from error
+            raise OpenError(f"{url_file} can't be opened: {error.strerror}") from error
 
     @property
     def _temporary(self) -> str:
@@ -116,9 +108,7 @@ class Mirror:
                 file.seek(note.blanks[-1][0])
                 if file.read(1) != b" ":
                     return False
-        with contextlib.suppress(OSError):
-            self._open_lock()
-        return note.where == self._where
+        return note.where == self._place()
 
     def mend(self, store: Transactions, identity: bytes) -> None:
         """Bring the mirror up to date, which is that of the session *identity*; no transaction is open."""
@@ -129,44 +119,33 @@ class Mirror:
 
     # -- the steps of a transaction
 
-    def lock(self) -> None:
-        """Lock the mirror.  Raise WriteError if the session is no longer where it was opened."""
-        if not self._locked:
-            self._hold(flock=True)
-
-    def _hold(self, *, flock: bool) -> None:
-        try:
-            self._open_lock()
-            if flock:
-                self._locked = True  # before it is, as Ctrl-C may come right after that
-                fcntl.flock(self._lock, fcntl.LOCK_EX)
-            there, held = os.lstat(self._lock_path), os.fstat(self._lock)
-        except FileNotFoundError as error:
-            raise WriteError(f"{self._lock_path} is gone: {self._MOVED}") from error
-        except OSError as error:
+    def check(self, *, committed: bool = False) -> None:
+        """Raise WriteError if the session is no longer where it was opened."""
+        if self._url_file is None or not self._url_file.is_at(self._url_path):
+            lost = "what was just written may be lost with it" if committed else "nothing was written"
             raise WriteError(
-                f"{self._lock_path} can't be locked ({error.strerror}); nothing was written"
-            ) from error
-        if (there.st_dev, there.st_ino) != (held.st_dev, held.st_ino):
-            raise WriteError(f"{self._lock_path} is another file than when it was opened: {self._MOVED}")
+                f"{self._url_path} is gone, or another file than it was: the session was moved, destroyed or made anew"
+                f" since it was opened; {lost}. Open it again"
+            )
 
-    def _open_lock(self) -> None:
-        if self._lock < 0:
-            self._lock = os.open(self._lock_path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-            self._where = place_of(self._lock)
+    def _place(self) -> str:
+        """Return where the mirror is, as `place_of` says it."""
+        if not self._where and self._url_file is not None:
+            self._where = place_of(self._url_file.fd)
+        return self._where
 
     def plan(self, writer: Writer, row: Row, change: Change) -> Row:
-        """Lock the mirror and plan what `write` is to do; return the row with what the file will be then.
+        """Plan what `write` is to do; return the row with what the file will be then.
 
         Raise WriteError if the session is no longer where it was opened.
         """
-        self.lock()
+        self.check()
         self._forget_step()
         note = None if row.mirror is None else MirrorNote(*row.mirror)
         try:
             lines = change.text.count(b"\n")
             if note is None and lines == row.total and self._is_empty():
-                note = MirrorNote(os.fstat(self._file).st_ino, 0, 0, self._where, 0, b"", [])
+                note = MirrorNote(os.fstat(self._file).st_ino, 0, 0, self._place(), 0, b"", [])
             elif note is None or not self._is_current(note):
                 note = None
             if note is None or change.anew or len(change.removed) > _MOST_LINES:
@@ -189,7 +168,7 @@ class Mirror:
 
     def _is_current(self, note: MirrorNote) -> bool:
         """Return whether the file is as the row says; what a killed program has left of its step is done now."""
-        if note.where != self._where:
+        if note.where != self._place():
             return False
         temporary, status = _regular(self._temporary), _regular(self.path)
         if temporary is not None and (temporary.st_ino, temporary.st_size) == (note.inode, note.size):
@@ -247,7 +226,7 @@ class Mirror:
             _write_at(self._file, text, size)
             size += len(text)
         inode = os.fstat(self._file).st_ino
-        self._step, self._is_anew = MirrorNote(inode, size, 0, self._where, size, b"", []), True
+        self._step, self._is_anew = MirrorNote(inode, size, 0, self._place(), size, b"", []), True
         return self._step
 
     def _complain(self, error: Exception) -> None:
@@ -266,12 +245,14 @@ class Mirror:
     def write(self) -> None:
         """Do the step that was planned, as the transaction has been committed.
 
-        A failure is only warned of: the tasks are stored, and the next transaction mends the file.
+        A failure is only warned of: the tasks are stored, and the next transaction mends the file.  But raise
+        WriteError if the session is no longer where it was opened.
         """
         step = self._step
         if step is None:
             return
         try:
+            self.check(committed=True)
             if self._is_anew:
                 os.rename(self._temporary, self.path)
             _write_at(self._file, self._text, step.begin)
@@ -282,13 +263,10 @@ class Mirror:
         finally:
             self._step = None
 
-    def unlock(self) -> str:
-        """Unlock the mirror, and drop a plan that was not carried out; return what to warn of."""
+    def release(self) -> str:
+        """Drop a plan that was not carried out; return what to warn of."""
         complaint, self._complaint = self._complaint, ""
         self._forget_step()
-        if self._locked:
-            self._locked = False
-            fcntl.flock(self._lock, fcntl.LOCK_UN)
         return complaint
 
     def _forget_step(self) -> None:
@@ -303,16 +281,11 @@ class Mirror:
         if fd >= 0:
             os.close(fd)
 
-    def forked(self) -> None:
-        """Give up the file that is locked: a child shares it, and its lock, with its parent."""
-        self.close()
-
     def close(self) -> None:
         """Give back the files."""
         self._forget_step()
-        fd, self._lock, self._locked = self._lock, -1, False
-        if fd >= 0:
-            os.close(fd)
+        if self._url_file is not None:
+            self._url_file.close()
 
 
 def _regular(path: str) -> os.stat_result | None:

@@ -8,9 +8,12 @@ gets a note of the new file then, if it still is the row that was read with the 
 
 from __future__ import annotations
 
-import contextlib
+import fcntl
+import os
 import time
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, Final
 
 from ..errors import Error, MirrorWarning, StoreUnreachable, WriteError
@@ -33,12 +36,8 @@ class ServerMirror(Mirror):
         self._behind = False  # whether a commit has changed that
         self._not_before = time.monotonic() + _PAUSE
 
-    def lock(self) -> None:
-        if not self._locked:
-            self._hold(flock=False)
-
     def plan(self, writer: Writer, row: Row, change: Change) -> Row:
-        self.lock()
+        self.check()
         if not (change.text or change.removed or change.anew):
             return row
         self._concerned = True
@@ -47,34 +46,47 @@ class ServerMirror(Mirror):
     def write(self) -> None:
         self._behind |= self._concerned
 
-    def unlock(self) -> str:
+    def release(self) -> str:
         self._concerned = False
-        return super().unlock()
+        return super().release()
 
     def follow(self, store: Transactions, identity: bytes, *, now: bool = False) -> None:
         if self._behind and (now or time.monotonic() >= self._not_before):
-            with contextlib.suppress(Error):  # what was called is done; a flush tells it
+            with suppress(Error):  # what was called is done; a flush tells it
                 self.mend(store, identity)
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Keep other processes from writing the mirror within `with`; wait while one does."""
+        fd = os.open(self._url_path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            self.check()
+            yield
+        finally:
+            os.close(fd)
 
     def mend(self, store: Transactions, identity: bytes) -> None:
         begun = time.monotonic()
         try:
-            super().lock()  # before reading: of two programs the one that is the last to write has the newer state
-            with store.reading() as reader:
-                row = Row.read(reader, identity)
-                note = None if row is None or self.intact(row) else self._planned_anew(reader, row)
-            super().write()
-            self._behind = False
-            if note is not None and not self._complaint:  # still locked, or the file may be another one's by then
-                with contextlib.suppress(StoreUnreachable, WriteError):  # then it is written once more than needed
-                    store.write(
-                        lambda index_writer, writer: index_writer.note_mirror(identity, row, note),
-                        batch=False,
-                    )
+            # Locked before reading: of two programs the one that is the last to write has the newer state. Until
+            # the end, or the file may be another one's by then.
+            with self._locked():
+                with store.reading() as reader:
+                    row = Row.read(reader, identity)
+                    note = None if row is None or self.intact(row) else self._planned_anew(reader, row)
+                super().write()
+                self._behind = False
+                if note is not None and not self._complaint:
+                    with suppress(StoreUnreachable, WriteError):  # then it is written once more than needed
+                        store.write(
+                            lambda index_writer, writer: index_writer.note_mirror(identity, row, note),
+                            batch=False,
+                        )
         except (OSError, StoreUnreachable) as error:
             self._complain(error)
         finally:
-            complaint = self.unlock()
+            complaint = self.release()
             self._behind |= bool(complaint)
             now = time.monotonic()
             self._not_before = now + max(_PAUSE, _SHARE * (now - begun))

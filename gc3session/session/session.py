@@ -10,7 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..directory import SessionDirectory
-from ..errors import AccessDenied, DamagedSession, InvalidArgument, ReadOnlyError
+from ..errors import AccessDenied, DamagedSession, InvalidArgument, OpenError, ReadOnlyError
 from ..index.entries import MirrorNote, Row
 from ..store.mirrored import mirror_of
 from ..store.store import DEFAULT_BATCH_BYTES, Store, make_store
@@ -111,6 +111,10 @@ class Session(SessionBase[T]):
             super().__init__(store, identity, owns_store=owned)
             self._mirror = mirror_of(store, directory)
             self._index.listener = self._mirror
+            if not (store.read_only or self._is_there()):
+                raise OpenError(
+                    f"{self.path} was moved, destroyed or made anew while it was opened; open it again"
+                )
             self._tend_mirror(opening=True)
         except BaseException:
             index = getattr(self, "_index", None)
@@ -160,7 +164,8 @@ class Session(SessionBase[T]):
                 return
             with store.reading() as reader:
                 row = Row.read(reader, identity)
-            if not self._mirror.intact(row) and self._is_there():
+            # Who writes at the moment sees to it: nobody who only reads waits for that.
+            if not self._mirror.intact(row) and self._is_there() and not store.tables.is_busy():
                 # Without the right to write, the session can still be read; whatever writes to it says what is missing.
                 with suppress(AccessDenied, ReadOnlyError):
                     self._mirror.mend(store, identity)

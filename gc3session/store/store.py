@@ -15,7 +15,7 @@ import threading
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from typing import Any
 from weakref import ref
 
@@ -107,6 +107,7 @@ class Store(StoreStaging):
         self._changed_by_parent: frozenset[int] | None = None
         self.transactions = 0
         tables.on_create = self._on_create
+        tables.before_create = self._check_sessions
         expect_workers()
         try:
             _stores[id(self)] = self
@@ -298,7 +299,8 @@ class Store(StoreStaging):
                     self.flush()
                     unsaved = self.unsaved()
                     if self.tables.exists():
-                        self.sequence.give_back()
+                        with suppress(WriteError):  # then they stay unused
+                            self.sequence.give_back()
                 self._closed = True
             self.tables.close()
         if unsaved:
@@ -427,17 +429,11 @@ class Store(StoreStaging):
         listeners = {index.identity: index.listener for index in self.indexes if index.listener is not None}
         try:
             if self.tables.concurrent_writers:
-                for _, listener in sorted(listeners.items()):
-                    listener.lock()
+                self._check_sessions()
             with no_collection() if len(self.batch.records) >= _MANY else nullcontext():
                 self._transact(unit, after_commit)
         finally:
-            try:
-                complaints = self._release_listeners()
-            except KeyboardInterrupt:
-                self._release_listeners()
-                raise
-        self.tables.after_write()
+            complaints = self._release_listeners()
         for complaint in complaints:
             if complaint:
                 warnings.warn(escaped(complaint), MirrorWarning, stacklevel=2)
@@ -469,8 +465,13 @@ class Store(StoreStaging):
         self._pending_commit = None
 
     def _release_listeners(self) -> builtins.list[str]:
-        """Have all mirrors unlocked; return what to warn of."""
-        return [index.listener.unlock() for index in self.indexes if index.listener is not None]
+        """Have all mirrors drop what they were to do; return what to warn of."""
+        return [index.listener.release() for index in self.indexes if index.listener is not None]
+
+    def _check_sessions(self) -> None:
+        for index in self.indexes:
+            if index.listener is not None:
+                index.listener.check()
 
     def _check_not_moved(self, writer: Writer) -> None:
         for _, moved in writer.get_many(META, [moved_key(index.identity) for index in self.indexes]):
@@ -481,15 +482,15 @@ class Store(StoreStaging):
             )
 
     def _after_commit(self, block: Committed, *, batch: bool = True) -> None:
+        for index in self.indexes:  # first: if a session isn't there any more, nothing is acknowledged
+            if index.listener is not None:
+                index.listener.write()
         if block is not None:
             self.sequence.use_block(block)
         if batch:
             self.batch.clear()
             for index in self.indexes:
                 index.reset()
-        for index in self.indexes:
-            if index.listener is not None:
-                index.listener.write()
 
     # -- fork
 
@@ -517,8 +518,6 @@ class Store(StoreStaging):
         self.sequence.reset()
         for index in self.indexes:
             index.reset()
-            if index.listener is not None:
-                index.listener.forked()
 
 
 _stores: weakref.WeakValueDictionary[int, Store] = weakref.WeakValueDictionary()

@@ -256,6 +256,9 @@ class Tables(ABC):
     on_create: Callable[[Writer], None] | None = None
     """Called with the first transaction after the tables were created."""
 
+    before_create: Callable[[], None] | None = None
+    """Called before the tables are created; whatever it raises keeps them from being made."""
+
     pending_commit: CommitUnknown | None = None
     """Set when `write` raises without knowing whether its transaction was committed."""
 
@@ -313,6 +316,10 @@ class Tables(ABC):
         with self.read() as reader:
             return reader.get(table, key)
 
+    def is_busy(self) -> bool:
+        """Return whether another process writes at the moment, so that `write` would wait for it."""
+        return False
+
     @abstractmethod
     def write(
         self,
@@ -331,10 +338,6 @@ class Tables(ABC):
         After the commit *committed* is called with the result, before any fork; once more if Ctrl-C
         interrupts the commit or it, so calling it a second time must do no harm.
         """
-
-    @abstractmethod
-    def after_write(self) -> None:
-        """Do what is left to do after a write, and what nobody has to wait for."""
 
     def figures(self) -> list[Figure]:
         """Return what the store reports about itself, such as size and settings, in constant time."""

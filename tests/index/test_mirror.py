@@ -18,6 +18,7 @@ from consistency import check, read_mirror
 from gc3session import Error, MirrorWarning, Session, Task, check_session, repair_session
 from gc3session.index.entries import MirrorNote, Row
 from gc3session.tables import Writer
+from mounts import bound
 
 MakeSession = Callable[..., Session]
 
@@ -204,3 +205,26 @@ def test_blank_lines_that_a_row_makes_up_do_not_fill_the_disk(tmp_path: Path, wa
         path = tmp_path / "copy"
     assert os.path.getsize(path / "session_ids.txt") == size
     assert list(check_session(path)) == []
+
+
+def test_mirror_of_another_mount_is_mended_without_a_warning(tmp_path: Path) -> None:
+    # As after a disk has gone away, with what wasn't flushed, and come back without a boot.
+    disk, place = tmp_path / "disk", tmp_path / "place"
+    disk.mkdir()
+    place.mkdir()
+    path = place / "s"
+    for length in (1, 2):
+        with bound(disk, place):
+            with Session(path) as session:
+                session.add(Task())
+                assert read_mirror(path) == list(session.ids())
+                assert len(session) == length
+            inode = (path / "session_ids.txt").stat().st_ino
+            Session(path).close()
+            assert (path / "session_ids.txt").stat().st_ino == inode, "it was mended on the same mount"
+        mirror = disk / "s" / "session_ids.txt"
+        write_with_its_time(mirror, bytes(mirror.stat().st_size))
+    with bound(disk, place), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Session(path).close()
+        assert len(check(path)) == 2

@@ -22,10 +22,10 @@ from ...system.temporary import delete_tree
 from ..interface import Compacted, OnProgress
 from .data_file.meta import MetaPage, meta_pages_of, newest_meta_page_of, opened_data_file
 from .data_file.verification import mark_trusted
-from .environment import Environment, compacted_name, unmap_pages
+from .environment import COMPACTED, Environment, compacted_name, unmap_pages
 from .errors import translated
+from .locks import exclusive_lock
 from .opening import Transaction
-from .sharing import exclusive_lock
 
 _PIECE: Final = 8 << 20  # bytes copied at once
 _ITEMS: Final = 1000  # copied at once
@@ -130,7 +130,10 @@ def _replace(env: Environment, progress: OnProgress) -> Compacted:
             os.truncate(out, meta.size)
             os.utime(out, ns=(before.st_atime_ns, before.st_mtime_ns))  # the time of the last commit
             os.fsync(out)
-        os.rename(path, env.data)
+        with opened_data_file(env.data) as former:
+            os.rename(path, env.data)
+            with contextlib.suppress(OSError):  # those who know the former file must open the session again then
+                os.utime(former.fileno(), ns=(COMPACTED, COMPACTED))
         mark_trusted(env.path)
     finally:
         delete_tree(temporary)

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 from ...system.forks import ENVIRONMENTS, Lock, at_fork
 from .environment import Environment
-from .sharing import exclusive_lock, in_use
+from .locks import exclusive_lock, in_use
 
 _environments: dict[str, Environment] = {}
 _registry = threading.Lock()

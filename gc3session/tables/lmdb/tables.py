@@ -122,6 +122,36 @@ def _recover(env: Environment, failure: Exception) -> None:
         env.suspend()
 
 
+def _transact(env: Environment, unit: Callable[[Writer], T], committed: Callable[[T], None]) -> T:
+    """Run *unit* in a transaction, and confirm it; nobody else can write meanwhile."""
+    txn = env.begin(write=True)
+
+    def confirm() -> None:
+        env.ensure_in_place(committed=True)
+        committed(result)
+
+    try:
+        result = unit(_LmdbWriter(txn))
+        txn.commit()
+        confirm()
+    except BaseException as error:
+        if not _has_ended(txn):
+            txn.abort()
+        elif not isinstance(error, (lmdb.Error, Error)):
+            confirm()  # Ctrl-C came after the commit
+        raise
+    env.after_commit()
+    return result
+
+
+def _place(path: str) -> str:
+    """Return the real path of an environment; a symbolic link in its own place isn't followed, and never opened."""
+    above, name = os.path.split(path.rstrip(os.sep))
+    if name in ("", os.curdir, os.pardir):
+        return os.path.realpath(path)
+    return os.path.join(os.path.realpath(above), name)
+
+
 class LmdbTables(Tables):
     """The tables in an LMDB environment, a directory of its own.
 
@@ -145,7 +175,7 @@ class LmdbTables(Tables):
         allow_network_filesystem: bool = False,
         verify: bool | None = None,
     ) -> None:
-        self.path = os.path.realpath(os.fspath(path))
+        self.path = _place(os.fspath(path))
         self.url = StoreURL.of_path(self.path)
         self.read_only = read_only
         self._map_size = map_size
@@ -240,6 +270,10 @@ class LmdbTables(Tables):
                     pass  # `read` below recovers from it, or raises
         return super().get(table, key)
 
+    def is_busy(self) -> bool:
+        env = self._environment()
+        return env is not None and env.is_busy()
+
     def write(
         self,
         unit: Callable[[Writer], T],
@@ -250,24 +284,19 @@ class LmdbTables(Tables):
             raise ReadOnlyError(f"the store {self.url} was opened read-only")
         env = self._environment()
         if env is None:
+            if self.before_create is not None:
+                self.before_create()
             create_environment(self.path, self._fill)
             env = self._environment()
             assert env is not None
         with env.writing:
             while True:
                 try:
-                    txn = env.begin(write=True)
                     try:
-                        result = unit(_LmdbWriter(txn))
-                        txn.commit()
-                        committed(result)
-                    except BaseException as error:
-                        if _has_ended(txn) and not isinstance(error, lmdb.Error):
-                            committed(result)  # Ctrl-C came after the commit
-                        else:
-                            txn.abort()
-                        raise
-                    return result
+                        env.lock()
+                        return _transact(env, unit, committed)
+                    finally:
+                        env.unlock()
                 except (lmdb.MapFullError, lmdb.MapResizedError, MustReopen) as error:
                     failure: Exception = error
                 except lmdb.PanicError as error:
@@ -283,12 +312,6 @@ class LmdbTables(Tables):
     def _fill(self, txn: Transaction) -> None:
         if self.on_create is not None:
             self.on_create(_LmdbWriter(txn))
-
-    def after_write(self) -> None:
-        env = self._env
-        if env is not None and env.is_open:
-            with env.writing:
-                env.fill_gap()
 
     def figures(self) -> list[Figure]:
         while True:

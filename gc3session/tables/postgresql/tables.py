@@ -323,9 +323,6 @@ class PostgresqlTables(Tables):
                     if not again or not patience.wait():
                         raise self._translated(error, connection) from error
 
-    def after_write(self) -> None:
-        pass
-
     # -- ending
 
     def suspend(self) -> None:

@@ -16,7 +16,7 @@ from ..session.base import SessionBase
 from ..session.session import Session
 from ..snapshots.snapshot import snapshot
 from .dump import DumpLines
-from .dump_files import DumpText, opened_lines
+from .dump_files import opened_lines
 from .dump_reader import DumpReader, DumpRecord
 
 Side = SessionBase | str | os.PathLike[str] | IO[bytes]
@@ -51,7 +51,7 @@ def diff(first: Side, second: Side) -> Iterator[Difference]:
     for a directory that isn't a session.
     """
     with ExitStack() as stack:
-        a, b = (DumpReader(_text(side, stack), _decode) for side in (first, second))
+        a, b = (_reader(side, stack) for side in (first, second))
         before, after = _records(a), _records(b)
         x, y = next(before, None), next(after, None)
         same_schemas = a.schemas == b.schemas
@@ -75,16 +75,16 @@ def _decode(text: str) -> Any:
         raise ValueError("its values are nested too deeply") from None
 
 
-def _text(side: Side, stack: ExitStack) -> DumpText:
-    """Return the lines of a dump, or those that a session would have if it were dumped."""
+def _reader(side: Side, stack: ExitStack) -> DumpReader:
+    """Return the reader of a dump, or of the lines that a session would have if it were dumped."""
     if isinstance(side, (str, os.PathLike)) and not os.path.isfile(side):
         side = stack.enter_context(Session(side, create=False, read_only=True))
     if not isinstance(side, SessionBase):
-        return DumpText(stack.enter_context(opened_lines(side)))
+        return DumpReader(stack.enter_context(opened_lines(side)), _decode)
     if not side.store.read_only:
         side.flush()
     state, records = stack.enter_context(snapshot(side._index))
-    return DumpText(DumpLines(state, records, side._directory), name=side.name)
+    return DumpReader(DumpLines(state, records, side._directory), _decode, side.name)
 
 
 def _records(dump: DumpReader) -> Iterator[DumpRecord]:
@@ -92,13 +92,12 @@ def _records(dump: DumpReader) -> Iterator[DumpRecord]:
         dump.read_head()
         yield from dump.read_records()
     except ValueError as error:
-        raise dump.text.broken(error) from error
+        raise dump.broken(error) from error
 
 
 def _fields(dump: DumpReader, record: DumpRecord) -> dict[str, Any]:
     """Return what is compared of a record, by the names that `Difference.fields` has."""
-    number, fields = record.line.get("schema"), record.line.get("fields")
-    schema = dump.schemas.get(number) if type(number) is int else None
+    schema, fields = dump.schema_of(record), record.line.get("fields")
     found = {_MEMBER: record.member, _CLASS: schema.tag if isinstance(schema, Schema) else ""}
     if type(fields) is not dict:
         return found | {_BYTES: record.line.get("values") or record.line.get("record")}

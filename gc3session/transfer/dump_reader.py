@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from base64 import b64decode
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from typing import Any, Final, NamedTuple
 
 import msgpack
 
-from ..errors import CorruptRecord
+from ..errors import CorruptRecord, InvalidArgument
 from ..format.frame import seal
 from ..format.schema import Schema
 from ..records.ids import parse_id
 from .dump import DUMP_VERSION
-from .dump_files import DumpText
+from .dump_files import broken_compression
 
 _NO_DUMP: Final = 'this is not a dump: the first line of one begins with {"dump":'
 
@@ -41,21 +41,45 @@ class DumpRecord(NamedTuple):
 class DumpReader:
     """A dump that is being read. Each method raises ValueError, with what is wrong, for a bad line.
 
+    Args:
+        lines: a binary file, or its lines.
+        decode: returns the value of a line of JSON, or raises ValueError.
+        name: that of the dump in messages; it is that of the file unless it is given.
+
     Attributes:
-        text: its lines.
         first, next, count: from its first line: the least N, the N after the greatest, the number of records.
         schemas: schema number -> the schema, or the bytes of a damaged one.
         records, members: how many records have been read, and how many of them the session holds.
     """
 
-    def __init__(self, text: DumpText, decode: Callable[[str], Any]) -> None:
-        self.text = text
-        self._texts = iter(self.text)
+    def __init__(self, lines: Iterable[bytes], decode: Callable[[str], Any], name: str | None = None) -> None:
+        file_name = getattr(lines, "name", None)
+        self._name = name or (file_name if isinstance(file_name, str) else "the dump")
+        self._number = 0  # of the line that was read last
+        self._texts = self._decoded_lines(lines)
         self._decode = decode
         self._after_schemas = ""
         self.first = self.next = self.count = 0
         self.schemas: dict[int, Schema | bytes] = {}
         self.records = self.members = 0
+
+    def broken(self, what: object) -> InvalidArgument:
+        """Return the exception for a fault of the line that was read last."""
+        return InvalidArgument(f"{self._name}, line {self._number}: {what}")
+
+    def _decoded_lines(self, lines: Iterable[bytes]) -> Iterator[str]:
+        try:
+            for line in lines:
+                self._number += 1
+                if not line.endswith(b"\n"):
+                    raise ValueError("the dump is cut: this line has no end")
+                if not line.isascii():
+                    raise ValueError("it has other characters than ASCII")
+                yield line.decode("ascii")
+        except Exception as error:
+            if not isinstance(error, broken_compression()):
+                raise
+            raise ValueError(f"it is cut or damaged ({error})") from error
 
     def read_head(self) -> None:
         """Read the first line and the schemas."""
@@ -81,7 +105,7 @@ class DumpReader:
         """Give the records, and at the end check that none is missing."""
         following = self.first
         line: dict[str, Any] = {}
-        for text in self._rest():
+        for text in chain(filter(None, [self._after_schemas]), self._texts):
             line = self._decoded(text)
             if "id" not in line:
                 break
@@ -101,22 +125,20 @@ class DumpReader:
         if next(self._texts, ""):
             raise ValueError("there is more after the end of the dump")
 
+    def schema_of(self, record: DumpRecord) -> Schema | bytes | None:
+        """Return the schema that the line of a record names; None if there is none of that number."""
+        number = record.line.get("schema")
+        return self.schemas.get(number) if type(number) is int else None
+
     def times(self) -> tuple[str, dict[str, int]] | None:
         """Return the command line and the times ('start', 'end') of the session; None if it had no directory."""
         if self._header.get("created") is None:
             return None
-        times: dict[str, int] = {}
-        for which, name in (("start", "created"), ("end", "finished")):
-            time = self._header.get(name)
-            if time is None:
-                continue
-            if type(time) is not int:
-                raise ValueError(f"its {name!r} is not a time in ns")
-            times[which] = time
+        names = {"start": "created", "end": "finished"}
+        times = {which: self._header[name] for which, name in names.items() if self._header.get(name) is not None}
+        if not all(type(time) is int for time in times.values()):
+            raise ValueError("its 'created' or 'finished' is not a time in ns")
         return str(self._header.get("command") or ""), times
-
-    def _rest(self) -> Iterator[str]:
-        return chain(filter(None, [self._after_schemas]), self._texts)
 
     def _decoded(self, text: str) -> dict[str, Any]:
         line = self._decode(text)

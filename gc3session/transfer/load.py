@@ -14,10 +14,9 @@ from ..records.json_values import FieldsDecoder, NotJSON, unpack
 from ..session.base import SessionBase
 from ..session.session import Session
 from ..snapshots.copying import RecordCopier
-from ..store.index import Index
 from ..system.temporary import made_whole
 from ..tables.interface import RECORDS, OnProgress, no_progress, with_progress
-from .dump_files import DumpText, opened_lines
+from .dump_files import opened_lines
 from .dump_reader import DumpReader, DumpRecord, bytes_in, number_in
 
 _IDS_IN_MESSAGE: Final = 3
@@ -81,7 +80,13 @@ def load_dump(
 def _load_into(session: SessionBase, lines: IO[bytes], on_clash: str, progress: OnProgress) -> Loaded:
     session._ensure_writable()
     session.flush()
-    return _Loading(session._index, session._directory, lines, on_clash, progress).run()
+    loading = _Loading(session, lines, on_clash)
+    try:
+        return loading.run(progress)
+    except (ValueError, CorruptRecord) as error:
+        done = 0 if loading.copier is None else loading.copier.records
+        before = f"; {done} records before it are loaded" if done else ""
+        raise loading.dump.broken(f"{error}{before}") from error
 
 
 def _load_new(directory: SessionDirectory, lines: IO[bytes], progress: OnProgress) -> Loaded:
@@ -98,46 +103,36 @@ def _load_new(directory: SessionDirectory, lines: IO[bytes], progress: OnProgres
 
 
 class _Loading:
-    """The loading of one dump into one session.
+    """The loading of one dump into one session, whose batch is empty."""
 
-    Args:
-        index: the session's; its batch is empty.
-        directory: where the session is; None if it has no directory.
-        on_clash, progress: as in `load_dump`.
-        lines: the lines of the dump.
-    """
-
-    def __init__(
-        self,
-        index: Index,
-        directory: SessionDirectory | None,
-        lines: IO[bytes],
-        on_clash: str,
-        progress: OnProgress,
-    ) -> None:
-        self._index = index
-        self._store = index.store
-        self._directory = directory
+    def __init__(self, session: SessionBase, lines: IO[bytes], on_clash: str) -> None:
+        self._index = session._index
+        self._store = session.store
+        self._directory = session._directory
         self._on_clash = on_clash
-        self._progress = progress
         self._decoder = FieldsDecoder()
-        self._dump = DumpReader(DumpText(lines), self._decoder.decode)
-        self._skipped = self._gone = 0
+        self.dump = DumpReader(lines, self._decoder.decode)
+        self.copier: RecordCopier | None = None
 
-    def run(self) -> Loaded:
+    def run(self, progress: OnProgress) -> Loaded:
         """Load all of it."""
-        copier = None
-        try:
-            self._dump.read_head()
-            copier = RecordCopier(self._index, self._dump.schemas, range(self._dump.first, self._dump.next))
-            self._reserve(copier)
-            self._load(copier)
-            if copier.before == 1:
-                self._set_times()
-        except (ValueError, CorruptRecord) as error:
-            before = f"; {copier.records} records before it are loaded" if copier and copier.records else ""
-            raise self._dump.text.broken(f"{error}{before}") from error
-        return Loaded(copier.records, copier.members, self._skipped, self._gone, copier.shift)
+        dump = self.dump
+        dump.read_head()
+        copier = self.copier = RecordCopier(self._index, dump.schemas, range(dump.first, dump.next))
+        self._reserve(copier)
+        skipped = gone = 0
+        for record in with_progress(dump.read_records(), dump.count, progress):
+            if self._on_clash == "skip" and record.number < copier.before:
+                skipped += 1
+                gone += self._store.tables.get(RECORDS, RECORD_KEY.pack(record.number)) is None
+            elif "record" in record.line:
+                self._load_unreadable(copier, record)
+            else:
+                self._load_readable(copier, record)
+        copier.write()
+        if copier.before == 1:
+            self._set_times()
+        return Loaded(copier.records, copier.members, skipped, gone, copier.shift)
 
     def _reserve(self, copier: RecordCopier) -> None:
         """Take the numbers of the dump.  Raise ClashError with the IDs that clash, for which the dump is read."""
@@ -147,7 +142,7 @@ class _Loading:
                 self._store.sequence.give_back()
         if copier.reserve(self._on_clash):
             return
-        clashing = takewhile(lambda record: record.number < copier.before, self._dump.read_records())
+        clashing = takewhile(lambda record: record.number < copier.before, self.dump.read_records())
         ids = [record.id for record in islice(clashing, _IDS_IN_EXCEPTION)]
         count = len(ids) + sum(1 for _ in clashing)
         more = f" and {count - _IDS_IN_MESSAGE:,} more" if count > _IDS_IN_MESSAGE else ""
@@ -158,23 +153,10 @@ class _Loading:
             tuple(ids),
         )
 
-    def _load(self, copier: RecordCopier) -> None:
-        for record in with_progress(self._dump.read_records(), self._dump.count, self._progress):
-            if self._on_clash == "skip" and record.number < copier.before:
-                self._skipped += 1
-                self._gone += self._store.tables.get(RECORDS, RECORD_KEY.pack(record.number)) is None
-            elif "record" in record.line:
-                self._load_unreadable(copier, record)
-            else:
-                self._load_readable(copier, record)
-        copier.write()
-
     def _load_readable(self, copier: RecordCopier, record: DumpRecord) -> None:
-        line = record.line
-        number = line.get("schema")
-        schema = self._dump.schemas.get(number) if type(number) is int else None
+        line, schema = record.line, self.dump.schema_of(record)
         if not isinstance(schema, Schema) or schema.name != record.name:
-            raise ValueError(f"the schema of {record.id}, {number!r}, is not in the dump")
+            raise ValueError(f"the schema of {record.id}, {line.get('schema')!r}, is not in the dump")
         fields = line.get("fields")
         if "values" in line:
             packed = bytes_in(line, "values")
@@ -194,13 +176,13 @@ class _Loading:
     def _load_unreadable(self, copier: RecordCopier, record: DumpRecord) -> None:
         data = bytes_in(record.line, "record")
         state = str(record.line.get("state", "")) if record.member else None
-        schemas = self._dump.schemas.values()
+        schemas = self.dump.schemas.values()
         named = next((s.number for s in schemas if isinstance(s, Schema) and s.name == record.name), 0)
         copier.add_unreadable(record.number, named, data, state)
 
     def _set_times(self) -> None:
         """Give the session the times of the dumped one."""
-        restored = self._dump.times()
+        restored = self.dump.times()
         if self._directory is None or restored is None:
             return
         try:

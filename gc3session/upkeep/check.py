@@ -29,7 +29,7 @@ from ..tables.interface import (
     no_progress,
 )
 from ..tables.urls import StoreURL, make_tables
-from .check_mirror import MirrorCheck, MirrorCopy
+from .check_mirror import MirrorCopy
 from .check_tables import TablesCheck
 from .finding import Finding
 from .record_reader import RecordReader
@@ -152,9 +152,6 @@ class _Work:
         except DamagedSession as error:
             yield Finding("directory", url, str(error))
             return
-        with MirrorCopy(self._directory, alone=True) as mirror:
-            mirror.take()
-            yield from MirrorCheck(mirror, None, {}).end(0)
         yield from self._check_known(url)
 
     def _check_known(self, url: str) -> Iterator[Finding]:
@@ -178,20 +175,19 @@ class _Work:
             if len(faults) < _MOST_STRUCTURE_FAULTS and fault not in faults[-_RECENT_FAULTS:]:
                 faults.append(fault)
 
-        with MirrorCopy(self._directory, alone=self._directory.holds(tables.url)) as mirror:
-            readable = False
+        with (
+            MirrorCopy(self._directory, alone=self._directory.holds(tables.url)) as mirror,
+            contextlib.ExitStack() as held,
+        ):
             try:
-                with tables.contents(problem, held=mirror.take) as contents:
-                    readable = True
-                    for fault in faults:
-                        yield Finding("structure", tables.url, fault)
-                    if not faults:  # else what is missing would be a finding again for each record and entry
-                        yield from self._check_tables(contents, tables.url, identity, mirror)
+                contents = held.enter_context(tables.contents(problem, held=mirror.take))
             except (CorruptStore, UnknownFormat) as error:
-                if readable:
-                    raise
-                mirror.close()
-                yield Finding("structure", tables.url, str(error))
+                mirror.close()  # which lets writers go on
+                faults = [str(error)]
+            for fault in faults:
+                yield Finding("structure", tables.url, fault)
+            if not faults:  # else what is missing would be a finding again for each record and entry
+                yield from self._check_tables(contents, tables.url, identity, mirror)
 
     def _check_tables(
         self, contents: Contents, url: str, identity: bytes | None, mirror: MirrorCopy

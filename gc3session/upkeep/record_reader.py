@@ -84,13 +84,6 @@ class RecordReader:
         except CorruptRecord as error:
             return error.with_traceback(None)
 
-    def says(self, contents: Contents, number: int, session: int) -> bool:
-        """Return whether record N can be read, and it or `holders` says that the session has it."""
-        read = self.at(contents, number)
-        return isinstance(read, Read) and (
-            read.home == session or contents.get(HOLDERS, HOLDER_KEY.pack(number, session)) is not None
-        )
-
     def value(self, data: bytes) -> None:
         """Read the value whose bytes *data* are.  Raise CorruptRecord if it can't be read."""
         self._unpack(data)

@@ -63,24 +63,21 @@ class Salvage:
         return message
 
     def _others(self) -> Iterator[tuple[str, Item]]:
-        """Yield all but records; of two items with one key the later one counts.
+        """Yield all but records; of two items with one key the later one counts, so damaged ones are the first.
 
         Of what isn't reached, that counts which is in use. If that isn't known, it counts if there is no tree at
         all, but for the index: records say better who has them than an old index.
         """
         totals: list[int] = []  # how many tasks the sessions have
         numbering: dict[bytes, bytes] = {}
-        damaged: dict[tuple[str, bytes], bytes] = {}
-        readable: set[tuple[str, bytes]] = set()
         everything = not self._remains.is_led_to
+        for table, key, value in self._remains.items(Standing.REACHED):
+            if table not in (RECORDS, INDEX) and not _can_be(table, key, value):
+                yield table, (key, value)
         for standing in (Standing.FREE, Standing.LOST, Standing.REACHED):
             counts = standing is Standing.REACHED or (standing is Standing.LOST and self._remains.knows_free)
             for table, key, value in self._remains.items(standing):
-                if table == RECORDS:
-                    continue
-                if not _can_be(table, key, value):
-                    if standing is Standing.REACHED and table != INDEX:
-                        damaged[table, key] = value
+                if table == RECORDS or not _can_be(table, key, value):
                     continue
                 if table == META and key.startswith(b"next "):
                     numbering[key] = value = max(value, numbering.get(key, b""))
@@ -94,11 +91,6 @@ class Salvage:
                     self._known.add_all(numbers_of(INDEX_KEY.unpack(key)[1], unpack_members(key, value)))
                 elif table == SESSIONS:
                     totals.append(Row.parsed(key, value).total)
-                if table in (SCHEMAS, STATES, SESSIONS):
-                    readable.add((table, key))
-                yield table, (key, value)
-        for (table, key), value in damaged.items():
-            if (table, key) not in readable:
                 yield table, (key, value)
         self._following = int.from_bytes(numbering.get(b"next N", b"\xff" * 8), "big")
         self._all_known = bool(len(self._known)) or (bool(totals) and not any(totals))
@@ -107,15 +99,12 @@ class Salvage:
         """Yield records, after all the others; of two with one N the later one counts."""
         # Of those that may stand elsewhere, too, by block.
         ranks: defaultdict[int, array[int]] = defaultdict(lambda: array("Q", bytes(8 * BLOCK)))
-        damaged: dict[bytes, bytes] = {}
         for key, record in self._of_records(Standing.REACHED):
             rank, number = self._rank(key, record), int.from_bytes(key, "big")
-            if not rank:
-                damaged[key] = record
-                continue
-            found.add(number)
-            if not self._remains.is_newest:
-                ranks[number // BLOCK][number % BLOCK] = rank
+            if rank:
+                found.add(number)
+                if not self._remains.is_newest:
+                    ranks[number // BLOCK][number % BLOCK] = rank
             yield RECORDS, (key, record)
         for standing in (Standing.LOST, Standing.FREE):
             for key, record in self._of_records(standing):
@@ -134,10 +123,6 @@ class Salvage:
                 ranks[number // BLOCK][number % BLOCK] = rank
                 if number not in found:
                     lost.add(number)
-                yield RECORDS, (key, record)
-        for key, record in damaged.items():
-            number = int.from_bytes(key, "big")
-            if number not in found and number not in lost:
                 yield RECORDS, (key, record)
 
     def _of_records(self, standing: Standing) -> Iterator[Item]:

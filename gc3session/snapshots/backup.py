@@ -8,7 +8,6 @@ and all that they refer to are written to a store inside the backup.
 
 from __future__ import annotations
 
-import errno
 import os
 import shutil
 from typing import NamedTuple
@@ -49,34 +48,23 @@ def backup_session(
     target = SessionDirectory(dest)
     if os.path.realpath(target.path).startswith(os.path.realpath(directory.path) + os.sep):
         raise InvalidArgument(f"{target.path} is inside the session that is to be backed up; choose another place")
-    if os.path.lexists(target.path):
-        _require_empty(target.path)
+    if os.path.lexists(target.path) and not _is_empty(target.path):
+        raise InvalidArgument(
+            f"{target.path} is there, and not an empty directory; choose another place for the backup"
+        )
     try:
         with made_whole(target.path) as temporary:
             return _fill(index, directory, SessionDirectory(temporary), progress)
     except OSError as error:
-        raise _translated(error, target.path) from error
+        message = f"the backup {target.path} can't be made, and nothing is left of it"
+        raise write_error(error, message, "choose another place") from error
 
 
-def _require_empty(path: str) -> None:
+def _is_empty(path: str) -> bool:
     try:
-        names = os.listdir(path)
+        return not os.path.islink(path) and not os.listdir(path)
     except OSError:  # a file, or a directory that can't be read
-        names = [path]
-    if names or os.path.islink(path):
-        raise _occupied(path)
-
-
-def _occupied(path: str) -> InvalidArgument:
-    return InvalidArgument(f"{path} is there, and not an empty directory; choose another place for the backup")
-
-
-def _translated(error: OSError, path: str) -> Exception:
-    if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
-        return _occupied(path)
-    return write_error(
-        error, f"the backup {path} can't be made, and nothing is left of it", "choose another place"
-    )
+        return False
 
 
 def _fill(index: Index, source: SessionDirectory, target: SessionDirectory, progress: OnProgress) -> BackedUp:
@@ -92,7 +80,7 @@ def _fill(index: Index, source: SessionDirectory, target: SessionDirectory, prog
     times: dict[str, int] = {}
     if inside and tables.exists():
         os.makedirs(os.path.dirname(place), exist_ok=True)
-        times = _times(there)
+        times = {entry.name: entry.stat().st_mtime_ns for entry in os.scandir(there)}  # of the last writing
         tables.copy_to(place, progress)
     store = make_store(place)
     try:
@@ -130,11 +118,6 @@ def _complete(index: Index, store: Store, target: SessionDirectory, progress: On
                     f"{target.mirror} could not be written; there is no backup. Make room, and try again"
                 )
     return tasks, missing
-
-
-def _times(directory: str) -> dict[str, int]:
-    """Return when each file in a directory was last written, in ns since 1970."""
-    return {entry.name: entry.stat().st_mtime_ns for entry in os.scandir(directory)}
 
 
 def _copy_timestamps(source: SessionDirectory, target: SessionDirectory) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from itertools import groupby
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from ..errors import CorruptStore
 from ..records.schemas import Schemas
@@ -26,6 +26,9 @@ from .entries import (
     pack_members,
 )
 from .states import NewStates, StateNames
+
+SESSION_NAMES: Final = b"session "
+"""How the keys in the table `meta` begin that `session_name_key` returns."""
 
 
 class Change(NamedTuple):
@@ -85,7 +88,7 @@ class Listener(Protocol):
 
 def session_name_key(number: int) -> bytes:
     """Return the key in the table `meta` of the identity of the session with that number."""
-    return b"session " + SESSION_KEY.pack(number)
+    return SESSION_NAMES + SESSION_KEY.pack(number)
 
 
 class IndexWriter:
@@ -268,8 +271,8 @@ class IndexWriter:
 
     def home_of(self, number: int) -> int:
         """Return the home of a record that can't be read, by the index of all sessions; 0 if it has none."""
-        prefix = session_name_key(0)[:-4]
-        sessions = [SESSION_KEY.unpack(key[-4:])[0] for key, _ in self._writer.scan(META, prefix, None, prefix)]
+        names = self._writer.scan(META, SESSION_NAMES, None, SESSION_NAMES)
+        sessions = [SESSION_KEY.unpack(key[-4:])[0] for key, _ in names]
         others = self.holding(number, 0)
         holding = (session for session in sessions if self._key_of(session, number, None) is not None)
         return next((session for session in holding if session not in others), 0)

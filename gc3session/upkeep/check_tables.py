@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterator
-from typing import Final
 
 import msgpack
 
@@ -12,7 +11,7 @@ from ..errors import CorruptRecord
 from ..format.frame import FORMAT, RECORD_KEY
 from ..format.schema import Schema
 from ..index.entries import COUNT, SESSION_KEY, STATE_KEY, Row
-from ..index.index_writer import session_name_key
+from ..index.index_writer import SESSION_NAMES, session_name_key
 from ..index.states import unpack_state
 from ..system.number_set import Numbers
 from ..tables.interface import (
@@ -30,8 +29,6 @@ from .check_index import Entry, IndexCheck
 from .check_mirror import MirrorCheck, MirrorCopy
 from .finding import Change, Finding
 from .record_reader import MissingSchema, Read, RecordReader
-
-_SESSION: Final = session_name_key(0)[:-4]
 
 
 class TablesCheck:
@@ -122,16 +119,20 @@ class TablesCheck:
     # -- sessions
 
     def _check_rows(self) -> Iterator[Finding]:
-        for key, identity in self._contents.walk(META, prefix=_SESSION):
-            self._named[int.from_bytes(key[len(_SESSION) :], "big")] = identity
+        for key, identity in self._contents.walk(META, prefix=SESSION_NAMES):
+            self._named[int.from_bytes(key[len(SESSION_NAMES) :], "big")] = identity
         for key, data in self._contents.walk(SESSIONS):
             try:
                 row = Row.parsed(key, data)
             except CorruptRecord as error:
                 self._damaged[key] = f"its row is damaged: {error}"
                 continue
-            if row.number in self._rows:
-                other = key if self._named.get(row.number) != key else self._rows[row.number][0]
+            named = self._named.get(row.number)
+            rival = self._rows[row.number][0] if row.number in self._rows else None
+            if rival is None and named == self._own:
+                rival = named
+            if rival not in (None, key):
+                other = rival if named == key else key
                 self._damaged[other] = f"another session has the same number {row.number}"
                 if other == key:
                     continue

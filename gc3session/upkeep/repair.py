@@ -33,13 +33,14 @@ from ..errors import (
     UnknownFormat,
 )
 from ..index.entries import MirrorNote, Row
+from ..index.index_writer import SESSION_NAMES
 from ..records.ids import parse_id
 from ..store.mirrored import mirrored_index
 from ..store.store import make_store
 from ..system.filesystem import opened_regular, write_durably, write_error
 from ..system.number_set import Numbers
 from ..system.temporary import delete_leftovers
-from ..tables.interface import SESSIONS, Tables, Writer
+from ..tables.interface import META, SESSIONS, Tables, Writer
 from ..tables.lmdb.data_file.meta import can_be_lock_file
 from ..tables.urls import StoreURL, make_tables
 from .check import check_session
@@ -344,6 +345,8 @@ class _Repair:
         """
         rows: dict[bytes, Row | None] = {}
         with tables.contents(ignored) as contents:
+            for _, identity in contents.walk(META, prefix=SESSION_NAMES):
+                rows[identity] = None
             for key, data in contents.walk(SESSIONS):
                 rows[key] = None
                 with contextlib.suppress(CorruptRecord):
@@ -355,12 +358,12 @@ class _Repair:
             notes = {i: MirrorNote(*row.mirror) for i, row in rows.items() if status and row and row.mirror}
             place = status and (status.st_ino, status.st_size)
             rows = {identity: rows[identity] for identity, note in notes.items() if note[:2] == place}
-            if len(rows) != 1 and known is None:
+            if len(rows) != 1:
                 raise DamagedSession(
-                    f"{self._directory.url_file} is lost, and nothing else says which of the sessions in {tables.url}"
-                    " this is: restore that file from a backup"
+                    f"{self._directory.url_file} is lost, or not that of this session, and nothing else says which of"
+                    f" the sessions in {tables.url} this is: restore that file from a backup"
                 )
-        if len(rows) != 1:
+        if not rows:
             return known or secrets.token_bytes(16)
         self._wrong_url = True
         return next(iter(rows))

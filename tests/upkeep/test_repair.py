@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import struct
 import subprocess
 import sys
@@ -206,6 +207,48 @@ def test_session_whose_row_and_url_are_lost_is_the_only_one_of_its_store(path: P
     with Raw(path) as raw:
         raw.put("sessions", raw.items("sessions")[0][0], b"spoilt")
     (path / "store.url").unlink()
+    assert repair_session(path).done
+    assert check(path) == ids
+
+
+def test_session_whose_row_is_lost_stays_itself_beside_another_one(path: Path) -> None:
+    ids = check(path)
+    with Raw(path) as raw:
+        row = raw.items("sessions")[0]
+    with Session(path.with_name("other"), store_or_url=path / "jobs") as other:
+        theirs = [other.add(Task()), other.add(other.store.load("Simulation.20"))]
+    with Raw(path) as raw:
+        raw.delete("sessions", row[0])
+    assert repair_session(path).done
+    assert check(path) == ids
+    assert sorted(check(path.with_name("other"))) == sorted(theirs)
+
+
+def test_session_whose_row_stands_under_a_spoilt_key_stays_itself(path: Path) -> None:
+    ids = check(path)
+    with Raw(path) as raw:
+        [(key, row)] = raw.items("sessions")
+        raw.delete("sessions", key)
+        raw.put("sessions", bytes([key[0] ^ 1]) + key[1:], row)
+    with Session(path.with_name("other"), store_or_url=path / "jobs") as other:
+        theirs = other.add(Task())
+    assert repair_session(path).done
+    assert check(path) == ids
+    assert check(path.with_name("other")) == [theirs]
+
+
+@pytest.mark.parametrize("stranger", [False, True])
+def test_session_is_not_taken_for_another_one_whose_store_it_shares(path: Path, stranger: bool) -> None:
+    ids = check(path)
+    for name in ("other", "third"):
+        with Session(path.with_name(name), store_or_url=path / "jobs") as other:
+            other.add(Task())
+    url, copy = path / "store.url", path.with_name("copy")
+    url.write_text("lmdb:jobs#" + "0" * 32 + "\n" if stranger else "")
+    shutil.copytree(path, copy)  # whose mirror is another file than the row says
+    with pytest.raises(DamagedSession, match="which of the sessions"):
+        repair_session(copy)
+    assert (copy / "store.url").read_text() == url.read_text()
     assert repair_session(path).done
     assert check(path) == ids
 

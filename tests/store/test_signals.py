@@ -12,6 +12,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,9 @@ import pytest
 from consistency import check, read_mirror
 from gc3session import Session, Task, TaskCollection
 from gc3session.index.index_writer import IndexWriter
-from gc3session.index.mirror import Mirror
 from gc3session.store.loader import Loader
 from gc3session.store.store import Store
+from gc3session.tables.lmdb.environment import Environment
 
 ON_EVERY_STORE = True
 
@@ -51,8 +52,9 @@ def interrupted(seconds: float, function: Callable[[], object]) -> bool:
 
 def assert_goes_on(session: Session, tasks: list[Task]) -> None:
     """Assert that nothing is locked, and that those of the tasks that have an ID are on disk, each once."""
-    with open(os.path.join(session.path, "store.url")) as file:  # as another process does it
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    for name in ("store.url", "jobs/writer.lock"):
+        with suppress(FileNotFoundError), open(os.path.join(session.path, name), "r+") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # as another process does it
     tasks += [Task(), Task()]
     thread = threading.Thread(target=session.add, args=(tasks[-1],), daemon=True)
     thread.start()
@@ -220,17 +222,18 @@ def test_compact_that_is_interrupted_leaves_the_store_as_it_was(session: Session
 
 
 @pytest.mark.lmdb
-def test_ctrl_c_while_the_mirror_is_locked_by_another_program(session: Session) -> None:
-    tasks = [Task()]
-    with open(os.path.join(session.path, "store.url")) as file:
+def test_ctrl_c_while_another_program_writes(session: Session) -> None:
+    tasks = [Task(), Task()]
+    session.add(tasks[0])
+    with open(os.path.join(session.path, "jobs", "writer.lock"), "r+") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        assert interrupted(0.1, lambda: session.add(tasks[0]))
-    assert tasks[0].persistent_id is None
+        assert interrupted(0.1, lambda: session.add(tasks[1]))
+    assert tasks[1].persistent_id is None
     assert_goes_on(session, tasks)
 
 
 @pytest.mark.lmdb
-def test_ctrl_c_as_the_mirror_has_just_been_locked(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_as_the_store_has_just_been_locked(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
     tasks = [Task()]
     session.add(tasks[0])
     flock, errors = fcntl.flock, iter([KeyboardInterrupt])
@@ -246,9 +249,10 @@ def test_ctrl_c_as_the_mirror_has_just_been_locked(session: Session, monkeypatch
     assert_goes_on(session, tasks)
 
 
-def test_ctrl_c_as_the_mirror_is_about_to_be_unlocked(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.lmdb
+def test_ctrl_c_as_the_store_is_about_to_be_unlocked(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
     tasks = [Task()]
-    interrupt(monkeypatch, Mirror, "unlock")
+    interrupt(monkeypatch, Environment, "unlock")
     with pytest.raises(KeyboardInterrupt):
         session.add(tasks[0])
     assert_goes_on(session, tasks)

@@ -296,7 +296,11 @@ class LmdbTables(Tables):
                         env.lock()
                         return _transact(env, unit, committed)
                     finally:
-                        env.unlock()
+                        try:
+                            env.unlock()
+                        except KeyboardInterrupt:
+                            env.unlock()
+                            raise
                 except (lmdb.MapFullError, lmdb.MapResizedError, MustReopen) as error:
                     failure: Exception = error
                 except lmdb.PanicError as error:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from ..index.entries import Entry
 from ..store.pages import Pages
 from ..tasks import State
-from .event_log import UNKNOWN_TIME, event_parts
+from .event_log import UNKNOWN_TIME, event_parts, event_time
 from .histories import History, TaskHistories
 
 if TYPE_CHECKING:
@@ -152,8 +152,7 @@ def _failure(history: History) -> tuple[float, FailedTask] | None:
     if state is None or not (failed or state == State.UNKNOWN):
         return None
     seconds = event_parts(history.events[-1])[0] if history.events else UNKNOWN_TIME
-    time = datetime.fromtimestamp(seconds, UTC) if seconds > UNKNOWN_TIME else None
-    return seconds, FailedTask(time, history.id, history.name, state, history.returncode)
+    return seconds, FailedTask(event_time(seconds), history.id, history.name, state, history.returncode)
 
 
 def watch(index: Index, interval: float, alive: Callable[[], bool]) -> Iterator[Progress]:

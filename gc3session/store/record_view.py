@@ -140,9 +140,12 @@ class StoredTasks:
             return self.records(reader, [(number, 0) for number in numbers])
 
     def of(self, entries: list[Entry], records: list[bytes | None]) -> list[StoredTask | UnreadableTask]:
-        """Return the tasks of some entries, in their order; one whose record is gone is left out."""
+        """Return the tasks of some entries, in their order; one whose record is gone is left out.
+
+        A schema of 0 in an entry says that it isn't known.
+        """
         return [
-            self._read(number, schema, record)
+            self._read(number, schema or schema_number_or_0(record), record)
             for (number, schema), record in zip(entries, records, strict=True)
             if record is not None
         ]

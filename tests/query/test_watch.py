@@ -125,15 +125,15 @@ def test_a_look_costs_the_same_in_a_session_of_any_size(session: Session) -> Non
     script = """
         import sys
         from gc3session import Session
-        from gc3session.query.histories import TaskHistories
         from gc3session.query.progress import Watch
+        from gc3session.store.record_view import StoredTasks
         read = 0
-        whole = TaskHistories._records
-        def counted(self, numbers):
+        whole = StoredTasks.records
+        def counted(self, reader, entries):
             global read
-            read += len(numbers)
-            return whole(self, numbers)
-        TaskHistories._records = counted
+            read += len(entries)
+            return whole(self, reader, entries)
+        StoredTasks.records = counted
         with Session(sys.argv[1], read_only=True) as session:
             watching = Watch(session._index)
             for _ in range(3):

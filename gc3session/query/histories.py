@@ -82,8 +82,9 @@ class TaskHistories:
     def _with_inner(self, tasks: Iterable[StoredTask | UnreadableTask]) -> Iterator[History]:
         """Give the histories of tasks and of those inside them, breadth first, except those given before."""
         for outer in tasks:
-            inner: deque[int] = deque()
-            yield from self._history(outer, inner)
+            if (history := self._history(outer)) is not None:
+                yield history
+            inner = deque(_parts(outer))
             while inner:
                 some: dict[int, None] = {}
                 while inner and len(some) < CHUNK:
@@ -91,24 +92,31 @@ class TaskHistories:
                     if number not in self._seen and not self._is_passed_over(number):
                         some[number] = None
                 for task in self._at(list(some)):
-                    yield from self._history(task, inner)
+                    if (history := self._history(task)) is not None:
+                        yield history
+                    inner.extend(_parts(task))
 
-    def _history(self, task: StoredTask | UnreadableTask, inner: deque[int]) -> Iterator[History]:
-        """Give the history of what is a task and wasn't given before; add what is inside to *inner*."""
+    def _history(self, task: StoredTask | UnreadableTask) -> History | None:
+        """Return the history of what is a task and wasn't given before."""
         if task.number in self._seen:
-            return
+            return None
         self._seen.add(task.number)
         if isinstance(task, UnreadableTask):
             self.unreadable.append(task.error)
-            return
-        inner.extend(part.number for part in task.parts)
-        if task.schema.kind != PERSISTABLE:
-            name, state, code, events = map(task.fields.get, ("jobname", "state", "returncode", "history"))
-            yield History(
-                task.number,
-                task.persistent_id,
-                name if isinstance(name, str) else None,
-                state if isinstance(state, str) else None,
-                code if type(code) is int else None,
-                events if isinstance(events, list) else [],
-            )
+            return None
+        if task.schema.kind == PERSISTABLE:
+            return None
+        field = task.fields.get
+        name, state, code, events = field("jobname"), field("state"), field("returncode"), field("history")
+        return History(
+            task.number,
+            task.persistent_id,
+            name if isinstance(name, str) else None,
+            state if isinstance(state, str) else None,
+            code if type(code) is int else None,
+            events if isinstance(events, list) else [],
+        )
+
+
+def _parts(task: StoredTask | UnreadableTask) -> list[int]:
+    return [part.number for part in task.parts] if isinstance(task, StoredTask) else []

@@ -121,9 +121,12 @@ class Changes:
             packed = self.encoder.pack(values, lambda: ())
         return _checksum(stamp, packed)
 
+    def _is_noted(self, obj: Persistable, stamp: Stamp) -> bool:
+        return id(obj) in self.objects or stamp.number in self.records
+
     def is_changed(self, obj: Persistable, stamp: Stamp) -> bool:
         """Look whether an object differs from what was last loaded or saved of it."""
-        if id(obj) in self.objects or stamp.number in self.records:
+        if self._is_noted(obj, stamp):
             return True
         try:
             found = self.checksum(obj, layout_of(type(obj)), stamp)
@@ -146,10 +149,25 @@ class Changes:
 
     def look_at(self, objs: Iterable[Persistable]) -> None:
         """Look at objects which are about to be let go, and hold those that have changed."""
+        cls: type[Persistable] | None = None
+        store: object = None  # this one, as stamps have it
         for obj in objs:
-            stamp = stamp_of(obj)
-            if stamp is not None and self._is_own(stamp) and self.is_changed(obj, stamp):
-                self.note(obj, stamp.number)
+            try:  # the short way, for very many that haven't changed
+                stamp = get_stamp(obj)
+                if type(obj) is not cls:
+                    cls = type(obj)
+                    values, pack = layout_of(cls).values, self.encoder.packer.pack
+                if stamp.store is store and not self._is_noted(obj, stamp):
+                    start = crc32(head(stamp.schema.number, stamp.revision, stamp.home), stamp.number & 0xFFFFFFFF)
+                    if crc32(pack(values(obj)), start) == stamp.checksum:
+                        continue
+            except (NewReference, AttributeError, Error, *UNPACKABLE):
+                self.encoder, cls = Encoder(self._refer), None
+            own = stamp_of(obj)
+            if own is not None and self._is_own(own):
+                store = own.store
+                if self.is_changed(obj, own):
+                    self.note(obj, own.number)
 
     def forget(self, obj: Persistable, stamp: Stamp) -> None:
         """Take an object as it is for what is stored."""

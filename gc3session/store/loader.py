@@ -98,7 +98,7 @@ class Loader:
             return None
         body = record[:-TAIL]
         checksum = crc32(body, number & 0xFFFFFFFF)
-        if checksum != checksum_of(record):
+        if checksum.to_bytes(4, "big") != record[-4:]:
             return None
         try:
             schema_number, revision, home, values = self._unpack(body)

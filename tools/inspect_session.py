@@ -12,7 +12,6 @@ the data file grow, since LMDB keeps what may still be read; with --copy it make
 """
 
 import argparse
-import fcntl
 import json
 import os
 import re
@@ -250,8 +249,6 @@ def opened(path: Path, scratch: str, *, copied: bool) -> Session:
             return Session(path, lmdb.open(scratch), identity, new=True)
         if data.is_symlink() or not data.is_file() or not data.stat().st_size:
             sys.exit(f"{data} is missing, empty, or not a file; restore it from a backup")
-        with suppress(PermissionError):  # until this program ends, so that no `compact` replaces the data file
-            fcntl.flock(os.open(store, os.O_RDONLY), fcntl.LOCK_SH)
         read: Any = partial(lmdb.open, map_size=max(1 << 30, 2 * data.stat().st_size), readonly=True)
         env = read(str(store), lock=lock.is_file() and not lock.is_symlink() and os.access(lock, os.W_OK))
         if copied:

@@ -83,7 +83,7 @@ class Mirror:
         self._is_anew = False  # whether the step is to rename the file that was written anew
         try:
             flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-            self._url_file = KnownFile(os.open(url_file, flags))
+            self._url_file = KnownFile(os.open(url_file, flags), url_file)
         except FileNotFoundError:
             pass  # `check` says so
         except OSError as error:
@@ -121,7 +121,7 @@ class Mirror:
 
     def check(self, *, committed: bool = False) -> None:
         """Raise WriteError if the session is no longer where it was opened."""
-        if self._url_file is None or not self._url_file.is_at(self._url_path):
+        if self._url_file is None or not self._url_file.is_in_place():
             lost = "what was just written may be lost with it" if committed else "nothing was written"
             raise WriteError(
                 f"{self._url_path} is gone, or another file than it was: the session was moved, destroyed or made anew"

@@ -8,6 +8,7 @@ gets a note of the new file then, if it still is the row that was read with the 
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import time
@@ -17,6 +18,7 @@ from contextlib import contextmanager, suppress
 from typing import Any, Final
 
 from ..errors import Error, MirrorWarning, StoreUnreachable, WriteError
+from ..system.filesystem import locked_within
 from ..tables.interface import Writer
 from ..text import escaped
 from .entries import Row
@@ -24,6 +26,7 @@ from .index_writer import Change, Transactions
 from .mirror import Mirror
 
 _PAUSE: Final = 10.0  # seconds, at least, from one file that a durable call writes to the next
+_PATIENCE: Final = 10.0  # seconds to wait for another program that writes the file
 _SHARE: Final = 20  # the pause is at least so many times what writing the file takes
 
 
@@ -57,10 +60,11 @@ class ServerMirror(Mirror):
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        """Keep other processes from writing the mirror within `with`; wait while one does."""
+        """Keep other processes from writing the mirror within `with`. Raise OSError if one does so for long."""
         fd = os.open(self._url_path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX)
+            if not locked_within(fd, fcntl.LOCK_EX, _PATIENCE):
+                raise OSError(errno.EBUSY, f"{self._url_path} is locked by another program")
             self.check()
             yield
         finally:

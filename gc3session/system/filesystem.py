@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import re
 import secrets
 import shutil
 import stat
 import sys
+import time
 from pathlib import Path
 from typing import IO
 
@@ -32,6 +34,7 @@ TEMPORARY_ENDING = r"\.(\d+)-(\d+)\.[0-9a-f]+\.tmp"
 """With what `temporary_name` ends, as a regular expression; its groups are the pid, and the namespace of that."""
 
 _MOUNTINFO = "/proc/self/mountinfo"
+_PAUSE = 0.0005  # seconds between two attempts to lock a file
 
 
 def write_error(error: OSError, message: str, remedy: str, otherwise: type[Error] = WriteError) -> Error:
@@ -130,22 +133,24 @@ def _check_regular(path: str | os.PathLike[str], status: os.stat_result) -> None
 
 
 class KnownFile:
-    """An open file, by which one can see whether a path still leads to it: as long as it is open, no other has its inode.
+    """An open file that knows whether its path still leads to it: as long as it is open, no other has its inode.
 
     Attributes:
         fd: the descriptor, which is this object's to close.
+        path: where the file is.
         status: of the file, when it was opened.
     """
 
-    def __init__(self, fd: int) -> None:
+    def __init__(self, fd: int, path: str) -> None:
         self.fd = fd
+        self.path = path
         self.status = os.fstat(fd)
         self._id = self.status.st_dev, self.status.st_ino
 
-    def is_at(self, path: str) -> bool:
-        """Return whether *path* leads to this file, and not by a symbolic link."""
+    def is_in_place(self) -> bool:
+        """Return whether its path leads to this file, and not by a symbolic link."""
         try:
-            status = os.lstat(path)
+            status = os.lstat(self.path)
         except OSError:
             return False
         return (status.st_dev, status.st_ino) == self._id
@@ -173,6 +178,25 @@ def opened_directory(path: str) -> int:
         finally:
             os.close(above)
     return fd
+
+
+def locked_within(fd: int, kind: int, seconds: float) -> bool:
+    """Lock an open file by `flock`, at once or within some seconds; return whether it is locked.
+
+    Raise OSError if its filesystem has no such locks.
+
+    It is tried again and again. To wait in the system would let each writer write once, and then the next: ext4
+    delays a flush by another process than that of the last one, so that all would write half as much.
+    """
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            fcntl.flock(fd, kind | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() >= end:
+                return False
+        time.sleep(_PAUSE)
 
 
 def mount_of(fd: int) -> str:

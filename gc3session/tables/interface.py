@@ -281,7 +281,7 @@ class Tables(ABC):
 
         Args:
             problem: called with each fault in the structure below the tables.
-            held: called once the state is fixed, before the search.
+            held: called once the state is fixed, before the search; again if the state had to be given up.
             writer: the writer of a transaction that has done nothing yet; nobody else can commit until it ends.
 
         This default searches nothing: it knows of no structure below the tables.

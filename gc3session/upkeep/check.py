@@ -175,10 +175,8 @@ class _Work:
             if len(faults) < _MOST_STRUCTURE_FAULTS and fault not in faults[-_RECENT_FAULTS:]:
                 faults.append(fault)
 
-        with (
-            MirrorCopy(self._directory, alone=self._directory.holds(tables.url)) as mirror,
-            contextlib.ExitStack() as held,
-        ):
+        alone, locked = self._directory.holds(tables.url), tables.concurrent_writers
+        with MirrorCopy(self._directory, alone=alone, locked=locked) as mirror, contextlib.ExitStack() as held:
             try:
                 contents = held.enter_context(tables.contents(problem, held=mirror.take))
             except (CorruptStore, UnknownFormat) as error:

@@ -11,7 +11,6 @@ import fcntl
 import os
 import shutil
 import tempfile
-import time
 from collections.abc import Iterator, Mapping
 from typing import IO, Final, NamedTuple
 
@@ -20,14 +19,13 @@ from ..errors import OpenError
 from ..format.schema import Schema
 from ..index.entries import MirrorNote, Row, numbers_of
 from ..index.mirror import place_of
-from ..system.filesystem import opened_regular
+from ..system.filesystem import locked_within, opened_regular
 from ..system.temporary import keeping
 from .check_index import Entry
 from .finding import Finding
 
 _LONGEST_LINE: Final = 1 << 20  # bytes
 _PATIENCE: Final = 10.0  # seconds that a writer may hold the mirror's lock
-_PAUSE: Final = 0.002  # seconds between two tries to get it
 
 
 class _Copy(NamedTuple):
@@ -37,11 +35,12 @@ class _Copy(NamedTuple):
 
 
 class MirrorCopy(contextlib.ExitStack):
-    """A copy of a session's mirror as it was at one moment; within `with` writers wait until it is taken.
+    """A copy of a session's mirror as it was at one moment.
 
     Args:
         directory: the session's.
         alone: whether no other directory can be one of the same session in the same store.
+        locked: whether programs lock `store.url` to write the mirror; then they wait until the copy is taken.
 
     Attributes:
         name: that of the file.
@@ -50,9 +49,10 @@ class MirrorCopy(contextlib.ExitStack):
         where: the place of `store.url`, as a row has it.
     """
 
-    def __init__(self, directory: SessionDirectory, *, alone: bool) -> None:
+    def __init__(self, directory: SessionDirectory, *, alone: bool, locked: bool = False) -> None:
         super().__init__()
         self.alone = alone
+        self._locked = locked
         self._directory = directory
         self._lock = contextlib.ExitStack()
         self._copies: list[_Copy] = []
@@ -67,21 +67,18 @@ class MirrorCopy(contextlib.ExitStack):
         except OSError:  # without it nobody can write; the check of the directory finds it
             return self
         self.where = place_of(lock.fileno())
-        end = time.monotonic() + _PATIENCE
-        while time.monotonic() < end:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                time.sleep(_PAUSE)
-            except OSError:  # a filesystem without locks
-                break
+        if self._locked:
+            with contextlib.suppress(OSError):  # a filesystem without locks
+                locked_within(lock.fileno(), fcntl.LOCK_SH, _PATIENCE)
         return self
 
     def take(self) -> None:
-        """Copy the mirror, so that writers go on."""
+        """Copy the mirror, so that writers go on; what was copied before is given up."""
         path = self._directory.mirror
+        self._copies.clear()
         with self._lock:
+            with contextlib.suppress(OSError):  # what is, or in a moment is, to be renamed
+                self._take(f"{path}.tmp")
             try:
                 self._take(path)
                 self.fault = ""
@@ -91,8 +88,6 @@ class MirrorCopy(contextlib.ExitStack):
                 raise OpenError(f"{path} can't be read: {error.strerror}; ask its owner for the rights") from error
             except OSError as error:
                 self.fault = f"it can't be read: {error.strerror}"
-            with contextlib.suppress(OSError):  # what a killed writer has left to be renamed
-                self._take(f"{path}.tmp")
 
     def _take(self, path: str) -> None:
         with opened_regular(path) as file, keeping("a copy of the mirror"):
@@ -104,7 +99,7 @@ class MirrorCopy(contextlib.ExitStack):
     def of(self, note: MirrorNote) -> _Copy | None:
         """Return the copy of the file that a row means: the new one, if only its name is to be changed."""
         right = [copy for copy in self._copies if (copy.inode, copy.size) == (note.inode, note.size)]
-        return next(iter(right or ([] if self.fault else self._copies)), None)
+        return next(iter(right or ([] if self.fault else self._copies[-1:])), None)
 
 
 class MirrorCheck:

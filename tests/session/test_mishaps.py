@@ -402,7 +402,7 @@ def test_first_write_on_a_full_disk_is_an_error_and_can_be_done_again(small_file
     assert len(check(path)) == 1
 
 
-def test_without_a_lock_on_the_mirror_nothing_is_written_however_often_it_is_tried(
+def test_without_a_lock_nothing_is_written_however_often_it_is_tried(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def flock(*_: Any) -> None:

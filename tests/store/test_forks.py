@@ -14,14 +14,15 @@ from consistency import check
 from gc3session import Session, Task
 
 
-def test_child_locks_the_mirror_for_itself(session: Session) -> None:
-    # One open file shared by both would let both write the mirror at once.
+def test_child_locks_the_store_for_itself(session: Session) -> None:
+    # One open file shared by both would let both write at once.
     session.add(Task())
-    parents = os.dup(session._mirror._lock)
+    environment = session.store.tables._env
+    parents = os.dup(environment._files.writer.fd)
 
     def child() -> bool:
         session.add(Task())
-        fcntl.flock(session._mirror._lock, fcntl.LOCK_EX)
+        fcntl.flock(environment._files.writer.fd, fcntl.LOCK_EX)
         try:
             fcntl.flock(parents, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -23,7 +23,6 @@ from gc3session import Session, Task, TaskCollection
 from gc3session.index.index_writer import IndexWriter
 from gc3session.store.loader import Loader
 from gc3session.store.store import Store
-from gc3session.tables.lmdb.environment import Environment
 
 ON_EVERY_STORE = True
 
@@ -246,15 +245,6 @@ def test_ctrl_c_as_the_store_has_just_been_locked(session: Session, monkeypatch:
     monkeypatch.setattr(fcntl, "flock", interrupted_flock)
     with pytest.raises(KeyboardInterrupt):
         session.add(Task())
-    assert_goes_on(session, tasks)
-
-
-@pytest.mark.lmdb
-def test_ctrl_c_as_the_store_is_about_to_be_unlocked(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
-    tasks = [Task()]
-    interrupt(monkeypatch, Environment, "unlock")
-    with pytest.raises(KeyboardInterrupt):
-        session.add(tasks[0])
     assert_goes_on(session, tasks)
 
 

@@ -33,6 +33,7 @@ KNOWN = {
     "damaged",
     "data.mdb",
     "lock.mdb",
+    "writer.lock",
     "checked",
 }
 

@@ -6,13 +6,17 @@ The faults are made in the tables by py-lmdb, as FORMAT.md describes them, and i
 from __future__ import annotations
 
 import ast
+import contextlib
 import enum
 import inspect
 import os
 import re
+import select
 import shutil
 import struct
+import subprocess
 import sys
+import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,11 +25,12 @@ import attrs
 import msgpack
 import pytest
 
-from children import Child, Died, change_until, in_child
+from children import Child, Died, change_until, in_child, start_python
 from consistency import check
 from examples import Note, Simulation, Sweep
 from gc3session import CorruptRecord, Session, Task, UnknownFormat, check_session, repair_session
 from gc3session.index.mirror import Mirror
+from gc3session.tables.lmdb import held_state
 from gc3session.upkeep import check as checking
 from gc3session.upkeep import check_index as checked_index
 from gc3session.upkeep import check_mirror as checked_mirror
@@ -517,6 +522,44 @@ def test_check_beside_writers_finds_nothing(path: Path, long_form: bool) -> None
         for writer in writers:
             writer.result()
     assert list(check_session(path)) == []
+
+
+REMOVE_ONE = """
+    import sys
+    from gc3session import Session
+    with Session(sys.argv[1]) as session:
+        first = next(iter(session.ids()))
+        print("ready", flush=True)
+        sys.stdin.readline()
+        session.remove(first)
+        print("removed", flush=True)
+"""
+
+
+@pytest.mark.parametrize("may_lock", [True, False])
+def test_mirror_is_compared_with_the_state_that_it_was_copied_with(
+    path: Path, monkeypatch: pytest.MonkeyPatch, may_lock: bool
+) -> None:
+    take = checked_mirror.MirrorCopy.take
+    with start_python("-c", textwrap.dedent(REMOVE_ONE), path, stdin=subprocess.PIPE) as writer:
+        assert writer.stdin
+        assert writer.stdout
+        assert writer.stdout.readline() == "ready\n"
+
+        def take_beside_a_removal(mirror: checked_mirror.MirrorCopy) -> None:
+            if not writer.stdin.closed:
+                with writer.stdin:
+                    writer.stdin.write("\n")
+                removed = select.select([writer.stdout], [], [], 0.5 if may_lock else 60)[0]
+                assert bool(removed) != may_lock
+            take(mirror)
+
+        monkeypatch.setattr(checked_mirror.MirrorCopy, "take", take_beside_a_removal)
+        if not may_lock:  # as for somebody who may only read
+            monkeypatch.setattr(held_state, "writers_waiting", lambda directory: contextlib.nullcontext())
+        assert list(check_session(path)) == []
+        assert writer.stdout.read() == "removed\n"
+    assert len(check(path)) == 10
 
 
 def test_check_changes_nothing(path: Path) -> None:

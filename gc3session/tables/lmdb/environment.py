@@ -13,7 +13,6 @@ LMDB breaks in silence if its rules aren't kept. They are kept here and in regis
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import re
 import threading
@@ -29,8 +28,8 @@ from ...system.filesystem import KnownFile, sync, write_error
 from ...system.temporary import delete_tree
 from .data_file.verification import check_before_opening, mark_trusted
 from .errors import MustReopen, translated
-from .locks import is_alive, is_locked, lock_to_write, users
-from .opening import DATA, LOCK, WRITER_LOCK, OpenFiles, Transaction, open_files
+from .locks import DATA, is_alive, is_locked, users
+from .opening import OpenFiles, Transaction, open_files
 
 _READER_CHECK: Final = 60.0  # seconds after which a writer looks for slots of dead readers, ...
 _GROWTH: Final = 1.1  # ... or when the file has become so many times as large
@@ -90,7 +89,7 @@ class Environment:
 
     def _is_other(self) -> bool:
         """Return whether the data file at its path is another than the one that was opened."""
-        return self._data is not None and not self._data.is_at(self.data)
+        return self._data is not None and not self._data.is_in_place()
 
     def opened(self) -> lmdb.Environment:
         """Return the open environment; to be called with `reading` or `writing` held."""
@@ -107,9 +106,9 @@ class Environment:
         try:
             if self.locked and not self.read_only:
                 self._check_readers(env)
-            self._map_size = env.info()["map_size"]
             if self.locked:
                 self._check_lock_table(env)
+            self._map_size = env.info()["map_size"]
         except lmdb.Error as error:
             self.close()
             raise translated(error, self.path) from error
@@ -138,9 +137,14 @@ class Environment:
         LMDB believes it if another process has it open, and would read and write the wrong state.
         """
         before = env.info()["last_txnid"]
-        with env.begin() as txn:
-            told = txn.id()
-        if not before - 1 <= told <= env.info()["last_txnid"]:  # one less if a writer was killed
+        while True:
+            try:
+                with env.begin() as txn:
+                    known = txn.id()
+                break
+            except lmdb.MapResizedError:  # another process has grown the map meanwhile
+                env.set_mapsize(0)
+        if not before - 1 <= known <= env.info()["last_txnid"]:  # one less if a writer was killed
             raise OpenError(self._wrong_lock_table())
 
     def _wrong_lock_table(self) -> str:
@@ -152,19 +156,15 @@ class Environment:
 
     # -- the files, and who writes, with `writing` held
 
-    def lock(self) -> None:
-        """Keep other processes from writing, and ensure that the files are those that are open here.
-
-        Raise WriteError if they aren't.
-        """
+    def writer_lock(self) -> KnownFile:
+        """Return `writer.lock`, which the caller locks. Raise WriteError if the data file isn't that of before."""
         if not self.is_open and self.was_replaced:
             raise WriteError(f"{self.data} {_REPLACED}; nothing was written. Open the session again")
         self.opened()
         files = self._files
         assert files is not None
         assert files.writer is not None
-        lock_to_write(files.writer.fd, os.path.join(self.path, WRITER_LOCK))
-        self.ensure_in_place()
+        return files.writer
 
     def is_busy(self) -> bool:
         """Return whether another process, or thread, writes at the moment."""
@@ -176,21 +176,20 @@ class Environment:
         finally:
             self.writing.release()
 
-    def unlock(self) -> None:
-        """Let other processes write."""
-        if self._files is not None and self._files.writer is not None:
-            fcntl.flock(self._files.writer.fd, fcntl.LOCK_UN)
-
-    def ensure_in_place(self, *, committed: bool = False) -> None:
-        """Raise WriteError if the files that are open here are no longer at their paths; the data file alone if *committed*."""
+    def ensure_in_place(self) -> None:
+        """Raise WriteError if the files that are open here are no longer at their paths."""
         files = self._files
         assert files is not None
-        parts = ((DATA, files.data), (LOCK, files.lock), (WRITER_LOCK, files.writer))
-        for name, file in parts[:1] if committed else parts:
-            path = os.path.join(self.path, name)
-            if file is not None and not file.is_at(path):
-                lost = "what was just written is lost with it" if committed else "nothing was written"
-                raise WriteError(f"{path} {_REPLACED}; {lost}. Open the session again")
+        for file in (files.data, files.lock, files.writer):
+            if file is not None and not file.is_in_place():
+                raise WriteError(f"{file.path} {_REPLACED}; nothing was written. Open the session again")
+
+    def ensure_kept(self) -> None:
+        """Raise WriteError if the data file is no longer at its path after a commit."""
+        if self._is_other():
+            raise WriteError(
+                f"{self.data} {_REPLACED}; what was just written is lost with it. Open the session again"
+            )
 
     # -- transactions, with `reading` or `writing` held
 

@@ -11,7 +11,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import IO
 
 import attrs
@@ -24,6 +24,7 @@ from .data_file.meta import newest_meta_page, opened_data_file
 from .data_file.pages import Pages, Problem
 from .data_file.structure import check_structure
 from .environment import Environment
+from .locks import writers_waiting
 from .opening import Transaction
 from .registry import acquire, release
 
@@ -45,7 +46,8 @@ def contents(
     Args:
         directory: the directory of the environment.
         problem: called with each fault in the structure.
-        held: called once the state is held, before the search for faults.
+        held: called once the state is held, before the search for faults. Nobody commits meanwhile; if that can't be
+            had, and somebody does, another state is held, and it is called again.
         map_size: for an environment that isn't open yet.
         in_write: whether the caller holds the write lock, so that nobody else can commit meanwhile.
 
@@ -55,8 +57,8 @@ def contents(
     with opened_data_file(path) as file:
         state = _HeldState(directory, path, file, problem, map_size, in_write)
         try:
-            state.take()
-            held()
+            with nullcontext() if in_write else writers_waiting(directory):
+                state.take(held)
             check_structure(state.pages, problem, state.tick)
             yield LmdbContents(state.pages, state.tick)
         finally:
@@ -101,30 +103,30 @@ class _HeldState:
     _transaction: Transaction = None
     _copy: IO[bytes] | None = None
 
-    def take(self) -> None:
-        """Hold the newest state, by a reader's slot or in a copy."""
+    def take(self, then: Callable[[], None]) -> None:
+        """Hold the newest state, by a reader's slot or in a copy, and call *then* before anybody has committed."""
         fd = self._file.fileno()
         # Raises if the meta pages are damaged, before LMDB sees them.
         self.pages = Pages(self._path, fd, newest_meta_page(self._path, fd))
         if self._in_write:
-            return
+            return then()
         for _ in range(_ATTEMPTS):
             held = self._hold()
             self.pages = Pages(self._path, fd, newest_meta_page(self._path, fd, held))
             if held is None:
-                return
+                return then()
             env = self._env
             assert env is not None
             if held == self.pages.meta.transaction:
-                if env.locked and len(env.users) == 1 and env.read_only:
-                    return
-                self._copy_pages()
-                if env.locked or newest_meta_page(self._path, fd).transaction == held:
-                    return
+                if not (env.locked and len(env.users) == 1 and env.read_only):
+                    self._copy_pages()
+                then()
+                if newest_meta_page(self._path, fd).transaction == held:
+                    return None
             self._give_back()
         raise Error(
             f"{self._path} is being written without pause, so that no state of it can be held; check it again when"
-            " less is being written, or ask its owner for the right to write lock.mdb"
+            " less is being written, or ask its owner for the right to write lock.mdb and writer.lock"
         )
 
     def _hold(self) -> int | None:

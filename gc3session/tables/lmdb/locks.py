@@ -9,8 +9,11 @@
     the process, which loses them as soon as it closes any descriptor of the file, as a program does that copies
     or hashes the files of its own session. So locks of the open file description are held beside them. To
     replace the data file a process needs the first byte for itself.
+`data.mdb`
+    A lock on its first byte, which anybody may hold who reads it, keeps nobody from anything; it tells who has the
+    environment open if `lock.mdb` was taken away.
 
-Both files can be opened only by those who may write them: a lock by anybody else could stop all of these.
+The first two can be opened only by those who may write them: a lock by anybody else could stop all of these.
 """
 
 from __future__ import annotations
@@ -21,21 +24,24 @@ import fcntl
 import os
 import re
 import struct
-import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
 from ...errors import StoreInUse, WaitingWarning, WriteError
-from ...system.filesystem import is_regular
+from ...system.filesystem import KnownFile, is_regular, locked_within
 from ...text import escaped
+
+DATA: Final = "data.mdb"
+LOCK: Final = "lock.mdb"
+WRITER_LOCK: Final = "writer.lock"
 
 _BUSY: Final = (errno.EAGAIN, errno.EACCES)
 _LOCKS: Final = Path("/proc/locks")
 _LOCK_LINE: Final = re.compile(r"\d+: (FLOCK|POSIX) +\S+ +\S+ (\d+) ([0-9a-f]+):([0-9a-f]+):(\d+) ")
 _PATIENCE: Final = 5.0  # seconds to wait for another writer without a word
-_PAUSE, _LONGEST_PAUSE = 0.0005, 0.01  # seconds between two attempts
+_PATIENCE_TO_READ: Final = 10.0  # seconds that who only reads waits for a writer
 
 
 def _lock_of(kind: int, byte: int) -> bytes:
@@ -46,35 +52,40 @@ def _lock_of(kind: int, byte: int) -> bytes:
 # -- who writes
 
 
-def lock_to_write(fd: int, path: str) -> None:
-    """Lock `writer.lock`, which is open as *fd*; wait while another program has it locked.
+def lock_to_write(file: KnownFile) -> None:
+    """Lock `writer.lock`, which is open; wait while another program has it locked.
 
     After 5 s warn of the program that is waited for. Raise WriteError if the system can't lock it.
     """
-    deadline, pause = time.monotonic() + _PATIENCE, _PAUSE
     try:
-        while True:
-            try:
-                return fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if time.monotonic() >= deadline:
-                    break
-            time.sleep(pause)
-            pause = min(1.1 * pause, _LONGEST_PAUSE)
-        warnings.warn(escaped(f"{path}: waiting for {_holder(fd)}"), WaitingWarning, stacklevel=2)
-        fcntl.flock(fd, fcntl.LOCK_EX)
+        if not locked_within(file.fd, fcntl.LOCK_EX, _PATIENCE):
+            warnings.warn(escaped(f"{file.path}: waiting for {_holder(file.fd)}"), WaitingWarning, stacklevel=2)
+            fcntl.flock(file.fd, fcntl.LOCK_EX)
     except OSError as error:
-        raise WriteError(f"{path} can't be locked ({error.strerror}); nothing was written") from error
+        raise WriteError(f"{file.path} can't be locked ({error.strerror}); nothing was written") from error
 
 
 def is_locked(fd: int) -> bool:
     """Return whether another program has `writer.lock` locked, which is open as *fd* and not locked by it."""
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+        busy = not locked_within(fd, fcntl.LOCK_EX, 0)
+        fcntl.flock(fd, fcntl.LOCK_UN)
+    except OSError:  # nobody can lock it
         return True
-    fcntl.flock(fd, fcntl.LOCK_UN)
-    return False
+    return busy
+
+
+@contextlib.contextmanager
+def writers_waiting(directory: str) -> Iterator[None]:
+    """Within `with` nobody writes, if this user may keep others from it, and none takes longer than some seconds."""
+    path = os.path.join(directory, WRITER_LOCK)
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):  # nobody has ever written, or this user may not keep others from it
+            if is_regular(path):
+                fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+                stack.callback(os.close, fd)
+                locked_within(fd, fcntl.LOCK_SH, _PATIENCE_TO_READ)
+        yield
 
 
 def _holder(fd: int) -> str:
@@ -113,10 +124,10 @@ def wait_for_replacement(fd: int) -> None:
     fcntl.lockf(fd, fcntl.LOCK_UN, 1)
 
 
-def keep_locks(fd: int) -> bool:
+def keep_locks(fd: int, data: int) -> bool:
     """Lock what LMDB has locked in `lock.mdb`, until *fd* is closed; return False if LMDB's locks were lost meanwhile.
 
-    To be called when LMDB has opened the file; *fd* must be closed after LMDB has closed it.
+    To be called when LMDB has opened the file; *fd* must be closed after LMDB has closed it. *data* is the data file.
     """
     pid = os.getpid()
     try:
@@ -128,6 +139,8 @@ def keep_locks(fd: int) -> bool:
         if error.errno not in _BUSY:
             raise
         return False
+    with contextlib.suppress(OSError):
+        fcntl.lockf(data, fcntl.LOCK_SH | fcntl.LOCK_NB, 1)
     return True
 
 
@@ -141,25 +154,23 @@ def is_alive(fd: int, pid: int) -> bool:
 def exclusive_lock(directory: str) -> Iterator[None]:
     """Within `with`, nobody can open the environment, which this process must have closed.
 
-    Raise StoreInUse at once if another process has it open. Where `lock.mdb` is missing or isn't a file, nobody
-    can have it open, and nothing is locked.
+    Raise StoreInUse at once if another process has it open.
     """
-    path = os.path.join(directory, "lock.mdb")
-    if not is_regular(path):
+    path = os.path.join(directory, LOCK)
+    with contextlib.ExitStack() as stack:
+        if is_regular(path):
+            try:
+                fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+            except OSError as error:
+                raise _not_locked(path, error) from error
+            stack.callback(os.close, fd)
+            try:
+                fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _lock_of(fcntl.F_WRLCK, 0))
+            except OSError as error:
+                raise (in_use(directory) if error.errno in _BUSY else _not_locked(path, error)) from error
+        elif users(directory):
+            raise in_use(directory)
         yield
-        return
-    try:
-        fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError as error:
-        raise _not_locked(path, error) from error
-    try:
-        try:
-            fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _lock_of(fcntl.F_WRLCK, 0))
-        except OSError as error:
-            raise (in_use(directory) if error.errno in _BUSY else _not_locked(path, error)) from error
-        yield
-    finally:
-        os.close(fd)
 
 
 def _not_locked(path: str, error: OSError) -> WriteError:
@@ -181,8 +192,5 @@ def in_use(directory: str, *, here: bool = False) -> StoreInUse:
 
 def users(directory: str) -> tuple[int, ...]:
     """Return the pids of other processes that have the environment open, as far as the system shows them."""
-    try:
-        status = os.stat(os.path.join(directory, "lock.mdb"))
-    except OSError:
-        return ()
-    return tuple(pid for pid in _pids(status, "POSIX") if pid != os.getpid())
+    paths = filter(is_regular, (os.path.join(directory, name) for name in (DATA, LOCK)))
+    return tuple(sorted({pid for path in paths for pid in _pids(os.stat(path), "POSIX")} - {os.getpid()}))

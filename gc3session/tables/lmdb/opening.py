@@ -23,11 +23,7 @@ from ...system.filesystem import KnownFile, opened_directory, write_error
 from ...system.temporary import made_whole
 from .data_file.verification import mark_trusted
 from .errors import translated
-from .locks import keep_locks, wait_for_replacement
-
-DATA: Final = "data.mdb"
-LOCK: Final = "lock.mdb"
-WRITER_LOCK: Final = "writer.lock"
+from .locks import DATA, LOCK, WRITER_LOCK, keep_locks, wait_for_replacement
 
 DEFAULT_MAP_SIZE: Final = 1 << 40
 """Bytes of address space; they cost neither memory nor disk until they are used."""
@@ -80,9 +76,10 @@ def create_environment(path: str, fill: Callable[[Transaction], None]) -> None:
     """
     try:
         with made_whole(path) as temporary, _directory(temporary) as directory:
-            data = KnownFile(os.open(DATA, os.O_RDWR | os.O_CREAT | os.O_EXCL | _FLAGS, 0o666, dir_fd=directory))
-            lock = _made(directory, LOCK, data.status)
-            _made(directory, WRITER_LOCK, data.status)
+            fd = os.open(DATA, os.O_RDWR | os.O_CREAT | os.O_EXCL | _FLAGS, 0o666, dir_fd=directory)
+            data = KnownFile(fd, os.path.join(temporary, DATA))
+            lock = _made(temporary, directory, LOCK, data.status)
+            _made(temporary, directory, WRITER_LOCK, data.status)
             with (
                 _path_for_lmdb(temporary, directory, data, lock) as place,
                 _opened(place, map_size=_SMALLEST_MAP, create=True, lib_version=0) as env,
@@ -99,10 +96,10 @@ def create_environment(path: str, fill: Callable[[Transaction], None]) -> None:
         raise write_error(error, f"the store {path} can't be made", "open it with read_only=True") from error
 
 
-def _made(directory: int, name: str, data: os.stat_result) -> KnownFile:
+def _made(path: str, directory: int, name: str, data: os.stat_result) -> KnownFile:
     """Make one of the two lock files, for those who may write the data file. Raise FileExistsError if it is there."""
     fd = os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | _FLAGS, 0o600, dir_fd=directory)
-    file = KnownFile(fd)
+    file = KnownFile(fd, os.path.join(path, name))
     if name == LOCK:  # LMDB would make and map a file of holes, and its process would die by SIGBUS on a full disk
         os.posix_fallocate(fd, 0, _LOCK_FILE_SIZE)
     for owner in ((data.st_uid, data.st_gid), (-1, data.st_gid)):
@@ -131,8 +128,8 @@ def open_files(path: str, *, read_only: bool, map_size: int) -> OpenFiles:
             while True:
                 files = _open_files(path, directory, read_only, map_size)
                 try:
-                    locked = files.lock is None or keep_locks(files.lock.fd)
-                    if locked and files.data.is_at(os.path.join(path, DATA)):
+                    locked = files.lock is None or keep_locks(files.lock.fd, files.data.fd)
+                    if locked and files.data.is_in_place():
                         return files
                 except BaseException:
                     files.close()
@@ -197,7 +194,7 @@ def _opened(place: str, **options: Any) -> lmdb.Environment:
 def _known(path: str, directory: int, name: str, flags: int) -> KnownFile:
     """Open a file of the environment. Raise CorruptStore if it isn't a file, OSError if it can't be opened."""
     try:
-        file = KnownFile(os.open(name, flags | _FLAGS, dir_fd=directory))
+        file = KnownFile(os.open(name, flags | _FLAGS, dir_fd=directory), os.path.join(path, name))
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
             raise _irregular(path, name) from error
@@ -227,7 +224,7 @@ def _lock_file(path: str, directory: int, name: str, data: os.stat_result) -> Kn
             file = _known(path, directory, name, os.O_RDWR)
         except FileNotFoundError:
             try:
-                return _made(directory, name, data)
+                return _made(path, directory, name, data)
             except FileExistsError:
                 continue  # another process was faster
         _check_alone(path, name, file)

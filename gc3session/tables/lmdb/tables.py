@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from fcntl import LOCK_UN, flock
 from itertools import islice, takewhile
 from typing import TypeVar
 
@@ -32,6 +33,7 @@ from .data_file.meta import meta_pages_of
 from .environment import Environment
 from .errors import MustReopen, malformed, translated
 from .figures import figures, filesystem_figure
+from .locks import lock_to_write
 from .opening import DEFAULT_MAP_SIZE, Transaction, create_environment
 from .ranges import RANGES
 from .registry import acquire, discard, exclusive, release
@@ -127,7 +129,7 @@ def _transact(env: Environment, unit: Callable[[Writer], T], committed: Callable
     txn = env.begin(write=True)
 
     def confirm() -> None:
-        env.ensure_in_place(committed=True)
+        env.ensure_kept()
         committed(result)
 
     try:
@@ -292,15 +294,18 @@ class LmdbTables(Tables):
         with env.writing:
             while True:
                 try:
+                    lock = env.writer_lock()
                     try:
-                        env.lock()
+                        lock_to_write(lock)
+                        env.ensure_in_place()
                         return _transact(env, unit, committed)
                     finally:
-                        try:
-                            env.unlock()
-                        except KeyboardInterrupt:
-                            env.unlock()
-                            raise
+                        # Here, and by no function: Ctrl-C may come as one begins, and all others would wait.
+                        if lock.fd >= 0:
+                            try:  # noqa: SIM105 (it is such a function)
+                                flock(lock.fd, LOCK_UN)
+                            except OSError:
+                                pass  # nothing can be locked there
                 except (lmdb.MapFullError, lmdb.MapResizedError, MustReopen) as error:
                     failure: Exception = error
                 except lmdb.PanicError as error:

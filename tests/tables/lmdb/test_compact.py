@@ -81,7 +81,7 @@ def test_room_is_given_back_and_all_is_as_before(session: Session) -> None:
     assert list(session.check()) == []
     session.add(Task(jobname="after"))
     assert session.stats() == {"NEW": len(ids) + 3}
-    assert sorted(os.listdir(data_of(session).parent)) == ["checked", "data.mdb", "lock.mdb"]
+    assert sorted(os.listdir(data_of(session).parent)) == ["checked", "data.mdb", "lock.mdb", "writer.lock"]
 
 
 def test_compacted_file_has_the_number_of_the_last_transaction_on_both_meta_pages(session: Session) -> None:
@@ -471,7 +471,9 @@ def test_killed_at_any_instant_it_leaves_all_tasks_and_a_session_that_opens(
             assert kept <= session.list_ids()
             assert len(session) <= len(kept) + 1  # that of a call which had not returned
             kept = session.list_ids()
-        assert sorted(os.listdir(path / "jobs")) == ["checked", "data.mdb", "lock.mdb"], "leftovers are deleted"
+        assert sorted(os.listdir(path / "jobs")) == ["checked", "data.mdb", "lock.mdb", "writer.lock"], (
+            "leftovers are deleted"
+        )
     assert left_behind, "no kill came in the middle"
     check(path)
     assert lmdb.verify.verify(os.fspath(path / "jobs" / "data.mdb")) == []
@@ -496,7 +498,7 @@ def test_failure_of_any_step_changes_nothing_and_the_session_works_on(
         with pytest.raises(StoreFull if number == errno.ENOSPC else Exception, match="nothing was changed"):
             session.compact()
     assert file_of(session) == before
-    assert sorted(os.listdir(data_of(session).parent)) == ["checked", "data.mdb", "lock.mdb"]
+    assert sorted(os.listdir(data_of(session).parent)) == ["checked", "data.mdb", "lock.mdb", "writer.lock"]
     assert list(session.ids()) == ids
     session.add(Task())
     session.compact()
@@ -513,7 +515,7 @@ def test_interruption_changes_nothing(session: Session) -> None:
         session.compact(progress=interrupt)
     assert file_of(session) == before
     assert list(session.ids()) == ids
-    assert sorted(os.listdir(data_of(session).parent)) == ["checked", "data.mdb", "lock.mdb"]
+    assert sorted(os.listdir(data_of(session).parent)) == ["checked", "data.mdb", "lock.mdb", "writer.lock"]
     session.add(Task())
 
 
@@ -550,7 +552,7 @@ def test_full_disk_in_the_middle(tmp_path: Path) -> None:
             session.compact()
     """
     assert "disk is full" in run_python(script, tmp_path / "s")
-    assert sorted(os.listdir(tmp_path / "s" / "jobs")) == ["checked", "data.mdb", "lock.mdb"]
+    assert sorted(os.listdir(tmp_path / "s" / "jobs")) == ["checked", "data.mdb", "lock.mdb", "writer.lock"]
     check(tmp_path / "s")
 
 

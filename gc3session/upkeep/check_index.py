@@ -209,7 +209,7 @@ class IndexCheck:
     def _check_metadata(self, session: int, items: Iterable[Item]) -> Iterator[Finding]:
         for key, value in items:
             try:
-                self._reader.value(unseal(0, value))
+                self._reader.unpack(unseal(0, value))
             except CorruptRecord as error:
                 where = f"{key[4:]!r} of session {session}"
                 yield Finding("metadata", where, f"it can't be read: {error}", (Change(METADATA, key, kept=True),))

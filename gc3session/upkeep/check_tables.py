@@ -41,7 +41,6 @@ class TablesCheck:
         progress: called with the number of records read, and of all.
 
     Attributes:
-        records: how many records have been read.
         tasks: how many tasks that session has.
         known: whether it has a row.
         present: the Ns of all records.
@@ -64,7 +63,7 @@ class TablesCheck:
         self._named: dict[int, bytes] = {}  # number of a session -> the identity that `meta` has for it
         self._damaged: dict[bytes, str] = {}  # identity -> what is wrong with its row
         self._made: dict[bytes, tuple[Change, ...]] = {}  # identity -> what makes its row again
-        self.records = self.tasks = 0
+        self.tasks = 0
         self.known = True
         self.present = Numbers()
         self.targets = Numbers()
@@ -241,10 +240,9 @@ class TablesCheck:
                     yield Finding(
                         "record", f"record {number}", f"it can't be read: {read}", _without(number, read)
                     )
-        self.records = len(self.present)
-        if self.records != count:
-            change = Change(META, b"records", COUNT.pack(self.records))
-            yield Finding("format", "meta", f"'records' is {count}, but there are {self.records}", (change,))
+        if len(self.present) != count:
+            change = Change(META, b"records", COUNT.pack(len(self.present)))
+            yield Finding("format", "meta", f"'records' is {count}, but there are {len(self.present)}", (change,))
         following = self.reader.next
         if following is None or following <= greatest:
             change = Change(META, b"next N", RECORD_KEY.pack(greatest + 1))

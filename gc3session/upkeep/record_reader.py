@@ -50,6 +50,7 @@ class RecordReader:
         states: the numbers of the states that can be read, by their names.
         last_state: the greatest number of a state.
         next: the number after the greatest N that was handed out; None if it isn't known.
+        unpack: returns the value whose bytes it is given; raises CorruptRecord if they are none.
     """
 
     def __init__(self, refers: Callable[[int], object] = lambda number: None) -> None:
@@ -57,13 +58,13 @@ class RecordReader:
         self.states: dict[str, int] = {"": 0}
         self.last_state = 0
         self.next: int | None = None
-        self._unpack = Decoder(refers, checking=True).unpack
+        self.unpack = Decoder(refers, checking=True).unpack
 
     def read(self, number: int, record: bytes) -> Read:
         """Read all values of record N.  Raise CorruptRecord if it can't be read."""
         if not self.can_be(number):
             raise CorruptRecord("its N has not been handed out by far")
-        written, revision, values = values_of(number, record, self._unpack)
+        written, revision, values = values_of(number, record, self.unpack)
         if revision < 1:
             raise CorruptRecord(f"its revision can't be {revision}")
         schema = self.schemas.get(written)
@@ -84,13 +85,18 @@ class RecordReader:
         except CorruptRecord as error:
             return error.with_traceback(None)
 
-    def value(self, data: bytes) -> None:
-        """Read the value whose bytes *data* are.  Raise CorruptRecord if it can't be read."""
-        self._unpack(data)
-
     def kind(self, read: Read) -> Kind:
         """Return where the index is to have a record; the number of a state that has none is -1."""
         return Kind(read.schema.number, self.states.get(read.state, -1))
+
+
+def revision_in(key: bytes, record: bytes) -> int:
+    """Return the revision of a record which proves itself by its checksum; 0 if it doesn't."""
+    try:
+        values_of(int.from_bytes(key, "big"), record)
+        return header_of(record).revision if len(key) == RECORD_KEY.size else 0
+    except CorruptRecord:
+        return 0
 
 
 class Block(NamedTuple):

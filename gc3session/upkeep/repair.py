@@ -118,6 +118,7 @@ class _Repair:
             if not self._kinds:
                 return Repaired([], [], self._dry_run)
             self._move_irregular_files()
+            self._read_mirror()
             url, identity = self._location()
             tables = make_tables(url, read_only=self._dry_run, **self._options)
             try:
@@ -174,7 +175,6 @@ class _Repair:
         try:
             url, identity = directory.store_url()
         except DamagedSession as error:
-            self._read_mirror()
             if len(self._listed) and not inside and not self._no_store:
                 raise DamagedSession(
                     f"{error}: nothing else says where the store of the {len(self._listed):,} tasks in"
@@ -247,7 +247,6 @@ class _Repair:
 
     def _repair_store(self, tables: Tables, identity: bytes | None) -> bytes:
         """Repair the store; return the session's identity."""
-        self._read_mirror()
         if len(self._listed) and not self._directory.holds(tables.url) and not tables.exists():
             # A store elsewhere may come back: a database that is being restored, a disk that isn't mounted.
             raise DamagedSession(

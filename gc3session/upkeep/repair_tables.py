@@ -13,13 +13,14 @@ from typing import Final
 
 import msgpack
 
-from ..errors import CorruptRecord, UnknownFormat
-from ..format.frame import FORMAT, RECORD_KEY, schema_number_or_0, values_of
-from ..format.schema import Schema
+from ..errors import UnknownFormat
+from ..format.frame import FORMAT, schema_number_or_0
 from ..tables.interface import META, RECORDS, SCHEMAS, Contents, Item, Standing, Tables, Writer
 from .check_tables import TablesCheck
 from .finding import Change, Finding
 from .quarantine import DAMAGED, Quarantine
+from .record_reader import revision_in
+from .salvage import can_be
 
 _LONGEST_NAME: Final = 64  # of a file, without its ending
 
@@ -95,12 +96,7 @@ def _write(writer: Writer, changes: list[Change]) -> None:
 
 def _rank(table: str, key: bytes, data: bytes) -> int:
     """Return by what the best of several copies is the greatest, the revision of a record; 0 if it can't be read."""
-    try:
-        if table == SCHEMAS:
-            return bool(Schema.from_item(key, data))
-        return values_of(int.from_bytes(key, "big"), data)[1] if len(key) == RECORD_KEY.size else 0
-    except CorruptRecord:
-        return 0
+    return revision_in(key, data) if table == RECORDS else can_be(table, key, data)
 
 
 def copies_in(tables: Tables, table: str) -> Iterator[Item]:

@@ -17,7 +17,7 @@ from operator import itemgetter
 from typing import Final
 
 from ..errors import CorruptRecord
-from ..format.frame import header_of, values_of
+from ..format.frame import header_of
 from ..format.schema import Schema
 from ..index.entries import BLOCK, INDEX_KEY, Row, numbers_of, unpack_members
 from ..index.states import unpack_state
@@ -35,6 +35,7 @@ from ..tables.interface import (
     Tables,
     Writer,
 )
+from .record_reader import revision_in
 
 _BATCH: Final = 1 << 22  # bytes
 
@@ -72,12 +73,12 @@ class Salvage:
         numbering: dict[bytes, bytes] = {}
         everything = not self._remains.is_led_to
         for table, key, value in self._remains.items(Standing.REACHED):
-            if table not in (RECORDS, INDEX) and not _can_be(table, key, value):
+            if table not in (RECORDS, INDEX) and not can_be(table, key, value):
                 yield table, (key, value)
         for standing in (Standing.FREE, Standing.LOST, Standing.REACHED):
             counts = standing is Standing.REACHED or (standing is Standing.LOST and self._remains.knows_free)
             for table, key, value in self._remains.items(standing):
-                if table == RECORDS or not _can_be(table, key, value):
+                if table == RECORDS or not can_be(table, key, value):
                     continue
                 if table == META and key.startswith(b"next "):
                     numbering[key] = value = max(value, numbering.get(key, b""))
@@ -99,16 +100,14 @@ class Salvage:
         """Yield records, after all the others; of two with one N the later one counts."""
         # Of those that may stand elsewhere, too, by block.
         ranks: defaultdict[int, array[int]] = defaultdict(lambda: array("Q", bytes(8 * BLOCK)))
-        for key, record in self._of_records(Standing.REACHED):
-            rank, number = self._rank(key, record), int.from_bytes(key, "big")
+        for key, record, number, rank in self._of_records(Standing.REACHED):
             if rank:
                 found.add(number)
                 if not self._remains.is_newest:
                     ranks[number // BLOCK][number % BLOCK] = rank
             yield RECORDS, (key, record)
         for standing in (Standing.LOST, Standing.FREE):
-            for key, record in self._of_records(standing):
-                rank, number = self._rank(key, record), int.from_bytes(key, "big")
+            for key, record, number, rank in self._of_records(standing):
                 if not rank or (number in found and self._remains.is_newest):
                     continue
                 # An old page may have an earlier revision. For a task that the index knows that is better than
@@ -125,22 +124,19 @@ class Salvage:
                     lost.add(number)
                 yield RECORDS, (key, record)
 
-    def _of_records(self, standing: Standing) -> Iterator[Item]:
-        return ((key, value) for table, key, value in self._remains.items(standing) if table == RECORDS)
+    def _of_records(self, standing: Standing) -> Iterator[tuple[bytes, bytes, int, int]]:
+        """Give key, bytes, N and rank of each record that stands so."""
+        for table, key, record in self._remains.items(standing):
+            if table == RECORDS:
+                yield key, record, int.from_bytes(key, "big"), self._rank(key, record)
 
     def _rank(self, key: bytes, record: bytes) -> int:
         """Return by what the best of several records of one N is the greatest; 0 if it can't be read.
 
         The revision comes first. It stays when a session takes the record in or gives it away.
         """
-        number = int.from_bytes(key, "big")
-        try:
-            if (
-                len(key) != 8 or number >> 32 > self._following >> 32
-            ):  # its checksum knows the lower half of N only
-                return 0
-            revision = min(values_of(number, record)[1], 1 << 62)
-        except CorruptRecord:
+        number, revision = int.from_bytes(key, "big"), revision_in(key, record)
+        if not revision or number >> 32 > self._following >> 32:  # its checksum knows the lower half of N only
             return 0
         return 2 * revision + (bool(header_of(record).home) == (number in self._known or not self._all_known))
 
@@ -162,7 +158,7 @@ def _put(items: list[tuple[str, Item]], writer: Writer) -> None:
         writer.put(table, [item for _, item in some])
 
 
-def _can_be(table: str, key: bytes, value: bytes) -> bool:
+def can_be(table: str, key: bytes, value: bytes) -> bool:
     """Return whether an item can be read, as far as it has a checksum."""
     try:
         if table == SCHEMAS:

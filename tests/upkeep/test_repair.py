@@ -21,7 +21,7 @@ from consistency import check
 from examples import Simulation, Sweep
 from gc3session import DamagedSession, Session, StoreInUse, Task, WriteError, check_session, repair_session
 from gc3session.format.frame import with_home
-from raw_tables import TABLES, Raw, n8
+from raw_tables import TABLES, Raw, n8, sealed
 from test_check import zero_root
 from test_cli import one_error, run
 from test_damages import _nodes, lines_of
@@ -262,6 +262,13 @@ def test_value_in_a_damaged_run_of_pages_is_taken_over(path: Path) -> None:
     data.write_bytes(content)
     assert repair_session(path).quarantined == ["data.mdb"]
     assert check(path) == ids
+
+
+def test_record_of_a_revision_that_can_not_be_is_no_record_in_a_damaged_file_either(path: Path) -> None:
+    put("records", n8(9), sealed(9, [1, -1, 1, []]))(path)
+    miscounted(path)
+    assert repair_session(path).done
+    assert list(check_session(path)) == []
 
 
 def test_holders_that_are_lost_come_back_from_the_index(path: Path) -> None:

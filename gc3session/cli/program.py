@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import os
 import signal
 import sys
@@ -23,8 +24,8 @@ _COMMANDS: Final = {
     "record": "record",
     "import-wf": "import_wf",
     "info": "info",
-    "list": "list_",
-    "select": "select",
+    "list": "listing",
+    "select": "listing",
     "show": "show",
     "log": "log",
     "watch": "watch",
@@ -35,12 +36,12 @@ _COMMANDS: Final = {
     "compact": "compact",
     "check": "check",
     "repair": "repair",
-    "remove": "remove",
-    "forget": "forget",
+    "remove": "bulk",
+    "forget": "bulk",
     "destroy": "destroy",
     "migrate": "migrate",
 }
-"""The module of each command, and of the function in it, in the order in which `--help` lists them."""
+"""The module of each command, in the order in which `--help` lists them."""
 
 
 class _Program(click.Group):
@@ -49,10 +50,13 @@ class _Program(click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         # Each command is imported when it is needed, so that it starts without what the others use.
-        name = _COMMANDS.get(cmd_name)
-        if name is None:
+        if cmd_name not in _COMMANDS:
             return None
-        command: click.Command = getattr(importlib.import_module(f".commands.{name}", __package__), name)
+        module = importlib.import_module(f".commands.{_COMMANDS[cmd_name]}", __package__)
+        commands = (each for each in vars(module).values() if isinstance(each, click.Command))
+        command = next(each for each in commands if each.name == cmd_name)
+        # The lines of examples stay as they are behind a \b.
+        command.help = inspect.cleandoc(command.help or "").replace("\n\n    $", "\n\n\b\n    $")
         for parameter in command.params:
             if parameter.name == "session":
                 parameter.type = SessionPath()

@@ -20,23 +20,20 @@ _LABEL_WIDTH = 40  # of what stands before the bar
 _NONE = "-"
 _NO_STATE = "(no state)"
 
-_HELP = """Show what is known about SESSION: its tasks by state, its times, its store, and the space that the store takes.
 
-This takes the same time however many tasks there are, as they are counted already. Only the records say
-which events were the first and the last of all, and how many records each schema has: '--scan' reads them.
-
-\b
-    $ gc3session info runs
-    $ gc3session info runs --json | jq .figures.file.used_bytes
-"""
-
-
-@click.command(help=_HELP, short_help="Show the figures of a session and its store.")
+@click.command(short_help="Show the figures of a session and its store.")
 @click.argument("session")
 @click.option("--scan", is_flag=True, help="Read all records, too.")
 @click.option("--json", "as_json", is_flag=True, help="Write a JSON object, with times in seconds since 1970.")
 def info(session: str, scan: bool, as_json: bool) -> int:
-    """Write the figures, and return the exit status."""
+    """Show what is known about SESSION: its tasks by state, its times, its store, and the space that the store takes.
+
+    This takes the same time however many tasks there are, as they are counted already. Only the records say
+    which events were the first and the last of all, and how many records each schema has: '--scan' reads them.
+
+        $ gc3session info runs
+        $ gc3session info runs --json | jq .figures.file.used_bytes
+    """
     with open_session(session, read_only=True) as source, interruptible("interrupted", wanted=scan) as progress:
         known = source.info(scan=scan, progress=progress)
     if as_json:

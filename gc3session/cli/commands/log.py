@@ -18,22 +18,8 @@ _TIME_WIDTH: Final = len("2026-11-25 12:00:00.000")
 _LEAST_ID_WIDTH: Final = 12
 _LEAST_STATE_WIDTH: Final = len("TERMINATING")
 
-_HELP = """Show the events of all tasks of SESSION in the order of time: when, which task, its new state, its name.
 
-Events of tasks inside collections are shown, too. Times are local (in UTC with TZ=UTC before the
-command), to the millisecond; events of unknown time come first. With --follow, events are shown as they happen, until Ctrl-C or until the session is
-destroyed.
-
-\b
-    $ gc3session log runs --since 2026-11-25T12:00 --state TERMINATED
-    $ gc3session log runs -n 20 --follow
-    $ gc3session log runs --format jsonl | jq -r 'select(.state == "UNKNOWN").id'
-
-The exit status is 1 if some tasks can't be read.
-"""
-
-
-@click.command(help=_HELP, short_help="Show all events in the order of time.")
+@click.command(short_help="Show all events in the order of time.")
 @click.argument("session")
 @click.option(
     "-s", "--state", "states", metavar="STATE", multiple=True, help="Only events with this state; may be repeated."
@@ -70,7 +56,18 @@ def log(
     interval: float,
     format_: str,
 ) -> int:
-    """Write a line for each event, and return the exit status."""
+    """Show the events of all tasks of SESSION in the order of time: when, which task, its new state, its name.
+
+    Events of tasks inside collections are shown, too. Times are local (in UTC with TZ=UTC before the
+    command), to the millisecond; events of unknown time come first. With --follow, events are shown as they happen, until Ctrl-C or until the session is
+    destroyed.
+
+        $ gc3session log runs --since 2026-11-25T12:00 --state TERMINATED
+        $ gc3session log runs -n 20 --follow
+        $ gc3session log runs --format jsonl | jq -r 'select(.state == "UNKNOWN").id'
+
+    The exit status is 1 if some tasks can't be read.
+    """
     write = _text_writer() if format_ == "text" else _write_json
     unreadable = 0
     with open_session(session, read_only=True) as source:

@@ -10,27 +10,24 @@ from ..console import open_session, quantity, say
 from ..interrupts import Interrupts
 from ..progress_bar import ProgressBar
 
-_HELP = """Move the tasks of SESSION to the store at URL, which is another directory or a database.
 
-IDs and records stay as they are; but if the new store has given their numbers to other records before, the
-same number is added to each, also in references. The session directory stays, too; store.url in it names the
-new store afterwards. Programs that have the session open must open it again. If the command is
-interrupted or killed, the session is whole, in the one store or in the other; run it again to complete the
-move.
-
-A store inside the session directory is deleted afterwards. A store elsewhere keeps its records.
-
-\b
-    $ gc3session migrate campaign postgresql://user@host/db?schema=campaign
-    $ gc3session migrate campaign campaign/jobs
-"""
-
-
-@click.command(help=_HELP, short_help="Move a session's tasks to another store.")
+@click.command(short_help="Move a session's tasks to another store.")
 @click.argument("session")
 @click.argument("url")
 def migrate(session: str, url: str) -> int:
-    """Move the session, and return the exit status."""
+    """Move the tasks of SESSION to the store at URL, which is another directory or a database.
+
+    IDs and records stay as they are; but if the new store has given their numbers to other records before, the
+    same number is added to each, also in references. The session directory stays, too; store.url in it names the
+    new store afterwards. Programs that have the session open must open it again. If the command is
+    interrupted or killed, the session is whole, in the one store or in the other; run it again to complete the
+    move.
+
+    A store inside the session directory is deleted afterwards. A store elsewhere keeps its records.
+
+        $ gc3session migrate campaign postgresql://user@host/db?schema=campaign
+        $ gc3session migrate campaign campaign/jobs
+    """
     interrupted = "interrupted; the session is whole. Run the command again to complete the move"
     with (
         Interrupts() as interrupts,

@@ -20,21 +20,8 @@ from ..progress_bar import ProgressBar
 _RATE_TASKS: Final = 10_000  # from so many on, their rate is reported
 _UPDATE_LINES: Final = 256  # between two updates of the progress bar
 
-_HELP = """Record tasks in SESSION from FILE (or standard input), which has one JSON object a line.
 
-SESSION is made if it does not exist. The keys jobname, state, returncode, history (a list of
-[seconds since 1970, state]) and extra are fields of the task; all others go into its 'extra'.
-
-\b
-    $ echo '{"jobname": "hello", "state": "RUNNING", "cores": 4}' | gc3session record runs
-    recorded 1 task in runs
-
-Tasks are on disk when the command says that they are recorded. If a program writes them slowly, they
-are committed whenever it pauses. After Ctrl-C, the tasks that were read before are kept.
-"""
-
-
-@click.command(help=_HELP, short_help="Record tasks from lines of JSON.")
+@click.command(short_help="Record tasks from lines of JSON.")
 @click.argument("session")
 @click.argument("file", default=STDIN)
 @click.option(
@@ -54,7 +41,17 @@ are committed whenever it pauses. After Ctrl-C, the tasks that were read before 
     " it; or skip it, and record the others. Either way the exit status is 1.",
 )
 def record(session: str, file: str, batch: int, on_error: str) -> int:
-    """Record the tasks of *file*, and return the exit status."""
+    """Record tasks in SESSION from FILE (or standard input), which has one JSON object a line.
+
+    SESSION is made if it does not exist. The keys jobname, state, returncode, history (a list of
+    [seconds since 1970, state]) and extra are fields of the task; all others go into its 'extra'.
+
+        $ echo '{"jobname": "hello", "state": "RUNNING", "cores": 4}' | gc3session record runs
+        recorded 1 task in runs
+
+    Tasks are on disk when the command says that they are recorded. If a program writes them slowly, they
+    are committed whenever it pauses. After Ctrl-C, the tasks that were read before are kept.
+    """
     name = "standard input" if file == STDIN else file
     counts: Counter[str] = Counter()
     with opened(file) as fd:

@@ -14,23 +14,20 @@ from ..completion import complete_ids
 from ..console import complain, open_session, style_on
 from ..input import ids_from_args
 
-_HELP = """Show every field of the tasks with these IDs; '-' reads IDs from standard input, one a line.
 
-They may be tasks inside collections, too. The class of a task need not be installed. With --json, each task
-is a line of JSON, the same as in 'gc3session dump', which has the fields without loss.
-
-\b
-    $ gc3session show runs Task.17
-    $ gc3session select runs 'returncode != 0' --limit 3 | gc3session show runs -
-"""
-
-
-@click.command(help=_HELP, short_help="Show every field of some tasks.")
+@click.command(short_help="Show every field of some tasks.")
 @click.argument("session")
 @click.argument("ids", metavar="ID...", nargs=-1, required=True, shell_complete=complete_ids)
 @click.option("--json", "as_json", is_flag=True, help="Write the line of each task in a dump.")
 def show(session: str, ids: tuple[str, ...], as_json: bool) -> int:
-    """Show each of the tasks, and return the exit status."""
+    """Show every field of the tasks with these IDs; '-' reads IDs from standard input, one a line.
+
+    They may be tasks inside collections, too. The class of a task need not be installed. With --json, each task
+    is a line of JSON, the same as in 'gc3session dump', which has the fields without loss.
+
+        $ gc3session show runs Task.17
+        $ gc3session select runs 'returncode != 0' --limit 3 | gc3session show runs -
+    """
     failed = False
     with open_session(session, read_only=True) as source:
         shown = _json_lines(source) if as_json else _text_lines(source)

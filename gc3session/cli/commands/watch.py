@@ -28,16 +28,8 @@ from ..table import folded, width
 _FAILURES_WRITTEN: Final = 10  # at most, below the figures of a look
 _BAR_WIDTH: Final = 40  # of the longest bar
 
-_HELP = """Show how far SESSION has come: how many tasks are in each state, how many have TERMINATED a minute, how
-much time is left at this rate, and the latest failures (tasks that are UNKNOWN, or TERMINATED with a return
-code other than 0).
 
-On a terminal this is drawn again at each look, until all tasks have TERMINATED or Ctrl-C is pressed; elsewhere,
-each look writes a line. Tasks inside collections don't count. The session is only read.
-"""
-
-
-@click.command(help=_HELP, short_help="Show live how far a session has come.")
+@click.command(short_help="Show live how far a session has come.")
 @click.argument("session")
 @click.option(
     "--interval",
@@ -49,7 +41,14 @@ each look writes a line. Tasks inside collections don't count. The session is on
 )
 @click.option("--once", is_flag=True, help="Look once, and write a line.")
 def watch(session: str, interval: float, once: bool) -> int:
-    """Show the session's progress, and return the exit status."""
+    """Show how far SESSION has come: tasks in each state, their rate, the time left, and the latest failures.
+
+    The rate is how many have TERMINATED a minute; failures are tasks that are UNKNOWN, or TERMINATED with a return
+    code other than 0.
+
+    On a terminal this is drawn again at each look, until all tasks have TERMINATED or Ctrl-C is pressed; elsewhere,
+    each look writes a line. Tasks inside collections don't count. The session is only read.
+    """
     lines_only = once or not sys.stdout.isatty() or os.environ.get("TERM", "") in ("", "dumb", "unknown")
     with open_session(session, read_only=True) as source, Interrupts() as interrupts:
         write = _line_writer() if lines_only else _drawing(source.name)

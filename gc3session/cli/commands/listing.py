@@ -1,4 +1,4 @@
-"""What `list` and `select` do: they choose tasks, put them in order, and write them in some form."""
+"""`gc3session list` and `select`: they choose tasks, put them in order, and write them in some form."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from typing import Any, Final
 
 import click
 
-from .. import Session, StoredTask, UnreadableTask
-from ..query.field_path import FieldPath
-from ..store.record_view import StoredTasks
-from .columns import DEFAULT, NONE, cell_in, columns_of, text_in
-from .console import complain, escaped, open_session, quantity, state_colour, style_on, time_of
-from .filters import filter_options, taken_filters
-from .order import ListedTask, in_tree, sorted_by
-from .table import Cell, write_table
-from .task_lines import TaskLines
+from ... import Session, StoredTask, UnreadableTask
+from ...query.field_path import FieldPath
+from ...store.record_view import StoredTasks
+from ..columns import DEFAULT, NONE, cell_in, columns_of, text_in
+from ..console import complain, escaped, open_session, quantity, state_colour, style_on, time_of
+from ..filters import CONDITIONS_HELP, filter_options, taken_filters
+from ..order import ListedTask, in_tree, sorted_by
+from ..table import Cell, write_table
+from ..task_lines import TaskLines
 
 _OPTIONS: Final = (
     click.option("-r", "--recursive", is_flag=True, help="Include tasks inside collections, and show the tree."),
@@ -40,14 +40,55 @@ _OPTIONS: Final = (
 )
 
 
-def listing_options(command: Callable[..., int]) -> Callable[..., int]:
+def _listing_options(command: Callable[..., int]) -> Callable[..., int]:
     """Give a command the options that choose tasks, and those of their order and form."""
     for option in reversed(_OPTIONS):
         command = option(command)
     return filter_options(command)
 
 
-def write_listing(path: str, default: str, options: dict[str, Any]) -> int:
+@click.command("list", short_help="List the tasks of a session.", epilog=CONDITIONS_HELP)
+@click.argument("session")
+@_listing_options
+def list_(session: str, **options: Any) -> int:
+    """List the tasks of SESSION: ID, name, state, and when the state last changed (local time).
+
+    The tasks come in the order of the numbers in their IDs. If several options choose tasks, a task must meet all
+    of them.
+
+        $ gc3session list runs --state RUNNING --limit 20
+        $ gc3session list runs --where 'returncode != 0' --columns ID,NAME,extra.node --sort extra.node
+        $ gc3session list runs --since '2 hours ago' --format jsonl | jq .fields.extra
+
+    With -r, the tasks inside collections are listed, too, indented below them. A collection that doesn't
+    meet the conditions is shown, dim, if it leads to a task that does; the limit doesn't count it. The
+    other forms than the table have each task once.
+
+    Sorting keeps the field of up to some 65,000 tasks in memory, and of more tasks in a temporary file (in
+    TMPDIR). Tasks that are equal in the field stay in the order of their numbers; those without it, or
+    with a value that has no order, come last. A task that can't be read is reported on standard error, and the
+    exit status is 1.
+    """
+    return _write_listing(session, "table", options)
+
+
+@click.command(short_help="Print the IDs of the tasks that meet conditions.", epilog=CONDITIONS_HELP)
+@click.argument("session")
+@click.argument("conditions", metavar="[CONDITION]...", nargs=-1)
+@_listing_options
+def select(session: str, **options: Any) -> int:
+    """Print the IDs of the tasks of SESSION that meet all conditions, one a line.
+
+    This is 'gc3session list --ids' with the conditions as arguments, and takes the same options.
+
+        $ gc3session select runs 'state = RUNNING' 'extra.runtimeInSeconds > 3600'
+        $ gc3session select runs 'extra.error ~ quota' | gc3session remove runs - --yes
+        $ gc3session select runs 'inputs has mesh' --format csv --columns ID,inputs.mesh
+    """
+    return _write_listing(session, "ids", options)
+
+
+def _write_listing(path: str, default: str, options: dict[str, Any]) -> int:
     """Write the tasks of the session at *path* that the *options* choose, and return the exit status.
 
     *default* is the form of the list if the options don't say it.
@@ -55,13 +96,7 @@ def write_listing(path: str, default: str, options: dict[str, Any]) -> int:
     filters = taken_filters(options)
     with open_session(path, read_only=True) as session:
         listing = _Listing(session, filters, default, **options)
-        {
-            "ids": listing.write_ids,
-            "table": listing.write_table,
-            "csv": listing.write_csv,
-            "json": listing.write_json,
-            "jsonl": listing.write_json_lines,
-        }[listing.form]()
+        getattr(listing, f"write_{listing.form}")()
     return 1 if listing.unreadable else 0
 
 
@@ -177,7 +212,7 @@ class _Listing:
             else:
                 write([escaped(task.persistent_id) if column.text == "ID" else "" for column in self._columns])
 
-    def write_json_lines(self) -> None:
+    def write_jsonl(self) -> None:
         """Write the lines of the tasks as a dump has them."""
         sys.stdout.writelines(map(TaskLines(self._session).of, (listed.task for listed in self._listed())))
 

@@ -1,4 +1,4 @@
-"""What `remove` and `forget` share: the choice of tasks, the question, and the work in steps."""
+"""`gc3session remove` and `forget`: tasks are deleted, or leave the session and stay in its store."""
 
 from __future__ import annotations
 
@@ -8,32 +8,58 @@ from typing import Any, Final
 
 import click
 
-from .. import LoadError, Session
-from ..records.ids import IDs, parse_id
-from .completion import complete_ids
-from .console import complain, complain_of_each, open_session, quantity, say
-from .filters import filter_options, taken_filters
-from .input import STDIN, confirmed, ensure_may_ask, ids_from_args, yes_option
-from .interrupts import Interrupts
-from .progress_bar import ProgressBar
+from ... import LoadError, Session
+from ...records.ids import IDs, parse_id
+from ..completion import complete_ids
+from ..console import complain, complain_of_each, open_session, quantity, say
+from ..filters import filter_options, taken_filters
+from ..input import STDIN, confirmed, ensure_may_ask, ids_from_args, yes_option
+from ..interrupts import Interrupts
+from ..progress_bar import ProgressBar
 
-STEP_TASKS: Final = 1000
-"""How many tasks a transaction takes."""
-
-STEPS_HELP = f"""The command asks first, and says how many tasks there are. With --yes it doesn't ask; that is needed where
-standard input is not a terminal. Each {STEP_TASKS:,} tasks are one transaction: Ctrl-C stops between two of them,
+_STEP_TASKS: Final = 1000  # in a transaction
+_STEPS_HELP = f"""The command asks first, and says how many tasks there are. With --yes it doesn't ask; that is needed where
+standard input is not a terminal. Each {_STEP_TASKS:,} tasks are one transaction: Ctrl-C stops between two of them,
 and the command says how many tasks are gone. If the session lacks one of the IDs, nothing is done.
 """
 
 
-def bulk_options(command: Callable[..., int]) -> Callable[..., Any]:
+def _bulk_options(command: Callable[..., int]) -> Callable[..., Any]:
     """Give a command the arguments and options that choose tasks, and --yes."""
     command = yes_option(filter_options(command))
     command = click.argument("ids", metavar="[ID]...", nargs=-1, shell_complete=complete_ids)(command)
     return click.argument("session")(command)
 
 
-def run_bulk(
+@click.command(short_help="Delete tasks.", epilog=_STEPS_HELP)
+@_bulk_options
+def remove(session: str, yes: bool, **options: Any) -> int:
+    """Delete tasks of SESSION: those with these IDs, or those that the options choose as in 'gc3session list'.
+
+    '-' reads IDs from standard input. The tasks in a collection are deleted with it. If several sessions use the
+    store, a task is deleted from all of them; 'gc3session forget' takes it out of this session only.
+
+        $ gc3session remove runs Task.17 Task.18
+        $ gc3session remove runs --state TERMINATED --before '30 days ago'
+    """
+    return _run(Session.remove, "removed", ", and the tasks in them, for good", session, yes, options)
+
+
+@click.command(short_help="Take tasks out of a session.", epilog=_STEPS_HELP)
+@_bulk_options
+def forget(session: str, yes: bool, **options: Any) -> int:
+    """Take tasks out of SESSION and leave them in its store: those with these IDs, or those that the options choose.
+
+    '-' reads IDs from standard input; the options are those of 'gc3session list'. 'gc3session show' still shows
+    these tasks, and a program can add them again: session.load(ID, add=True).
+
+        $ gc3session forget runs Task.17
+        $ gc3session select runs 'extra.batch < 12' | gc3session forget runs - --yes
+    """
+    return _run(Session.forget, "forgot", "", session, yes, options)
+
+
+def _run(
     apply: Callable[[Session, str], None], past: str, warning: str, path: str, yes: bool, options: dict[str, Any]
 ) -> int:
     """Do something to the tasks that the *options* of a command choose; return the exit status.
@@ -102,9 +128,9 @@ def _in_steps(
 ) -> tuple[int, int]:
     """Change tasks until a signal comes; return how many IDs were processed, and how many of them were there."""
     finished = done = 0
-    with ProgressBar(wanted=len(ids) > STEP_TASKS) as bar:
+    with ProgressBar(wanted=len(ids) > _STEP_TASKS) as bar:
         source = iter(ids)
-        while interrupts.caught is None and (step := list(islice(source, STEP_TASKS))):
+        while interrupts.caught is None and (step := list(islice(source, _STEP_TASKS))):
             with session.transaction():
                 there = [id_ for id_ in step if id_ in session]
                 for id_ in there:

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from .. import InvalidArgument
-from ..query.selection import Filters, filters
+from ..query.selection import Filters
 from .completion import complete_states
 
 _OPTIONS = (
@@ -54,7 +54,7 @@ compared with VALUE, doesn't meet the condition.
 def parsed_filters(**arguments: Any) -> Filters:
     """Return what the arguments of `Session.select` ask for. Raise UsageError if they can't be understood."""
     try:
-        return filters(**arguments)
+        return Filters(**arguments)
     except InvalidArgument as error:
         raise click.UsageError(f"{error}.") from error
 

@@ -303,7 +303,7 @@ class SessionBase(Generic[T]):
 
     def _selected(self, first_page: int | None, *asked: Any) -> Selected:
         self._ensure_open()
-        return self._selection.Selected(self._index, self._selection.filters(*asked), first_page)
+        return self._selection.Selected(self._index, self._selection.Filters(*asked), first_page)
 
     def ids(self) -> Iterator[str]:
         """Give the IDs of the session's tasks in the order of adding; no record is read."""
@@ -461,7 +461,7 @@ class SessionBase(Generic[T]):
         from ..query.event_log import log  # what few programs use
 
         self._ensure_open()
-        wanted = self._selection.filters(state, name, since=since, before=before)
+        wanted = self._selection.Filters(state, name, since=since, before=before)
         return log(self._index, wanted, last, interval if follow else None, self._is_there)
 
     def watch(self, interval: float = 2.0) -> Iterator[Progress]:
@@ -579,7 +579,7 @@ class SessionBase(Generic[T]):
         self._ensure_open()
         from .editing import Edit
 
-        return Edit(self._index, self._selection.filters(state, name, id, kind, where, since, before, fields))
+        return Edit(self._index, self._selection.Filters(state, name, id, kind, where, since, before, fields))
 
     def update(self, selection: Selected[Any], **fields: Any) -> int:
         """Set some fields of all tasks of a selection, as `edit` does it; return how many there were.

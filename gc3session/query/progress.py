@@ -155,13 +155,16 @@ def _failure(history: History) -> tuple[float, FailedTask] | None:
     return seconds, FailedTask(event_time(seconds), history.id, history.name, state, history.returncode)
 
 
-def watch(index: Index, interval: float, alive: Callable[[], bool]) -> Iterator[Progress]:
+def watch(
+    index: Index, interval: float, alive: Callable[[], bool], wait: Callable[[float], None] = clock.sleep
+) -> Iterator[Progress]:
     """Give the progress of a session; see `SessionBase.watch`.
 
     Args:
         index: of the session.
         interval: seconds between two looks.
         alive: returns whether the session is still where it was opened.
+        wait: called with the seconds to wait until the next look.
     """
     looking = Watch(index)
     while True:
@@ -169,4 +172,4 @@ def watch(index: Index, interval: float, alive: Callable[[], bool]) -> Iterator[
         yield progress
         if progress.is_done or not alive():
             return
-        clock.sleep(interval)
+        wait(interval)

@@ -11,7 +11,7 @@ from typing import Final
 import click
 
 from ... import FailedTask, Progress, State
-from ...query.progress import Watch
+from ...query.progress import watch as looks_at
 from ..console import (
     complain,
     escaped,
@@ -51,15 +51,16 @@ def watch(session: str, interval: float, once: bool) -> int:
     """
     lines_only = once or not sys.stdout.isatty() or os.environ.get("TERM", "") in ("", "dumb", "unknown")
     with open_session(session, read_only=True) as source, Interrupts() as interrupts:
-        write = _line_writer() if lines_only else _drawing(source.name)
-        watching = Watch(source._index)
-        while True:
-            progress = watching.look()
+
+        def wait(seconds: float) -> None:
             with interrupts.ending("interrupted"):
-                write(progress)
-                if once or progress.is_done or not source._is_there():
-                    break
-                wait_while_read(interval)
+                wait_while_read(seconds)
+
+        write = _line_writer() if lines_only else _drawing(source.name)
+        for progress in looks_at(source._index, interval, source._is_there, wait):
+            write(progress)
+            if once:
+                break
         if not (once or source._is_there()):
             complain(f"{session} is no longer there")
     return 0

@@ -27,6 +27,10 @@ HELD: Final = 1024
 """Objects that are held because they were loaded, and as many because they were changed."""
 
 
+_TOGETHER: Final = 64
+"""Objects that are looked at together, if they were loaded one by one."""
+
+
 class ChangedRecord(NamedTuple):
     """The record that an object would be saved as which has been changed and let go.
 
@@ -232,9 +236,13 @@ class Changes:
 
     def remember(self, objs: list[Persistable]) -> None:
         """Hold objects that have been loaded, and look at those that were loaded long ago."""
-        self._recent.append(objs)
+        recent = self._recent
+        if recent and len(recent[-1]) + len(objs) <= _TOGETHER:
+            recent[-1] += objs
+        else:
+            recent.append(objs[:])
         self._held += len(objs)
-        while self._held > HELD and len(self._recent) > 1:
-            oldest = self._recent.popleft()
+        while self._held - len(recent[0]) >= HELD:
+            oldest = recent.popleft()
             self._held -= len(oldest)
             self.look_at(oldest)

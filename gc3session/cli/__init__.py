@@ -7,7 +7,7 @@ messages and choose colours through console.py; interrupts.py says when Ctrl-C m
 progress_bar.py shows how far it has come. input.py reads what a user gives: lines, IDs, JSON and
 answers. filters.py has the options that choose tasks, and completion.py what a shell offers for them.
 order.py, columns.py and table.py are the order, the content and the drawing of what is listed;
-fields_text.py shows an object's fields as text, task_lines.py a task as a line of a dump.
+fields_text.py shows an object's fields as text.
 """
 
 from __future__ import annotations

@@ -94,26 +94,20 @@ class _Program(click.Group):
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="'gc3session COMMAND --help' explains a command.",
 )
-@click.option(
-    "--version",
-    is_flag=True,
-    is_eager=True,
-    expose_value=False,
-    callback=lambda ctx, _, wanted: _print_and_exit(ctx, _version()) if wanted else None,
-    help="Show the version and exit.",
-)
+@click.option("--version", is_flag=True, help="Show the version and exit.")
 @click.option(
     "--completion",
     type=click.Choice(SHELLS),
-    is_eager=True,
-    expose_value=False,
-    callback=lambda ctx, _, shell: _print_completion(ctx, shell) if shell else None,
     help="Print the script with which a shell completes commands, sessions, states and IDs.",
 )
 @click.pass_context
-def gc3session(ctx: click.Context) -> int:
+def gc3session(ctx: click.Context, version: bool, completion: str | None) -> int:
     """Record tasks in a session, which is a directory that keeps them, and look at them."""
-    if ctx.invoked_subcommand is None:
+    if version:
+        click.echo(_version())
+    elif completion is not None:
+        click.echo(script(gc3session, completion))
+    elif ctx.invoked_subcommand is None:
         click.echo(ctx.get_help(), err=True)
         return 2
     return 0
@@ -126,15 +120,6 @@ def _version() -> str:
         return f"gc3session {version('gc3session')}"
     except PackageNotFoundError:
         return "gc3session (run from its source; it is not installed)"
-
-
-def _print_completion(ctx: click.Context, shell: str) -> None:
-    _print_and_exit(ctx, script(gc3session, shell))
-
-
-def _print_and_exit(ctx: click.Context, text: str) -> None:
-    click.echo(text)
-    ctx.exit()
 
 
 def run(arguments: list[str]) -> int:

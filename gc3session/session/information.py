@@ -123,7 +123,7 @@ def information_of(
 ) -> Information:
     """Return what there is to know of a session; with *scan* its records are read."""
     store = index.store
-    scanned = _Scan(index, progress) if scan and store.tables.exists() else None
+    scanned = _Scan(index, progress) if scan else None
     figures = store.tables.figures()
     with store.lock, store.reading() as reader:
         row = Row.read(reader, index.identity)
@@ -153,8 +153,8 @@ def information_of(
         waiting=len(store.batch.records),
         first_event=first,
         last_event=last,
-        scanned=scanned.records if scanned else 0 if scan else None,
-        unreadable=scanned.unreadable if scanned else 0 if scan else None,
+        scanned=None if scanned is None else scanned.records,
+        unreadable=None if scanned is None else scanned.unreadable,
         last_write=written,
         per_minute=60 * tasks / (end - created)
         if end is not None and created is not None and end > created

@@ -14,12 +14,12 @@ import click
 from ... import Session, StoredTask, UnreadableTask
 from ...query.field_path import FieldPath
 from ...store.record_view import StoredTasks
+from ...transfer.dump import RecordLines
 from ..columns import DEFAULT, NONE, cell_in, columns_of, text_in
 from ..console import complain, escaped, open_session, quantity, state_colour, style_on, time_of
 from ..filters import CONDITIONS_HELP, filter_options, taken_filters
 from ..order import ListedTask, in_tree, sorted_by
 from ..table import Cell, write_table
-from ..task_lines import TaskLines
 
 _OPTIONS: Final = (
     click.option("-r", "--recursive", is_flag=True, help="Include tasks inside collections, and show the tree."),
@@ -236,3 +236,21 @@ def _write_heading(session: Session) -> None:
     head = f"{style(escaped(session.name), 'bold')}  {quantity(len(session), 'task')}"
     place = style(escaped("  ".join([os.path.abspath(session.path), *times])), "dim")
     sys.stdout.write(f"{head}{': ' if states else ''}{states}\n{place}\n\n")
+
+
+class TaskLines:
+    """Writes the lines of some tasks of a session as `gc3session dump` does."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._lines = RecordLines()
+
+    def of(self, task: StoredTask | UnreadableTask) -> str:
+        """Return the line of a task, with its line feed; it says whether the session has the task."""
+        index = self._session._index
+        with self._session.store.reading() as reader:
+            member = index.holds(reader, task.number)
+            if isinstance(task, StoredTask):
+                return self._lines.of(task.schema, task.number, member, task.record)
+            state = index.state(reader, task.number) if member else ""
+        return self._lines.raw(task.persistent_id, member, state, task.record)

@@ -202,11 +202,21 @@ class IndexWriter:
         self._bits[key] &= ~(1 << number % BLOCK)
         return Kind(*INDEX_KEY.unpack(key)[2:])
 
-    def move(self, session: int, number: int, guess: Kind | None, kind: Kind) -> None:
-        """Have the index say that record N, a member, is of that kind."""
-        if self.remove(session, number, guess) is not None:
-            key = INDEX_KEY.pack(session, number // BLOCK, *kind)
-            self._bits[key] = self._read(key) | 1 << number % BLOCK
+    def move(self, session: int, numbers: Iterable[int], guess: Kind | None, kind: Kind) -> None:
+        """Have the index say that some records, whose Ns are sorted, are of that kind: those that are members."""
+        for block, some in groupby(numbers, lambda number: number // BLOCK):
+            wanted = bits_of([number % BLOCK for number in some])
+            found = 0
+            if guess is not None:
+                key = INDEX_KEY.pack(session, block, *guess)
+                found = self._read(key) & wanted
+                self._bits[key] ^= found
+            for number in numbers_of(block, wanted ^ found):
+                if self.remove(session, number) is not None:
+                    found |= 1 << number % BLOCK
+            if found:
+                key = INDEX_KEY.pack(session, block, *kind)
+                self._bits[key] = self._read(key) | found
 
     # -- mirrors
 

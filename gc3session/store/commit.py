@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final
 
 from ..errors import ConflictError, CorruptRecord
 from ..format.frame import RECORD_KEY, Header, header_of, schema_number_or_0, with_home
-from ..index.entries import Kind
+from ..index.entries import BLOCK, Kind
 from ..index.index_writer import IndexWriter
 from ..index.membership import Membership
 from ..records.batch import REMOVED
@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 RECORDS_KEY: Final = b"records"
 """The key in the table `meta` of how many records there are (8 bytes)."""
+
+Moves = dict[tuple[int, Kind | None, Kind], list[int]]
+"""A session, where its index probably has records, and where it is to have them -> their Ns, sorted."""
 
 _CHUNK: Final = 4096  # records read at a time
 _key = RECORD_KEY.pack
@@ -50,6 +53,7 @@ class Commit:
         self._index_writer = index_writer
         self._stored: dict[int, tuple[bytes, Header | None]] = {}  # records that are there, of those concerned
         self._homes: dict[int, int] = {}  # N -> the home that its record gets, if that isn't what it says
+        self._staged_homes: dict[int, int] = {}  # N of an update -> the home that its staged record says
 
     def write(self) -> None:
         """Write records and index entries.  Raise ConflictError if a stored record isn't as the batch expects."""
@@ -65,9 +69,8 @@ class Commit:
             self._leave(index)
         for index in indexes:
             self._join(index)
-        for number, before, after in moves:
-            for session in self._holding(number):
-                self._index_writer.move(session, number, before, after)
+        for (session, before, after), numbers in moves.items():
+            self._index_writer.move(session, numbers, before, after)
         self._put_homes()
         writer.delete(RECORDS, map(_key, removed))
         if updates:
@@ -138,12 +141,17 @@ class Commit:
         """Return the numbers of the sessions that hold a stored record."""
         return self._index_writer.holding(number, self._home(number))
 
-    def _prepare(self, changed: list[int], removed: list[int], moves: list[tuple[int, Kind | None, Kind]]) -> None:
+    def _prepare(self, changed: list[int], removed: list[int], moves: Moves) -> None:
         """Lock the sessions that hold what changes, and read those of their entries that probably do."""
         stored = filter(self._stored.__contains__, changed)
         own = {index.known_number for index in self._store.indexes}
         self._index_writer.lock({session for number in stored for session in self._holding(number)} - own)
-        places = [(session, n, kind) for n, *kinds in moves for session in self._holding(n) for kind in kinds]
+        places = [
+            (session, block * BLOCK, kind)
+            for (session, *kinds), numbers in moves.items()
+            for block in {number // BLOCK for number in numbers}
+            for kind in kinds
+        ]
         for number in filter(self._stored.__contains__, removed):
             places += [(session, number, self._kind_before(number)) for session in self._holding(number)]
         self._index_writer.read(places)
@@ -263,21 +271,23 @@ class Commit:
 
     # -- what changes
 
-    def _moves(self, updates: list[int]) -> list[tuple[int, Kind | None, Kind]]:
-        """Return the Ns of records that get another state or schema, and where the index has them and is to have them."""
+    def _moves(self, updates: list[int]) -> Moves:
+        """Return which records get another state or schema."""
         batch, states = self._batch, self._index_writer.states
-        moves = []
+        moves: Moves = {}
         for number in updates:
-            before = self._kind_before(number)
-            after = Kind(schema_number_or_0(batch.records[number]), states.number(batch.states[number]))
+            before, staged = self._kind_before(number), header_of(batch.records[number])
+            self._staged_homes[number] = staged.home
+            after = Kind(staged.schema, states.number(batch.states[number]))
             if before != after:
-                moves.append((number, before, after))
+                for session in self._holding(number):
+                    moves.setdefault((session, before, after), []).append(number)
         return moves
 
     def _with_home_there(self, number: int) -> bytes:
         """Return a staged record with the home that the stored one has, or gets."""
         record, home = self._batch.records[number], self._home(number)
-        return record if header_of(record).home == home else with_home(number, record, home)
+        return record if self._staged_homes[number] == home else with_home(number, record, home)
 
     def _with_new_home(self, number: int) -> bytes:
         record = self._batch.records[number]

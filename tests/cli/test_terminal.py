@@ -76,14 +76,9 @@ def make(path: Path) -> None:
     number = int(bad.rpartition(".")[2])
 
     def other_class(key: bytes, value: bytes) -> bytes:
-        tag, _, kind, fields = msgpack.unpackb(value[:-5])
-        name = tag.rpartition(":")[2]
-        return seal(
-            int.from_bytes(key, "big"),
-            msgpack.packb(
-                [tag + ODD, name + ODD, kind, [field + ODD if field == "mesh" else field for field in fields]]
-            ),
-        )
+        tag, name, kind, fields = msgpack.unpackb(value[:-5])
+        fields = [field + ODD if field == "mesh" else field for field in fields]
+        return seal(int.from_bytes(key, "big"), msgpack.packb([tag + ODD, name, kind, fields]))
 
     def spoilt(key: bytes, value: bytes) -> bytes:
         return value[:-1] if int.from_bytes(key, "big") == number else value
@@ -162,6 +157,7 @@ def on_terminal(arguments: list[str], until: bytes = b"") -> tuple[int, bytes]:
         try:
             os.close(ours)
             signal.alarm(SECONDS)
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # which a job in the background ignores
             os.environ["TERM"] = "xterm-256color"
             os.login_tty(theirs)
             sys.stdin, sys.stdout, sys.stderr = (open(fd, "rw"[fd > 0], closefd=False) for fd in range(3))  # noqa: SIM115

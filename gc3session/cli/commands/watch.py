@@ -27,6 +27,7 @@ from ..table import folded, width
 
 _FAILURES_WRITTEN: Final = 10  # at most, below the figures of a look
 _BAR_WIDTH: Final = 40  # of the longest bar
+_LABEL_WIDTH: Final = 24  # to which the names of states are cut
 
 
 @click.command(short_help="Show live how far a session has come.")
@@ -109,9 +110,10 @@ def _picture(name: str, progress: Progress, columns: int) -> list[tuple[str, str
         (_clock(progress.time), "dim"),
         ("", ""),
     ]
-    widest = max((width(escaped(state)) for state in progress.counts), default=0)
-    for state in _sorted(progress):
-        share, count, text = progress.counts[state] / progress.total, f"{progress.counts[state]:,}", escaped(state)
+    names = {state: folded(escaped(state), _LABEL_WIDTH)[0] for state in _sorted(progress)}
+    widest = max(map(width, names.values()), default=0)
+    for state, text in names.items():
+        share, count = progress.counts[state] / progress.total, f"{progress.counts[state]:,}"
         bar = "█" * round(_BAR_WIDTH * share)
         gap = " " * (widest - width(text))
         lines.append(

@@ -126,27 +126,25 @@ class Workflow(TaskCollection):
         inner = dict(_object(rest.pop("workflow", None), "'workflow'"))
         specification = dict(_object(inner.pop("specification", None), "'workflow.specification'"))
         tasks = _by_id(specification.pop("tasks", None), "workflow.specification.tasks")
-        extra = {"document": rest}
         ran = inner.pop("execution") if isinstance(inner.get("execution"), dict) else None
-        runs = None
-        if ran is not None:
-            run_fields, run_rest = _taken(ran, Workflow, "execution")
-            if isinstance(run_rest.get("tasks"), list):
-                runs = _by_id(run_rest.pop("tasks"), "workflow.execution.tasks", tasks)
-                fields["executed"] = list(runs)
-            fields |= run_fields
-            extra["execution"] = run_rest
-        file_fields, extra["specification"] = _taken(specification, Workflow, "specification")
-        extra["workflow"] = inner
+        execution = dict(ran or {})
+        runs: dict[str, Any] = {}
+        if isinstance(execution.get("tasks"), list):
+            runs = _by_id(execution.pop("tasks"), "workflow.execution.tasks", tasks)
+            fields["executed"] = list(runs)
+        specified, specification = _taken(specification, Workflow, "specification")
+        run, execution = _taken(execution, Workflow, "execution")
+        extra = {"document": rest, "workflow": inner, "specification": specification, "execution": execution}
         extra = {place: rest for place, rest in extra.items() if rest}
         if ran == {}:
             extra["execution"] = {}
         return cls(
             **fields,
-            **file_fields,
-            **_past(ran is not None, fields.get("executed_at"), fields.get("makespan")),
+            **specified,
+            **run,
+            **_past(ran is not None, run.get("executed_at"), run.get("makespan")),
             extra=extra,
-            tasks=[_task(entry, None if runs is None else runs.get(id_)) for id_, entry in tasks.items()],
+            tasks=[_task(entry, runs.get(id_)) for id_, entry in tasks.items()],
         )
 
     def document(self) -> dict[str, Any]:

@@ -55,12 +55,11 @@ def import_wf(session: str, files: tuple[str, ...]) -> int:
 def _workflow(file: str) -> Workflow:
     """Return the workflow that a file describes. Raise Failure, naming the file, if it can't be read."""
     try:
-        data = Path(file).read_bytes()
+        return Workflow.from_document(parse_json(Path(file).read_bytes().removeprefix(b"\xef\xbb\xbf")))
     except OSError as error:
-        raise Failure(f"{os_error_text(error, file)}; not imported") from error
-    try:
-        return Workflow.from_document(parse_json(data.removeprefix(b"\xef\xbb\xbf")))
+        what = os_error_text(error, file)
     except InvalidArgument as error:
-        raise Failure(f"{file}: {error}; not imported") from error
+        what = f"{file}: {error}"
     except ValueError as error:
-        raise Failure(f"{file}: {error}: is it the right file, and whole? Not imported") from error
+        what = f"{file}: {error}: is it the right file, and whole?"
+    raise Failure(f"{what}; not imported")

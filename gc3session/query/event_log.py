@@ -13,6 +13,8 @@ from datetime import UTC, datetime
 from itertools import chain, count, islice
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+import attrs
+
 from ..errors import Error, InvalidArgument, LoadError
 from ..system.external_sort import Sortable, in_order
 from ..system.number_set import Numbers
@@ -123,6 +125,7 @@ def _latest(events: Iterator[Sortable], last: int | None) -> Iterator[Sortable]:
     return islice(entries, max(0, next(numbers) - last), None)
 
 
+@attrs.define(eq=False)
 class _Log(Iterator[LogEntry]):
     """The events of all tasks as they are now, after a LoadError for each task that can't be read.
 
@@ -132,32 +135,24 @@ class _Log(Iterator[LogEntry]):
     events have been given, so none is given twice and none is left out.
     """
 
-    def __init__(
-        self,
-        index: Index,
-        wanted: Filters,
-        last: int | None,
-        interval: float | None,
-        alive: Callable[[], bool],
-        wait: Callable[[float], None],
-    ) -> None:
-        self._index = index
-        self._wanted = wanted
-        self._last = last
-        self._interval = interval
-        self._alive = alive
-        self._wait = wait
-        self._entries: Iterator[Sortable] = iter(())
-        self._failures: deque[LoadError] = deque()
-        self._given = _Counts()  # for each task that was seen: how many of its events were given, plus 1
-        self._active = Numbers()  # the tasks that were not TERMINATED when they were last read
-        self._read_to = 0  # the greatest N that has been read
-        self._reported = Numbers()  # the unreadable tasks for which an exception was raised
-        self._version: tuple[int, int] | None = None  # of the session, at the last look
-        self._whole_version: tuple[int, int] | None = None  # of the session, at the last look at all tasks
-        self._whole_begin = 0.0  # when that look began
-        self._whole_duration = self._duration = 0.0  # seconds that it took, and that the last look took
-        self._ended = False
+    _index: Index
+    _wanted: Filters
+    _last: int | None
+    _interval: float | None
+    _alive: Callable[[], bool]
+    _wait: Callable[[float], None]
+    _entries: Iterator[Sortable] = attrs.Factory(lambda: iter(()))
+    _failures: deque[LoadError] = attrs.Factory(deque)
+    _given: _Counts = attrs.Factory(lambda: _Counts())  # of each task: how many of its events were given, plus 1
+    _active: Numbers = attrs.Factory(Numbers)  # the tasks that were not TERMINATED when they were last read
+    _read_to: int = 0  # the greatest N that has been read
+    _reported: Numbers = attrs.Factory(Numbers)  # the unreadable tasks for which an exception was raised
+    _version: tuple[int, int] | None = None  # of the session, at the last look
+    _whole_version: tuple[int, int] | None = None  # of the session, at the last look at all tasks
+    _whole_begin: float = 0.0  # when that look began
+    _whole_duration: float = 0.0  # seconds that it took
+    _duration: float = 0.0  # seconds that the last look took
+    _ended: bool = False
 
     def __next__(self) -> LogEntry:
         while True:

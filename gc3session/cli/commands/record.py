@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import time
-from collections import Counter
+from contextlib import suppress
 from datetime import UTC
 from typing import Any, Final
 
@@ -19,6 +19,7 @@ from ..progress_bar import ProgressBar
 
 _RATE_TASKS: Final = 10_000  # from so many on, their rate is reported
 _UPDATE_LINES: Final = 256  # between two updates of the progress bar
+_GO_ON: Final = "correct it, or go past it with --on-error skip"
 
 
 @click.command(short_help="Record tasks from lines of JSON.")
@@ -53,24 +54,41 @@ def record(session: str, file: str, batch: int, on_error: str) -> int:
     are committed whenever it pauses. After Ctrl-C, the tasks that were read before are kept.
     """
     name = "standard input" if file == STDIN else file
-    counts: Counter[str] = Counter()
+    number = tasks = broken = 0
+    interrupts = Interrupts()
     with opened(file) as fd:
         target = open_session(session, read_only=False)
-        interrupts = Interrupts()
+        size = os.fstat(fd).st_size if stat.S_ISREG(os.fstat(fd).st_mode) else None
         start = time.monotonic()
         try:
             with interrupts, ProgressBar("task") as bar:
-                _record_lines(fd, interrupts, bar, target, name, batch, on_error == "skip", counts)
+                with suppress(KeyboardInterrupt):
+                    for line in lines_of(fd, interrupts):
+                        if number % _UPDATE_LINES == 0 or line is None:
+                            bar.update(0 if size is None else os.lseek(fd, 0, os.SEEK_CUR), size, tasks)
+                        if line is None or len(target.store.batch.records) >= batch:
+                            target.flush()
+                        if line is None:
+                            continue
+                        number += 1
+                        try:
+                            task = task_from_line(line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line)
+                            if task is not None:
+                                target.add(task, flush=False)
+                                tasks += 1
+                        except ValueError as error:
+                            broken += 1
+                            now = "skipped" if on_error == "skip" else f"stopped there: {_GO_ON}"
+                            complain(f"{name}, line {number}: {error}; {now}")
+                            if on_error == "stop":
+                                break
                 target.close()
         except (Error, OSError) as error:
             what = str(error) if isinstance(error, Error) else os_error_text(error, name)
             lost = _lost_of(target)
             left = f"; {quantity(lost, 'task')} of the last batch could not be" if lost else ""
-            raise Failure(
-                f"{what}; {quantity(counts['task'] - lost, 'task')} recorded in {session}{left}"
-            ) from error
+            raise Failure(f"{what}; {quantity(tasks - lost, 'task')} recorded in {session}{left}") from error
         seconds = time.monotonic() - start
-    tasks, broken = counts["task"], counts["broken"]
     message = f"recorded {quantity(tasks, 'task')} in {session}"
     if tasks >= _RATE_TASKS:
         message += f" ({seconds:,.1f} s, {tasks / seconds:,.0f} tasks/s)"
@@ -80,39 +98,6 @@ def record(session: str, file: str, batch: int, on_error: str) -> int:
         message += f"; {quantity(broken, 'broken line')} skipped"
     say(message)
     return interrupts.status if interrupts.caught is not None else 1 if broken else 0
-
-
-def _record_lines(
-    fd: int, interrupts: Interrupts, bar: ProgressBar, target: Session, name: str, batch: int, skip: bool,
-    counts: Counter[str],
-) -> None:  # fmt: skip
-    """Add the tasks of a file until it ends, a signal comes or, unless *skip*, a line is broken; count both."""
-    number = 0
-    size = os.fstat(fd).st_size if stat.S_ISREG(os.fstat(fd).st_mode) else None
-    try:
-        for line in lines_of(fd, interrupts):
-            if number % _UPDATE_LINES == 0 or line is None:
-                bar.update(0 if size is None else os.lseek(fd, 0, os.SEEK_CUR), size, counts["task"])
-            if line is None or len(target.store.batch.records) >= batch:
-                target.flush()
-            if line is None:
-                continue
-            number += 1
-            try:
-                if len(line) > LINE_BYTES:
-                    raise ValueError(f"it is longer than {LINE_BYTES >> 20} MiB")
-                task = task_from_line(line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line)
-                if task is not None:
-                    target.add(task, flush=False)
-                    counts["task"] += 1
-            except ValueError as error:
-                counts["broken"] += 1
-                what_now = "skipped" if skip else "stopped there: correct it, or go past it with --on-error skip"
-                complain(f"{name}, line {number}: {error}; {what_now}")
-                if not skip:
-                    break
-    except KeyboardInterrupt:
-        pass
 
 
 def _lost_of(session: Session) -> int:
@@ -151,6 +136,8 @@ def task_from_line(line: bytes) -> Task | None:
 
     Raise ValueError, which says what is wrong, if it is broken.
     """
+    if len(line) > LINE_BYTES:
+        raise ValueError(f"it is longer than {LINE_BYTES >> 20} MiB")
     if not line.strip():
         return None
     value = parse_json(line)

@@ -200,22 +200,14 @@ def _past(ran: bool, executed_at: str | None, duration: float | None) -> dict[st
     if not ran:
         return {"state": State.NEW}
     history: list[list[Any]] = []
-    start = None if executed_at is None else _time(executed_at)
-    if start is not None:
+    with suppress(
+        ValueError, OverflowError, TypeError
+    ):  # what is no time, or a duration that no clock can show, or None
+        start = datetime.fromisoformat(executed_at)  # type: ignore[arg-type]
+        start = start if start.tzinfo else start.replace(tzinfo=UTC)
         history.append([start.timestamp(), State.RUNNING])
-        with suppress(ValueError, OverflowError, TypeError):  # a duration that no clock can show, or None
-            end = start + timedelta(seconds=duration)  # type: ignore[arg-type]
-            history.append([end.timestamp(), State.TERMINATED])
+        history.append([(start + timedelta(seconds=duration)).timestamp(), State.TERMINATED])  # type: ignore[arg-type]
     return {"state": State.TERMINATED, "history": history}
-
-
-def _time(text: str) -> datetime | None:
-    """Return a time in ISO 8601, or None if it isn't one; without an offset it is taken as UTC."""
-    try:
-        time = datetime.fromisoformat(text)
-    except ValueError:
-        return None
-    return time if time.tzinfo else time.replace(tzinfo=UTC)
 
 
 def _object(value: Any, what: str) -> dict[str, Any]:

@@ -96,21 +96,14 @@ def lines_of(fd: int, interrupts: Interrupts) -> Iterator[bytes | None]:
 def ids_from_args(ids: Iterable[str]) -> Iterator[str]:
     """Give the IDs; for each '-' those of standard input, one a line, without blank lines."""
     for id_ in ids:
-        if id_ == STDIN:
-            yield from _ids_from_stdin()
-        else:
+        if id_ != STDIN:
             yield id_
-
-
-def _ids_from_stdin() -> Iterator[str]:
-    source = stdin("pipe the IDs in, or write them on the command line", "one ID per line", 2)
-    try:
-        for line in source:
-            id_ = line.decode(errors="backslashreplace").strip()
-            if id_:
-                yield id_
-    except OSError as error:
-        raise Failure(os_error_text(error, "standard input")) from error
+            continue
+        source = stdin("pipe the IDs in, or write them on the command line", "one ID per line", 2)
+        try:
+            yield from filter(None, (line.decode(errors="backslashreplace").strip() for line in source))
+        except OSError as error:
+            raise Failure(os_error_text(error, "standard input")) from error
 
 
 # -- JSON ---------------------------------------------------------------------

@@ -110,12 +110,16 @@ class Watch:
         return Progress(datetime.now(UTC), counts, total, rate, left, [failure for _, failure in latest])
 
     def _find_failures(self, last: int) -> None:
+        """Read the records of some tasks, and keep the latest failures; *last* is the greatest N in the session."""
         under_way = {number for state in _UNDER_WAY for number, _ in self._in_state(state, 0)}
         ended = list(self._in_state(State.TERMINATED, self._turn))
         self._turn = ended[-1][0] if len(ended) == _RECORDS_A_LOOK else 0
         unknown = self._in_state(State.UNKNOWN, 0)
-        numbers = {*self._failures, *(self._under_way - under_way), *self._new(last)}
-        numbers.update(number for number, _ in chain(unknown, ended))
+        # The new ones, and if there are very many the latest of them.
+        new = Pages(self._index, _entries, after=max(self._last, last - _RECORDS_A_LOOK))
+        numbers = {*self._failures, *(self._under_way - under_way)}
+        numbers.update(number for number, _ in chain(unknown, ended, chain.from_iterable(new)))
+        self._last = new.after
         self._under_way = under_way
         histories = TaskHistories(self._index, lambda number: True)
         failures = {}
@@ -129,16 +133,6 @@ class Watch:
         """Give the next entries in a state, not too many."""
         pages = Pages(self._index, _entries, states=[state], after=after)
         return islice(chain.from_iterable(pages), _RECORDS_A_LOOK)
-
-    def _new(self, last: int) -> list[int]:
-        """Return the Ns of the tasks that were added since the last look; if there are very many, of the latest ones.
-
-        *last* is the greatest N in the session.
-        """
-        pages = Pages(self._index, _entries, after=max(self._last, last - _RECORDS_A_LOOK))
-        found = [number for number, _ in chain.from_iterable(pages)]
-        self._last = pages.after
-        return found
 
 
 def _entries(reader: Reader, entries: list[Entry]) -> list[Entry]:

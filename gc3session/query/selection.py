@@ -18,7 +18,7 @@ from ..format.schema import Schema
 from ..store.pages import Pages
 from ..store.record_view import StoredTask, StoredTasks, UnreadableTask
 from ..tasks import Persistable, T_co, class_tag, stamp_of
-from .conditions import Condition
+from .conditions import Condition, pattern
 from .field_path import field_of, last_event
 from .times import aware
 
@@ -43,26 +43,19 @@ def _several(value: Any) -> list[Any]:
     return [value] if alone else list(value)
 
 
-def _states(state: Names | None) -> frozenset[str] | None:
-    states = None if state is None else frozenset(_several(state))
-    if states is not None and not all(isinstance(one, str) for one in states):
+def _states(state: Names) -> frozenset[str]:
+    states = frozenset(_several(state))
+    if not all(isinstance(one, str) for one in states):
         raise InvalidArgument(f"state must be a str or several, such as 'RUNNING', not {state!r}")
     return states
 
 
-def _pattern(value: str | re.Pattern[str] | None) -> re.Pattern[str] | None:
-    try:
-        return None if value is None else re.compile(value)
-    except (re.error, TypeError) as error:
-        raise InvalidArgument(f"name and id must be regular expressions, not {value!r}: {error}") from error
-
-
-def _kinds(kind: Kinds | None) -> frozenset[str] | None:
-    several = [] if kind is None else _several(kind)
+def _kinds(kind: Kinds) -> frozenset[str]:
+    several = _several(kind)
     for one in several:
         if not isinstance(one, str) and not (isinstance(one, type) and issubclass(one, Persistable)):
             raise InvalidArgument(f"kind must be the name, the tag or a class of tasks, or several, not {one!r}")
-    return None if kind is None else frozenset(one if isinstance(one, str) else class_tag(one) for one in several)
+    return frozenset(one if isinstance(one, str) else class_tag(one) for one in several)
 
 
 def _conditions(where: Where) -> tuple[Condition, ...]:
@@ -73,8 +66,8 @@ def _conditions(where: Where) -> tuple[Condition, ...]:
     return tuple(Condition.parse(one) if isinstance(one, str) else one for one in conditions)
 
 
-def _seconds(time: Time | None) -> float | None:
-    return None if time is None else aware(time).timestamp()
+def _seconds(time: Time) -> float:
+    return aware(time).timestamp()
 
 
 @attrs.frozen
@@ -93,13 +86,17 @@ class Filters:
         fields: its fields of these names have these values.
     """
 
-    states: frozenset[str] | None = attrs.field(default=None, converter=_states, alias="state")
-    name: re.Pattern[str] | None = attrs.field(default=None, converter=_pattern)
-    id: re.Pattern[str] | None = attrs.field(default=None, converter=_pattern)
-    kinds: frozenset[str] | None = attrs.field(default=None, converter=_kinds, alias="kind")
+    states: frozenset[str] | None = attrs.field(
+        default=None, converter=attrs.converters.optional(_states), alias="state"
+    )
+    name: re.Pattern[str] | None = attrs.field(default=None, converter=attrs.converters.optional(pattern))
+    id: re.Pattern[str] | None = attrs.field(default=None, converter=attrs.converters.optional(pattern))
+    kinds: frozenset[str] | None = attrs.field(
+        default=None, converter=attrs.converters.optional(_kinds), alias="kind"
+    )
     where: tuple[Condition, ...] = attrs.field(default=(), converter=_conditions)
-    since: float | None = attrs.field(default=None, converter=_seconds)
-    before: float | None = attrs.field(default=None, converter=_seconds)
+    since: float | None = attrs.field(default=None, converter=attrs.converters.optional(_seconds))
+    before: float | None = attrs.field(default=None, converter=attrs.converters.optional(_seconds))
     fields: dict[str, Any] = attrs.field(factory=dict)
 
     @property
@@ -231,7 +228,7 @@ class Selected(Iterator[T_co]):
         """
         if self.filters.need_records:
             return map(_id_of, self.stored())
-        return chain.from_iterable(self._paged(self._page_of_ids))
+        return chain.from_iterable(self._paged(lambda reader, page: self._ids(reader, self._of_ids(reader, page))))
 
     def stored(self) -> Iterator[StoredTask | UnreadableTask]:
         """Give the tasks that fit as their records have them, from the first one; no objects are made.
@@ -244,9 +241,6 @@ class Selected(Iterator[T_co]):
                 if fits is None or isinstance(task, UnreadableTask) or fits(task):
                     yield task
 
-    def _page_of_ids(self, reader: Reader, entries: list[Entry]) -> list[str]:
-        return self._ids(reader, self._of_ids(reader, entries))
-
     def _with_records(self, reader: Reader, entries: list[Entry]) -> tuple[list[Entry], list[bytes | None]]:
         """Return those entries that fit by ID and class, with their records."""
         entries = self._of_ids(reader, entries)
@@ -257,11 +251,11 @@ class Selected(Iterator[T_co]):
         return [entry for entry, _ in kept], [record for _, record in kept]
 
     def _of_ids(self, reader: Reader, entries: list[Entry]) -> list[Entry]:
-        pattern = self.filters.id
-        if pattern is None:
+        wanted = self.filters.id
+        if wanted is None:
             return entries
         ids = zip(entries, self._ids(reader, entries), strict=True)
-        return [entry for entry, id_ in ids if pattern.search(id_)]
+        return [entry for entry, id_ in ids if wanted.search(id_)]
 
     def _ids(self, reader: Reader, entries: list[Entry]) -> list[str]:
         name = self._store.schemas.name

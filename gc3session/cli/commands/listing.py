@@ -187,11 +187,8 @@ class _Listing:
         if sys.stdout.isatty():
             _write_heading(self._session)
         titles = [escaped(column.text) for column in self._columns]
-        write_table(titles, map(self._row, self._listed(flat=False)))
-
-    def _row(self, listed: ListedTask) -> list[Cell]:
-        """Return the cells of a task."""
-        return [self._cell(column, listed) for column in self._columns]
+        listed = self._listed(flat=False)
+        write_table(titles, ([self._cell(column, each) for column in self._columns] for each in listed))
 
     def _cell(self, column: FieldPath, listed: ListedTask) -> Cell:
         task, indent = listed.task, "  " * listed.depth if column.text == "ID" else ""

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import click
 
-from ... import Error, Session, Task
+from ... import Error, Task
 from ..console import Failure, complain, open_session, os_error_text, quantity, say, time_of
 from ..input import LINE_BYTES, STDIN, lines_of, opened, parse_json
 from ..interrupts import Interrupts
@@ -85,7 +85,10 @@ def record(session: str, file: str, batch: int, on_error: str) -> int:
                 target.close()
         except (Error, OSError) as error:
             what = str(error) if isinstance(error, Error) else os_error_text(error, name)
-            lost = _lost_of(target)
+            with suppress(Error):  # which is the same
+                target.close()
+            lost = len(target.store.batch.records)
+            target.store.discard()  # nothing tries again
             left = f"; {quantity(lost, 'task')} of the last batch could not be" if lost else ""
             raise Failure(f"{what}; {quantity(tasks - lost, 'task')} recorded in {session}{left}") from error
         seconds = time.monotonic() - start
@@ -98,17 +101,6 @@ def record(session: str, file: str, batch: int, on_error: str) -> int:
         message += f"; {quantity(broken, 'broken line')} skipped"
     say(message)
     return interrupts.status if interrupts.caught is not None else 1 if broken else 0
-
-
-def _lost_of(session: Session) -> int:
-    """Close a session after an error, and return how many tasks of its batch could not be written."""
-    try:
-        session.close()
-    except Error:
-        lost = len(session.store.batch.records)
-        session.store.discard()  # the caller reports it, and nothing tries again
-        return lost
-    return 0
 
 
 # -- tasks --------------------------------------------------------------------

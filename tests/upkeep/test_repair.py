@@ -264,6 +264,17 @@ def test_value_in_a_damaged_run_of_pages_is_taken_over(path: Path) -> None:
     assert check(path) == ids
 
 
+def test_page_of_records_whose_border_is_odd_is_taken_over(path: Path) -> None:
+    ids, data = check(path), path / "jobs" / "data.mdb"
+    content = bytearray(data.read_bytes())
+    for page in range(len(content) // PAGE):
+        if any(key[:1] == range_of("records") for key, _ in _nodes(content, page)):
+            content[page * PAGE + 12] ^= 1  # of the number of bytes up to the end of the list of places
+    data.write_bytes(content)
+    assert repair_session(path).quarantined == ["data.mdb"]
+    assert check(path) == ids
+
+
 def test_record_of_a_revision_that_can_not_be_is_no_record_in_a_damaged_file_either(path: Path) -> None:
     put("records", n8(9), sealed(9, [1, -1, 1, []]))(path)
     miscounted(path)

@@ -154,8 +154,10 @@ class Pages:
 
     def _places(self, page: bytes, problem: Problem) -> tuple[int, ...]:
         number, _, _, lower, upper = PAGE_HEADER.unpack_from(page)
-        if not 16 <= lower <= upper <= self.size or lower % 2:
+        is_possible = 16 <= lower <= upper <= self.size
+        if not is_possible or lower % 2:
             problem(f"page {number} has impossible borders of its free space")
+        if not is_possible:
             return ()
         return unpack_from(f"={(lower - 16) // 2}H", page, 16)
 

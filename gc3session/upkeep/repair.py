@@ -32,6 +32,7 @@ from ..errors import (
     OpenError,
     UnknownFormat,
 )
+from ..format.frame import header_of
 from ..index.entries import MirrorNote, Row
 from ..index.index_writer import SESSION_NAMES
 from ..records.ids import parse_id
@@ -40,7 +41,7 @@ from ..store.store import make_store
 from ..system.filesystem import opened_regular, write_durably, write_error
 from ..system.number_set import Numbers
 from ..system.temporary import delete_leftovers
-from ..tables.interface import META, SESSIONS, Tables, Writer
+from ..tables.interface import META, RECORDS, SESSIONS, Tables, Writer
 from ..tables.lmdb.data_file.meta import can_be_lock_file
 from ..tables.urls import StoreURL, make_tables
 from .check import check_session
@@ -94,6 +95,14 @@ def _knows(tables: Tables, identity: bytes) -> bool:
         return bool(faults) and any(key == identity for key, _ in copies_in(tables, SESSIONS))
     except OpenError:
         return False
+
+
+def _home_in(record: bytes) -> int:
+    """Return the home of a record, 0 if that can't be read."""
+    try:
+        return header_of(record).home
+    except CorruptRecord:
+        return 0
 
 
 class _Repair:
@@ -344,15 +353,22 @@ class _Repair:
         """
         rows: dict[bytes, Row | None] = {}
         with tables.contents(ignored) as contents:
-            for _, identity in contents.walk(META, prefix=SESSION_NAMES):
+            numbers = set[int]()
+            for key, identity in contents.walk(META, prefix=SESSION_NAMES):
+                numbers.add(int.from_bytes(key[len(SESSION_NAMES) :], "big"))
                 rows[identity] = None
             for key, data in contents.walk(SESSIONS):
                 rows[key] = None
                 with contextlib.suppress(CorruptRecord):
-                    rows[key] = Row.parsed(key, data)
-        if known is not None and (not len(self._listed) or known in rows or not self._directory.holds(tables.url)):
-            return known
-        if len(rows) > 1:
+                    rows[key] = row = Row.parsed(key, data)
+                    numbers.add(row.number)
+            listed, inside = bool(len(self._listed)), self._directory.holds(tables.url)
+            if known is not None and (known in rows or not listed or not inside):
+                return known
+            lost = {_home_in(record) for _, record in contents.walk(RECORDS)} - numbers - {0}
+        if len(lost) == 1 and (known is not None or not rows):  # it has tasks, but neither a row nor a name
+            return known or secrets.token_bytes(16)
+        if len(rows) > 1 or lost:
             status = os.lstat(self._directory.mirror) if os.path.lexists(self._directory.mirror) else None
             notes = {i: MirrorNote(*row.mirror) for i, row in rows.items() if status and row and row.mirror}
             place = status and (status.st_ino, status.st_size)

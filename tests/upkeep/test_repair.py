@@ -21,7 +21,7 @@ from consistency import check
 from examples import Simulation, Sweep
 from gc3session import DamagedSession, Session, StoreInUse, Task, WriteError, check_session, repair_session
 from gc3session.format.frame import with_home
-from raw_tables import TABLES, Raw, n8, sealed
+from raw_tables import TABLES, Raw, n4, n8, sealed
 from test_check import zero_root
 from test_cli import one_error, run
 from test_damages import _nodes, lines_of
@@ -222,6 +222,24 @@ def test_session_whose_row_is_lost_stays_itself_beside_another_one(path: Path) -
     assert repair_session(path).done
     assert check(path) == ids
     assert sorted(check(path.with_name("other"))) == sorted(theirs)
+
+
+@pytest.mark.parametrize("lost", [[1], [1, 2]])
+def test_session_that_its_store_has_forgotten_does_not_become_another_one(path: Path, lost: list[int]) -> None:
+    ids = check(path)
+    for name in ("other", "third"):
+        with Session(path.with_name(name), store_or_url=path / "jobs") as other:
+            other.add(Task())
+    with Raw(path) as raw:
+        for number in lost:
+            raw.delete("sessions", raw.get("meta", b"session " + n4(number)))
+            raw.delete("meta", b"session " + n4(number))
+    if len(lost) == 1:
+        assert repair_session(path).done
+        assert check(path) == ids
+    else:
+        with pytest.raises(DamagedSession, match="which of the sessions"):
+            repair_session(path)
 
 
 def test_session_whose_row_stands_under_a_spoilt_key_stays_itself(path: Path) -> None:

@@ -219,11 +219,12 @@ class Writer(Reader):
     def count(self, table: str, key: bytes, change: int) -> None:
         """Add to the number, of 8 bytes, under a key; there is none where it is 0.
 
-        Raise CorruptStore, now or at the commit, if a number of the table `counts` would be less than 0.
+        Raise CorruptStore, now or at the commit, if a number of the table `counts` would be less than 0, or one
+        greater than it can be.
         """
         value = self.get(table, key)
         count = change + int.from_bytes(value or b"", "big")
-        if count < 0 and table == COUNTS:
+        if (count < 0 and table == COUNTS) or count >> 63 > 0:
             raise CorruptStore(MISCOUNTED)
         if count > 0:
             self.put(table, [(key, count.to_bytes(8, "big"))])

@@ -19,7 +19,16 @@ import pytest
 from children import in_child, run_script, start_python
 from consistency import check
 from examples import Simulation, Sweep
-from gc3session import DamagedSession, Session, StoreInUse, Task, WriteError, check_session, repair_session
+from gc3session import (
+    CorruptStore,
+    DamagedSession,
+    Session,
+    StoreInUse,
+    Task,
+    WriteError,
+    check_session,
+    repair_session,
+)
 from gc3session.format.frame import with_home
 from raw_tables import TABLES, Raw, n4, n8, sealed
 from test_check import zero_root
@@ -280,6 +289,19 @@ def test_value_in_a_damaged_run_of_pages_is_taken_over(path: Path) -> None:
     data.write_bytes(content)
     assert repair_session(path).quarantined == ["data.mdb"]
     assert check(path) == ids
+
+
+@pytest.mark.parametrize("table", ["meta", "counts"])
+def test_count_to_which_nothing_can_be_added_is_damage(path: Path, table: str) -> None:
+    with Raw(path) as raw:
+        for key, value in raw.items(table):
+            if len(value) == 8 and key != b"next N":
+                raw.put(table, key, b"\xff" * 8)
+    with Session(path) as session, pytest.raises(CorruptStore, match="gc3session repair"):
+        session.add(Simulation())
+    assert repair_session(path).done
+    with Session(path) as session:
+        session.add(Simulation())
 
 
 def test_page_of_records_whose_border_is_odd_is_taken_over(path: Path) -> None:

@@ -176,12 +176,13 @@ def test_without_a_private_directory_none_in_which_others_may_write_is_opened(
     def fails(*_: Any, **__: Any) -> Any:
         raise FileNotFoundError(2, "No usable temporary directory")
 
-    monkeypatch.setattr(opening.tempfile, "TemporaryDirectory", fails)
-    with pytest.raises(Error, match=r"others may write.*TMPDIR"):
+    with monkeypatch.context() as patch:
+        patch.setattr(opening.tempfile, "TemporaryDirectory", fails)
+        with pytest.raises(Error, match=r"others may write.*TMPDIR"):
+            use(path, read_only=False)
+        for directory in (path, path / "jobs"):
+            directory.chmod(0o755)
         use(path, read_only=False)
-    for directory in (path, path / "jobs"):
-        directory.chmod(0o755)
-    use(path, read_only=False)
     assert len(check(path)) == 6
 
 

@@ -124,17 +124,17 @@ def open_files(path: str, *, read_only: bool, map_size: int) -> OpenFiles:
     A reader that may not write `lock.mdb`, or would have to make it, reads without being entered in it.
     """
     try:
-        with _directory(path) as directory:
-            while True:
+        while True:
+            with _directory(path) as directory:
                 files = _open_files(path, directory, read_only, map_size)
-                try:
-                    locked = files.lock is None or keep_locks(files.lock.fd, files.data.fd)
-                    if locked and files.data.is_in_place():
-                        return files
-                except BaseException:
-                    files.close()
-                    raise
-                files.close()  # the data file has been replaced meanwhile
+            try:
+                locked = files.lock is None or keep_locks(files.lock.fd, files.data.fd)
+                if locked and files.data.is_in_place():
+                    return files
+            except BaseException:
+                files.close()
+                raise
+            files.close()  # the data file has been replaced meanwhile
     except OSError as error:
         if error.errno == errno.ENOTDIR:
             raise OpenError(

@@ -6,8 +6,8 @@ the same but for the end (`list` and `select`, `remove` and `forget`). All comma
 messages and choose colours through console.py; interrupts.py says when Ctrl-C may end one, and
 progress_bar.py shows how far it has come. input.py reads what a user gives: lines, IDs, JSON and
 answers. filters.py has the options that choose tasks, and completion.py what a shell offers for them.
-order.py, columns.py and table.py are the order, the content and the drawing of what is listed;
-fields_text.py shows an object's fields as text.
+order.py and table.py are the order and the drawing of what is listed; fields_text.py shows an
+object's fields as text.
 """
 
 from __future__ import annotations

@@ -6,20 +6,24 @@ import csv
 import os
 import sys
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from itertools import islice
 from typing import Any, Final
 
 import click
 
-from ... import Session, StoredTask, UnreadableTask
-from ...query.field_path import FieldPath
+from ... import InvalidArgument, Session, StoredTask, UnreadableTask
+from ...query.field_path import MISSING, FieldPath, last_event
 from ...store.record_view import StoredTasks
 from ...transfer.dump import RecordLines
-from ..columns import DEFAULT, NONE, cell_in, columns_of, text_in
-from ..console import complain, escaped, open_session, quantity, state_colour, style_on, time_of
+from ..console import complain, escaped, in_zone, open_session, quantity, state_colour, style_on, time_of
+from ..fields_text import one_line
 from ..filters import CONDITIONS_HELP, filter_options, taken_filters
 from ..order import ListedTask, in_tree, sorted_by
 from ..table import Cell, write_table
+
+_NONE: Final = Cell("-", "dim")
+_DEFAULT_COLUMNS: Final = "ID,NAME,STATE,LAST EVENT"
 
 _OPTIONS: Final = (
     click.option("-r", "--recursive", is_flag=True, help="Include tasks inside collections, and show the tree."),
@@ -129,10 +133,10 @@ class _Listing:
         if recursive and sort is not None:
             raise click.UsageError("-r and --sort exclude each other: a tree has its own order.")
         self._descending = sort is not None and sort.startswith("-")
-        self._sort = None if sort is None else columns_of(sort[self._descending :])
+        self._sort = None if sort is None else _columns_of(sort[self._descending :])
         if self._sort is not None and len(self._sort) != 1:
             raise click.UsageError("--sort takes one field.")
-        self._columns = columns_of(DEFAULT if columns is None else columns)
+        self._columns = _columns_of(_DEFAULT_COLUMNS if columns is None else columns)
         self._recursive = recursive
         self._limit = limit
         self._session = session
@@ -194,8 +198,8 @@ class _Listing:
         task, indent = listed.task, "  " * listed.depth if column.text == "ID" else ""
         if isinstance(task, UnreadableTask):
             known = {"ID": Cell(indent + escaped(task.persistent_id)), "NAME": Cell("(unreadable)", "red")}
-            return known.get(column.text, NONE)
-        text, style = cell_in(column, task)
+            return known.get(column.text, _NONE)
+        text, style = _cell_in(column, task)
         return Cell(indent + text, style if listed.fits else "dim")
 
     def write_csv(self) -> None:
@@ -205,7 +209,7 @@ class _Listing:
         for listed in self._listed():
             task = listed.task
             if isinstance(task, StoredTask):
-                write([text_in(column, task) for column in self._columns])
+                write([_text_in(column, task) for column in self._columns])
             else:
                 write([escaped(task.persistent_id) if column.text == "ID" else "" for column in self._columns])
 
@@ -233,6 +237,66 @@ def _write_heading(session: Session) -> None:
     head = f"{style(escaped(session.name), 'bold')}  {quantity(len(session), 'task')}"
     place = style(escaped("  ".join([os.path.abspath(session.path), *times])), "dim")
     sys.stdout.write(f"{head}{': ' if states else ''}{states}\n{place}\n\n")
+
+
+# -- columns
+
+
+def _columns_of(text: str) -> list[FieldPath]:
+    """Return the columns that a text names, with commas between them. Raise UsageError if one is no field."""
+    try:
+        return [FieldPath.parse(part) for part in text.split(",")]
+    except InvalidArgument as error:
+        raise click.UsageError(f"{error}.") from error
+
+
+def _text_in(column: FieldPath, task: StoredTask) -> str:
+    """Return what CSV has of a task in a column, '' for nothing; times are in ISO 8601."""
+    value = column.of(task)
+    if isinstance(value, datetime):
+        local = None if value.tzinfo is None else in_zone(value)
+        return (local or value).isoformat()
+    return "" if value is MISSING or value is None else _text(value)
+
+
+def _cell_in(column: FieldPath, task: StoredTask) -> Cell:
+    """Return the cell that a table has of a task in a column."""
+    if column.text == "STATE":
+        state = task.fields.get("state")
+        return _name(state, state_colour(state, task.fields.get("returncode")))
+    if column.text == "NAME":
+        return _name(task.fields.get("jobname"))
+    if column.text == "LAST EVENT":
+        return _last_event(task)
+    value = column.of(task)
+    return _NONE if value is MISSING or value is None else Cell(_text(value) or "-")
+
+
+def _text(value: Any) -> str:
+    return escaped(value) if type(value) is str else one_line(value)
+
+
+def _name(value: Any, style: str = "") -> Cell:
+    """Return the cell of what should be a text; of another value only its type is shown."""
+    if isinstance(value, str):
+        return Cell(escaped(value), style) if value else _NONE
+    return _NONE if value is None else Cell(f"({type(value).__name__})", "dim")
+
+
+def _last_event(task: StoredTask) -> Cell:
+    """Return when the last event was, and which it was unless it is the task's state."""
+    time = time_of(last_event(task))
+    if time is None:
+        return _NONE
+    text = time.isoformat(" ", "seconds")
+    try:
+        _, last = task.fields["history"][-1]
+    except (TypeError, ValueError, LookupError):
+        return Cell(text)
+    return Cell(text if last == task.fields.get("state") else f"{text} {_name(last).text}")
+
+
+# -- lines of a dump
 
 
 class TaskLines:

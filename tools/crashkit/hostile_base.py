@@ -14,15 +14,7 @@ import attrs
 import lmdb
 from gc3session import Session, Task, TaskCollection, dump_session
 
-FILES = (
-    "created",
-    "session_ids.txt",
-    "store.url",
-    "finished",
-    "jobs/data.mdb",
-    "jobs/lock.mdb",
-    "jobs/writer.lock",
-)
+FILES = "created session_ids.txt store.url finished jobs/data.mdb jobs/lock.mdb jobs/writer.lock".split()
 """The files of a session, but for what marks its data file as made here: a hostile directory has no such mark."""
 
 

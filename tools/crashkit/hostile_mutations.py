@@ -330,7 +330,7 @@ def odd_text(target: Target) -> None:
 
 def swapped_files(target: Target) -> None:
     """Two files in each other's place."""
-    names = ("jobs/data.mdb", "jobs/lock.mdb", *_FILES)
+    names = ("jobs/data.mdb", "jobs/lock.mdb", "jobs/writer.lock", *_FILES)
     first, second = (target.case / name for name in target.rng.sample(names, 2))
     other = first.with_name(first.name + "_")
     for path in (first, second):
@@ -343,7 +343,7 @@ def swapped_files(target: Target) -> None:
 def odd_rights(target: Target) -> None:
     """Files of somebody else, or with odd rights."""
     rng = target.rng
-    names = ("", "jobs", "jobs/data.mdb", "jobs/lock.mdb", *_FILES)
+    names = ("", "jobs", "jobs/data.mdb", "jobs/lock.mdb", "jobs/writer.lock", *_FILES)
     chosen = rng.sample(names, rng.choice((1, 2, len(names))))
     for name in sorted(chosen, reverse=True):  # what is in a directory can only be reached before
         path = target.case / name

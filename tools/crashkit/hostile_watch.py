@@ -42,11 +42,10 @@ def forbid_side_effects(allowed: tuple[Path, ...], *, may_start: bool = False) -
             if not may_start and args != (None,):  # of ctypes.dlopen: the libraries that are loaded already
                 _end(f"{event} {args!r}")
         elif event == "open":
-            if (
-                isinstance(args[2], int)
-                and args[2] & _WRITING
-                and not (inside(args[0]) or _to_lock(args[0], args[2]))
-            ):
+            flags = args[2] & _WRITING if isinstance(args[2], int) else 0
+            # A lock file must be opened for writing to be locked; that nothing was written is looked at later.
+            to_lock = flags == os.O_RDWR and str(args[0]).endswith("/writer.lock")
+            if flags and not to_lock and not inside(args[0]):
                 _end(f"open {args[0]!r} for writing")
         elif event in _CHANGING:
             places = args[1:2] if event == "os.symlink" else args[:2]  # a link changes nothing where it leads to
@@ -55,11 +54,6 @@ def forbid_side_effects(allowed: tuple[Path, ...], *, may_start: bool = False) -
 
     inside = _judge(allowed)
     sys.addaudithook(hook)
-
-
-def _to_lock(path: Any, flags: int) -> bool:
-    """Return whether a lock file is opened as it must be to be locked: that this changes nothing is looked at later."""
-    return str(path).endswith("/writer.lock") and not flags & (os.O_CREAT | os.O_TRUNC)
 
 
 def _judge(allowed: tuple[Path, ...]) -> Callable[[Any], bool]:

@@ -126,17 +126,14 @@ class Snapshot:
             )
             block = next_block(self._reader, self._session, block.number + 1)
 
-    def _records(self) -> Iterator[list[Item]]:
-        """Give all records of the snapshot by their Ns, some at a time."""
-        if self._numbers is not None:
-            keys = map(_key, self._numbers)
-            while some := list(islice(keys, _CHUNK)):
-                yield self._reader.get_many(RECORDS, some)
+    def _records(self) -> Iterator[Item]:
+        """Give all records of the snapshot by their Ns."""
+        if self._numbers is None:
+            yield from self._reader.walk(RECORDS)
             return
-        start = b""
-        while items := self._reader.scan(RECORDS, start, _CHUNK):
-            yield items
-            start = items[-1][0] + b"\0"
+        keys = map(_key, self._numbers)
+        while some := list(islice(keys, _CHUNK)):
+            yield from self._reader.get_many(RECORDS, some)
 
     def read(self) -> Iterator[HeldRecord]:
         """Give all records, sorted by their Ns, from the transaction."""
@@ -144,18 +141,17 @@ class Snapshot:
         after_all = 1 << 64, Kind(0, 0)
         member, kind = next(members, after_all)
         read_bytes = ReadBytes()
-        for items in self._records():
-            read_bytes.add(self._reader, [record for _, record in items])
-            for key, record in items:
-                number = int.from_bytes(key, "big")
-                while member < number:
-                    self.missing.append(member)
-                    member, kind = next(members, after_all)
-                if member == number:
-                    yield self._held(number, kind, record)
-                    member, kind = next(members, after_all)
-                else:
-                    yield self._held(number, None, record)
+        for key, record in self._records():
+            read_bytes.add(self._reader, (record,))
+            number = int.from_bytes(key, "big")
+            while member < number:
+                self.missing.append(member)
+                member, kind = next(members, after_all)
+            if member == number:
+                yield self._held(number, kind, record)
+                member, kind = next(members, after_all)
+            else:
+                yield self._held(number, None, record)
         while member < after_all[0]:
             self.missing.append(member)
             member, kind = next(members, after_all)

@@ -21,6 +21,7 @@ from ..index.entries import (
     COUNT_KEY,
     HOLDER_KEY,
     INDEX_KEY,
+    SESSION_KEY,
     STATE_KEY,
     Kind,
     numbers_of,
@@ -101,13 +102,11 @@ class Held(NamedTuple):
 
     Attributes:
         number: of the session.
-        members: the number of a block -> the bits of its members.
-        total: how many they are.
+        total: how many members it has.
         whole: whether all entries can be read.
     """
 
     number: int
-    members: dict[int, int]
     total: int
     whole: bool
 
@@ -147,40 +146,37 @@ class IndexCheck:
             noted: called with session and entry, of each entry.
         """
         tables = {name: BySession(self._contents.walk(name)) for name in (INDEX, COUNTS, UNIQUE, METADATA)}
-        waiting = sorted(numbers, reverse=True)
-        while True:
-            ahead = [table.session for table in tables.values() if table.session is not None]
-            if not ahead and not waiting:
-                return
-            session = min(ahead + waiting[-1:])
-            if waiting[-1:] == [session]:
-                waiting.pop()
+        rows = BySession((SESSION_KEY.pack(number), b"") for number in sorted(numbers))
+        while ahead := [part.session for part in (rows, *tables.values()) if part.session is not None]:
+            session = min(ahead)
+            list(rows.take(session))
             if not session:
                 for name, table in tables.items():
                     for key, _ in table.take(0):
                         yield Finding("index", f"{name} {key.hex()}", "it can't be right", (Change(name, key),))
                 continue
-            held = Held(session, {}, 0, whole=True)
+            members: dict[int, int] = {}  # the number of a block -> the bits of its members
             counts: Counter[Kind] = Counter()
+            whole = True
             for key, value in tables[INDEX].take(session):
                 entry = entry_of(key, value)
                 noted(session, entry)
                 if entry.fault:
                     where = f"session {session}, block {entry.block}"
                     yield Finding("index", where, f"an entry is damaged: {entry.fault}", (Change(INDEX, key),))
-                for number in numbers_of(entry.block, entry.bits & held.members.get(entry.block, 0)):
+                for number in numbers_of(entry.block, entry.bits & members.get(entry.block, 0)):
                     yield Finding("index", self._id(entry.kind, number), f"session {session} has it twice")
                 self._reader.last_state = max(self._reader.last_state, entry.kind.state & 0x7FFFFFFF)
-                held.members[entry.block] = held.members.get(entry.block, 0) | entry.bits
+                members[entry.block] = members.get(entry.block, 0) | entry.bits
                 counts[entry.kind] += entry.bits.bit_count()
-                held = held._replace(whole=held.whole and not entry.fault)
-            yield from self._check_counts(session, tables[COUNTS].take(session), counts, held)
-            yield from self._check_unique(session, tables[UNIQUE].take(session), held)
+                whole = whole and not entry.fault
+            yield from self._check_counts(session, tables[COUNTS].take(session), counts if whole else None)
+            yield from self._check_unique(session, tables[UNIQUE].take(session), members if whole else None)
             yield from self._check_metadata(session, tables[METADATA].take(session))
-            yield held._replace(total=counts.total())
+            yield Held(session, counts.total(), whole)
 
     def _check_counts(
-        self, session: int, items: Iterable[Item], counts: Counter[Kind], held: Held
+        self, session: int, items: Iterable[Item], counts: Counter[Kind] | None
     ) -> Iterator[Finding]:
         stored: dict[Kind, int] = {}
         for key, value in items:
@@ -189,7 +185,9 @@ class IndexCheck:
                 yield Finding("index", where, "it isn't a count", (Change(COUNTS, key),))
             else:
                 stored[Kind(*COUNT_KEY.unpack(key)[1:])] = COUNT.unpack(value)[0]
-        for kind in sorted({*stored, *counts}) if held.whole else ():
+        if counts is None:  # of entries that can't be read
+            return
+        for kind in sorted({*stored, *counts}):
             if stored.get(kind) != counts.get(kind):
                 key = COUNT_KEY.pack(session, *kind)
                 yield Finding(
@@ -199,10 +197,12 @@ class IndexCheck:
                     (Change(COUNTS, key, COUNT.pack(counts[kind]) if kind in counts else None),),
                 )
 
-    def _check_unique(self, session: int, items: Iterable[Item], held: Held) -> Iterator[Finding]:
+    def _check_unique(
+        self, session: int, items: Iterable[Item], members: dict[int, int] | None
+    ) -> Iterator[Finding]:
         for key, value in items:
             block, place = divmod(int.from_bytes(value, "big"), BLOCK)
-            if len(value) != RECORD_KEY.size or (held.whole and not held.members.get(block, 0) >> place & 1):
+            if len(value) != RECORD_KEY.size or (members is not None and not members.get(block, 0) >> place & 1):
                 where = f"key {key[4:]!r} of session {session}"
                 yield Finding("unique", where, "it leads to no record of the session", (Change(UNIQUE, key),))
 

@@ -18,6 +18,7 @@ import secrets
 import stat
 import warnings
 from functools import partial
+from itertools import chain
 from typing import Any, Final
 
 import attrs
@@ -90,7 +91,8 @@ def _knows(tables: Tables, identity: bytes) -> bool:
     faults: list[str] = []
     try:
         with tables.contents(faults.append) as contents:
-            if any(key == identity for key, _ in contents.walk(SESSIONS)):
+            names = (value for _, value in contents.walk(META, prefix=SESSION_NAMES))
+            if identity in chain(names, (key for key, _ in contents.walk(SESSIONS))):
                 return True
         return bool(faults) and any(key == identity for key, _ in copies_in(tables, SESSIONS))
     except OpenError:

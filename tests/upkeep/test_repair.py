@@ -476,6 +476,15 @@ def test_damaged_store_elsewhere_that_knows_the_session_is_mended(path: Path, tm
     assert os.listdir(tmp_path / "store") == ["jobs"]
 
 
+def test_session_whose_row_is_lost_in_a_store_elsewhere_is_mended(tmp_path: Path) -> None:
+    with Session(tmp_path / "far", store_or_url=tmp_path / "store" / "jobs") as session:
+        ids = list(session.add_many(Simulation() for _ in range(3)))
+    with Raw(tmp_path / "store") as raw:
+        raw.delete("sessions", raw.items("sessions")[0][0])
+    assert repair_session(tmp_path / "far").done
+    assert check(tmp_path / "far") == ids
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
 def test_data_file_that_is_made_anew_belongs_to_whom_the_old_one_did(path: Path) -> None:
     data = path / "jobs" / "data.mdb"

@@ -131,7 +131,8 @@ class Mirror:
     def _place(self) -> str:
         """Return where the mirror is, as `place_of` says it."""
         if not self._where and self._url_file is not None:
-            self._where = place_of(self._url_file.fd)
+            with opened_regular(self._url_path) as file:  # the known one is closed when a session has been dropped
+                self._where = place_of(file.fileno())
         return self._where
 
     def plan(self, writer: Writer, row: Row, change: Change) -> Row:

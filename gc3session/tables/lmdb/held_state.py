@@ -111,6 +111,9 @@ class _HeldState:
         if self._in_write:
             return then()
         for _ in range(_ATTEMPTS):
+            before = newest_meta_page(
+                self._path, fd
+            ).transaction  # readers don't see it if its writer was killed then
             held = self._hold()
             self.pages = Pages(self._path, fd, newest_meta_page(self._path, fd, held))
             if held is None:
@@ -121,7 +124,7 @@ class _HeldState:
                 if not (env.locked and len(env.users) == 1 and env.read_only):
                     self._copy_pages()
                 then()
-                if newest_meta_page(self._path, fd).transaction == held:
+                if newest_meta_page(self._path, fd).transaction == before:
                     return None
             self._give_back()
         raise Error(

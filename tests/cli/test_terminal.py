@@ -203,7 +203,7 @@ def test_no_command_sends_what_controls_the_terminal(made: Path, tmp_path: Path)
 
 
 def test_watch_draws_no_sign_of_a_record(made: Path) -> None:
-    status, sent = on_terminal(["watch", str(made / ODD), "--interval", "0.1"], until=b"Latest failures")
+    status, sent = on_terminal(["watch", str(made / ODD), "--interval", "0.1"], until=b"TERMINATED")
     assert (status, signs_in(sent)) == (130, [])
 
 

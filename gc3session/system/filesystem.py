@@ -12,6 +12,7 @@ import shutil
 import stat
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
@@ -32,6 +33,9 @@ NO_RIGHT = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 TEMPORARY_ENDING = r"\.(\d+)-(\d+)\.[0-9a-f]+\.tmp"
 """With what `temporary_name` ends, as a regular expression; its groups are the pid, and the namespace of that."""
+
+DESCRIPTORS = "/proc/self/fd"
+"""The directory in which the system shows the open files of this process by their descriptors."""
 
 _MOUNTINFO = "/proc/self/mountinfo"
 _PAUSE = 0.0005  # seconds between two attempts to lock a file
@@ -164,20 +168,26 @@ class KnownFile:
     __del__ = close
 
 
-def opened_directory(path: str) -> int:
-    """Return a descriptor of the directory at an absolute path, which can be used for the names in it only.
+@contextlib.contextmanager
+def opened_directory(path: str) -> Iterator[int]:
+    """Within `with`, give a descriptor of the directory at an absolute path, which can be used for the names in it only.
 
     Raise OSError if any part of the path is a symbolic link, also one that somebody has just put there.
     """
     flags = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
     fd = os.open(os.sep, flags)
-    for name in filter(None, path.split(os.sep)):
-        above = fd
-        try:
-            fd = os.open(name, flags, dir_fd=above)
-        finally:
+    try:
+        for name in filter(None, path.split(os.sep)):
+            above, fd = fd, os.open(name, flags, dir_fd=fd)
             os.close(above)
-    return fd
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def path_of(fd: int, path: str) -> str:
+    """Return a path that leads to an open file or directory, whatever *path* leads to; *path* itself without /proc."""
+    return f"{DESCRIPTORS}/{fd}" if os.path.isdir(DESCRIPTORS) else path
 
 
 def locked_within(fd: int, kind: int, seconds: float) -> bool:

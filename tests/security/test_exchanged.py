@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +10,8 @@ from typing import Any
 
 import pytest
 
+import gc3session.system.filesystem as filesystem
+import gc3session.tables.lmdb.copying as copying
 import gc3session.tables.lmdb.environment as environment
 import gc3session.tables.lmdb.opening as opening
 from children import Child
@@ -131,6 +134,31 @@ def test_store_that_is_exchanged_while_it_is_made(
     assert state_of(outside) == before
 
 
+@pytest.mark.parametrize("name", ["jobs/data.mdb", "jobs/compacted.tmp", "jobs/compacted.tmp/data.mdb"])
+def test_store_that_is_exchanged_while_it_is_compacted(
+    path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    outside = path.parent / "outside"
+    before = state_of(outside)
+    opened = copying.lmdb.open
+
+    def exchanged(*args: Any, **options: Any) -> Any:
+        if (path / name).exists():
+            exchange(path, name, "other/jobs" if name.endswith("tmp") else "other/jobs/data.mdb")
+        return opened(*args, **options)
+
+    with Session(path) as session:
+        ids = list(session.ids())
+        len(session)
+        with monkeypatch.context() as patch:
+            patch.setattr(copying.lmdb, "open", exchanged)
+            with contextlib.suppress(Error):
+                session.compact()
+    assert state_of(outside) == before
+    put_back(path, name)
+    assert check(path) == ids
+
+
 def attack(path: Path, stop: Path) -> None:
     while not stop.exists():
         for name in NAMES:
@@ -152,6 +180,7 @@ def test_attack_without_end_changes_nothing_outside(path: Path, tmp_path: Path, 
     (tmp_path / "stop").touch()
     attacker.result()
     assert state_of(tmp_path / "outside") == before
+    Session(path).close()  # an add that found its file gone after the commit has left the mirror as it was
     assert len(check(path)) >= 5 + opened
 
 
@@ -159,7 +188,7 @@ def test_attack_without_end_changes_nothing_outside(path: Path, tmp_path: Path, 
 def test_without_proc_only_a_directory_of_one_s_own_is_opened(
     path: Path, monkeypatch: pytest.MonkeyPatch, others_may_write: bool
 ) -> None:
-    monkeypatch.setattr(opening, "_DESCRIPTORS", "/nowhere")
+    monkeypatch.setattr(filesystem, "DESCRIPTORS", "/nowhere")
     if not others_may_write:
         for directory in (path, path / "jobs"):
             directory.chmod(0o755)

@@ -68,7 +68,7 @@ class Environment:
         self.renew_locks()
         self._map_size = map_size
         self._files: OpenFiles | None = None
-        self._data: KnownFile | None = None  # as it was last opened; it stays open while all else is closed
+        self._data: KnownFile | None = None
         self._page_size = 4096
         self._filled_to = 0  # the last page of the data file when it was looked at for a gap
         self._checked = (-_READER_CHECK, 0)  # when slots of dead readers were looked for, and the last page then
@@ -90,6 +90,12 @@ class Environment:
     def _is_other(self) -> bool:
         """Return whether the data file at its path is another than the one that was opened."""
         return self._data is not None and not self._data.is_in_place()
+
+    @property
+    def data_file(self) -> KnownFile:
+        """The data file as it was last opened; it stays open while all else is closed."""
+        assert self._data is not None
+        return self._data
 
     def opened(self) -> lmdb.Environment:
         """Return the open environment; to be called with `reading` or `writing` held."""

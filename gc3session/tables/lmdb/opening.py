@@ -19,7 +19,7 @@ from typing import Any, Final, NamedTuple
 import lmdb
 
 from ...errors import CorruptStore, OpenError, ReadOnlyError
-from ...system.filesystem import KnownFile, opened_directory, write_error
+from ...system.filesystem import DESCRIPTORS, KnownFile, opened_directory, path_of, write_error
 from ...system.temporary import made_whole
 from .data_file.verification import mark_trusted
 from .errors import translated
@@ -32,7 +32,6 @@ _SMALLEST_MAP = 1 << 24  # bytes
 _LOCK_FILE_SIZE: Final = 73_728  # bytes, for some more slots than _MAX_READERS
 _LARGEST_LOCK_FILE: Final = 1 << 24  # bytes; LMDB maps all of it
 _MAX_READERS: Final = 1022  # the first opener's number counts; with LMDB's own 126 even opening fails for some
-_DESCRIPTORS = "/proc/self/fd"
 _FLAGS: Final = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 Transaction = Any
@@ -75,13 +74,13 @@ def create_environment(path: str, fill: Callable[[Transaction], None]) -> None:
     name.
     """
     try:
-        with made_whole(path) as temporary, _directory(temporary) as directory:
+        with made_whole(path) as temporary, opened_directory(temporary) as directory:
             fd = os.open(DATA, os.O_RDWR | os.O_CREAT | os.O_EXCL | _FLAGS, 0o666, dir_fd=directory)
             data = KnownFile(fd, os.path.join(temporary, DATA))
             lock = _made(temporary, directory, LOCK, data.status)
             _made(temporary, directory, WRITER_LOCK, data.status)
             with (
-                _path_for_lmdb(temporary, directory, data, lock) as place,
+                path_for_lmdb(temporary, directory, data, lock) as place,
                 _opened(place, map_size=_SMALLEST_MAP, create=True, lib_version=0) as env,
                 env.begin(write=True) as txn,
             ):
@@ -125,7 +124,7 @@ def open_files(path: str, *, read_only: bool, map_size: int) -> OpenFiles:
     """
     try:
         while True:
-            with _directory(path) as directory:
+            with opened_directory(path) as directory:
                 files = _open_files(path, directory, read_only, map_size)
             try:
                 locked = files.lock is None or keep_locks(files.lock.fd, files.data.fd)
@@ -147,15 +146,6 @@ def open_files(path: str, *, read_only: bool, map_size: int) -> OpenFiles:
         ) from error
 
 
-@contextlib.contextmanager
-def _directory(path: str) -> Iterator[int]:
-    directory = opened_directory(path)
-    try:
-        yield directory
-    finally:
-        os.close(directory)
-
-
 def _open_files(path: str, directory: int, read_only: bool, map_size: int) -> OpenFiles:
     if not read_only and not os.access(".", os.W_OK | os.X_OK, dir_fd=directory, effective_ids=True):
         raise ReadOnlyError(f"{path} can't be written; open the session with read_only=True")
@@ -172,7 +162,7 @@ def _open_files(path: str, directory: int, read_only: bool, map_size: int) -> Op
     if lock is not None:
         wait_for_replacement(lock.fd)
     size = _affordable(map_size, data.status.st_size)
-    with _path_for_lmdb(path, directory, data, lock) as place:
+    with path_for_lmdb(path, directory, data, lock) as place:
         while True:
             try:
                 env = _opened(place, map_size=size, create=False, readonly=read_only, lock=lock is not None)
@@ -236,24 +226,24 @@ def _lock_file(path: str, directory: int, name: str, data: os.stat_result) -> Kn
 
 
 @contextlib.contextmanager
-def _path_for_lmdb(path: str, directory: int, data: KnownFile, lock: KnownFile | None) -> Iterator[str]:
+def path_for_lmdb(path: str, directory: int, data: KnownFile, lock: KnownFile | None) -> Iterator[str]:
     """Within `with`, yield the path of a directory whose `data.mdb` and `lock.mdb` are the files that are open here.
 
     It is the environment's own directory where nobody else can change it; else one with links to the descriptors.
     """
-    has_descriptors = os.path.isdir(_DESCRIPTORS)
-    if _is_private(directory, ".") and (has_descriptors or _is_private(directory, "..")):
-        yield f"{_DESCRIPTORS}/{directory}" if has_descriptors else path
+    place = path_of(directory, path)
+    if _is_private(directory, ".") and (place != path or _is_private(directory, "..")):
+        yield place
         return
     why = f"others may write in {path}, so that it is opened by links in a private directory"
-    if not has_descriptors:
-        raise OpenError(f"{why} to {_DESCRIPTORS}, which is missing: mount /proc, or take that right from them")
+    if place == path:
+        raise OpenError(f"{why} to {DESCRIPTORS}, which is missing: mount /proc, or take that right from them")
     with contextlib.ExitStack() as stack:
         try:
             private = stack.enter_context(tempfile.TemporaryDirectory(prefix="gc3session-"))
             for name, file in ((DATA, data), (LOCK, lock)):
                 if file is not None:
-                    os.symlink(f"{_DESCRIPTORS}/{file.fd}", os.path.join(private, name))
+                    os.symlink(path_of(file.fd, file.path), os.path.join(private, name))
         except OSError as error:
             raise OpenError(
                 f"{why}, which can't be made ({error.strerror}): set TMPDIR to a place where it can, or take that"

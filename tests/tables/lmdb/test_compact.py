@@ -32,7 +32,7 @@ from gc3session import (
     TemporarySession,
     make_store,
 )
-from gc3session.tables.lmdb.data_file.meta import MetaPage, meta_pages_of, newest_meta_page_of
+from gc3session.tables.lmdb.data_file.meta import MetaPage, meta_pages_of, newest_meta_page, newest_meta_page_of
 from test_cli import one_error, run
 
 KILLS, KILLS_IN_LONG_FORM = 30, 1000
@@ -106,11 +106,11 @@ def test_numbers_of_its_own_transactions_stay_below_that_which_the_file_gets(
     given = newest_meta_page_of(os.fspath(data_of(session))).transaction
     own: list[int] = []
 
-    def noted(path: str) -> MetaPage:
-        own.append(newest_meta_page_of(path).transaction)
-        return newest_meta_page_of(path)
+    def noted(path: str, fd: int) -> MetaPage:
+        own.append(newest_meta_page(path, fd).transaction)
+        return newest_meta_page(path, fd)
 
-    monkeypatch.setattr("gc3session.tables.lmdb.copying.newest_meta_page_of", noted)
+    monkeypatch.setattr("gc3session.tables.lmdb.copying.newest_meta_page", noted)
     monkeypatch.setattr("gc3session.tables.lmdb.copying._TRANSACTION", 1000)  # bytes
     monkeypatch.setattr("gc3session.tables.lmdb.copying._ITEMS", 10)
     session.compact()

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Final
 
 from ....errors import CorruptStore, OpenError
-from ....system.filesystem import is_holes
+from ....system.filesystem import is_holes, opened_directory
 from .meta import data_file, lock_file, newest_meta_page, newest_meta_page_of, opened_data_file
 from .pages import Pages
 from .structure import check_structure
@@ -163,12 +163,13 @@ def is_trusted(directory: str) -> bool:
 
 def mark_trusted(directory: str) -> None:
     """Mark the data file in *directory* as made or walked through here, if the mark can be written."""
-    path = os.path.join(directory, MARK)
-    with contextlib.suppress(OSError):  # without the mark the next opening takes longer
-        line = _mark(os.lstat(os.path.join(directory, "data.mdb")).st_ino, time.time_ns())
-        if os.path.lexists(path):
-            os.unlink(path)
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    # Without the mark the next opening takes longer.
+    with contextlib.suppress(OSError), opened_directory(directory) as place:
+        line = _mark(os.lstat("data.mdb", dir_fd=place).st_ino, time.time_ns())
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(MARK, dir_fd=place)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        fd = os.open(MARK, flags, 0o666, dir_fd=place)
         try:
             os.write(fd, line)
         finally:

@@ -43,8 +43,10 @@ def exchange(path: Path, name: str, target: str) -> None:
     """Put a link to something outside in the place of a file or directory of the session."""
     file = path / name
     if not file.is_symlink():
+        link = Path(f"{file}.link")
+        link.symlink_to(path.parent / "outside" / target)
         file.rename(f"{file}.former")
-        file.symlink_to(path.parent / "outside" / target)
+        link.replace(file)  # which the library may have made meanwhile
 
 
 def put_back(path: Path, name: str) -> None:

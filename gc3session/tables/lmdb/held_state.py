@@ -111,9 +111,7 @@ class _HeldState:
         if self._in_write:
             return then()
         for _ in range(_ATTEMPTS):
-            before = newest_meta_page(
-                self._path, fd
-            ).transaction  # readers don't see it if its writer was killed then
+            newest = newest_meta_page(self._path, fd).transaction  # which a killed writer may have told no reader
             held = self._hold()
             self.pages = Pages(self._path, fd, newest_meta_page(self._path, fd, held))
             if held is None:
@@ -124,7 +122,7 @@ class _HeldState:
                 if not (env.locked and len(env.users) == 1 and env.read_only):
                     self._copy_pages()
                 then()
-                if newest_meta_page(self._path, fd).transaction == before:
+                if newest_meta_page(self._path, fd).transaction == newest:
                     return None
             self._give_back()
         raise Error(

@@ -127,7 +127,7 @@ class Mirror:
             lost = "what was just written may be lost with it" if committed else "nothing was written"
             raise WriteError(
                 f"{self._url_path} is gone, or another file than it was: the session was moved, destroyed or made anew"
-                f" since it was opened; {lost}. Open it again"
+                f" since it was opened; {lost}. Close it and open it again"
             )
 
     def _place(self) -> str:

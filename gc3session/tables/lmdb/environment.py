@@ -131,7 +131,7 @@ class Environment:
         files = open_files(self.path, read_only=self.read_only, map_size=self._map_size)
         if self.was_replaced:
             files.close()
-            raise OpenError(f"{self.data} {_REPLACED}. Open the session again")
+            raise OpenError(f"{self.data} {_REPLACED}. Close the session and open it again")
         self._files, self._data, self.locked = files, files.data, files.lock is not None
         if self.locked and not self.read_only:
             delete_tree(compacted_name(self.path))  # nobody compacts now, so the process that made it died
@@ -165,7 +165,7 @@ class Environment:
     def writer_lock(self) -> KnownFile:
         """Return `writer.lock`, which the caller locks. Raise WriteError if the data file isn't that of before."""
         if not self.is_open and self.was_replaced:
-            raise WriteError(f"{self.data} {_REPLACED}; nothing was written. Open the session again")
+            raise WriteError(f"{self.data} {_REPLACED}; nothing was written. Close the session and open it again")
         self.opened()
         files = self._files
         assert files is not None
@@ -188,13 +188,15 @@ class Environment:
         assert files is not None
         for file in (files.data, files.lock, files.writer):
             if file is not None and not file.is_in_place():
-                raise WriteError(f"{file.path} {_REPLACED}; nothing was written. Open the session again")
+                raise WriteError(
+                    f"{file.path} {_REPLACED}; nothing was written. Close the session and open it again"
+                )
 
     def ensure_kept(self) -> None:
         """Raise WriteError if the data file is no longer at its path after a commit."""
         if self._is_other():
             raise WriteError(
-                f"{self.data} {_REPLACED}; what was just written is lost with it. Open the session again"
+                f"{self.data} {_REPLACED}; what was just written is lost with it. Close the session and open it again"
             )
 
     # -- transactions, with `reading` or `writing` held

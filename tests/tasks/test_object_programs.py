@@ -196,7 +196,10 @@ def test_object_of_any_class_behaves_stored_as_it_does_alone_and_loses_nothing(
     session.store.changes.clear()  # what an example that failed has left
     try:
         model = alone()
+        without_times(model)
     except attrs.exceptions.FrozenInstanceError:  # of its own `__attrs_post_init__`
+        return
+    except (AttributeError, RecursionError):  # attrs loses a field that a frozen class without slots has again
         return
     obj = cls()
     fields = {field.name for field in attrs.fields(cls)}  # any other name is refused once the object is stored

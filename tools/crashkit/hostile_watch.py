@@ -66,9 +66,9 @@ def _judge(allowed: tuple[Path, ...]) -> Callable[[Any], bool]:
     def inside(path: Any) -> bool:
         if isinstance(path, bytes):
             path = os.fsdecode(path)
-        if not isinstance(path, str) or not path.startswith(os.sep) or path.startswith("/proc/self/fd/"):
+        if not isinstance(path, str) or not path.startswith(os.sep):
             return True  # a descriptor, or relative to one: it was judged when that was opened
-        path = os.path.normpath(path)
+        path = os.path.realpath(path) if path.startswith("/proc/self/fd/") else os.path.normpath(path)
         return path.startswith(begins) or path in roots or path in others
 
     return inside

@@ -108,7 +108,10 @@ def compact(env: Environment, progress: OnProgress) -> Compacted:
         env.close()
         try:
             with exclusive_lock(env.path):
-                return _replace(env, progress)
+                try:
+                    return _replace(env, progress)
+                finally:
+                    env.forget_data_file()  # also where the renaming has failed after it was done
         except lmdb.Error as error:
             raise translated(error, env.path) from error
         except OSError as error:

@@ -97,6 +97,10 @@ class Environment:
         assert self._data is not None
         return self._data
 
+    def forget_data_file(self) -> None:
+        """Take the data file that is there for the right one, while nobody else can have it open."""
+        self._data = None
+
     def opened(self) -> lmdb.Environment:
         """Return the open environment; to be called with `reading` or `writing` held."""
         files = self._files

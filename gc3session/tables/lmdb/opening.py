@@ -32,6 +32,7 @@ _SMALLEST_MAP = 1 << 24  # bytes
 _LOCK_FILE_SIZE: Final = 73_728  # bytes, for some more slots than _MAX_READERS
 _LARGEST_LOCK_FILE: Final = 1 << 24  # bytes; LMDB maps all of it
 _MAX_READERS: Final = 1022  # the first opener's number counts; with LMDB's own 126 even opening fails for some
+_ATTEMPTS: Final = 100  # to open files that are being replaced
 _FLAGS: Final = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 Transaction = Any
@@ -123,7 +124,7 @@ def open_files(path: str, *, read_only: bool, map_size: int) -> OpenFiles:
     A reader that may not write `lock.mdb`, or would have to make it, reads without being entered in it.
     """
     try:
-        while True:
+        for _ in range(_ATTEMPTS):
             with opened_directory(path) as directory:
                 files = _open_files(path, directory, read_only, map_size)
             try:
@@ -134,6 +135,7 @@ def open_files(path: str, *, read_only: bool, map_size: int) -> OpenFiles:
                 files.close()
                 raise
             files.close()  # the data file has been replaced meanwhile
+        raise OpenError(f"the files in {path} are replaced again and again: try again when that has ended")
     except OSError as error:
         if error.errno == errno.ENOTDIR:
             raise OpenError(

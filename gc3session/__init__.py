@@ -34,6 +34,7 @@ from .errors import (
     UnknownFormat,
     UnsavedWarning,
     UnstorableValue,
+    WaitingWarning,
     WriteError,
 )
 from .format.schema import Schema
@@ -68,7 +69,7 @@ if TYPE_CHECKING:
     from .transfer.diff import Difference, diff
     from .transfer.dump import Dumped, dump_session
     from .transfer.load import Loaded, load_dump
-    from .transfer.migrate import migrate_session
+    from .transfer.migrate import Moved, migrate_session
     from .upkeep.check import Check, check_session
     from .upkeep.finding import Finding
     from .upkeep.repair import Repaired, repair_session
@@ -87,7 +88,7 @@ else:
         "transfer.diff": ("Difference", "diff"),
         "transfer.dump": ("Dumped", "dump_session"),
         "transfer.load": ("Loaded", "load_dump"),
-        "transfer.migrate": ("migrate_session",),
+        "transfer.migrate": ("Moved", "migrate_session"),
         "upkeep.check": ("Check", "check_session"),
         "upkeep.finding": ("Finding",),
         "upkeep.repair": ("Repaired", "repair_session"),
@@ -141,6 +142,7 @@ __all__ = [
     "Loaded",
     "LogEntry",
     "MirrorWarning",
+    "Moved",
     "NetworkFilesystemError",
     "NotASession",
     "NotFound",
@@ -170,6 +172,7 @@ __all__ = [
     "UnreadableTask",
     "UnsavedWarning",
     "UnstorableValue",
+    "WaitingWarning",
     "Workflow",
     "WorkflowTask",
     "WriteError",

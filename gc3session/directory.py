@@ -64,9 +64,7 @@ class SessionDirectory:
         """
         try:
             names = set(os.listdir(self.path))
-            os.stat(
-                os.path.join(self.path, ".")
-            )  # there may be the right to list a directory, but not to enter it
+            os.stat(os.path.join(self.path, "."))  # a directory that may be listed need not be one to enter
         except FileNotFoundError:
             names = set()
             if not create:
@@ -168,21 +166,14 @@ class SessionDirectory:
         url, identity = StoreURL(match[1]), bytes.fromhex(match[3])
         if not url.is_lmdb:
             return url, identity
-        if match[2].startswith("/"):
-            place = os.path.normpath(url.path)
-            if "\0" in place or not place.startswith(os.sep):
-                raise DamagedSession(
-                    f"{self.url_file}: {match[2][:80]!r} isn't the path of a store; correct that line"
-                )
-            self._check_plain(place, os.path.dirname(place))
-            return url, identity
+        is_inside = not match[2].startswith("/")
         place = os.path.normpath(os.path.join(self.path, url.path))
-        if "\0" in place or not place.startswith(self.path.rstrip(os.sep) + os.sep):
-            raise DamagedSession(
-                f"{self.url_file}: {match[2]!r} leads out of the session directory; correct that line"
-            )
-        self._check_plain(place, self.path)
-        return StoreURL.of_path(place), identity
+        is_path = place.startswith(self.path.rstrip(os.sep) + os.sep) if is_inside else os.path.isabs(url.path)
+        if "\0" in place or not is_path:
+            what = "leads out of the session directory" if is_inside else "isn't the path of a store"
+            raise DamagedSession(f"{self.url_file}: {match[2][:80]!r} {what}; correct that line")
+        self._check_plain(place, self.path if is_inside else os.path.dirname(place))
+        return StoreURL.of_path(place) if is_inside else url, identity
 
     def line(self, url: str, identity: bytes) -> str:
         """Return the line of `store.url` for the store at *url* and the session's identity."""
@@ -247,10 +238,8 @@ class SessionDirectory:
 
     def timestamp(self, which: str) -> float | None:
         """Return the time ('start' or 'end') in seconds since 1970, or None if it isn't set."""
-        try:
-            return os.lstat(self.timestamp_files[which]).st_mtime
-        except OSError:
-            return None
+        nanoseconds = self.timestamp_ns(which)
+        return None if nanoseconds is None else nanoseconds / 1e9
 
     def timestamp_ns(self, which: str) -> int | None:
         """Return the time ('start' or 'end') in ns since 1970, or None."""

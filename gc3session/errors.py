@@ -92,7 +92,8 @@ class NetworkFilesystemError(OpenError):
 class StoreUnreachable(OpenError):
     """The server of the store can't be reached, was lost, has no free connection, or didn't answer in time.
 
-    What was to be written is kept. Try again when the server is there.
+    Nothing of the call was done. Make it again when the server is there; what was accepted with
+    `flush=False` is kept in the batch.
     """
 
 
@@ -136,27 +137,30 @@ class CorruptRecord(LoadError):
 
 
 class WriteError(Error):
-    """A transaction failed: nothing of it was written, and the batch is kept.
+    """A transaction failed, and nothing of it was written.
 
-    Once the cause is removed, `flush()` writes the batch.
+    A call that was to write at once has done nothing: make it again once the cause is removed. What was
+    accepted with `flush=False` is kept, and `flush()` writes it then.
     """
 
 
 class StoreFull(WriteError):
     """The disk, a quota or the address space has no room for the transaction.
 
-    Nothing of it was written, and the batch is kept: make room, and call `flush()` again.
+    Nothing of it was written: make room, and call again. What was accepted with `flush=False` is kept.
     """
 
 
 class CommitUnknown(WriteError):
     """The server was lost during a commit, and has not come back: whether it committed is not known yet.
 
-    What was to be written is kept, with its IDs. The next call that needs the store finds out
-    whether it was written, and writes it if it wasn't. So nothing is lost, and nothing is done twice.
+    The next call that needs the store finds out. If it was committed, the call that raised this is done,
+    and its tasks have their IDs; if not, it has done nothing. So make it again with the same tasks:
+    none is stored twice. Before other tasks are made for that, ask `went_through`. What was accepted
+    with `flush=False` is on disk then or kept.
 
     Attributes:
-        went_through: returns whether it was written; raises StoreUnreachable while the server isn't there.
+        went_through: returns whether it was committed; raises StoreUnreachable while the server isn't there.
     """
 
     def __init__(self, message: str, went_through: Callable[[], bool]) -> None:
@@ -220,4 +224,11 @@ class MirrorWarning(UserWarning):
     """`session_ids.txt` doesn't agree with the index: it was rewritten or, as the message says, must be.
 
     What is stored is safe; only programs that read that file may have read something else.
+    """
+
+
+class WaitingWarning(UserWarning):
+    """A call has been waiting for 5 s, and goes on waiting, for another program that is writing to the store.
+
+    The message names the program; Ctrl-C ends the wait, and nothing was written then.
     """

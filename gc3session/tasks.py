@@ -78,6 +78,7 @@ class Stamp(NamedTuple):
         revision: of the record that the object was last read from or written to; 0 if there is none yet.
         state: in that record; '' if it has none.
         schema: of that record.
+        home: number of the session that the record says holds it; 0 if none.
         checksum: of what the object packed to then.
         leftover: fields of that record that the class doesn't have.
     """
@@ -87,6 +88,7 @@ class Stamp(NamedTuple):
     revision: int
     state: str
     schema: Schema
+    home: int
     checksum: int
     leftover: dict[str, Any] | None
 

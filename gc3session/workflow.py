@@ -3,7 +3,7 @@
 A document becomes a `Workflow`, a task collection, and each of its tasks a `WorkflowTask` in
 it.  Every value of the document is kept, with its type, in one of two places:
 
-- what WfFormat 1.5 defines is in the field that the tables below name for it;
+- what WfFormat 1.5 defines is in the field whose metadata name it;
 - what it doesn't define, or defines with another type (null, for one), is in `extra`, under
   the name of the object that it stands in: 'document', 'workflow', 'specification' or
   'execution'.
@@ -12,6 +12,7 @@ A field is None where the document doesn't have the key.  So `Workflow.document`
 what `Workflow.from_document` was given.
 """
 
+# ruff: noqa: RUF009 (`_in` gives a field)
 from __future__ import annotations
 
 from collections.abc import Container, Mapping
@@ -27,45 +28,12 @@ from .tasks import State, Task, TaskCollection
 VERSIONS: Final = ("1.5", "1.6")
 """The values of 'schemaVersion' that are read: 1.6 is 1.5 with two more optional objects."""
 
-_Keys = dict[str, tuple[str, tuple[type, ...]]]  # key in the document -> field, its types there
 _TEXT, _NUMBER, _LIST, _OBJECT = (str,), (int, float), (list,), (dict,)
 
-_DOCUMENT: Final[_Keys] = {
-    "name": ("jobname", _TEXT),
-    "description": ("description", _TEXT),
-    "createdAt": ("created_at", _TEXT),
-    "schemaVersion": ("schema_version", _TEXT),
-    "author": ("author", _OBJECT),
-    "runtimeSystem": ("runtime_system", _OBJECT),
-}
-_SPECIFICATION: Final[_Keys] = {"files": ("files", _LIST)}
-_EXECUTION: Final[_Keys] = {
-    "makespanInSeconds": ("makespan", _NUMBER),
-    "executedAt": ("executed_at", _TEXT),
-    "machines": ("machines", _LIST),
-}
-_TASK_SPECIFICATION: Final[_Keys] = {
-    "name": ("jobname", _TEXT),
-    "id": ("id", _TEXT),
-    "parents": ("parents", _LIST),
-    "children": ("children", _LIST),
-    "inputFiles": ("input_files", _LIST),
-    "outputFiles": ("output_files", _LIST),
-}
-_TASK_EXECUTION: Final[_Keys] = {
-    "command": ("command", _OBJECT),
-    "runtimeInSeconds": ("runtime", _NUMBER),
-    "executedAt": ("executed_at", _TEXT),
-    "machines": ("machines", _LIST),
-    "coreCount": ("core_count", _NUMBER),
-    "avgCPU": ("avg_cpu", _NUMBER),
-    "readBytes": ("read_bytes", _NUMBER),
-    "writtenBytes": ("written_bytes", _NUMBER),
-    "memoryInBytes": ("memory_bytes", _NUMBER),
-    "energyInKWh": ("energy_kwh", _NUMBER),
-    "avgPowerInW": ("avg_power_w", _NUMBER),
-    "priority": ("priority", _NUMBER),
-}
+
+def _in(place: str, key: str, types: tuple[type, ...]) -> Any:
+    """Return a field for what an object of the document, the *place*, has under a key, with its types there."""
+    return attrs.field(default=None, metadata={place: (key, types)})
 
 
 @attrs.define(eq=False, repr=False, kw_only=True)
@@ -92,23 +60,23 @@ class WorkflowTask(Task):
 
     class_tag: ClassVar[str] = "WorkflowTask"
 
-    id: str = ""
-    command: dict[str, Any] | None = None
-    runtime: float | None = None
-    machines: list[str] | None = None
-    parents: list[str] | None = None
-    children: list[str] | None = None
-    input_files: list[str] | None = None
-    output_files: list[str] | None = None
-    executed_at: str | None = None
-    core_count: float | None = None
-    avg_cpu: float | None = None
-    read_bytes: float | None = None
-    written_bytes: float | None = None
-    memory_bytes: float | None = None
-    energy_kwh: float | None = None
-    avg_power_w: float | None = None
-    priority: float | None = None
+    id: str = attrs.field(default="", metadata={"specification": ("id", _TEXT)})
+    command: dict[str, Any] | None = _in("execution", "command", _OBJECT)
+    runtime: float | None = _in("execution", "runtimeInSeconds", _NUMBER)
+    machines: list[str] | None = _in("execution", "machines", _LIST)
+    parents: list[str] | None = _in("specification", "parents", _LIST)
+    children: list[str] | None = _in("specification", "children", _LIST)
+    input_files: list[str] | None = _in("specification", "inputFiles", _LIST)
+    output_files: list[str] | None = _in("specification", "outputFiles", _LIST)
+    executed_at: str | None = _in("execution", "executedAt", _TEXT)
+    core_count: float | None = _in("execution", "coreCount", _NUMBER)
+    avg_cpu: float | None = _in("execution", "avgCPU", _NUMBER)
+    read_bytes: float | None = _in("execution", "readBytes", _NUMBER)
+    written_bytes: float | None = _in("execution", "writtenBytes", _NUMBER)
+    memory_bytes: float | None = _in("execution", "memoryInBytes", _NUMBER)
+    energy_kwh: float | None = _in("execution", "energyInKWh", _NUMBER)
+    avg_power_w: float | None = _in("execution", "avgPowerInW", _NUMBER)
+    priority: float | None = _in("execution", "priority", _NUMBER)
 
 
 @attrs.define(eq=False, repr=False, kw_only=True)
@@ -127,15 +95,15 @@ class Workflow(TaskCollection):
 
     class_tag: ClassVar[str] = "Workflow"
 
-    description: str | None = None
-    created_at: str | None = None
-    schema_version: str | None = None
-    author: dict[str, Any] | None = None
-    runtime_system: dict[str, Any] | None = None
-    executed_at: str | None = None
-    makespan: float | None = None
-    machines: list[dict[str, Any]] | None = None
-    files: list[dict[str, Any]] | None = None
+    description: str | None = _in("document", "description", _TEXT)
+    created_at: str | None = _in("document", "createdAt", _TEXT)
+    schema_version: str | None = _in("document", "schemaVersion", _TEXT)
+    author: dict[str, Any] | None = _in("document", "author", _OBJECT)
+    runtime_system: dict[str, Any] | None = _in("document", "runtimeSystem", _OBJECT)
+    executed_at: str | None = _in("execution", "executedAt", _TEXT)
+    makespan: float | None = _in("execution", "makespanInSeconds", _NUMBER)
+    machines: list[dict[str, Any]] | None = _in("execution", "machines", _LIST)
+    files: list[dict[str, Any]] | None = _in("specification", "files", _LIST)
     executed: list[str] | None = None
 
     @classmethod
@@ -145,7 +113,7 @@ class Workflow(TaskCollection):
         The values are taken over, not copied.  Raise InvalidArgument, saying where, if it is
         not such a document.
         """
-        fields, rest = _taken(_object(document, "the document"), _DOCUMENT)
+        fields, rest = _taken(_object(document, "the document"), Workflow, "document")
         version = document.get("schemaVersion")
         if version not in VERSIONS:
             said = "no 'schemaVersion'" if version is None else f"schemaVersion {version!r}"
@@ -158,27 +126,25 @@ class Workflow(TaskCollection):
         inner = dict(_object(rest.pop("workflow", None), "'workflow'"))
         specification = dict(_object(inner.pop("specification", None), "'workflow.specification'"))
         tasks = _by_id(specification.pop("tasks", None), "workflow.specification.tasks")
-        extra = {"document": rest}
         ran = inner.pop("execution") if isinstance(inner.get("execution"), dict) else None
-        runs = None
-        if ran is not None:
-            run_fields, run_rest = _taken(ran, _EXECUTION)
-            if isinstance(run_rest.get("tasks"), list):
-                runs = _by_id(run_rest.pop("tasks"), "workflow.execution.tasks", tasks)
-                fields["executed"] = list(runs)
-            fields |= run_fields
-            extra["execution"] = run_rest
-        file_fields, extra["specification"] = _taken(specification, _SPECIFICATION)
-        extra["workflow"] = inner
+        execution = dict(ran or {})
+        runs: dict[str, Any] = {}
+        if isinstance(execution.get("tasks"), list):
+            runs = _by_id(execution.pop("tasks"), "workflow.execution.tasks", tasks)
+            fields["executed"] = list(runs)
+        specified, specification = _taken(specification, Workflow, "specification")
+        run, execution = _taken(execution, Workflow, "execution")
+        extra = {"document": rest, "workflow": inner, "specification": specification, "execution": execution}
         extra = {place: rest for place, rest in extra.items() if rest}
         if ran == {}:
             extra["execution"] = {}
         return cls(
             **fields,
-            **file_fields,
-            **_past(ran is not None, fields.get("executed_at"), fields.get("makespan")),
+            **specified,
+            **run,
+            **_past(ran is not None, run.get("executed_at"), run.get("makespan")),
             extra=extra,
-            tasks=[_task(entry, None if runs is None else runs.get(id_)) for id_, entry in tasks.items()],
+            tasks=[_task(entry, runs.get(id_)) for id_, entry in tasks.items()],
         )
 
     def document(self) -> dict[str, Any]:
@@ -188,18 +154,16 @@ class Workflow(TaskCollection):
         Raise InvalidArgument if the collection holds anything but the document's tasks.
         """
         tasks = self.by_id()
-        document = _given(self, _DOCUMENT, "document")
+        document = _given(self, "document")
         inner = document["workflow"] = dict(self.extra.get("workflow", {}))
-        specification = inner["specification"] = _given(self, _SPECIFICATION, "specification")
-        specification["tasks"] = [_given(task, _TASK_SPECIFICATION, "specification") for task in tasks.values()]
-        execution = _given(self, _EXECUTION, "execution")
+        specification = inner["specification"] = _given(self, "specification")
+        specification["tasks"] = [_given(task, "specification") for task in tasks.values()]
+        execution = _given(self, "execution")
         if self.executed is not None:
             missing = [id_ for id_ in self.executed if id_ not in tasks]
             if missing:
                 raise InvalidArgument(f"{self!r} has no task {missing[0]!r} any more, which it says has run")
-            execution["tasks"] = [
-                {"id": id_, **_given(tasks[id_], _TASK_EXECUTION, "execution")} for id_ in self.executed
-            ]
+            execution["tasks"] = [{"id": id_, **_given(tasks[id_], "execution")} for id_ in self.executed]
         if execution or "execution" in self.extra:
             inner["execution"] = execution
         return document
@@ -219,8 +183,8 @@ class Workflow(TaskCollection):
 
 
 def _task(specification: dict[str, Any], run: dict[str, Any] | None) -> WorkflowTask:
-    fields, rest = _taken(specification, _TASK_SPECIFICATION)
-    run_fields, run_rest = _taken(run or {}, _TASK_EXECUTION)
+    fields, rest = _taken(specification, WorkflowTask, "specification")
+    run_fields, run_rest = _taken(run or {}, WorkflowTask, "execution")
     run_rest.pop("id", None)
     extra = {"specification": rest, "execution": run_rest}
     return WorkflowTask(
@@ -236,22 +200,14 @@ def _past(ran: bool, executed_at: str | None, duration: float | None) -> dict[st
     if not ran:
         return {"state": State.NEW}
     history: list[list[Any]] = []
-    start = None if executed_at is None else _time(executed_at)
-    if start is not None:
+    with suppress(
+        ValueError, OverflowError, TypeError
+    ):  # what is no time, or a duration that no clock can show, or None
+        start = datetime.fromisoformat(executed_at)  # type: ignore[arg-type]
+        start = start if start.tzinfo else start.replace(tzinfo=UTC)
         history.append([start.timestamp(), State.RUNNING])
-        with suppress(ValueError, OverflowError, TypeError):  # a duration that no clock can show, or None
-            end = start + timedelta(seconds=duration)  # type: ignore[arg-type]
-            history.append([end.timestamp(), State.TERMINATED])
+        history.append([(start + timedelta(seconds=duration)).timestamp(), State.TERMINATED])  # type: ignore[arg-type]
     return {"state": State.TERMINATED, "history": history}
-
-
-def _time(text: str) -> datetime | None:
-    """Return a time in ISO 8601, or None if it isn't one; without an offset it is taken as UTC."""
-    try:
-        time = datetime.fromisoformat(text)
-    except ValueError:
-        return None
-    return time if time.tzinfo else time.replace(tzinfo=UTC)
 
 
 def _object(value: Any, what: str) -> dict[str, Any]:
@@ -286,17 +242,25 @@ def _by_id(entries: Any, where: str, known: Container[str] | None = None) -> dic
     return found
 
 
-def _taken(entry: Mapping[str, Any], keys: _Keys) -> tuple[dict[str, Any], dict[str, Any]]:
+def _keys(cls: type[Task], place: str) -> dict[str, tuple[str, tuple[type, ...]]]:
+    """Return the keys of an object of the document, each with the field that it is kept in and its types."""
+    named = {"name": ("jobname", _TEXT)} if place == ("document" if cls is Workflow else "specification") else {}
+    found = ((field.name, field.metadata.get(place)) for field in attrs.fields(cls))
+    return named | {of[0]: (name, of[1]) for name, of in found if of}
+
+
+def _taken(entry: Mapping[str, Any], cls: type[Task], place: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the fields that are in an object of the document, and the rest of the object."""
     rest = dict(entry)
     fields = {}
-    for key, (field, types) in keys.items():
+    for key, (field, types) in _keys(cls, place).items():
         if type(rest.get(key)) in types:
             fields[field] = rest.pop(key)
     return fields, rest
 
 
-def _given(task: Task, keys: _Keys, place: str) -> dict[str, Any]:
+def _given(task: Workflow | WorkflowTask, place: str) -> dict[str, Any]:
     """Return the object of the document that `_taken` took apart."""
+    keys = _keys(Workflow if isinstance(task, Workflow) else WorkflowTask, place)
     entry = {key: getattr(task, field) for key, (field, _) in keys.items()}
     return {**task.extra.get(place, {}), **{key: value for key, value in entry.items() if value is not None}}

@@ -24,6 +24,15 @@ _PATH = [
 ]
 
 
+def let_others_in(path: Path) -> None:
+    """Let other users enter *path*, and those directories above it that pytest has made for this user alone."""
+    for directory in (path, *path.parents):
+        if not directory.stat().st_mode & 0o077:
+            directory.chmod(0o755)
+        elif "pytest-of-" not in str(directory):  # that one is closed again when pytest is started elsewhere
+            return
+
+
 class Died(Exception):
     """A child ended by a signal, or without a word; `status` is as `os.waitstatus_to_exitcode` gives it."""
 

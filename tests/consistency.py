@@ -2,13 +2,12 @@
 
 It looks three times: by `check_session`, which must find nothing but the records that are known to be
 damaged; through the public API of a fresh read-only session; and at the tables themselves, read by
-py-lmdb and msgpack as `gc3session/tables.py`, `codec.py` and `entries.py` draw them.
+py-lmdb and msgpack as FORMAT.md has them.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import shutil
 import struct
@@ -27,9 +26,9 @@ from psycopg import sql
 import lmdb
 from gc3session import LoadError, Session, check_session
 
-_LATE = 1 << 31
-_PLAIN = ("records", "schemas", "meta", "sessions", "late", "late_members")
-_SETS = ("members", "states")
+_TABLES = (
+    "meta schemas states sessions counts index holders unique metadata leases records".split()
+)  # in the order of their bytes, from 1
 
 Tables = dict[str, list[tuple[bytes, bytes]]]
 
@@ -40,6 +39,8 @@ class Record(NamedTuple):
     id: str
     tag: str
     revision: int
+    home: int
+    schema: int
     fields: dict[str, Any]
 
     @property
@@ -50,9 +51,8 @@ class Record(NamedTuple):
 class Index(NamedTuple):
     """What the judge reads of a session's index."""
 
-    ids: list[str]  # in the order of adding
-    lines: list[int]  # where each stands in the mirror
-    row: list[Any]  # number, size and blank bytes of the mirror, mark
+    ids: list[str]  # in the order of Ns
+    row: list[Any]  # number, total, mirror
 
 
 class Held(NamedTuple):
@@ -63,8 +63,13 @@ class Held(NamedTuple):
     damaged: set[int]
 
 
+def number_of(id_: str) -> int:
+    """Return the N of an ID: a session's tasks are in the order of these."""
+    return int(id_.rpartition(".")[2])
+
+
 def check(path: str | os.PathLike[str], damaged: Collection[str] = (), mirror: bool = True) -> list[str]:
-    """Return a session's IDs in the order of adding, if all that is known of it agrees.
+    """Return a session's IDs in their order, if all that is known of it agrees.
 
     Args:
         path: of a session that nobody is writing to.
@@ -108,7 +113,7 @@ def check(path: str | os.PathLike[str], damaged: Collection[str] = (), mirror: b
             assert stats == dict(states), "stats"
         url = session.store_url
     if mirror:
-        assert read_mirror(path) == ids, "session_ids.txt"
+        assert sorted(read_mirror(path)) == sorted(ids), "session_ids.txt"
     if url.startswith("postgresql:"):
         tables = read_postgresql(url)
     else:
@@ -125,7 +130,7 @@ def check(path: str | os.PathLike[str], damaged: Collection[str] = (), mirror: b
         index = held.sessions.get(identity)
         assert ids == ([] if index is None else index.ids), "the session's index in the tables"
         if index is not None and mirror:
-            _check_lines(Path(path, "session_ids.txt").read_bytes(), index)
+            _check_mirror(Path(path, "session_ids.txt"), index)
     return ids
 
 
@@ -134,6 +139,11 @@ def read_mirror(path: str | os.PathLike[str]) -> list[str]:
     text = Path(path, "session_ids.txt").read_text()
     assert not text or text.endswith("\n"), "the last line of session_ids.txt is cut"
     return [line.strip() for line in text.split("\n") if line.strip()]
+
+
+def range_of(table: str) -> bytes:
+    """Return the byte with which the keys of a table begin in a data file."""
+    return bytes([_TABLES.index(table) + 1])
 
 
 def data_file(path: str | os.PathLike[str], url: str = "") -> Path | None:
@@ -147,19 +157,16 @@ def copied(directory: str | os.PathLike[str]) -> Iterator[lmdb.Environment]:
     """Open a copy of the environment: the process may have that itself open."""
     with tempfile.TemporaryDirectory() as copy:
         shutil.copyfile(os.path.join(directory, "data.mdb"), os.path.join(copy, "data.mdb"))
-        with lmdb.open(copy, readonly=True, lock=False, max_dbs=16, map_size=1 << 36) as env:
+        with lmdb.open(copy, readonly=True, lock=False, map_size=1 << 36) as env:
             yield env
 
 
 def read_tables(directory: str | os.PathLike[str]) -> Tables:
     """Return all items of all tables of the store in *directory*."""
-    tables = {}
-    with copied(directory) as env:
-        for name in (*_PLAIN, *_SETS):
-            options = {"dupsort": True, "dupfixed": True} if name in _SETS else {}
-            table = env.open_db(name.encode(), create=False, **options)
-            with env.begin(table) as transaction:
-                tables[name] = list(transaction.cursor())
+    tables: Tables = {name: [] for name in _TABLES}
+    with copied(directory) as env, env.begin() as transaction:
+        for key, value in transaction.cursor():
+            tables[_TABLES[key[0] - 1]].append((key[1:], value))
     return tables
 
 
@@ -183,39 +190,55 @@ def read_postgresql(url: str) -> Tables | None:
         ).fetchall()
         if not there:
             return None
-        tables = {name: rows(name, "key, value") for name in (*_PLAIN, *_SETS)}
-        counts = {(table, key): n for table, key, n in rows("counts", "tab, key, n") if n}
+        tables = {name: rows(name, "key, value") for name in _TABLES}
         versions = rows("layout", "version, version")
-    found = Counter((name, key) for name in _SETS for key, _ in tables[name])
-    assert counts == found, "the counts of the values of each key"
-    assert versions == [(1, 1)]
+    assert versions == [(2, 2)]
     return tables
 
 
-def unframed(number: int, data: bytes) -> Any:
-    """Return what stands in a record's frame.  Raise ValueError if its checksum is wrong."""
-    if zlib.crc32(data[4:], number % 2**32) != int.from_bytes(data[:4], "big"):
+def unsealed(number: int, data: bytes) -> Any:
+    """Return what is sealed.  Raise ValueError if its checksum is wrong."""
+    body, mark, checksum = data[:-5], data[-5:-4], int.from_bytes(data[-4:], "big")
+    if mark != b"\xce" or zlib.crc32(body, number % 2**32) != checksum:
         raise ValueError("checksum")
-    return msgpack.unpackb(data[4:], strict_map_key=False, unicode_errors="surrogatepass")
+    return msgpack.unpackb(body, strict_map_key=False, unicode_errors="surrogatepass")
+
+
+def _numbered(table: list[tuple[bytes, bytes]]) -> dict[int, Any]:
+    return {int.from_bytes(key, "big"): unsealed(int.from_bytes(key, "big"), data) for key, data in table}
 
 
 def check_tables(tables: Tables) -> Held:
     """Return what a store holds, if its tables agree with each other."""
     meta = dict(tables["meta"])
-    assert len(meta[b"format"]) > 0
+    assert msgpack.unpackb(meta[b"format"]) == 2
     next_number = int.from_bytes(meta.get(b"next N", b"\0" * 7 + b"\1"), "big")
-    schemas = {
-        int.from_bytes(key, "big"): unframed(int.from_bytes(key, "big"), data) for key, data in tables["schemas"]
-    }
+    schemas, states = _numbered(tables["schemas"]), {0: "", **_numbered(tables["states"])}
     assert len({(tag, name, kind, tuple(fields)) for tag, name, kind, fields in schemas.values()}) == len(schemas)
+    assert len(set(states.values())) == len(states)
     records, damaged = _records(tables, schemas)
     assert max(records, default=0) < next_number, "an N that may be given out again"
-    rows = {identity: unframed(0, data) for identity, data in tables["sessions"]}
-    assert len({row[0] for row in rows.values()}) == len(rows), "two sessions have one number"
-    indices = _indices(tables, schemas, records, damaged)
-    assert set(indices) <= {row[0] for row in rows.values()}, "an index of no session"
-    _check_late(tables, next_number)
-    sessions = {identity: Index(*indices.get(row[0], ([], [])), row) for identity, row in rows.items()}
+    assert int.from_bytes(meta.get(b"records", b""), "big") == len(tables["records"]), "the count of the records"
+    rows = {identity: unsealed(0, data) for identity, data in tables["sessions"]}
+    named = {identity: int.from_bytes(key[8:], "big") for key, identity in meta.items() if key[:8] == b"session "}
+    assert named == {identity: row[0] for identity, row in rows.items()}, "the numbers of the sessions"
+    members = _members(tables)
+    assert {session for session, *_ in members} <= {row[0] for row in rows.values()}, "an index of no session"
+    _check_counts(tables, members, rows)
+    _check_homes(tables, members, records, damaged)
+    numbers: dict[int, dict[int, str]] = {row[0]: {} for row in rows.values()}
+    for (session, schema, state), some in members.items():
+        for number in some:
+            assert number in records or number in damaged, f"an index entry without its record: {number}"
+            id_ = f"{schemas[schema][1]}.{number}"
+            assert number not in numbers[session], f"{id_} is in two entries of the index"
+            numbers[session][number] = id_
+            if number in records:
+                assert (records[number].id, records[number].schema) == (id_, schema)
+                assert records[number].state == states[state], f"{id_} is not in {states[state]!r}"
+    sessions = {
+        identity: Index([id_ for _, id_ in sorted(numbers[row[0]].items())], row) for identity, row in rows.items()
+    }
     return Held(records, sessions, damaged)
 
 
@@ -225,73 +248,73 @@ def _records(tables: Tables, schemas: dict[int, Any]) -> tuple[dict[int, Record]
         number = int.from_bytes(key, "big")
         assert len(key) == 8
         try:
-            schema, revision, values = unframed(number, data)
+            schema, revision, home, values = unsealed(number, data)
         except ValueError:
             damaged.add(number)
             continue
         tag, name, _, fields = schemas[schema]
         assert revision >= 1
         assert len(values) == len(fields)
-        records[number] = Record(f"{name}.{number}", tag, revision, dict(zip(fields, values, strict=True)))
+        content = dict(zip(fields, values, strict=True))
+        records[number] = Record(f"{name}.{number}", tag, revision, home, schema, content)
     return records, damaged
 
 
-def _state_name(state: str) -> bytes:
-    name = state.encode("utf-8", "surrogatepass")
-    return name if len(name) <= 400 else name[:368] + hashlib.sha256(name).digest()
+def _members(tables: Tables) -> dict[tuple[int, int, int], list[int]]:
+    """Return the Ns of each session, schema and state."""
+    members: dict[tuple[int, int, int], list[int]] = {}
+    for key, value in tables["index"]:
+        session, block, schema, state = struct.unpack(">IQII", key)
+        body = value[:-4]
+        assert zlib.crc32(body, zlib.crc32(key)) == int.from_bytes(value[-4:], "big"), "the checksum of members"
+        if len(body) == 512:
+            places = [p for p in range(4096) if body[p // 8] >> p % 8 & 1]
+            assert len(places) > 64
+        else:
+            places = [place for (place,) in struct.iter_unpack(">H", body)]
+            assert 0 < len(places) <= 64
+            assert places == sorted(set(places))
+            assert places[-1] < 4096
+        members.setdefault((session, schema, state), []).extend(4096 * block + place for place in places)
+    return members
 
 
-def _indices(
-    tables: Tables, schemas: dict[int, Any], records: dict[int, Record], damaged: set[int]
-) -> dict[int, tuple[list[str], list[int]]]:
-    late = {int.from_bytes(key, "big"): int.from_bytes(value, "big") for key, value in tables["late"]}
-    numbers: dict[int, dict[int, int]] = {}  # session -> order -> N
-    indices: dict[int, tuple[list[str], list[int]]] = {}
-    for key, value in tables["members"]:
-        session = int.from_bytes(key, "big")
-        order, schema, line = struct.unpack(">QIQ", value)
-        number = late[order] if schema & _LATE else order
-        assert number in records or number in damaged, f"an index entry without its record: {number}"
-        id_ = f"{schemas[schema & ~_LATE][1]}.{number}"
-        assert number in damaged or records[number].id == id_
-        numbers.setdefault(session, {})[order] = number
-        ids, lines = indices.setdefault(session, ([], []))
-        ids.append(id_)
-        lines.append(line)
-    for session, (ids, _) in indices.items():
-        assert len(ids) == len(set(ids)), f"session {session} holds an ID twice"
-    states: dict[int, dict[int, bytes]] = {}  # session -> order -> name of the state
-    for key, value in tables["states"]:
-        session, order = int.from_bytes(key[:4], "big"), int.from_bytes(value, "big")
-        assert order not in states.setdefault(session, {}), f"order {order} is in two states"
-        states[session][order] = key[4:]
-    assert {s: set(orders) for s, orders in states.items()} == {s: set(orders) for s, orders in numbers.items()}
-    for session, orders in numbers.items():
-        for order, number in orders.items():
-            if number in records:
-                expected = _state_name(records[number].state)
-                assert states[session][order] == expected, f"{records[number].id} is not in {expected!r}"
-    return indices
+def _check_counts(
+    tables: Tables, members: dict[tuple[int, int, int], list[int]], rows: dict[bytes, list[Any]]
+) -> None:
+    counts = {struct.unpack(">III", key): int.from_bytes(value, "big") for key, value in tables["counts"]}
+    assert counts == {kind: len(numbers) for kind, numbers in members.items()}, "counts"
+    totals = Counter({row[0]: 0 for row in rows.values()})
+    for (session, *_), count in counts.items():
+        totals[session] += count
+    assert totals == {row[0]: row[1] for row in rows.values()}, "the totals of the sessions"
 
 
-def _check_lines(mirror: bytes, index: Index) -> None:
-    _, size, blank, mark = index.row
-    end = 0
-    for id_, line in zip(index.ids, index.lines, strict=True):
-        assert line >= end, "the lines of the mirror are not in the order of adding"
-        end = line + len(id_) + 1
-        assert mirror[line:end] == f"{id_}\n".encode(), f"{id_} is not at its line of the mirror"
-    if mark is not None:
-        assert len(mirror) == size, "the size of the mirror"
-        assert blank == size - sum(len(id_) + 1 for id_ in index.ids), "the blank bytes of the mirror"
+def _check_homes(
+    tables: Tables,
+    members: dict[tuple[int, int, int], list[int]],
+    records: dict[int, Record],
+    damaged: set[int],
+) -> None:
+    holding = {(number, session) for (session, *_), numbers in members.items() for number in numbers}
+    others = {struct.unpack(">QI", key) for key, _ in tables["holders"]}
+    homes = {(number, record.home) for number, record in records.items() if record.home}
+    assert not others & homes, "a home that is a holder, too"
+    held = {pair for pair in holding if pair[0] not in damaged}
+    assert homes | {pair for pair in others if pair[0] not in damaged} == held, "homes and holders"
+    assert all(value == b"" for _, value in tables["holders"])
 
 
-def _check_late(tables: Tables, next_number: int) -> None:
-    late = dict(tables["late"])
-    found = set()
-    for key, value in tables["members"]:
-        if int.from_bytes(value[8:12], "big") & _LATE:
-            found.add((late[value[:8]] + key, value[:8]))
-    assert set(tables["late_members"]) == found, "the tables of late entries"
-    assert set(late) == {order for _, order in found}, "a late entry of no session"
-    assert all(int.from_bytes(order, "big") < next_number for order in late)
+def _check_mirror(path: Path, index: Index) -> None:
+    note = index.row[2]
+    if note is None:
+        return
+    inode, size, blank, _, begin, text, blanks = note
+    status, mirror = path.stat(), path.read_bytes()
+    assert len(mirror) == size, "the size of the mirror"
+    assert status.st_ino == inode, "the inode of the mirror"
+    assert blank == size - sum(len(id_) + 1 for id_ in index.ids), "the blank bytes of the mirror"
+    gone = {place for offset, length in blanks for place in range(offset, offset + length)}
+    step = bytes(byte for place, byte in enumerate(mirror[begin : begin + len(text)], begin) if place not in gone)
+    assert not text or step == bytes(byte for place, byte in enumerate(text, begin) if place not in gone)
+    assert all(mirror[offset : offset + length].strip() == b"" for offset, length in blanks)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -11,9 +13,12 @@ import pytest
 def mount(place: Path, options: str) -> None:
     """Mount a filesystem at *place*, which is made, or skip the test where that can't be done."""
     place.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", options, "gc3session-test", str(place)]
+    _mount("-t", "tmpfs", "-o", options, "gc3session-test", str(place))
+
+
+def _mount(*arguments: str) -> None:
     try:
-        done = subprocess.run(command, capture_output=True, check=False).returncode == 0
+        done = subprocess.run(["mount", *arguments], capture_output=True, check=False).returncode == 0
     except OSError:
         done = False
     if not done:
@@ -22,3 +27,13 @@ def mount(place: Path, options: str) -> None:
 
 def unmount(place: Path) -> None:
     subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+@contextmanager
+def bound(directory: Path, place: Path) -> Iterator[Path]:
+    """Have a directory mounted at *place*, too, within `with`, or skip the test where that can't be done."""
+    _mount("--bind", str(directory), str(place))
+    try:
+        yield place
+    finally:
+        unmount(place)

@@ -438,44 +438,38 @@ class OnPostgresql(Gc3session):
 
 
 class Copy(OnPostgresql):
-    """psycopg by hand: the very rows that gc3session writes for the same tasks, table by table, with COPY.
+    """psycopg by hand: the very records that gc3session writes for the same tasks, with COPY.
 
-    gc3session makes the rows in the measured time, with IDs, checksums and index; here they are made before.
+    gc3session makes them in the measured time, with IDs, checksums and index; here they are made before.
     """
 
     name = "COPY"
-
-    _tables = ("records", "members", "states")
 
     def open(self) -> None:
         super().open()
         self._connection = self.connect()
         self._cursor = self._connection.cursor(binary=True)
-        for table in self._tables:
-            self._cursor.execute(f"CREATE TABLE copied_{table} (LIKE {table} INCLUDING ALL)")
+        self._cursor.execute("CREATE TABLE copied (LIKE records INCLUDING ALL)")
         self.commit()
 
     def close(self) -> None:
         self._connection.close()
         super().close()
 
-    def prepare(self, tasks: list[AnyJob]) -> list[tuple[str, list[Any]]]:
+    def prepare(self, tasks: list[AnyJob]) -> list[Any]:
         self.session.add_many(tasks)
-        query = "SELECT key, value FROM {0} EXCEPT SELECT key, value FROM copied_{0} ORDER BY key, value"
-        return [(table, self._cursor.execute(query.format(table)).fetchall()) for table in self._tables]
+        new = "SELECT key, value FROM records EXCEPT SELECT key, value FROM copied ORDER BY key, value"
+        rows: list[Any] = self._cursor.execute(new).fetchall()
+        return rows
 
-    def record_many(self, tasks: list[tuple[str, list[Any]]]) -> None:
-        for table, rows in tasks:
-            self._write(f"copied_{table}", rows)
+    def record_many(self, tasks: list[Any]) -> None:
+        with self._cursor.copy("COPY copied (key, value) FROM STDIN (FORMAT BINARY)") as copy:
+            copy.set_types(["bytea", "bytea"])
+            for row in tasks:
+                copy.write_row(row)
 
     def commit(self) -> None:
         self._connection.commit()
-
-    def _write(self, table: str, rows: list[Any]) -> None:
-        with self._cursor.copy(f"COPY {table} (key, value) FROM STDIN (FORMAT BINARY)") as copy:
-            copy.set_types(["bytea", "bytea"])
-            for row in rows:
-                copy.write_row(row)
 
 
 class ExecuteMany(Copy):
@@ -483,8 +477,8 @@ class ExecuteMany(Copy):
 
     name = "executemany"
 
-    def _write(self, table: str, rows: list[Any]) -> None:
-        self._cursor.executemany(f"INSERT INTO {table} (key, value) VALUES (%b, %b)", rows)
+    def record_many(self, tasks: list[Any]) -> None:
+        self._cursor.executemany("INSERT INTO copied (key, value) VALUES (%b, %b)", tasks)
 
 
 ON_LMDB: Final = (Gc3session, RawLimit, SqliteMsgpack, SqliteJson, PickleFiles)

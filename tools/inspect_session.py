@@ -12,20 +12,20 @@ the data file grow, since LMDB keeps what may still be read; with --copy it make
 """
 
 import argparse
-import fcntl
 import json
 import os
 import re
 import sys
 import tempfile
 from base64 import b64encode
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from functools import partial
 from heapq import merge
 from itertools import compress, groupby
 from pathlib import Path
-from struct import Struct, pack
+from struct import iter_unpack, pack, unpack_from
 from typing import Any
 from urllib.parse import unquote
 from zlib import crc32
@@ -42,12 +42,11 @@ class Ext:
         self.code, self.data = code, data
 
 
-TABLES = "records schemas meta sessions late late_members members states".split()
-SETS = {"members", "states"}  # the tables where a key has a set of values
+TABLES = "meta schemas states sessions counts index holders unique metadata leases records".split()
+RANGES = {name: bytes([place]) for place, name in enumerate(TABLES, 1)}  # with which the keys of a table begin
 SCHEMA_PARTS = ("tag", "name", "kind", "fields")
 TIME_FILES = ("created", "finished")  # their times of change are those of the session's start and end
-MEMBER = Struct(">QIQ")  # a value of `members`: order, schema number, line of the mirror
-LATE = 1 << 31  # bit of the schema number: the order of this member is not its N
+BLOCK = 4096  # Ns in an entry of the index
 MAX_DEPTH = 200  # of arrays and objects inside one another in JSON
 DAMAGED = (ValueError, TypeError, RecursionError, LookupError, msgpack.UnpackException)  # what decoding may raise
 TYPES = "tuple set frozenset int complex datetime date time timedelta decimal fraction uuid path enum attrs ref"
@@ -56,21 +55,31 @@ TAGS = dict(enumerate(map("${}".format, f"{TYPES} numpy_scalar numpy_array".spli
 NOT_FINITE = {"7ff0000000000000": "inf", "fff0000000000000": "-inf", "7ff8000000000000": "nan"}
 match_url = re.compile(r"lmdb:([^#]+)#([0-9a-f]{32})\n?").fullmatch
 find_surrogate = re.compile("[\ud800-\udfff]").search
-number_of, key_of = partial(int.from_bytes, byteorder="big"), Struct(">Q").pack
+match_header = re.compile(rb"\x94" + 3 * rb"([\0-\x7f]|\xcc.|\xcd..|\xce.{4}|\xcf.{8})", re.DOTALL).match
+number_of, key_of = partial(int.from_bytes, byteorder="big"), partial(int.to_bytes, length=8, byteorder="big")
 unpack = partial(msgpack.unpackb, strict_map_key=False, unicode_errors="surrogatepass", ext_hook=Ext)
 
 
-def unframed(number: int, data: bytes) -> Any:
-    """Return the content of a frame, whose checksum starts with *number*; raise one of DAMAGED if it is damaged."""
-    if crc32(data[4:], number & 0xFFFFFFFF) != number_of(data[:4]):
+def unsealed(number: int, data: bytes) -> Any:
+    """Return what is sealed, with a checksum that starts with *number*; raise one of DAMAGED if it is damaged."""
+    if data[-5:] != b"\xce" + crc32(data[:-5], number & 0xFFFFFFFF).to_bytes(4, "big"):
         raise ValueError("its checksum is wrong")
-    return unpack(data[4:])
+    return unpack(data[:-5])
 
 
 def schema_number_in(data: bytes) -> int:
     """Return the schema number that a record begins with, even if the record is damaged; 0 if it has none."""
-    found = re.match(rb"....\x93(?:([\0-\x7f])|\xcc(.)|\xcd(..)|\xce(....))", data, re.DOTALL)
-    return number_of(found[found.lastindex or 0]) if found else 0
+    header = match_header(data)
+    return int(unpack(header[1])) if header else 0
+
+
+def places_in(key: bytes, value: bytes) -> list[int]:
+    """Return the members that an entry of the index lists, by their places in the block."""
+    if crc32(value[:-4], crc32(key)) != number_of(value[-4:]):
+        sys.exit(f"the entry {key.hex()} of the index is damaged")
+    if len(value) == BLOCK // 8 + 4:
+        return [place for place in range(BLOCK) if value[place // 8] >> place % 8 & 1]
+    return [place for (place,) in iter_unpack(">H", value[:-4])]
 
 
 def as_json(value: Any, depth: int = 0) -> Any:
@@ -108,63 +117,65 @@ class Session:
 
     def __init__(self, path: Path, env: lmdb.Environment, identity: bytes, *, new: bool = False) -> None:
         self.path, self.identity = path, identity
-        self.tables = {name: env.open_db(name.encode(), create=new, dupsort=name in SETS) for name in TABLES}
         self.txn: Any = env.begin()
-        if not new and self.get("meta", b"format") != b"\1":
-            sys.exit(f"{path}: the store has format {self.get('meta', b'format')!r}; this program reads format 1")
-        self.key = unframed(0, row)[0].to_bytes(4, "big") if (row := self.get("sessions", identity)) else b"none"
+        if not new and self.get("meta", b"format") != b"\2":
+            sys.exit(f"{path}: the store has format {self.get('meta', b'format')!r}; this program reads format 2")
+        row = self.get("sessions", identity)
+        self.key = unsealed(0, row)[0].to_bytes(4, "big") if row else b"none"
         self.schemas: dict[int, dict[str, Any]] = {}
         for key, data in self.items("schemas"):
             self.schemas[number_of(key)] = {"bytes": data}
             with suppress(*DAMAGED):
-                self.schemas[number_of(key)] = dict(zip(SCHEMA_PARTS, unframed(number_of(key), data), strict=True))
+                self.schemas[number_of(key)] = dict(zip(SCHEMA_PARTS, unsealed(number_of(key), data), strict=True))
 
     def get(self, table: str, key: bytes) -> bytes | None:
-        return self.txn.get(key, db=self.tables[table])  # type: ignore[no-any-return]
+        return self.txn.get(RANGES[table] + key)  # type: ignore[no-any-return]
 
-    def items(self, table: str) -> Iterator[tuple[bytes, bytes]]:
-        return iter(self.txn.cursor(self.tables[table]))
+    def items(self, table: str, prefix: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
+        """Give the items of a table whose keys begin with *prefix*."""
+        cursor, prefix = self.txn.cursor(), RANGES[table] + prefix
+        for key, value in cursor.iternext() if cursor.set_range(prefix) else ():
+            if not key.startswith(prefix):
+                return
+            yield key[1:], value
 
-    def members(self) -> Iterator[tuple[int, int, int]]:
-        """Give order, N and schema number of each member of the session."""
-        cursor = self.txn.cursor(self.tables["members"])
-        for order, schema, _ in map(MEMBER.unpack, cursor.iternext_dup()) if cursor.set_key(self.key) else ():
-            late = self.get("late", key_of(order)) if schema & LATE else None
-            yield order, order if late is None else number_of(late), schema & ~LATE
+    def state(self, number: int) -> str:
+        """Return the name of a state."""
+        with suppress(*DAMAGED):
+            return str(unsealed(number, self.get("states", number.to_bytes(4, "big")) or b"") if number else "")
+        return f"unreadable state {number}"
 
-    def states(self) -> Iterator[tuple[str, int, Any]]:
-        """Give each state, how many tasks are in it, and a cursor at its key."""
-        cursor = self.txn.cursor(self.tables["states"])
-        for key in [key for key in cursor.iternext_nodup() if key[:4] == self.key]:
-            cursor.set_key(key)
-            yield key[4:].decode("utf-8", "surrogatepass" if len(key) < 404 else "replace"), cursor.count(), cursor
+    def members(self) -> Iterator[tuple[int, int, str]]:
+        """Give N, schema number and state of each member of the session, in the order of N."""
+        for prefix, entries in groupby(self.items("index", self.key), key=lambda item: item[0][:12]):
+            first, found = number_of(prefix[4:]) * BLOCK, list[tuple[int, int, str]]()
+            for key, value in entries:
+                schema, state = unpack_from(">II", key, 12)
+                found += ((first + place, schema, self.state(state)) for place in places_in(key, value))
+            yield from sorted(found)
 
     def record(self, number: int, indexed_schema: int = -1) -> tuple[dict[str, Any], dict[str, Any], bool]:
-        """Return how the dump's line for a record begins and ends, and whether the record can be read.
-
-        If it can't be read, the index may still know its schema: *indexed_schema* is that of a member, else -1.
-        """
+        """Return how the dump's line for a record begins and ends; and whether it can be read, else *indexed_schema* counts."""
         data = self.get("records", key_of(number)) or b""
         try:
-            schema_number, revision, values = unframed(number, data)
-            head = {"id": f"{self.schemas[schema_number]['name']}.{number}"}
+            schema_number, revision, _, values = unsealed(number, data)
+            schema = self.schemas[schema_number]
+            fields = dict(zip(schema["fields"], values, strict=True))
+            if not all(map(isinstance, map(fields.get, ("state", "tasks")[: schema["kind"]]), (str, list))):
+                raise ValueError("it isn't what its schema says")
         except DAMAGED:
             schema = self.schemas.get(schema_number_in(data) if indexed_schema < 0 else indexed_schema, {})
             return {"id": f"{schema.get('name', 'Unreadable')}.{number}"}, {"record": data}, False
+        head = {"id": f"{schema['name']}.{number}", "schema": schema_number, "revision": revision}
         try:
-            fields = dict(zip(self.schemas[schema_number]["fields"], map(as_json, values), strict=True))
-            return head | {"schema": schema_number, "revision": revision}, {"fields": fields}, True
+            return head, {"fields": {name: as_json(value) for name, value in fields.items()}}, True
         except DAMAGED:
-            return head, {"record": data}, True
+            return head, {"values": data[match_header(data).end() : -5]}, True  # type: ignore[union-attr]
 
     def reached(self, end: int) -> tuple[bytearray, set[int]]:
-        """Find what belongs to this session, in a store that it shares with others.
-
-        Returns:
-            For each N below *end* 1 if a member is that record or refers to it, else 0; and the schemas of these.
-        """
-        reached, schemas = bytearray(end), {schema for _, _, schema in self.members()}
-        for _, member, _ in self.members():
+        """Return for each N below *end* 1 if a member is that record or refers to it, else 0; and the schemas of these."""
+        reached, schemas = bytearray(end), {schema for _, schema, _ in self.members()}
+        for member, _, _ in self.members():
             pending: list[Any] = [Ext(16, key_of(member))]  # values whose references have not been followed yet
             while pending:
                 value = pending.pop()
@@ -177,7 +188,7 @@ class Session:
                     elif code == 16 and len(value.data) == 8 and not reached[number]:
                         reached[number] = (data := self.get("records", value.data) or b"") != b""
                         schemas.add(schema_number_in(data))
-                        pending.append(unframed(number, data))
+                        pending.append(unsealed(number, data))
         return reached, schemas
 
     def dump(self) -> Iterator[dict[str, Any]]:
@@ -189,37 +200,33 @@ class Session:
         if any(identity != self.identity for identity, _ in self.items("sessions")):
             dumped, schemas = self.reached(end)
         count, first, members = dumped.count(1), dumped.find(1), 0
-        late_members = sum(key[8:] == self.key for key, _ in self.items("late_members"))
         times = {file.name: file.stat().st_mtime_ns for file in self.path.iterdir() if file.name in TIME_FILES}
         text = (self.path / "created").read_bytes() if "created" in times else None
         yield {
-            "dump": 1, "first": end if first < 0 else first, "next": end, "records": count, "late": late_members,
-            "created": times.get("created"), "command": text and text.decode("utf-8", "surrogateescape"), "finished": times.get("finished"),
+            "dump": 2, "first": end if first < 0 else first, "next": end, "records": count, "created": times.get("created"),
+            "command": text and text.decode("utf-8", "surrogateescape"), "finished": times.get("finished"),
         }  # fmt: skip
         yield from ({"schema": number} | schema for number, schema in self.schemas.items() if number in schemas)
-        # A member's line stands at its order, that of another record at its N. Where both are at one place they are
-        # the same record, and the member, which comes second, gives the line.
-        records = (n for n in compress(range(end), dumped) if not self.get("late_members", key_of(n) + self.key))
-        places = merge(((n, n, -1) for n in records), self.members())
-        for order, (*_, (_, number, schema)) in groupby(places, lambda place: place[0]):
+        # A record stands in the first of these, and if it is a member in the second, too, which comes after it.
+        places = merge(((n, -1, "") for n in compress(range(end), dumped)), self.members())
+        for number, (*_, (_, schema, state)) in groupby(places, lambda place: place[0]):
             if dumped[number]:
                 head, body, readable = self.record(number, schema)
-                head["order"] = None if schema < 0 else order
-                if not readable:
-                    states = (name for name, _, at in self.states() if at.set_key_dup(at.key(), key_of(order)))
-                    head["state"] = next(states, "")
                 members += schema >= 0
-                yield head | body
+                yield head | {"member": schema >= 0} | ({} if readable else {"state": state}) | body
         yield {"end": {"records": count, "members": members}}
 
     def stats(self) -> Iterator[str]:
         """Give a line for each state."""
-        return (f"{count:9,}  {ascii(state)[1:-1] or '(not a task)'}" for state, count, _ in self.states())
+        counts = Counter[str]()
+        for key, count in self.items("counts", self.key):
+            counts[self.state(number_of(key[8:]))] += number_of(count)
+        return (f"{count:9,}  {ascii(state)[1:-1] or '(not a task)'}" for state, count in sorted(counts.items()))
 
     def list(self) -> Iterator[str]:
         """Give a line for each member: ID, state and name."""
-        for head, body, _ in (self.record(number, schema) for _, number, schema in self.members()):
-            fields = body.get("fields", {"state": "(unreadable)"})
+        for head, body, readable in (self.record(number, schema) for number, schema, _ in self.members()):
+            fields = body.get("fields", {"state": "(no JSON)" if readable else "(unreadable)"})
             yield "\t".join([head["id"], *(ascii(fields.get(name, "-"))[1:-1] for name in ("state", "jobname"))])
 
     def show(self, *ids: str) -> Iterator[dict[str, Any]]:
@@ -239,12 +246,10 @@ def opened(path: Path, scratch: str, *, copied: bool) -> Session:
         store, identity = path / unquote(url[1].removeprefix("//")), bytes.fromhex(url[2])
         data, lock = store / "data.mdb", store / "lock.mdb"
         if not os.path.lexists(store):
-            return Session(path, lmdb.open(scratch, max_dbs=16), identity, new=True)
+            return Session(path, lmdb.open(scratch), identity, new=True)
         if data.is_symlink() or not data.is_file() or not data.stat().st_size:
             sys.exit(f"{data} is missing, empty, or not a file; restore it from a backup")
-        with suppress(PermissionError):  # until this program ends, so that no `compact` replaces the data file
-            fcntl.flock(os.open(store, os.O_RDONLY), fcntl.LOCK_SH)
-        read: Any = partial(lmdb.open, map_size=max(1 << 30, 2 * data.stat().st_size), readonly=True, max_dbs=16)
+        read: Any = partial(lmdb.open, map_size=max(1 << 30, 2 * data.stat().st_size), readonly=True)
         env = read(str(store), lock=lock.is_file() and not lock.is_symlink() and os.access(lock, os.W_OK))
         if copied:
             env.copy(scratch)

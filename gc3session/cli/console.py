@@ -9,11 +9,16 @@ from collections.abc import Callable, Sequence
 from datetime import datetime, tzinfo
 from typing import IO, Any, Final
 
+import click
+
 from .. import InvalidArgument, Session
 from ..text import escaped as escaped
 
 _COMPLAINT_LENGTH: Final = 2000  # characters of a message at most; of a longer one the middle is left out
 _COMPLAINT_END: Final = 400  # characters of the end of such a message
+CLEAR_LINE: Final = "\r\x1b[K"
+"""Takes the cursor of a terminal to the beginning of its line, and clears that."""
+
 _COMPLAINTS: Final = 20  # messages of one kind that are written; of more only the number
 
 
@@ -86,7 +91,7 @@ def complain(message: str) -> None:
     if len(text) > _COMPLAINT_LENGTH:
         text = f"{text[: _COMPLAINT_LENGTH - _COMPLAINT_END]} ... {text[-_COMPLAINT_END:]}"
     try:
-        sys.stderr.write(f"gc3session: {text}\n")
+        sys.stderr.write(f"{CLEAR_LINE if sys.stderr.isatty() else ''}gc3session: {text}\n")
         sys.stderr.flush()
     except OSError:  # the message can't be shown; the exit status still says that something is wrong
         pass
@@ -121,37 +126,28 @@ def wait_while_read(seconds: float) -> None:
         raise BrokenPipeError
 
 
-# -- colours ------------------------------------------------------------------
+# -- terminals ----------------------------------------------------------------
 
 
-def colours(stream: IO[str]) -> bool:
-    """Return whether colours are wanted on *stream*."""
-    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+def terminal_width(stream: IO[str]) -> int | None:
+    """Return how many columns the terminal has that *stream* is; None if it isn't one."""
+    return os.get_terminal_size(stream.fileno()).columns or 80 if stream.isatty() else None
 
 
 Style = Callable[[str, str], str]
-"""(text, style) -> the text with the codes of 'bold', 'label', 'faint' or a colour, or as it is."""
+"""(text, style) -> the text with the codes of 'bold', 'label', 'dim' or a colour, or as it is."""
 
-_STYLES: Final[dict[str, dict[str, Any]]] = {
-    "bold": {"bold": True},
-    "label": {"fg": "blue"},
-    "faint": {"dim": True},
-    "": {},
-}
+_STYLES: Final[dict[str, dict[str, Any]]] = {"bold": {"bold": True}, "label": {"fg": "blue"}, "dim": {"dim": True}}
 
 
 def style_on(stream: IO[str]) -> Style:
     """Return the function that styles text for *stream*."""
-    return _coloured if colours(stream) else lambda text, _: text
+    if not stream.isatty() or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
+        return lambda text, _: text
+    return lambda text, style: click.style(text, **_STYLES.get(style, {"fg": style})) if text and style else text
 
 
-def _coloured(text: str, style: str) -> str:
-    import click
-
-    return click.style(text, **_STYLES.get(style, {"fg": style}))
-
-
-STATE_COLOURS: Final = {
+_STATE_COLOURS: Final = {
     "NEW": "bright_black",
     "SUBMITTED": "yellow",
     "RUNNING": "cyan",
@@ -162,11 +158,11 @@ STATE_COLOURS: Final = {
 }
 
 
-def state_colour(state: Any, returncode: Any) -> str | None:
-    """Return the colour of a task's state; a task that ended with a return code other than 0 has failed.
+def state_colour(state: Any, returncode: Any = None) -> str:
+    """Return the colour of a task's state, or ''; a task that ended with a return code other than 0 has failed.
 
     Both may be any value: a record may hold what no `Task` has.
     """
     if isinstance(returncode, int) and returncode != 0:
         return "red"
-    return STATE_COLOURS.get(state) if isinstance(state, str) else None
+    return _STATE_COLOURS.get(state, "") if isinstance(state, str) else ""

@@ -26,10 +26,15 @@ _BRACKETS: Final[dict[type, str]] = {list: "[]", tuple: "()", set: "{}", frozens
 
 
 def object_lines(obj: Persistable, style: Style) -> Iterator[str]:
-    """Give the lines that show an object: its ID, its class, and each field."""
+    """Give the lines that show an object: its ID, its class, and each field, also those that its class lacks."""
     yield style(escaped(obj.persistent_id or ""), "bold")
     schema = extras_of(obj)[0]
-    fields = _fields(obj)
+    if isinstance(obj, Placeholder):
+        fields = obj.fields
+    else:
+        fields = {name: getattr(obj, name) for name in field_names(type(obj))} | extras_of(obj)[1]
+    if isinstance(obj, TaskCollection) and "tasks" in fields:
+        fields["tasks"] = fields.pop("tasks")  # they come last
     names = {name: escaped(name) for name in fields}
     widest = max(len("class"), *(len(name) for name in names.values()))
     yield labelled("class", widest, escaped("" if schema is None else schema.tag), style)
@@ -39,7 +44,7 @@ def object_lines(obj: Persistable, style: Style) -> Iterator[str]:
             yield labelled(names[name], widest, lines[0], style)
         else:
             count = f"{len(value):,} items" if type(value) in _BRACKETS and len(value) > _UNCOUNTED_ITEMS else ""
-            yield labelled(names[name], widest, style(count, "faint"), style).rstrip()
+            yield labelled(names[name], widest, style(count, "dim"), style).rstrip()
             yield from (_INDENT * 2 + line for line in lines)
 
 
@@ -48,23 +53,12 @@ def labelled(name: str, widest: int, text: str, style: Style) -> str:
     return f"{_INDENT}{style(name, 'label')}{' ' * (widest - len(name) + 2)}{text}"
 
 
-def _fields(obj: Persistable) -> dict[str, Any]:
-    """Return the fields of an object's record, with those that its class lacks; `tasks` comes last."""
-    if isinstance(obj, Placeholder):
-        fields = obj.fields
-    else:
-        fields = {name: getattr(obj, name) for name in field_names(type(obj))} | extras_of(obj)[1]
-    if isinstance(obj, TaskCollection) and "tasks" in fields:
-        fields["tasks"] = fields.pop("tasks")
-    return fields
-
-
 def _field_lines(obj: Persistable, name: str, value: Any, style: Style) -> Iterable[str]:
     if isinstance(obj, Task):
         if name == "history" and type(value) is list:
-            return [_event(event, style) for event in value] or [style("(no times known)", "faint")]
+            return [_event(event, style) for event in value] or [style("(no times known)", "dim")]
         if name == "state" and type(value) is str:
-            return [style(escaped(value), state_colour(value, obj.returncode) or "")]
+            return [style(escaped(value), state_colour(value, obj.returncode))]
         if name == "tasks" and type(value) is list and value:
             return (f"- {one_line(task)}" for task in value)
     if type(value) is str and _plain(value):
@@ -80,7 +74,7 @@ def _event(event: Any, style: Style) -> str:
     time = time_of(seconds, UTC)
     if time is None or type(state) is not str:
         return one_line(event)
-    return f"{time_text(time)}  {style(escaped(state), state_colour(state, None) or '')}"
+    return f"{time_text(time)}  {style(escaped(state), state_colour(state))}"
 
 
 def time_text(time: datetime) -> str:
@@ -134,8 +128,11 @@ def _parts(first: str, others: str, value: Any) -> Iterator[str | _Part]:
     cls = type(value)
     if cls is dict:
         for key, item in value.items():
-            short = _short(item)
-            yield f"{first}{_key(key)}: {short or ''}".rstrip(" ")
+            short, is_bare = (
+                _short(item),
+                type(key) is str and key.isprintable() and _plain(key) and ":" not in key,
+            )
+            yield f"{first}{key if is_bare else one_line(key)}: {short or ''}".rstrip(" ")
             if short is None:
                 yield others + _INDENT, others + _INDENT, item
             first = others
@@ -156,10 +153,6 @@ def _parts(first: str, others: str, value: Any) -> Iterator[str | _Part]:
         for line in text.split("\n"):
             yield f"{first}{bar}{escaped(line)}"
             first = others
-
-
-def _key(key: Any) -> str:
-    return key if type(key) is str and key.isprintable() and _plain(key) and ":" not in key else one_line(key)
 
 
 def one_line(value: Any) -> str:

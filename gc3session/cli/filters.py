@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
-import attrs
 import click
 
-from .. import InvalidArgument, Selected, Session
-from ..query.selection import Filters, filters
+from .. import InvalidArgument
+from ..query.selection import Filters
 from .completion import complete_states
 
 _OPTIONS = (
@@ -53,42 +51,30 @@ compared with VALUE, doesn't meet the condition.
 """
 
 
-@attrs.frozen
-class TaskFilter:
-    """What the options ask for, as the arguments of `Session.select`."""
-
-    arguments: dict[str, Any]
-
-    @property
-    def is_given(self) -> bool:
-        """Whether there was any of the options."""
-        return any(value not in (None, ()) for value in self.arguments.values())
-
-    def select(self, session: Session) -> Selected:
-        """Return the tasks that fit."""
-        return session.select(**self.arguments)
-
-
 def parsed_filters(**arguments: Any) -> Filters:
     """Return what the arguments of `Session.select` ask for. Raise UsageError if they can't be understood."""
     try:
-        return filters(**arguments)
+        return Filters(**arguments)
     except InvalidArgument as error:
         raise click.UsageError(f"{error}.") from error
 
 
 def filter_options(command: Callable[..., int]) -> Callable[..., int]:
-    """Give a command the options; it is called with `chosen`, and not with them or its `conditions`."""
-
-    @functools.wraps(command)
-    def called(*args: Any, conditions: tuple[str, ...] = (), **options: Any) -> int:
-        arguments = {name: options.pop(name) for name in _NAMES}
-        arguments["state"] = [state for several in arguments["state"] for state in several.split(",")] or None
-        arguments["kind"] = arguments["kind"] or None
-        arguments["where"] += conditions
-        parsed_filters(**arguments)
-        return command(*args, chosen=TaskFilter(arguments), **options)
-
+    """Give a command the options; `taken_filters` takes them from all of its options."""
     for option in reversed(_OPTIONS):
-        called = option(called)
-    return called
+        command = option(command)
+    return command
+
+
+def taken_filters(options: dict[str, Any]) -> dict[str, Any]:
+    """Remove from the *options* of a command those of `filter_options`, and its 'conditions'.
+
+    Return the arguments of `Session.select` that they mean, without those that weren't given. Raise UsageError if
+    they can't be understood.
+    """
+    arguments = {name: options.pop(name) for name in _NAMES}
+    arguments["state"] = [state for several in arguments["state"] for state in several.split(",")]
+    arguments["where"] += options.pop("conditions", ())
+    given = {name: value for name, value in arguments.items() if value not in (None, (), [])}
+    parsed_filters(**given)
+    return given

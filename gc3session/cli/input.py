@@ -6,6 +6,7 @@ import json
 import os
 import stat
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import IO, Any, Final
@@ -58,59 +59,36 @@ def opened(file: str) -> Iterator[int]:
         os.close(fd)
 
 
-class Lines:
-    """The lines of a file as (number, bytes); where the input pauses, (number of the last line, None).
+def lines_of(fd: int, interrupts: Interrupts) -> Iterator[bytes | None]:
+    """Give the lines of a file, and None where it pauses; of a line that is too long, a bit more than LINE_BYTES.
 
-    Of a line that is longer than LINE_BYTES only the beginning is given, a little more than that.
-
-    Attributes:
-        position: how many bytes have been read.
-        size: how many bytes there are; None if it isn't a regular file.
+    Raise KeyboardInterrupt between two lines once a signal has been caught.
     """
-
-    def __init__(self, fd: int, interrupts: Interrupts) -> None:
-        self._fd = fd
-        self._interrupts = interrupts
-        status = os.fstat(fd)
-        self.position = 0
-        self.size = status.st_size if stat.S_ISREG(status.st_mode) else None
-
-    def __iter__(self) -> Iterator[tuple[int, bytes | None]]:
-        """Raise KeyboardInterrupt between two lines once a signal has been caught."""
-        number = 0
-        begun = bytearray()  # of a line whose end has not been read
-        cut = False  # the beginning of that line has been given already, as it is too long
-        for chunk in self._chunks():
-            if chunk is None:
-                yield number, None
-                continue
-            *lines, rest = chunk.split(b"\n")
-            for line in lines:
-                if self._interrupts.caught is not None:
-                    raise KeyboardInterrupt
-                number += 1
-                if not cut:
-                    yield number, bytes(begun) + line if begun else line
-                begun.clear()
-                cut = False
+    begun = bytearray()  # of a line whose end has not been read
+    cut = False  # the beginning of that line has been given already, as it is too long
+    pause: float | None = _PAUSE_SECONDS
+    while True:
+        if not interrupts.ready(fd, pause):
+            yield None
+            pause = None
+            continue
+        pause = _PAUSE_SECONDS
+        chunk = os.read(fd, _CHUNK_BYTES)
+        *lines, rest = chunk.split(b"\n")
+        for line in lines:
+            if interrupts.caught is not None:
+                raise KeyboardInterrupt
             if not cut:
-                begun += rest
-                if len(begun) > LINE_BYTES:
-                    yield number + 1, bytes(begun)
-                    begun.clear()
-                    cut = True
-        if begun:
-            yield number + 1, bytes(begun)
-
-    def _chunks(self) -> Iterator[bytes | None]:
-        pause: float | None = _PAUSE_SECONDS
-        while True:
-            chunk = os.read(self._fd, _CHUNK_BYTES) if self._interrupts.ready(self._fd, pause) else None
-            if chunk == b"":
-                return
-            self.position += len(chunk or b"")
-            yield chunk
-            pause = None if chunk is None else _PAUSE_SECONDS
+                yield bytes(begun) + line
+            begun.clear()
+            cut = False
+        begun += rest if not cut else b""
+        if begun and (not chunk or len(begun) > LINE_BYTES):
+            yield bytes(begun)
+            begun.clear()
+            cut = True
+        if not chunk:
+            return
 
 
 # -- IDs ----------------------------------------------------------------------
@@ -119,21 +97,14 @@ class Lines:
 def ids_from_args(ids: Iterable[str]) -> Iterator[str]:
     """Give the IDs; for each '-' those of standard input, one a line, without blank lines."""
     for id_ in ids:
-        if id_ == STDIN:
-            yield from _ids_from_stdin()
-        else:
+        if id_ != STDIN:
             yield id_
-
-
-def _ids_from_stdin() -> Iterator[str]:
-    source = stdin("pipe the IDs in, or write them on the command line", "one ID per line", 2)
-    try:
-        for line in source:
-            id_ = line.decode(errors="backslashreplace").strip()
-            if id_:
-                yield id_
-    except OSError as error:
-        raise Failure(os_error_text(error, "standard input")) from error
+            continue
+        source = stdin("pipe the IDs in, or write them on the command line", "one ID per line", 2)
+        try:
+            yield from filter(None, (line.decode(errors="backslashreplace").strip() for line in source))
+        except OSError as error:
+            raise Failure(os_error_text(error, "standard input")) from error
 
 
 # -- JSON ---------------------------------------------------------------------
@@ -168,8 +139,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Return an object of JSON, in which no key may be dropped in silence."""
     value = dict(pairs)
     if len(value) < len(pairs):
-        seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
         raise ValueError(f"it has the key {twice!r} twice in one object")
     return value
 

@@ -45,7 +45,7 @@ def sorted_by(
         ordered = in_order(keys, reverse=descending)
     else:
         ordered = (heapq.nlargest if descending else heapq.nsmallest)(limit, keys)
-    entries = ((order, number, schema) for *_, order, number, schema in ordered)
+    entries = ((number, schema) for *_, number, schema in ordered)
     while some := list(islice(entries, _TASKS_AT_ONCE)):
         yield from tasks.at(some)
 
@@ -61,7 +61,7 @@ def _key(path: FieldPath, task: FoundTask, place: int, descending: bool) -> Sort
     lacking = value is None or value != value
     what = (lacking != descending, 0, 0) if lacking else (descending, _KINDS.index(kind), value)
     schema = task.schema.number if isinstance(task, StoredTask) else task.name_schema
-    return *what, -place if descending else place, task.order, task.number, schema
+    return *what, -place if descending else place, task.number, schema
 
 
 def _ordered(value: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import os
 import signal
 import sys
@@ -23,8 +24,8 @@ _COMMANDS: Final = {
     "record": "record",
     "import-wf": "import_wf",
     "info": "info",
-    "list": "list_",
-    "select": "select",
+    "list": "listing",
+    "select": "listing",
     "show": "show",
     "log": "log",
     "watch": "watch",
@@ -35,12 +36,12 @@ _COMMANDS: Final = {
     "compact": "compact",
     "check": "check",
     "repair": "repair",
-    "remove": "remove",
-    "forget": "forget",
+    "remove": "bulk",
+    "forget": "bulk",
     "destroy": "destroy",
     "migrate": "migrate",
 }
-"""The module of each command, and of the function in it, in the order in which `--help` lists them."""
+"""The module of each command, in the order in which `--help` lists them."""
 
 
 class _Program(click.Group):
@@ -49,10 +50,13 @@ class _Program(click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         # Each command is imported when it is needed, so that it starts without what the others use.
-        name = _COMMANDS.get(cmd_name)
-        if name is None:
+        if cmd_name not in _COMMANDS:
             return None
-        command: click.Command = getattr(importlib.import_module(f".commands.{name}", __package__), name)
+        module = importlib.import_module(f".commands.{_COMMANDS[cmd_name]}", __package__)
+        commands = (each for each in vars(module).values() if isinstance(each, click.Command))
+        command = next(each for each in commands if each.name == cmd_name)
+        # The lines of examples stay as they are behind a \b.
+        command.help = inspect.cleandoc(command.help or "").replace("\n\n    $", "\n\n\b\n    $")
         for parameter in command.params:
             if parameter.name == "session":
                 parameter.type = SessionPath()
@@ -90,26 +94,20 @@ class _Program(click.Group):
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="'gc3session COMMAND --help' explains a command.",
 )
-@click.option(
-    "--version",
-    is_flag=True,
-    is_eager=True,
-    expose_value=False,
-    callback=lambda ctx, _, wanted: _print_and_exit(ctx, _version()) if wanted else None,
-    help="Show the version and exit.",
-)
+@click.option("--version", is_flag=True, help="Show the version and exit.")
 @click.option(
     "--completion",
     type=click.Choice(SHELLS),
-    is_eager=True,
-    expose_value=False,
-    callback=lambda ctx, _, shell: _print_completion(ctx, shell) if shell else None,
     help="Print the script with which a shell completes commands, sessions, states and IDs.",
 )
 @click.pass_context
-def gc3session(ctx: click.Context) -> int:
+def gc3session(ctx: click.Context, version: bool, completion: str | None) -> int:
     """Record tasks in a session, which is a directory that keeps them, and look at them."""
-    if ctx.invoked_subcommand is None:
+    if version:
+        click.echo(_version())
+    elif completion is not None:
+        click.echo(script(gc3session, completion))
+    elif ctx.invoked_subcommand is None:
         click.echo(ctx.get_help(), err=True)
         return 2
     return 0
@@ -122,15 +120,6 @@ def _version() -> str:
         return f"gc3session {version('gc3session')}"
     except PackageNotFoundError:
         return "gc3session (run from its source; it is not installed)"
-
-
-def _print_completion(ctx: click.Context, shell: str) -> None:
-    _print_and_exit(ctx, script(gc3session, shell))
-
-
-def _print_and_exit(ctx: click.Context, text: str) -> None:
-    click.echo(text)
-    ctx.exit()
 
 
 def run(arguments: list[str]) -> int:

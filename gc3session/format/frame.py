@@ -1,83 +1,135 @@
-"""The frame of a record: a checksum and a msgpack array.
+"""The frame of a record: a msgpack array, and a checksum behind it.
 
 ::
 
-    +---------+----------------------------------------------------+
-    | CRC-32  | [ schema number, revision, [ value, value, ... ] ] |
-    | 4 bytes | msgpack                                            |
-    +---------+----------------------------------------------------+
+    +------------------------------------------------------------------+-----------+
+    | [ schema number, revision, home session, [ value, value, ... ] ] | ce CRC-32 |
+    | msgpack                                                          | 5 bytes   |
+    +------------------------------------------------------------------+-----------+
 
-- The CRC-32 (zlib's, big-endian) covers the msgpack bytes and starts from N modulo 2**32, so
-  that a record in the place of another one is found, too.
 - The schema (schema.py) says what the values are.
 - The revision is 1 for a new object and grows by 1 with each save.
+- The home session is the number of a session that holds the record; 0 if none does.  Other sessions
+  that hold it, too, stand in the table `holders`.  It changes without a new revision.
 - The values stand in the order of the schema's fields; records/values.py has their types.
+- The CRC-32 (zlib's) covers all before it and starts from N modulo 2**32, so that a record in the
+  place of another one is found, too.  With the byte ce before it, it is an integer of msgpack's: a
+  run of records is one stream for one Unpacker.
 
-The bytes of a schema and the row of a session have the same checksum in front.
+Schemas, names of states and the rows of sessions have the same checksum behind them.
 """
 
 from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-from functools import partial
-from typing import Any, Final
+from functools import lru_cache, partial
+from typing import Any, Final, NamedTuple
 from zlib import crc32
 
 import msgpack
 
 from ..errors import CorruptRecord
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 """The format version of a store."""
 
 RECORD_KEY: Final = struct.Struct(">Q")
 """N as bytes: the key of a record, and what a reference holds."""
 
+TAIL: Final = 5
+"""Bytes of the checksum, with the byte before it."""
+
+_TAIL: Final = struct.Struct(">BI")
+_UINT32: Final = 0xCE
+_ARRAY_OF_4: Final = 0x94
 _unpack_plain: Final = partial(msgpack.unpackb, strict_map_key=False, unicode_errors="surrogatepass")
 
 
+class Header(NamedTuple):
+    """What stands before the values of a record.
+
+    Attributes:
+        schema: number of the schema.
+        revision: of the record.
+        home: number of a session that holds it; 0 if none does.
+        end: the place where the values begin.
+    """
+
+    schema: int
+    revision: int
+    home: int
+    end: int
+
+
 def seal(number: int, body: bytes) -> bytes:
-    """Return *body* with its checksum in front."""
-    return crc32(body, number & 0xFFFFFFFF).to_bytes(4, "big") + body
+    """Return *body* with its checksum behind it."""
+    return body + _TAIL.pack(_UINT32, crc32(body, number & 0xFFFFFFFF))
 
 
 def unseal(number: int, sealed: bytes) -> bytes:
     """Return the body that `seal` was given. Raise CorruptRecord if the checksum is wrong."""
-    body = sealed[4:]
-    if crc32(body, number & 0xFFFFFFFF).to_bytes(4, "big") != sealed[:4]:
+    body = sealed[:-TAIL]
+    if _TAIL.pack(_UINT32, crc32(body, number & 0xFFFFFFFF)) != sealed[-TAIL:]:
         raise CorruptRecord("its checksum is wrong: the bytes on the disk are damaged")
     return body
 
 
-def read_header(record: bytes) -> tuple[int, int, int]:
-    """Return a record's schema number and revision, and the place where its values begin.
+def checksum_of(record: bytes) -> int:
+    """Return the checksum that a record ends with."""
+    return int.from_bytes(record[-4:], "big")
 
-    Raise CorruptRecord if there is no such header. The checksum is not verified.
-    """
-    unpacker = msgpack.Unpacker()
-    unpacker.feed(record[4:26])
-    try:
-        length, number, revision = unpacker.read_array_header(), unpacker.unpack(), unpacker.unpack()
-    except (ValueError, msgpack.UnpackException) as error:
-        raise CorruptRecord("it has no header") from error
-    if length != 3 or type(number) is not int or type(revision) is not int:
+
+@lru_cache(4096)
+def head(schema: int, revision: int, home: int) -> bytes:
+    """Return the bytes that stand before the values of a record."""
+    return bytes([_ARRAY_OF_4]) + msgpack.packb(schema) + msgpack.packb(revision) + msgpack.packb(home)  # type: ignore[no-any-return]
+
+
+def header_of(record: bytes) -> Header:
+    """Return the header of a record. Raise CorruptRecord if there is none. The checksum is not verified."""
+    start = record[:4]
+    if len(start) == 4 and start[0] == _ARRAY_OF_4 and start[1:].isascii():
+        return Header(start[1], start[2], start[3], 4)
+    if not start or start[0] != _ARRAY_OF_4:
         raise CorruptRecord("it has no header")
-    return number, revision, 4 + unpacker.tell()
+    parts = []
+    at = 1
+    for _ in range(3):
+        first = record[at] if at < len(record) else 0xFF
+        size = 0 if first < 0x80 else 1 << (first - 0xCC) if 0xCC <= first <= 0xCF else -1
+        at += 1 + size
+        if size < 0 or at > len(record):
+            raise CorruptRecord("it has no header")
+        parts.append(int.from_bytes(record[at - size : at], "big") if size else first)
+    if parts[0] >> 31 or parts[1] >> 63 or parts[2] >> 32:
+        raise CorruptRecord("its header has impossible numbers")
+    return Header(parts[0], parts[1], parts[2], at)
+
+
+def with_home(number: int, record: bytes, home: int) -> bytes:
+    """Return record N with another home session."""
+    schema, revision, _, end = header_of(record)
+    return seal(number, head(schema, revision, home) + record[end:-TAIL])
 
 
 def schema_number(record: bytes) -> int:
-    """Return the schema number of a record; numbers below 128 are read without msgpack, for speed."""
-    number = record[5] if len(record) > 5 else 0x80
-    return number if number < 0x80 and record[4] == 0x93 else read_header(record)[0]
+    """Return the schema number of a record.  Raise CorruptRecord if it can't be read."""
+    return header_of(record).schema
+
+
+def schema_number_or_0(record: bytes) -> int:
+    """Return the schema number of a record, 0 if it can't be read."""
+    try:
+        return header_of(record).schema
+    except CorruptRecord:
+        return 0
 
 
 def revision_of(record: bytes) -> int:
-    """Return a record's revision, -1 if it can't be read; small numbers are read without msgpack, for speed."""
-    if len(record) > 6 and record[5] < 0x80 and record[6] < 0x80:
-        return record[6]
+    """Return a record's revision, -1 if it can't be read."""
     try:
-        return read_header(record)[1]
+        return header_of(record).revision
     except CorruptRecord:
         return -1
 
@@ -90,17 +142,9 @@ def values_of(
     *unpack* decodes the body; by default values of msgpack's extension types stay undecoded.
     """
     try:
-        schema, revision, values = unpack(unseal(number, record))
-        if type(schema) is not int or type(revision) is not int or type(values) is not list:
+        schema, revision, home, values = unpack(unseal(number, record))
+        if not (type(schema) is type(revision) is type(home) is int and type(values) is list):
             raise ValueError("its parts have the wrong types")
     except (ValueError, TypeError, msgpack.UnpackException) as error:
         raise CorruptRecord(f"it is not a record: {error}") from error
     return schema, revision, values
-
-
-def schema_number_or_0(record: bytes) -> int:
-    """Return the schema number of a record, 0 if it can't be read."""
-    try:
-        return schema_number(record)
-    except CorruptRecord:
-        return 0

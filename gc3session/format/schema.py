@@ -60,7 +60,11 @@ class Schema:
         except (ValueError, TypeError, msgpack.UnpackException) as error:
             raise CorruptRecord(f"it is not a schema: {error}") from error
         if not (
-            isinstance(tag, str) and isinstance(name, str) and name and type(kind) is int and kind in range(3)
+            isinstance(tag, str)
+            and isinstance(name, str)
+            and name.isidentifier()
+            and type(kind) is int
+            and kind in range(3)
         ):
             raise CorruptRecord("its class, name or kind can't be one")
         if not (isinstance(fields, list) and all(isinstance(field, str) for field in fields)):
@@ -73,6 +77,8 @@ class Schema:
 
     def check(self, values: list[Any]) -> None:
         """Raise CorruptRecord if these can't be the values of a record."""
+        if type(values) is not list:
+            raise CorruptRecord("its values are no list")
         if len(values) != len(self.fields):
             raise CorruptRecord(f"it has {len(values)} values for the {len(self.fields)} fields of its schema")
         if self.kind != PERSISTABLE and not isinstance(values[self.fields.index("state")], str):

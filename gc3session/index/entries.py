@@ -1,46 +1,67 @@
-"""The index: which records belong to a session, in which order, and in which state they are.
+"""The index: which records belong to which session, and in which state they are.
 
-A task that is added when its record is made has its N for its place in the session (its
-*order*); at most one session can hold a record so.  A task that was stored before takes a fresh
-number of the same sequence for its order, and two small tables lead from it to N and back
-(LATE, LATE_MEMBERS).  So sorting by order is the order of adding, and an entry is 20 bytes::
+::
 
-    members:  session number (4)  ->  order (8), schema number (4; bit 31 set: late), line (8)
-    states:   session number (4), state  ->  order (8)
+    index     session (4), block (8), schema number (4), state number (4)  ->  members
+    counts    session (4), schema number (4), state number (4)             ->  how many (8)
+    holders   N (8), session (4)                                           ->  nothing
+    states    state number (4)                                             ->  name, sealed
+    sessions  identity (16)                                                ->  row, sealed
 
-The schema number gives the ID's name even where the record can't be read.  The line is where
-the ID stands in the mirror, in bytes from its beginning: so it is found again when the task
-leaves, and the whole file can be written anew without a change of the index.  A persistable
-that isn't a task has the state ''.  A state of more than MAX_STATE bytes is cut and its SHA-256
-added.
+A block is 4,096 Ns.  *Members* are those of a block that belong to the session, were written with
+that schema and are in that state: up to 64 of them as their places in the block, sorted, 2 bytes
+each; more as a bitmap of 512 bytes, in which bit p of a place p is bit p % 8 (1, 2, 4, ...) of byte
+p // 8.  Behind them stands a CRC-32 that starts from that of the key (4 bytes).
 
-The row of a session in the table `sessions` has the frame of a record (codec.py) around
-`[ session number, size, blank, mark ]`: the bytes of the mirror, how many of them are blank,
-and what mirror.py has noted there, nil if the mirror is to be written anew.
+State 0 is that of a persistable which isn't a task.  `counts` sums up the members of all blocks, and
+a session's row those of all of these.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
+from itertools import compress, repeat
 from struct import Struct
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
+from zlib import crc32
 
 import msgpack
 
 from ..errors import CorruptRecord, CorruptStore
-from ..format.frame import RECORD_KEY, seal, unseal
-from ..tables.interface import LATE, MEMBERS, SESSIONS, STATES, Reader, Writer
+from ..format.frame import seal, unseal
+from ..tables.interface import INDEX, SESSIONS, Reader, Writer
 
-MAX_STATE = 400
-"""Bytes of a state's name in a key; LMDB's keys have at most 511."""
+BLOCK: Final = 4096
+"""Ns in a block."""
 
-MEMBER = Struct(">QIQ")
-SESSION_KEY = Struct(">I")
-LATE_BIT = 1 << 31
+LISTED: Final = 64
+"""Members of an entry that are listed; more of them are kept as a bitmap."""
 
-Entry = tuple[int, int, int]
-"""A task's place in a session: its order, its N, the number of a schema that has the ID's name."""
+SESSION_KEY: Final = Struct(">I")
+BLOCK_KEY: Final = Struct(">IQ")
+INDEX_KEY: Final = Struct(">IQII")
+COUNT_KEY: Final = Struct(">III")
+COUNT: Final = Struct(">Q")
+HOLDER_KEY: Final = Struct(">QI")
+STATE_KEY: Final = Struct(">I")
+
+_FEW: Final = 64  # entries of a block that are read at once
+_BITS: Final = bytes.maketrans(b"01", b"\0\1")
+
+Entry = tuple[int, int]
+"""A task of a session: its N, and the number of a schema that has the ID's name."""
+
+
+class Kind(NamedTuple):
+    """What the members of an entry have in common.
+
+    Attributes:
+        schema: the number of their schema.
+        state: the number of their state.
+    """
+
+    schema: int
+    state: int
 
 
 def moved_key(identity: bytes) -> bytes:
@@ -60,23 +81,143 @@ def coming_key(identity: bytes) -> bytes:
     return b"coming " + identity
 
 
+# -- members, as the bits of an int: bit p is set if place p of the block is a member
+
+
+def bits_of(places: Iterable[int]) -> int:
+    """Return the bits of some places, which are sorted."""
+    places = list(places)
+    if not places:
+        return 0
+    first = places[0]
+    if places[-1] - first == len(places) - 1:
+        return ((1 << len(places)) - 1) << first
+    bits = bytearray(BLOCK // 8)
+    for place in places:
+        bits[place >> 3] |= 1 << (place & 7)
+    return int.from_bytes(bits, "little")
+
+
+def numbers_of(block: int, bits: int) -> list[int]:
+    """Return the Ns of a block whose bits are set."""
+    digits = f"{bits:b}".encode().translate(_BITS)[::-1]
+    return list(compress(range(block * BLOCK, block * BLOCK + len(digits)), digits))
+
+
+def pack_members(key: bytes, bits: int) -> bytes:
+    """Return the value of an entry of the index."""
+    if bits.bit_count() <= LISTED:
+        body = b"".join([number.to_bytes(2, "big") for number in numbers_of(0, bits)])
+    else:
+        body = bits.to_bytes(BLOCK // 8, "little")
+    return body + crc32(body, crc32(key)).to_bytes(4, "big")
+
+
+def unpack_members(key: bytes, value: bytes) -> int:
+    """Return the bits of an entry of the index.  Raise CorruptRecord, which says only what is wrong with it."""
+    body = value[:-4]
+    if crc32(body, crc32(key)).to_bytes(4, "big") != value[-4:]:
+        raise CorruptRecord("its checksum is wrong: the bytes on the disk are damaged")
+    if len(body) == BLOCK // 8:
+        return int.from_bytes(body, "little")
+    places = [int.from_bytes(body[i : i + 2], "big") for i in range(0, len(body), 2)]
+    if not places or len(places) > LISTED or len(body) % 2 or places != sorted({*places}) or places[-1] >= BLOCK:
+        raise CorruptRecord("it lists no places of a block")
+    return bits_of(places)
+
+
+def members(key: bytes, value: bytes) -> int:
+    """Return the bits of an entry of the index.  Raise CorruptStore if it is damaged."""
+    try:
+        return unpack_members(key, value)
+    except CorruptRecord as error:
+        raise CorruptStore(
+            f"an entry of the index is damaged ({error}): 'gc3session repair' rebuilds it from the records"
+        ) from error
+
+
+class Block(NamedTuple):
+    """The entries of a block of a session.
+
+    Attributes:
+        number: of the block: the N of its first place divided by BLOCK.
+        kinds: what its members have in common -> their bits.
+    """
+
+    number: int
+    kinds: dict[Kind, int]
+
+    def entries(self, after: int = -1) -> list[Entry]:
+        """Return the members after an N, in order."""
+        skipped = max(0, after + 1 - self.number * BLOCK)
+        by_schema: dict[int, int] = {}
+        for kind, bits in self.kinds.items():
+            by_schema[kind.schema] = by_schema.get(kind.schema, 0) | bits
+        entries: list[Entry] = []
+        for schema, bits in by_schema.items():
+            entries += zip(numbers_of(self.number, bits >> skipped << skipped), repeat(schema))
+        return entries if len(by_schema) == 1 else sorted(entries)
+
+
+def block_at(reader: Reader, session: int, number: int, wanted: Iterable[Kind] | None = None) -> Block:
+    """Return a block of a session; if it has very many entries, and some are *wanted*, only these."""
+    prefix = BLOCK_KEY.pack(session, number)
+    items = reader.scan(INDEX, prefix, _FEW + 1, prefix)
+    if len(items) > _FEW:
+        if wanted is None:
+            items = reader.scan(INDEX, prefix, None, prefix)
+        else:
+            items = reader.get_many(INDEX, sorted(INDEX_KEY.pack(session, number, *kind) for kind in wanted))
+    return Block(number, {Kind(*INDEX_KEY.unpack(key)[2:]): members(key, value) for key, value in items})
+
+
+def next_block(reader: Reader, session: int, number: int, wanted: Iterable[Kind] | None = None) -> Block | None:
+    """Return the first block of a session, from that number on, which has entries; None if there is none."""
+    first = reader.scan(INDEX, BLOCK_KEY.pack(session, number), 1, SESSION_KEY.pack(session))
+    return None if not first else block_at(reader, session, INDEX_KEY.unpack(first[0][0])[1], wanted)
+
+
+class MirrorNote(NamedTuple):
+    """What a session's row says of its mirror.
+
+    Attributes:
+        inode: of the file.
+        size: how many bytes it has.
+        blank: how many of them are blank.
+        where: the boot, and the filesystem, in which it was written.
+        begin: where the lines of the last commit begin.
+        text: these lines; b'' if they were too many to be noted.
+        blanks: what the last commit made blank: where, and how many bytes.
+    """
+
+    inode: int
+    size: int
+    blank: int
+    where: str
+    begin: int
+    text: bytes
+    blanks: list[list[int]]
+
+
 class Row(NamedTuple):
     """What the table `sessions` holds of a session.
 
     Attributes:
         number: of the session in the store.
-        size: bytes of the mirror.
-        blank: how many of them are blank.
-        mark: of the mirror (mirror.py), or None.
+        total: how many tasks it has.
+        mirror: what a MirrorNote says, or None if the mirror is to be written anew.
     """
 
     number: int
-    size: int
-    blank: int
-    mark: Any
+    total: int
+    mirror: Any
 
     def write(self, writer: Writer, identity: bytes) -> None:
-        writer.put(SESSIONS, [(identity, seal(0, msgpack.packb(self)))])
+        writer.put(SESSIONS, [(identity, self.to_bytes())])
+
+    def to_bytes(self) -> bytes:
+        """Return the row as the table has it."""
+        return seal(0, msgpack.packb(self))
 
     @classmethod
     def read(cls, reader: Reader, identity: bytes) -> Row | None:
@@ -91,7 +232,7 @@ class Row(NamedTuple):
             return cls.parsed(identity, data)
         except CorruptRecord as error:
             raise CorruptStore(
-                f"the row of session {identity.hex()} is damaged ({error}); restore the store from a backup"
+                f"the row of session {identity.hex()} is damaged ({error}): 'gc3session repair' rebuilds it"
             ) from error
 
     @classmethod
@@ -108,75 +249,18 @@ class Row(NamedTuple):
 
     def check(self) -> None:
         """Raise ValueError if its parts aren't as the format has them."""
-        numbers = (self.number, self.size, self.blank)
-        sound = all(type(n) is int for n in numbers) and 0 < self.number < 1 << 32
-        if not sound or not 0 <= self.blank <= self.size < 1 << 63:
+        if not all(type(n) is int for n in (self.number, self.total)) or not 0 < self.number < 1 << 32:
             raise ValueError("its numbers can't be right")
-        no_mark = type(self.mark) is not list or [type(part) for part in self.mark] != [int, str, int, int]
-        if self.mark is not None and no_mark:
-            raise ValueError("what it says of the mirror can't be right")
-
-
-def state_key(session: int, state: str) -> bytes:
-    """Return the key of a state of a session in the table `states`."""
-    name = state.encode("utf-8", "surrogatepass")
-    if len(name) > MAX_STATE:
-        name = name[: MAX_STATE - 32] + hashlib.sha256(name).digest()
-    return SESSION_KEY.pack(session) + name
-
-
-def member(reader: Reader, session: int, order: int) -> tuple[int, int] | None:
-    """Return schema number (with the late bit) and line of a session's entry of that order, or None."""
-    values = reader.values(MEMBERS, SESSION_KEY.pack(session), MEMBER.pack(order, 0, 0), 1)
-    if values:
-        found, schema, line = MEMBER.unpack(values[0])
-        if found == order:
-            return schema, line
-    return None
-
-
-def members(reader: Reader, session: int) -> Iterator[tuple[Entry, int]]:
-    """Give all committed entries of a session, and their lines, in order."""
-    after = 0
-    while True:
-        values = reader.values(MEMBERS, SESSION_KEY.pack(session), MEMBER.pack(after + 1, 0, 0), 4096)
-        found = list(map(MEMBER.unpack, values))
-        entries = entries_at(reader, [(order, schema) for order, schema, _ in found])
-        for entry, (_, _, line) in zip(entries, found, strict=True):
-            yield entry, line
-        after = found[-1][0] if found else after
-        if len(values) < 4096:
+        if not 0 <= self.total < 1 << 63:
+            raise ValueError("its total can't be right")
+        if self.mirror is None:
             return
-
-
-def expect_members(reader: Reader, session: int, orders: Iterable[int]) -> None:
-    """Tell the reader that `member` will be called for all of these orders."""
-    reader.expect_values(MEMBERS, SESSION_KEY.pack(session), [MEMBER.pack(order, 0, 0) for order in orders])
-
-
-def entries_at(reader: Reader, places: list[tuple[int, int]]) -> list[Entry]:
-    """Return the entries whose member values have these orders and schema numbers (with the late bit)."""
-    reader.expect(LATE, [RECORD_KEY.pack(order) for order, schema in places if schema & LATE_BIT])
-    return [
-        (order, order, schema) if schema < LATE_BIT else entry_at(reader, order, schema)
-        for order, schema in places
-    ]
-
-
-def entry_at(reader: Reader, order: int, schema: int) -> Entry:
-    """Return the entry whose member value has this order and schema number (with the late bit)."""
-    if not schema & LATE_BIT:
-        return order, order, schema
-    number = reader.get(LATE, RECORD_KEY.pack(order))
-    if number is None:
-        raise CorruptStore(f"the index has no record for its entry {order}; restore the store from a backup")
-    return order, RECORD_KEY.unpack(number)[0], schema & ~LATE_BIT
-
-
-def state_at(reader: Reader, session: int, order: int) -> str:
-    """Return the state that the index has for a session's entry of that order, '' if none."""
-    value = RECORD_KEY.pack(order)
-    for key, _ in reader.counts(STATES, SESSION_KEY.pack(session)):
-        if reader.values(STATES, key, value, 1) == [value]:
-            return key[4:].decode("utf-8", "surrogatepass")
-    return ""
+        note = MirrorNote(*self.mirror)
+        sizes = (note.inode, note.size, note.blank, note.begin)
+        sound = all(type(n) is int and n >= 0 for n in sizes) and note.blank <= note.size < 1 << 63
+        sound = sound and type(note.where) is str and type(note.text) is bytes and type(note.blanks) is list
+        sound = sound and note.begin <= note.size
+        if not sound or not all(
+            type(a) is type(b) is int and 0 <= a <= a + b <= note.size for a, b in note.blanks
+        ):
+            raise ValueError("what it says of the mirror can't be right")

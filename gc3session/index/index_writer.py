@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from itertools import groupby, repeat
-from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
+from itertools import groupby
+from typing import Final, NamedTuple, Protocol
 
-from ..format.frame import RECORD_KEY
-from ..tables.interface import LATE, LATE_MEMBERS, MEMBERS, META, SESSIONS, STATES, Writer
-from .entries import LATE_BIT, MEMBER, SESSION_KEY, Row, expect_members, member, members, state_key
+from ..errors import CorruptStore
+from ..records.schemas import Schemas
+from ..tables.interface import COUNTS, HOLDERS, INDEX, META, NUMBERING, SESSIONS, Reader, Writer
+from .entries import (
+    BLOCK,
+    BLOCK_KEY,
+    COUNT_KEY,
+    HOLDER_KEY,
+    INDEX_KEY,
+    SESSION_KEY,
+    Kind,
+    MirrorNote,
+    Row,
+    bits_of,
+    members,
+    numbers_of,
+    pack_members,
+)
+from .states import NewStates, StateNames
 
-if TYPE_CHECKING:
-    from ..store.store import Store
-    from .index import Index
-
-
-_MOST_BLANKS: Final = 1 << 26  # bytes of blank lines that a mirror keeps when it is rewritten
+SESSION_NAMES: Final = b"session "
+"""How the keys in the table `meta` begin that `session_name_key` returns."""
 
 
 class Change(NamedTuple):
@@ -23,290 +36,310 @@ class Change(NamedTuple):
 
     Attributes:
         text: the lines after its end.
-        blanks: which become blank: where, and how many bytes.
+        removed: the IDs whose lines become blank.
         anew: all of it is to be written anew.
     """
 
     text: bytes
-    blanks: list[tuple[int, int]]
+    removed: list[bytes]
     anew: bool
+
+
+class Transactions(Protocol):
+    """The transactions of a store."""
+
+    def reading(self) -> AbstractContextManager[Reader]:
+        """Return the newest committed state, for `with`."""
+
+    def write(self, more: Callable[[IndexWriter, Writer], object], *, batch: bool = True) -> None:
+        """Write what *more* does in one transaction, with the batch unless *batch* is False."""
 
 
 class Listener(Protocol):
     """Who follows a session's transactions: its mirror."""
 
-    def lock(self) -> None:
-        """Called before the transaction where transactions run side by side: wait here for other programs."""
+    def check(self) -> None:
+        """Called before the store is made, and before a transaction if these run side by side.
 
-    def plan(self, writer: Writer, before: Row, after: Row, change: Change) -> Row:
+        Raise WriteError if the session is no longer where it was opened.
+        """
+
+    def plan(self, writer: Writer, row: Row, change: Change) -> Row:
         """Called at the end of the transaction; return the session's row with what the mirror needs to know."""
 
     def write(self) -> None:
-        """Called after the commit."""
+        """Called after the commit, and again if Ctrl-C has interrupted it.
 
-    def unlock(self) -> str:
+        Raise WriteError if the session is no longer where it was opened.
+        """
+
+    def release(self) -> str:
         """Called in the end, whether there was a commit or not; return what the user is to be warned of."""
 
-    def forked(self) -> None:
-        """Called in a forked child."""
+    def follow(self, store: Transactions, identity: bytes, *, now: bool = False) -> None:
+        """Called when the transaction is over, and nothing is locked, and at the end of the program.
+
+        Args:
+            store: of the session.
+            identity: of the session.
+            now: there is no later call.
+        """
 
 
-class Membership(NamedTuple):
-    """A session that holds a record."""
-
-    session: int
-    order: int
-
-
-class NewEntries(NamedTuple):
-    """Entries to be added to a session, in their order; if none is late the numbers are the orders."""
-
-    orders: list[int]
-    numbers: list[int]
-    schemas: list[int]
-    states: list[str]
-
-
-def _digits(number: int) -> int:
-    return len(str(number))
-
-
-def _runs(schemas: list[int], numbers: list[int]) -> Iterator[tuple[int, int, int]]:
-    """Give each run of one schema and of Ns of one length: schema, begin, end."""
-    if len(set(schemas)) == 1 and _digits(min(numbers)) == _digits(max(numbers)):  # as most often
-        yield schemas[0], 0, len(schemas)
-        return
-    begin = 0
-    for (schema, _), run in groupby(zip(schemas, map(_digits, numbers), strict=True)):
-        end = begin + sum(1 for _ in run)
-        yield schema, begin, end
-        begin = end
+def session_name_key(number: int) -> bytes:
+    """Return the key in the table `meta` of the identity of the session with that number."""
+    return SESSION_NAMES + SESSION_KEY.pack(number)
 
 
 class IndexWriter:
-    """What one transaction writes into the index of any session of the store."""
+    """What one transaction writes into the index of any session of the store.
 
-    def __init__(self, store: Store, writer: Writer) -> None:
-        self._store = store
+    Entries are read when they are first concerned, and written by `finish`.
+    """
+
+    def __init__(self, writer: Writer, schemas: Schemas, states: StateNames) -> None:
+        self.states = NewStates(states, writer)
         self._writer = writer
-        self._late: bool | None = None
-        self._identities: dict[int, bytes] | None = None
-        self._before: dict[int, Row] = {}
-        self._rows: dict[int, tuple[bytes, Row]] = {}
-        self._blanks: dict[int, list[tuple[int, int]]] = {}
-        self._left: set[Membership] = set()
-        self._gone: dict[tuple[str, bytes], list[bytes]] = {}  # table and key -> values that `take_away` deletes
-        self._texts: dict[int, list[bytes]] = {}
+        self._schemas = schemas
+        self._stored: dict[bytes, int] = {}  # key of an entry -> its bits before
+        self._bits: dict[bytes, int] = {}  # key of an entry -> its bits now
+        self._keys: dict[bytes, set[bytes]] = {}  # key of a block -> those of its entries that are in `_bits`
+        self._whole: set[bytes] = set()  # keys of blocks of which all entries have been read
+        self._rows: dict[bytes, Row] = {}
+        self._identities: dict[int, bytes] = {}
+        self._texts: dict[int, list[bytes]] = {}  # session -> lines for its mirror
+        self._removed: dict[int, list[bytes]] = {}  # session -> IDs that leave its mirror
         self._anew: set[int] = set()
+        self._others: dict[int, list[int]] = {}  # N -> sessions that hold the record and aren't its home
 
     # -- which sessions hold a record
 
-    def holdings(self, numbers: list[int]) -> list[tuple[int, Membership]]:
-        """Return which sessions hold some records: (N, holding), once for each session."""
-        found: list[tuple[int, Membership]] = []
-        if self._late is None:
-            self._late = bool(self._writer.scan(LATE_MEMBERS, b"", 1))
-        if self._late:
-            for number in numbers:
-                key = RECORD_KEY.pack(number)
-                for item, order in self._writer.scan(LATE_MEMBERS, key, prefix=key):
-                    holding = Membership(SESSION_KEY.unpack(item[8:])[0], RECORD_KEY.unpack(order)[0])
-                    found.append((number, holding))
-        for session in self._sessions():
-            key, starts = SESSION_KEY.pack(session), [MEMBER.pack(number, 0, 0) for number in numbers]
-            values = self._writer.first_values(MEMBERS, key, starts)
-            others: list[int] = []
-            for number, value in zip(numbers, values, strict=True):
-                order, schema, _ = (0, 0, 0) if value is None else MEMBER.unpack(value)
-                if order == number and schema < LATE_BIT:
-                    found.append((number, Membership(session, number)))
-                else:
-                    others.append(number)
-            numbers = others  # a record has its own N for its order in one session at most
-            if not numbers:
-                break
-        return found
+    def holding(self, number: int, home: int) -> list[int]:
+        """Return the numbers of the sessions that hold record N, whose home is known."""
+        if number not in self._others:
+            self.read_holders([number])
+        return [home, *self._others[number]] if home else self._others[number]
 
-    def _sessions(self) -> Iterator[int]:
-        """Give the numbers of all sessions, those that this program uses first."""
-        ours = []
-        for index in self._store.indexes:
-            number = index.session(self._writer)
-            if number is not None and number not in ours:
-                ours.append(number)
-                yield number
-        for number in self._all_sessions():
-            if number not in ours:
-                yield number
-
-    def _all_sessions(self) -> dict[int, bytes]:
-        """Return the identities of all sessions by their numbers."""
-        if self._identities is None:
-            rows = self._writer.scan(SESSIONS, b"")
-            self._identities = {Row.from_bytes(key, data).number: key for key, data in rows}
-        return self._identities
-
-    def expect(self, held: Iterable[tuple[int, Membership]]) -> None:
-        """Hear which records are about to leave which sessions, one by one."""
-        orders: dict[int, list[int]] = {}
-        for _, (session, order) in held:
-            orders.setdefault(session, []).append(order)
-        for session, some in orders.items():
-            expect_members(self._writer, session, some)
-
-    # -- changing them
-
-    def leave(self, holding: Membership, number: int, state: str | None) -> None:
-        """Take record N, which is in *state* (None: it can't be read), out of a session; `take_away` completes it."""
-        session, order = holding
-        if holding in self._left:
+    def read_holders(self, numbers: list[int]) -> None:
+        """Read which sessions hold some records, which are sorted and haven't been changed yet."""
+        self._others.update((number, []) for number in numbers)
+        if not self._writer.scan(HOLDERS, b"", 1):
             return
-        self._left.add(holding)
-        entry = member(self._writer, session, order)
-        if entry is None:
-            return
-        schema, line = entry
-        self._later(MEMBERS, SESSION_KEY.pack(session), MEMBER.pack(order, schema, line))
-        if schema & LATE_BIT:
-            self._writer.delete(LATE, [RECORD_KEY.pack(order)])
-            self._writer.delete(LATE_MEMBERS, [RECORD_KEY.pack(number) + SESSION_KEY.pack(session)])
-        value = RECORD_KEY.pack(order)
-        if state is not None:
-            self._later(STATES, state_key(session, state), value)
-        else:
-            for key, _ in self._writer.counts(STATES, SESSION_KEY.pack(session)):
-                self._later(STATES, key, value)
-        name = self._store.schemas.name(schema & ~LATE_BIT, self._writer)
-        self._blanks.setdefault(session, []).append((line, len(f"{name}.{number}")))
+        for key, _ in self._writer.scan_many(HOLDERS, [number.to_bytes(8, "big") for number in numbers]):
+            number, session = HOLDER_KEY.unpack(key)
+            self._others[number].append(session)
 
-    def _later(self, table: str, key: bytes, value: bytes) -> None:
-        self._gone.setdefault((table, key), []).append(value)
+    def hold(self, session: int, number: int) -> None:
+        """Note that another session than its home holds record N, too."""
+        self._writer.put(HOLDERS, [(HOLDER_KEY.pack(number, session), b"")])
+        self._others.setdefault(number, []).append(session)
 
-    def take_away(self) -> None:
-        """Delete what `leave` has noted, many values at once; to be called before the entries are read again."""
-        gone, self._gone = self._gone, {}
-        for (table, key), values in gone.items():
-            self._writer.delete_values(table, key, values)
+    def release(self, sessions: Iterable[int], number: int) -> None:
+        """Note that some sessions, none of which is its home, don't hold record N any more."""
+        for session in sessions:
+            self._writer.delete(HOLDERS, [HOLDER_KEY.pack(number, session)])
+            if session in self._others.get(number, ()):
+                self._others[number].remove(session)
 
-    def move(self, moves: dict[tuple[str, str], list[int]]) -> None:
-        """Note the records that go from one state to another: (before, after) -> Ns, sorted."""
-        leaving: dict[bytes, list[bytes]] = {}
-        coming: dict[bytes, list[bytes]] = {}
-        for (before, after), numbers in moves.items():
-            orders: dict[int, list[int]] = {}
-            for _, (session, order) in self.holdings(numbers):
-                orders.setdefault(session, []).append(order)
-            for session, some in orders.items():
-                values = [RECORD_KEY.pack(order) for order in sorted(some)]
-                leaving.setdefault(state_key(session, before), []).extend(values)
-                coming.setdefault(state_key(session, after), []).extend(values)
-        for key, values in leaving.items():
-            self._writer.delete_values(STATES, key, values)
-        for key, values in coming.items():
-            values.sort()
-            self._writer.put_values(STATES, key, values)
+    # -- members
 
-    def join(self, identity: bytes, new_entries: NewEntries) -> None:
-        """Add entries to a session."""
-        row = self._row(identity)
-        session = SESSION_KEY.pack(row.number)
-        orders, numbers, schemas, states = new_entries
-        keys = list(map(RECORD_KEY.pack, orders))
-        values: list[bytes] = []
-        texts: list[str] = []
-        line = row.size
-        for schema, begin, end in _runs(schemas, numbers):
-            ids = f"{self._store.schemas.name(schema, self._writer)}."
-            texts.append(ids + f"\n{ids}".join(map(str, numbers[begin:end])) + "\n")
-            each = len(ids) + len(str(numbers[begin])) + 1
-            lines = range(line, line + each * (end - begin), each)
-            values += map(MEMBER.pack, orders[begin:end], repeat(schema), lines)
-            line = lines.stop
-        if numbers is not orders:
-            late: list[tuple[bytes, bytes]] = []
-            for place, (order, number) in enumerate(zip(orders, numbers, strict=True)):
-                if order != number:
-                    at, schema, start = MEMBER.unpack(values[place])
-                    values[place] = MEMBER.pack(at, schema | LATE_BIT, start)
-                    late.append((keys[place], RECORD_KEY.pack(number)))
-            self._writer.add(LATE, late)
-            self._writer.add(LATE_MEMBERS, sorted((number + session, order) for order, number in late))
-            self._late = self._late or bool(late)
-        self._writer.put_values(MEMBERS, session, values)
-        by_state: dict[str, list[bytes]] = {state: [] for state in states}
-        for state, key in zip(states, keys, strict=True):
-            by_state[state].append(key)
-        for state, some in by_state.items():
-            self._writer.put_values(STATES, state_key(row.number, state), some)
-        self._texts.setdefault(row.number, []).append("".join(texts).encode())
-        self._rows[row.number] = identity, row._replace(size=line)
+    def read(self, places: Iterable[tuple[int, int, Kind | None]]) -> None:
+        """Read entries together that are about to be concerned: session, N of a member, and a kind."""
+        self._expect(INDEX_KEY.pack(session, number // BLOCK, *kind) for session, number, kind in places if kind)
 
-    def check_mirror(self, identity: bytes) -> None:
-        """Have a session's mirror compared with the index, and rewritten if it differs.
+    def _expect(self, keys: Iterable[bytes]) -> None:
+        missing = sorted({*keys} - self._bits.keys())
+        if missing:
+            found = dict(self._writer.get_many(INDEX, missing))
+            for key in missing:
+                self._note(key, found.get(key))
 
-        The blank lines are left out then if they are very many: a row that was made up could fill the disk with them.
-        """
-        if self._row(identity).blank > _MOST_BLANKS:
-            self.rewrite_mirror(identity)
+    def _read(self, key: bytes) -> int:
+        """Return the bits of an entry as they are now."""
+        if key not in self._bits:
+            self._note(key, self._writer.get(INDEX, key))
+        return self._bits[key]
+
+    def _note(self, key: bytes, value: bytes | None) -> None:
+        self._stored[key] = self._bits[key] = 0 if value is None else members(key, value)
+        self._keys.setdefault(key[: BLOCK_KEY.size], set()).add(key)
+
+    def _block(self, session: int, block: int) -> set[bytes]:
+        """Return the keys of all entries of a block."""
+        prefix = BLOCK_KEY.pack(session, block)
+        if prefix not in self._whole:
+            for key, value in self._writer.scan(INDEX, prefix, None, prefix):
+                if key not in self._bits:
+                    self._note(key, value)
+            self._whole.add(prefix)
+        return self._keys.get(prefix, set())
+
+    def _key_of(self, session: int, number: int, guess: Kind | None) -> bytes | None:
+        """Return the key of the entry that record N is in: that of *guess* if that is right; None if in none."""
+        block, place = divmod(number, BLOCK)
+        if guess is not None:
+            key = INDEX_KEY.pack(session, block, *guess)
+            if self._read(key) >> place & 1:
+                return key
+        return next((key for key in self._block(session, block) if self._bits[key] >> place & 1), None)
+
+    def add(self, session: int, kinds: Mapping[Kind, list[int]]) -> None:
+        """Add members to a session; the Ns of each kind are sorted."""
+        added: dict[bytes, int] = {}
+        for kind, numbers in kinds.items():
+            for block, some in groupby(numbers, lambda number: number // BLOCK):
+                key = INDEX_KEY.pack(session, block, *kind)
+                added[key] = bits_of([number % BLOCK for number in some])
+        self._expect(added)
+        for key, bits in added.items():
+            self._bits[key] |= bits
+
+    def remove(self, session: int, number: int, guess: Kind | None = None) -> Kind | None:
+        """Take record N out of a session; return of which kind it was, None if it was not a member."""
+        key = self._key_of(session, number, guess)
+        if key is None:
+            return None
+        self._bits[key] &= ~(1 << number % BLOCK)
+        return Kind(*INDEX_KEY.unpack(key)[2:])
+
+    def move(self, session: int, numbers: Iterable[int], guess: Kind | None, kind: Kind) -> None:
+        """Have the index say that some records, whose Ns are sorted, are of that kind: those that are members."""
+        for block, some in groupby(numbers, lambda number: number // BLOCK):
+            wanted = bits_of([number % BLOCK for number in some])
+            found = 0
+            if guess is not None:
+                key = INDEX_KEY.pack(session, block, *guess)
+                found = self._read(key) & wanted
+                self._bits[key] ^= found
+            for number in numbers_of(block, wanted ^ found):
+                if self.remove(session, number) is not None:
+                    found |= 1 << number % BLOCK
+            if found:
+                key = INDEX_KEY.pack(session, block, *kind)
+                self._bits[key] = self._read(key) | found
+
+    # -- mirrors
+
+    def add_lines(self, session: int, entries: Iterable[tuple[int, int]]) -> None:
+        """Add lines to a session's mirror: N and schema number of each."""
+        lines = []
+        for schema, run in groupby(entries, lambda entry: entry[1]):
+            name = f"{self._schemas.name(schema, self._writer)}."
+            lines.append(name + f"\n{name}".join([str(number) for number, _ in run]) + "\n")
+        self._texts.setdefault(session, []).append("".join(lines).encode())
+
+    def remove_line(self, session: int, number: int, schema: int) -> None:
+        """Take the line of record N out of a session's mirror."""
+        name = self._schemas.name(schema, self._writer)
+        self._removed.setdefault(session, []).append(f"{name}.{number}".encode())
+
+    def follow_mirror(self, identity: bytes) -> None:
+        """Have the mirror of a session compared with the index, and mended."""
+        self._texts.setdefault(self.row(identity).number, [])
 
     def rewrite_mirror(self, identity: bytes) -> None:
-        """Give the entries of a session lines without blank ones between them."""
-        row = self._row(identity)
-        key, line = SESSION_KEY.pack(row.number), 0
-        gone: list[bytes] = []
-        moved: list[bytes] = []
-        for (order, number, schema), former in list(members(self._writer, row.number)):
-            stored = schema if order == number else schema | LATE_BIT
-            if line != former:
-                gone.append(MEMBER.pack(order, stored, former))
-                moved.append(MEMBER.pack(order, stored, line))
-            line += len(f"{self._store.schemas.name(schema, self._writer)}.{number}\n")
-        self._writer.delete_values(MEMBERS, key, gone)
-        self._writer.put_values(MEMBERS, key, moved)
-        self._rows[row.number] = identity, row._replace(size=line, blank=0)
-        self._anew.add(row.number)
+        """Have the mirror of a session written anew, without blank lines."""
+        self._anew.add(self.row(identity).number)
 
-    def erase(self, identity: bytes) -> None:
-        """Take all entries of a session away, and its row; the records stay."""
-        row = Row.read(self._writer, identity)
+    def note_mirror(self, identity: bytes, row: Row | None, note: MirrorNote) -> None:
+        """Have a session's row say what its mirror is, if it still is the *row* for which that was written."""
+        if self.row(identity) == row:
+            self._rows[identity] = row._replace(mirror=note)
+
+    # -- sessions
+
+    def row(self, identity: bytes) -> Row:
+        """Return a session's row, which is made if it has none."""
+        row = self._rows.get(identity)
         if row is None:
-            return
-        for (order, number, _), _ in list(members(self._writer, row.number)):
-            if order != number:
-                self._writer.delete(LATE, [RECORD_KEY.pack(order)])
-                self._writer.delete(LATE_MEMBERS, [RECORD_KEY.pack(number) + SESSION_KEY.pack(row.number)])
-        for key, _ in self._writer.counts(STATES, SESSION_KEY.pack(row.number)):
-            self._writer.delete(STATES, [key])
-        self._writer.delete(MEMBERS, [SESSION_KEY.pack(row.number)])
-        self._writer.delete(SESSIONS, [identity])
-
-    def _row(self, identity: bytes) -> Row:
-        """Return the session's row as it is in this transaction; a new one if it has none."""
-        for known, row in self._rows.values():
-            if known == identity:
-                return row
-        found = Row.read(self._writer, identity)
-        if found is None:
+            self._writer.lock(SESSIONS, [identity])
+            row = Row.read(self._writer, identity)
+        if row is None:
+            self._writer.lock(META, [NUMBERING])
+            row = Row.read(self._writer, identity)  # another process may have been faster
+        if row is None:
             number = SESSION_KEY.unpack(self._writer.get(META, b"next session") or SESSION_KEY.pack(1))[0]
             self._writer.put(META, [(b"next session", SESSION_KEY.pack(number + 1))])
-            found = Row(number, 0, 0, None)
-            self._identities = None
-        self._before[found.number] = found
-        self._rows[found.number] = identity, found
-        return found
+            self._writer.put(META, [(session_name_key(number), identity)])
+            row = Row(number, 0, None)
+        self._rows[identity] = row
+        self._identities[row.number] = identity
+        return row
 
-    def finish(self, indexes: Iterable[Index]) -> None:
-        """Write the rows of the sessions that have changed; the listeners of *indexes* prepare."""
-        listeners = {index.identity: index.listener for index in indexes}
-        for session in self._blanks:
-            if session not in self._rows:
-                self._row(self._all_sessions()[session])
-        for session, (identity, row) in self._rows.items():
-            blanks = self._blanks.get(session, [])
-            blank = row.blank + sum(length + 1 for _, length in blanks)
-            after = row._replace(blank=blank, mark=None)
+    def _row_of(self, session: int) -> tuple[bytes, Row]:
+        """Return identity and row of the session with that number."""
+        identity = self._identities.get(session) or self._writer.get(META, session_name_key(session))
+        if identity is None:
+            raise CorruptStore(f"session {session} has no identity: 'gc3session repair' rebuilds the index")
+        return identity, self.row(identity)
+
+    def lock(self, sessions: Iterable[int]) -> None:
+        """Keep others from changing some sessions."""
+        keys = sorted(map(session_name_key, sessions))
+        items = self._writer.get_many(META, keys) if keys else []
+        self._writer.lock(SESSIONS, [identity for _, identity in items])
+
+    def home_of(self, number: int) -> int:
+        """Return the home of a record that can't be read, by the index of all sessions; 0 if it has none."""
+        names = self._writer.scan(META, SESSION_NAMES, None, SESSION_NAMES)
+        sessions = [SESSION_KEY.unpack(key[-4:])[0] for key, _ in names]
+        others = self.holding(number, 0)
+        holding = (session for session in sessions if self._key_of(session, number, None) is not None)
+        return next((session for session in holding if session not in others), 0)
+
+    def erase(self, identity: bytes) -> tuple[int, list[int]]:
+        """Take all entries of a session away, and its row; return its number and the Ns that it had.
+
+        Their records stay as they are.
+        """
+        self._writer.lock(SESSIONS, [identity])
+        row = Row.read(self._writer, identity)
+        if row is None:
+            return 0, []
+        prefix = SESSION_KEY.pack(row.number)
+        numbers: list[int] = []
+        for table in (INDEX, COUNTS):
+            items = self._writer.scan(table, prefix, None, prefix)
+            if table == INDEX:
+                for key, value in items:
+                    numbers += numbers_of(INDEX_KEY.unpack(key)[1], members(key, value))
+            self._writer.delete(table, [key for key, _ in items])
+        self._writer.delete(SESSIONS, [identity])
+        self._writer.delete(META, [session_name_key(row.number)])
+        return row.number, sorted(numbers)
+
+    # -- the end
+
+    def finish(self, listeners: Mapping[bytes, Listener]) -> None:
+        """Write entries, counts and rows; *listeners* plan what becomes of the mirrors."""
+        changes: dict[tuple[int, Kind], int] = {}
+        for key, bits in sorted(self._bits.items()):
+            before = self._stored[key]
+            if bits == before:
+                continue
+            if bits:
+                self._writer.put(INDEX, [(key, pack_members(key, bits))])
+            else:
+                self._writer.delete(INDEX, [key])
+            session, _, *kind = INDEX_KEY.unpack(key)
+            change = bits.bit_count() - before.bit_count()
+            changes[session, Kind(*kind)] = changes.get((session, Kind(*kind)), 0) + change
+        concerned = {*self._texts, *self._removed, *self._anew}  # whose mirrors are
+        totals = dict.fromkeys(concerned, 0)
+        for (session, kind_), change in changes.items():
+            totals[session] = totals.get(session, 0) + change
+            if change:
+                self._writer.count(COUNTS, COUNT_KEY.pack(session, *kind_), change)
+        for session, change in totals.items():
+            identity, row = self._row_of(session)
+            after = row._replace(total=row.total + change)
             listener = listeners.get(identity)
             if listener is not None:
-                change = Change(b"".join(self._texts.get(session, ())), blanks, session in self._anew)
-                after = listener.plan(self._writer, self._before[session], after, change)
-            after.write(self._writer, identity)
+                text = b"".join(self._texts.get(session, ()))
+                anew = session in self._anew
+                after = listener.plan(self._writer, after, Change(text, self._removed.get(session, []), anew))
+            elif change or session in concerned:
+                after = after._replace(mirror=None)
+            self._rows[identity] = after
+        for identity, row in self._rows.items():
+            row.write(self._writer, identity)

@@ -1,44 +1,41 @@
-"""The mirror: `session_ids.txt`, one task ID a line, in the order of adding.
+"""The mirror: `session_ids.txt`, one task ID a line, in the order of the commits.
 
-LMDB and a text file can't change together, so the index is what holds, and the mirror follows::
+LMDB and a text file can't change together, so the index is what holds, and the mirror follows.  The
+session's row says what the file is to be (`entries.MirrorNote`)::
 
-    in the transaction  lock `store.url`; is the mirror as the session's row says?
-                        note its next size and time of change in the row
-    after the commit    append the new lines, blank those that left, set the time of change
-                        unlock
+    in the transaction  has the last commit's step been done?  If not, it is done now
+                        note the next step in the row: the lines to append, those to blank
+    after the commit    do that step
 
-Whatever ends the process in between leaves a file whose size or time of change is not that of
-the row, and the next transaction or opening writes it anew.  It is not flushed: the row has the
-boot ID too, and after another boot the file is written anew as well.  So is one that was edited,
-with a MirrorWarning (which the store gives once all is done).
-
-A mark, as the row keeps it, is `[ time of change in ns, where, size before the last lines,
-time of change before the transaction ]`.  *Where* is the boot ID; if the store is on a server,
-so that several machines may write to the session, the inode of `store.url` follows, as each
-machine may have a directory of its own.  A mirror that another one has written since is behind,
-and written anew.
+Whatever ends the process in between leaves the step for the next writer: until then the file lacks
+the lines of one commit.  Nothing is flushed.  So after another boot, and on another filesystem, the
+file is written anew; and so is one of another size, of another inode or with a second name, since
+another program has written or replaced it (a MirrorWarning says so).
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import stat
-import time
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from typing import Final
 
-from ..errors import CorruptStore, WriteError
+from ..errors import OpenError, WriteError
 from ..records.schemas import Schemas
-from ..tables.interface import MEMBERS, Reader, Writer
-from .entries import SESSION_KEY, Row, members
-from .index_writer import Change
+from ..system.filesystem import KnownFile, mount_of, opened_regular
+from ..tables.interface import Reader, Writer
+from .entries import MirrorNote, Row, next_block
+from .index_writer import Change, Transactions
 
-_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
-_PIECE = 1 << 20
-_REMEDY = "restore the store from a backup"
-_UNITS = (1, 100, 1000, 10**6, 10**9, 2 * 10**9)  # of times of change on various filesystems, in ns
+_BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
+_PIECE: Final = 1 << 20  # bytes read or written at once
+_MOST_LINES: Final = (
+    1000  # that a row notes; a step of more is found undone by the file's size, and the file written anew
+)
+_NEAR: Final = 1 << 14  # bytes in which a line is looked for without halving them further
 
 
 @cache
@@ -51,43 +48,46 @@ def _boot_id() -> str:
         raise WriteError(f"{_BOOT_ID} can't be read ({error.strerror}); nothing was written") from error
 
 
-def place_of(store_url: os.stat_result) -> str:
-    """Return what a mark says of the directory with that `store.url`: the boot ID, and the inode."""
-    return f"{_boot_id()} {store_url.st_ino}"
+def place_of(fd: int) -> str:
+    """Return what a row says of where its mirror is, by an open `store.url`: boot, mount, and the file's number.
 
-
-def _is_time(found: int, noted: int) -> bool:
-    """Return whether a file of this time of change was given the one that was noted."""
-    return any(found == noted - noted % unit for unit in _UNITS)
+    The number tells one directory of the session from another, where its store is on a server.
+    """
+    status = os.fstat(fd)
+    return f"{_boot_id()} {status.st_dev} {mount_of(fd)} {status.st_ino}"
 
 
 class Mirror:
-    """The mirror at *path*; *lock* is a file of the session that stays for ever.
+    """The mirror at *path*; *url_file* is a file of the session that stays for ever, by which it is known.
 
     It is told of the transactions by its session's index (see `index_writer.Listener`).
 
     Args:
         path: of the mirror.
-        lock: `store.url` of the session.
+        url_file: `store.url` of the session.
         schemas: of the store.
-        shared: whether other machines may write to the session.
+
+    Raise OpenError if *url_file* can't be opened.
     """
 
-    _MOVED = (
-        "the session was moved, destroyed or made anew since it was opened; nothing was written. Open it again"
-    )
-
-    def __init__(self, path: str, lock: str, schemas: Schemas, *, shared: bool = False) -> None:
+    def __init__(self, path: str, url_file: str, schemas: Schemas) -> None:
         self.path = path
-        self._lock_path = lock
+        self._url_path = url_file
         self._schemas = schemas
-        self._shared = shared
-        self._lock = -1
-        self._locked = False
+        self._url_file: KnownFile | None = None  # None if there is no such file
+        self._where = ""
         self._complaint = ""
-        self._change: Change | None = None
-        self._end = 0
-        self._time = 0
+        self._file = -1  # the mirror, while a step is to be done
+        self._step: MirrorNote | None = None
+        self._text = b""  # what the step appends
+        self._is_anew = False  # whether the step is to rename the file that was written anew
+        try:
+            flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+            self._url_file = KnownFile(os.open(url_file, flags), url_file)
+        except FileNotFoundError:
+            pass  # `check` says so
+        except OSError as error:
+            raise OpenError(f"{url_file} can't be opened: {error.strerror}") from error
 
     @property
     def _temporary(self) -> str:
@@ -95,226 +95,269 @@ class Mirror:
 
     def intact(self, row: Row | None) -> bool:
         """Return whether the file is as *row* says; in constant time."""
-        if row is None:
-            row = Row(0, 0, 0, None)
-        try:
-            status, here = os.lstat(self.path), self._here()
-        except FileNotFoundError:
+        note = None if row is None or row.mirror is None else MirrorNote(*row.mirror)
+        status = _regular(self.path)
+        if status is None:
             return False
-        if not stat.S_ISREG(status.st_mode) or status.st_size != row.size:
+        if note is None:
+            return status.st_size == 0 and (row is None or row.total == 0)
+        if (status.st_ino, status.st_size) != (note.inode, note.size):
             return False
-        if row.mark is None:
-            return row.size == 0
-        time_, where, _, _ = row.mark
-        return where == here and _is_time(status.st_mtime_ns, time_)
+        if note.blanks:  # those of the last step; they are made in this order
+            with contextlib.suppress(OSError), opened_regular(self.path) as file:
+                file.seek(note.blanks[-1][0])
+                if file.read(1) != b" ":
+                    return False
+        with contextlib.suppress(OSError):  # as whatever writes it says
+            return note.where == self._place()
+        return False
 
-    def _here(self) -> str:
-        return place_of(os.stat(self._lock_path)) if self._shared else _boot_id()
+    def mend(self, store: Transactions, identity: bytes) -> None:
+        """Bring the mirror up to date, which is that of the session *identity*; no transaction is open."""
+        store.write(lambda index_writer, writer: index_writer.follow_mirror(identity))
+
+    def follow(self, store: Transactions, identity: bytes, *, now: bool = False) -> None:
+        pass
 
     # -- the steps of a transaction
 
-    def lock(self) -> None:
-        """Lock the mirror before the transaction.  Raise WriteError as `plan` does."""
-        self._take_lock()
+    def check(self, *, committed: bool = False) -> None:
+        """Raise WriteError if the session is no longer where it was opened."""
+        if self._url_file is None or not self._url_file.is_in_place():
+            lost = "what was just written may be lost with it" if committed else "nothing was written"
+            raise WriteError(
+                f"{self._url_path} is gone, or another file than it was: the session was moved, destroyed or made anew"
+                f" since it was opened; {lost}. Close it and open it again"
+            )
 
-    def plan(self, writer: Writer, before: Row, after: Row, change: Change) -> Row:
-        """Lock the mirror and plan what `write` is to do; return the row *after* with its mark.
+    def _place(self) -> str:
+        """Return where the mirror is, as `place_of` says it."""
+        if not self._where and self._url_file is not None:
+            with opened_regular(self._url_path) as file:  # the known one is closed when a session has been dropped
+                self._where = place_of(file.fileno())
+        return self._where
+
+    def plan(self, writer: Writer, row: Row, change: Change) -> Row:
+        """Plan what `write` is to do; return the row with what the file will be then.
 
         Raise WriteError if the session is no longer where it was opened.
         """
-        self._take_lock()
-        self._complaint = ""
-        self._time = time.time_ns()
-        kept, former = before.size, before.mark[0] if before.mark else 0
-        asked = change.anew
-        if not change.anew and (not self.intact(before) or self._has_other_names()):
-            change = change._replace(anew=True)
-        if change.anew:
-            try:
-                self._write_anew(writer, after)
-                if not asked:
-                    self._complain_if_edited(before)
-            except OSError as error:
-                self._drop_temporary()  # on a full disk it would take what room there is
-                self._complain(error)
-                return after
-            kept = after.size
-            if not self._complaint:
-                former = self._time_of_change()  # a killed process may have left another one than the row's
-        self._change, self._end = change, kept
-        return after._replace(mark=[self._time, self._here(), kept, former])
-
-    def _has_other_names(self) -> bool:
-        """Return whether what is written into the file would change another one, too: a hard link."""
-        return os.path.lexists(self.path) and os.lstat(self.path).st_nlink > 1
-
-    def _time_of_change(self) -> int:
-        return os.lstat(self.path).st_mtime_ns if os.path.lexists(self.path) else 0
-
-    def _take_lock(self) -> None:
-        if self._locked:
-            return
+        self.check()
+        self._forget_step()
+        note = None if row.mirror is None else MirrorNote(*row.mirror)
         try:
-            if self._lock < 0:
-                self._lock = os.open(self._lock_path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-            self._locked = True  # first: a signal's handler may raise when it is
-            try:
-                fcntl.flock(self._lock, fcntl.LOCK_EX)
-            except OSError:
-                self._locked = False
-                raise
-            there, held = os.lstat(self._lock_path), os.fstat(self._lock)
-        except FileNotFoundError as error:
-            raise WriteError(f"{self._lock_path} is gone: {self._MOVED}") from error
+            lines = change.text.count(b"\n")
+            if note is None and lines == row.total and self._is_empty():
+                note = MirrorNote(os.fstat(self._file).st_ino, 0, 0, self._place(), 0, b"", [])
+            elif note is None or not self._is_current(note):
+                note = None
+            if note is None or change.anew or len(change.removed) > _MOST_LINES:
+                return row._replace(mirror=self._planned_anew(writer, row))
+            return row._replace(mirror=self._planned(note, change, lines))
         except OSError as error:
-            raise WriteError(
-                f"{self._lock_path} can't be locked ({error.strerror}); nothing was written"
-            ) from error
-        if (there.st_dev, there.st_ino) != (held.st_dev, held.st_ino):
-            raise WriteError(f"{self._lock_path} is another file than when it was opened: {self._MOVED}")
+            self._forget_step()
+            self._complain(error)
+            return row._replace(mirror=None)
 
-    def _complain(self, error: OSError) -> None:
+    def _is_empty(self) -> bool:
+        status = _regular(self.path)
+        if status is None or status.st_size or status.st_nlink > 1:
+            return False
+        self._open_file()
+        return True
+
+    def _open_file(self) -> None:
+        self._file = os.open(self.path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+
+    def _is_current(self, note: MirrorNote) -> bool:
+        """Return whether the file is as the row says; what a killed program has left of its step is done now."""
+        if note.where != self._place():
+            return False
+        temporary, status = _regular(self._temporary), _regular(self.path)
+        if temporary is not None and (temporary.st_ino, temporary.st_size) == (note.inode, note.size):
+            os.rename(self._temporary, self.path)
+            status = temporary
+        if status is None:
+            self._complain_of_change()
+            return False
+        is_ours = status.st_ino == note.inode and status.st_nlink == 1
+        if status.st_size != note.size:
+            begun = is_ours and note.begin <= status.st_size < note.size and self._has_begun(note)
+            if not begun:
+                self._complain_of_change()
+            if not begun or not note.text:
+                return False
+        if not is_ours:
+            return False
+        self._open_file()
+        if status.st_size < note.size:
+            _write_at(self._file, note.text, note.begin)
+        for offset, length in note.blanks:
+            if os.pread(self._file, 1, offset) != b" ":
+                _write_at(self._file, b" " * length, offset)
+        return True
+
+    def _has_begun(self, note: MirrorNote) -> bool:
+        """Return whether what stands where the last step appends is the beginning of its text."""
+        with open(self.path, "rb") as file:
+            file.seek(note.begin)
+            return not note.text or note.text.startswith(file.read(len(note.text)))
+
+    def _planned(self, note: MirrorNote, change: Change, lines: int) -> MirrorNote:
+        """Plan to append lines and to blank some."""
+        blanks = _places(self._file, note.size, change.removed)
+        self._text = change.text
+        self._step = note._replace(
+            size=note.size + len(change.text),
+            blank=note.blank + sum(length + 1 for _, length in blanks),
+            begin=note.size,
+            text=change.text if lines <= _MOST_LINES else b"",
+            blanks=blanks,
+        )
+        return self._step
+
+    def _planned_anew(self, reader: Reader, row: Row) -> MirrorNote:
+        """Write the whole file under a temporary name, which `write` renames."""
+        if os.path.lexists(self._temporary):
+            os.unlink(self._temporary)
+        self._close_file()
+        self._file = os.open(
+            self._temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666
+        )
+        size = 0
+        for text in _texts(reader, row.number, self._schemas):
+            _write_at(self._file, text, size)
+            size += len(text)
+        inode = os.fstat(self._file).st_ino
+        self._step, self._is_anew = MirrorNote(inode, size, 0, self._place(), size, b"", []), True
+        return self._step
+
+    def _complain(self, error: Exception) -> None:
+        why = error.strerror if isinstance(error, OSError) else error
         self._complaint = (
-            f"{self.path} could not be written ({error.strerror}): the tasks are stored, but it lists"
+            f"{self.path} could not be written ({why}): the tasks are stored, but it lists"
             " not all of them; make room, and the next flush mends it"
         )
 
-    def write(self) -> None:
-        """Write to the file what has been committed.
+    def _complain_of_change(self) -> None:
+        self._complaint = (
+            f"{self.path} was changed by another program; it was written anew from the session's index."
+            " Use Session.add and Session.forget to change what belongs to the session"
+        )
 
-        A failure is only warned of: the tasks are stored, and the next transaction mends the file.
+    def write(self) -> None:
+        """Do the step that was planned, as the transaction has been committed.
+
+        A failure is only warned of: the tasks are stored, and the next transaction mends the file.  But raise
+        WriteError if the session is no longer where it was opened.
         """
-        change, self._change = self._change, None
-        if change is None:
+        step = self._step
+        if step is None:
             return
         try:
-            if change.anew:
-                os.utime(self._temporary, ns=(self._time, self._time))
+            self.check(committed=True)
+            if self._is_anew:
                 os.rename(self._temporary, self.path)
-                return
-            fd = os.open(self.path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-            try:
-                _write_at(fd, change.text, self._end)
-                for offset, length in change.blanks:
-                    _write_at(fd, b" " * length, offset)
-                os.utime(fd, ns=(self._time, self._time))
-            finally:
-                os.close(fd)
+            _write_at(self._file, self._text, step.begin)
+            for offset, length in step.blanks:
+                _write_at(self._file, b" " * length, offset)
         except OSError as error:
             self._complain(error)
+        finally:
+            self._step = None
 
-    def unlock(self) -> str:
-        """Unlock the mirror, and drop a plan that was not carried out; return what to warn of."""
+    def release(self) -> str:
+        """Drop a plan that was not carried out; return what to warn of."""
         complaint, self._complaint = self._complaint, ""
-        if not self._locked:
-            return complaint
-        if self._change is not None and self._change.anew:
-            self._drop_temporary()
-        self._change = None
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_UN)
-        except OSError:  # its closing unlocks it, too; or the program has closed what isn't its own
-            with contextlib.suppress(OSError):
-                self.close()
-        self._locked = False  # last, so that it can be called again if it was interrupted
+        self._forget_step()
         return complaint
 
-    def _drop_temporary(self) -> None:
-        with contextlib.suppress(OSError):  # it is gone, or a directory that somebody has put there
-            os.unlink(self._temporary)
+    def _forget_step(self) -> None:
+        if self._is_anew and self._step is not None:
+            with contextlib.suppress(OSError):  # it is gone, or a directory that somebody has put there
+                os.unlink(self._temporary)
+        self._step, self._text, self._is_anew = None, b"", False
+        self._close_file()
 
-    def forked(self) -> None:
-        """Give up the file that is locked: a child shares it, and its lock, with its parent."""
-        self.close()
-        self._locked, self._change = False, None
-
-    def close(self) -> None:
-        """Give back the file that is locked."""
-        fd, self._lock = self._lock, -1
+    def _close_file(self) -> None:
+        fd, self._file = self._file, -1
         if fd >= 0:
             os.close(fd)
 
-    # -- writing it anew
+    def close(self) -> None:
+        """Give back the files."""
+        self._forget_step()
+        if self._url_file is not None:
+            self._url_file.close()
 
-    def _write_anew(self, reader: Reader, row: Row) -> None:
-        """Write the whole file, with each ID at its line, under a temporary name."""
-        self._check_size(reader, row)
-        if os.path.lexists(self._temporary):
-            os.unlink(self._temporary)
-        fd = os.open(self._temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
-        try:
-            for offset in range(0, row.size, _PIECE):
-                _write_at(fd, b" " * min(_PIECE, row.size - offset), offset)
-            lines: list[str] = []
-            begin = end = 0
-            for (_, number, schema), line in members(reader, row.number):
-                if line != end or end - begin > _PIECE:
-                    self._write_lines(fd, lines, begin)
-                    lines, begin, end = [], line, line
-                lines.append(f"{self._schemas.name(schema, reader)}.{number}\n")
-                end += len(lines[-1])
-                if end > row.size:
-                    raise CorruptStore(
-                        f"{self.path}: by the session's index, a line of it is after its end; {_REMEDY}"
-                    )
-            self._write_lines(fd, lines, begin)
-            if row.size:
-                _write_at(fd, b"\n", row.size - 1)
-        finally:
-            os.close(fd)
 
-    def _check_size(self, reader: Reader, row: Row) -> None:
-        """Raise CorruptStore if the row has a size that its entries can't fill: it would fill the disk with blanks."""
-        longest = max((len(schema.name) for schema in self._schemas.all(reader)), default=0)
-        longest = max(longest, len("Unreadable")) + len(".\n") + 20
-        if row.size - row.blank > longest * reader.count(MEMBERS, SESSION_KEY.pack(row.number)):
-            raise CorruptStore(
-                f"{self.path}: by the session's row it has more lines than there are tasks; {_REMEDY}"
-            )
+def _regular(path: str) -> os.stat_result | None:
+    """Return the status of a regular file; None if there is none."""
+    try:
+        status = os.lstat(path)
+    except FileNotFoundError:
+        return None
+    return status if stat.S_ISREG(status.st_mode) else None
 
-    @staticmethod
-    def _write_lines(fd: int, lines: list[str], offset: int) -> None:
-        # Before a line another one ends, blank or not.
-        text = "".join(lines).encode()
-        _write_at(fd, b"\n" + text if offset else text, offset - 1 if offset else 0)
 
-    def _complain_if_edited(self, before: Row) -> None:
-        """Complain if what the mirror holds can't be what a killed process has left."""
-        if before.mark is None:
-            edited = before.size == 0 and self._differs(0)
+def _texts(reader: Reader, session: int, schemas: Schemas) -> Iterator[bytes]:
+    """Give the text of a whole mirror, by parts."""
+    number = 0
+    while (block := next_block(reader, session, number)) is not None:
+        names = {kind.schema: schemas.name(kind.schema, reader) for kind in block.kinds}
+        yield "".join(f"{names[schema]}.{n}\n" for n, schema in block.entries()).encode()
+        number = block.number + 1
+
+
+def _places(fd: int, size: int, ids: list[bytes]) -> list[list[int]]:
+    """Return where the lines of some IDs stand in a mirror, and how long they are; those that aren't there are left out."""
+    found, missing = [], set[bytes]()
+    for id_ in ids:
+        offset = _bisected(fd, size, id_)
+        if offset is None:
+            missing.add(id_)
         else:
-            _, where, kept, former = before.mark
-            edited = where == self._here() and self._differs(kept, former)
-        if edited:
-            self._complaint = (
-                f"{self.path} was changed by another program; it was written anew from the session's index."
-                " Use Session.add and Session.forget to change what belongs to the session"
-            )
+            found.append([offset, len(id_)])
+    if missing:
+        found += _scanned(fd, size, missing)
+    return sorted(found)
 
-    def _differs(self, kept: int, former: int = 0) -> bool:
-        """Return whether the file is shorter than *kept* or has other lines than the new one.
 
-        A killed process leaves the file as it was, which has the time *former*; or lines that
-        the new file has blank, or a part of the last ones.
-        """
-        try:
-            status = os.lstat(self.path)
-        except FileNotFoundError:
-            return True
-        if not stat.S_ISREG(status.st_mode):
-            return True
-        if _is_time(status.st_mtime_ns, former):
-            return False
-        if status.st_size < kept:
-            return True
-        with open(self.path, "rb") as old, open(self._temporary, "rb") as new:
-            while piece := old.read(_PIECE):
-                other = new.read(len(piece))
-                if piece.startswith(other) and len(piece) > len(other):
-                    return True
-                if piece != other and any(a != b and b not in b" \n" for a, b in zip(piece, other, strict=False)):
-                    return True
-        return False
+def _bisected(fd: int, size: int, id_: bytes) -> int | None:
+    """Return where the line of an ID begins, if the lines around it are sorted by N."""
+    wanted = int(id_.rpartition(b".")[2])
+    low, high = 0, size
+    while high - low > _NEAR:
+        middle = (low + high) // 2
+        piece = os.pread(fd, _NEAR // 4, middle)
+        line = next((line for line in piece.split(b"\n")[1:-1] if line.strip()), None)
+        digits = b"" if line is None else line.rpartition(b".")[2]
+        if digits.isdigit() and int(digits) <= wanted:
+            low = middle + piece.index(b"\n" + line) + 1  # type: ignore[operator]
+        else:
+            high = middle
+    begin = max(0, low - 1)
+    piece = os.pread(fd, high - begin + len(id_) + _NEAR // 4, begin)
+    if begin == 0:
+        piece, begin = b"\n" + piece, -1
+    at = piece.find(b"\n" + id_ + b"\n")
+    return None if at < 0 else begin + at + 1
+
+
+def _scanned(fd: int, size: int, ids: set[bytes]) -> list[list[int]]:
+    """Return where the lines of some IDs stand, as `_places`: the whole file is read."""
+    found = []
+    at, rest = 0, b""
+    while at < size and (piece := os.pread(fd, _PIECE, at)):
+        begin = at - len(rest)
+        lines = (rest + piece).split(b"\n")
+        rest = lines.pop()
+        for line in lines:
+            if line in ids:
+                found.append([begin, len(line)])
+            begin += len(line) + 1
+        at += len(piece)
+    return found
 
 
 def _write_at(fd: int, data: bytes, offset: int) -> None:

@@ -105,8 +105,8 @@ class Condition:
             several = [_value(item) for item in value]
             return lambda found: _among(found, several, negative=sign == "not in")
         if sign in ("~", "!~"):
-            pattern = _pattern(value)
-            return lambda found: _matches(found, pattern, negative=sign == "!~")
+            expression = pattern(value)
+            return lambda found: _matches(found, expression, negative=sign == "!~")
         one = _value(value)
         if sign in ("has", "lacks"):
             return lambda found: _holds(found, one, negative=sign == "lacks")
@@ -177,7 +177,8 @@ def _items(text: str) -> Iterator[str]:
         place = item.end() if item[0].endswith(",") else len(text) + 1
 
 
-def _pattern(value: Any) -> re.Pattern[str]:
+def pattern(value: Any) -> re.Pattern[str]:
+    """Return a regular expression, which may be compiled already. Raise InvalidArgument if it isn't one."""
     try:
         return re.compile(value)
     except (re.error, TypeError) as error:

@@ -7,16 +7,15 @@ from __future__ import annotations
 
 import heapq
 import time as clock
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
-from itertools import chain, islice
+from itertools import chain, count, islice
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-import msgpack
+import attrs
 
-from ..errors import CorruptRecord, Error, InvalidArgument
-from ..records.values import TUPLE
+from ..errors import Error, InvalidArgument, LoadError
 from ..system.external_sort import Sortable, in_order
 from ..system.number_set import Numbers
 from ..tasks import State
@@ -24,7 +23,7 @@ from .histories import History, TaskHistories
 from .selection import Filters
 
 if TYPE_CHECKING:
-    from ..index.index import Index
+    from ..store.index import Index
 
 UNKNOWN_TIME: Final = float("-inf")
 """The time of an event that has none; it comes before all others."""
@@ -76,11 +75,9 @@ def log(
     """
     if last is not None and (type(last) is not int or last < 0):
         raise InvalidArgument(f"last must be how many events, not {last!r}")
-    if interval is None:
-        return _Log(index, wanted, last)
-    if not interval > 0:
+    if interval is not None and not interval > 0:
         raise InvalidArgument(f"interval must be seconds between two looks, more than 0, not {interval!r}")
-    return _Following(index, wanted, last, interval, alive, wait)
+    return _Log(index, wanted, last, interval, alive, wait)
 
 
 def _wanted(wanted: Filters, history: History, passed: int | None) -> Iterator[tuple[float, str | None]]:
@@ -103,53 +100,18 @@ def _wanted(wanted: Filters, history: History, passed: int | None) -> Iterator[t
         yield seconds, state
 
 
+def event_time(seconds: float) -> datetime | None:
+    """Return the time of `event_parts` in UTC; None for UNKNOWN_TIME."""
+    return datetime.fromtimestamp(seconds, UTC) if seconds > UNKNOWN_TIME else None
+
+
 def event_parts(event: Any) -> tuple[float, str | None]:
     """Return the time, in seconds since 1970, and the state of an entry of a history, whatever it is."""
-    if type(event) is msgpack.ExtType and event.code == TUPLE:
-        event = msgpack.unpackb(event.data, strict_map_key=False, unicode_errors="surrogatepass")
-    if type(event) is not list or len(event) != 2:
+    if not isinstance(event, (list, tuple)) or len(event) != 2:
         return UNKNOWN_TIME, None
     seconds, state = event
     known = type(seconds) in (float, int) and _FIRST <= seconds < _LAST
     return float(seconds) if known else UNKNOWN_TIME, state if type(state) is str else None
-
-
-class _Log(Iterator[LogEntry]):
-    """The events of all tasks as they are now, after a LoadError for each task that can't be read."""
-
-    def __init__(self, index: Index, wanted: Filters, last: int | None) -> None:
-        self._index = index
-        self._wanted = wanted
-        self._last = last
-        self._entries: Iterator[Sortable] | None = None
-        self._failures: deque[CorruptRecord] = deque()
-
-    def __next__(self) -> LogEntry:
-        if self._entries is None:
-            self._entries = self._first_look()
-        if self._failures:
-            raise self._failures.popleft()
-        seconds, _, id_, name, state = next(self._entries)
-        return LogEntry(datetime.fromtimestamp(seconds, UTC) if seconds > UNKNOWN_TIME else None, id_, name, state)
-
-    def _first_look(self) -> Iterator[Sortable]:
-        self._index.ensure_open()
-        histories = TaskHistories(self._index)
-        entries = _latest(self._events(histories.members(0)), self._last)
-        self._failures.extend(histories.unreadable)
-        return entries
-
-    def _events(self, histories: Iterable[History]) -> Iterator[Sortable]:
-        """Give what is sorted of each event; events at the same time are sorted by a running number."""
-        number = 0
-        for history in histories:
-            for seconds, state in _wanted(self._wanted, history, self._passed(history)):
-                yield seconds, number, history.id, history.name, state
-                number += 1
-
-    def _passed(self, history: History) -> int | None:
-        """Return how many events of a task have been given; None if it wasn't seen before."""
-        return None
 
 
 def _latest(events: Iterator[Sortable], last: int | None) -> Iterator[Sortable]:
@@ -158,81 +120,71 @@ def _latest(events: Iterator[Sortable], last: int | None) -> Iterator[Sortable]:
         return in_order(events)
     if last <= _MOST_IN_MEMORY:
         return reversed(heapq.nlargest(last, events))
-    count = 0
-
-    def counted() -> Iterator[Sortable]:
-        nonlocal count
-        for event in events:
-            count += 1
-            yield event
-
-    entries = in_order(counted())
-    return islice(entries, max(0, count - last), None)
+    numbers = count()
+    entries = in_order(event for event, _ in zip(events, numbers, strict=False))
+    return islice(entries, max(0, next(numbers) - last), None)
 
 
-class _Following(_Log):
-    """The events of all tasks, and then those that are added; it ends when the session is gone.
+@attrs.define(eq=False)
+class _Log(Iterator[LogEntry]):
+    """The events of all tasks as they are now, after a LoadError for each task that can't be read.
 
-    Each look reads the tasks that are new and those that were not TERMINATED when they were last
-    read. A task that had TERMINATED may go on, too, so now and then all tasks are read. A byte a
-    task holds how many of its events have been given, so none is given twice and none is left out.
+    With an interval, those that are added come then; it ends when the session is gone. Each further look
+    reads the tasks that are new and those that were not TERMINATED when they were last read. A task that
+    had TERMINATED may go on, too, so now and then all tasks are read. A byte a task holds how many of its
+    events have been given, so none is given twice and none is left out.
     """
 
-    def __init__(
-        self,
-        index: Index,
-        wanted: Filters,
-        last: int | None,
-        interval: float,
-        alive: Callable[[], bool],
-        wait: Callable[[float], None],
-    ) -> None:
-        super().__init__(index, wanted, last)
-        self._interval = interval
-        self._alive = alive
-        self._wait = wait
-        self._given = _Counts()  # for each task that was seen: how many of its events were given, plus 1
-        self._active = Numbers()  # the tasks that were not TERMINATED when they were last read
-        self._order = 0  # the greatest that has been read
-        self._reported = Numbers()  # the unreadable tasks for which an exception was raised
-        self._version: tuple[int, int] | None = None  # of the session, at the last look
-        self._whole_version: tuple[int, int] | None = None  # of the session, at the last look at all tasks
-        self._whole_begin = 0.0  # when that look began
-        self._whole_duration = self._duration = 0.0  # seconds that it took, and that the last look took
-        self._ended = False
+    _index: Index
+    _wanted: Filters
+    _last: int | None
+    _interval: float | None
+    _alive: Callable[[], bool]
+    _wait: Callable[[float], None]
+    _entries: Iterator[Sortable] = attrs.Factory(lambda: iter(()))
+    _failures: deque[LoadError] = attrs.Factory(deque)
+    _given: _Counts = attrs.Factory(lambda: _Counts())  # of each task: how many of its events were given, plus 1
+    _active: Numbers = attrs.Factory(Numbers)  # the tasks that were not TERMINATED when they were last read
+    _read_to: int = 0  # the greatest N that has been read
+    _reported: Numbers = attrs.Factory(Numbers)  # the unreadable tasks for which an exception was raised
+    _version: tuple[int, int] | None = None  # of the session, at the last look
+    _whole_version: tuple[int, int] | None = None  # of the session, at the last look at all tasks
+    _whole_begin: float = 0.0  # when that look began
+    _whole_duration: float = 0.0  # seconds that it took
+    _duration: float = 0.0  # seconds that the last look took
+    _ended: bool = False
 
     def __next__(self) -> LogEntry:
         while True:
-            try:
-                return super().__next__()
-            except StopIteration:
-                if self._ended:
-                    raise
-            try:
-                self._entries = self._next_look()
-            except BaseException:
-                self._entries, self._ended = iter(()), True
-                raise
-
-    def _first_look(self) -> Iterator[Sortable]:
-        return self._look(self._newest_version(), whole=True, last=self._last)
+            if self._failures:
+                raise self._failures.popleft()
+            for seconds, _, id_, name, state in self._entries:
+                return LogEntry(event_time(seconds), id_, name, state)
+            if self._ended:
+                raise StopIteration
+            self._ended = True  # if the look fails, or if it is the only one
+            self._entries = self._next_look()
 
     def _next_look(self) -> Iterator[Sortable]:
-        """Wait until something has changed, or until the session is gone, and look."""
+        """Wait until something has changed, or until the session is gone, and look; at first without waiting."""
+        if self._version is None:
+            entries = self._look(self._newest_version(), whole=True, last=self._last)
+            self._ended = self._interval is None
+            return entries
         while True:
-            self._wait(max(self._interval, (_LOOK_SPACING - 1) * self._duration))
+            self._wait(max(self._interval or 0, (_LOOK_SPACING - 1) * self._duration))
             if not self._alive():
-                self._ended = True
                 try:  # to read what was written before the session was deleted, from the files that are still open
                     return self._look(self._newest_version(), whole=True)
                 except Error:  # this program has closed them
                     return iter(())
             version = self._newest_version()
             since_whole = clock.monotonic() - self._whole_begin
-            if version != self._whole_version and since_whole > (_WHOLE_SPACING - 1) * self._whole_duration:
-                return self._look(version, whole=True)
-            if version != self._version:
-                return self._look(version, whole=False)
+            whole = version != self._whole_version and since_whole > (_WHOLE_SPACING - 1) * self._whole_duration
+            if whole or version != self._version:
+                entries = self._look(version, whole=whole)
+                self._ended = False
+                return entries
 
     def _newest_version(self) -> tuple[int, int]:
         """Return what is different after each change of the session, in the store or in the batch."""
@@ -255,9 +207,9 @@ class _Following(_Log):
             found = histories.members(0)
         else:
             histories = TaskHistories(self._index, lambda n: n not in before and self._given.get(n) > 0)
-            found = chain(histories.of(before), histories.members(self._order))
+            found = chain(histories.of(before), histories.members(self._read_to))
         entries = _latest(self._events(found), last)
-        self._order = histories.last
+        self._read_to = histories.last
         self._duration = clock.monotonic() - begin
         if whole:
             self._whole_duration = self._duration
@@ -268,7 +220,18 @@ class _Following(_Log):
                 self._failures.append(failure)
         return entries
 
+    def _events(self, histories: Iterable[History]) -> Iterator[Sortable]:
+        """Give what is sorted of each event; events at the same time are sorted by a running number."""
+        number = 0
+        for history in histories:
+            for seconds, state in _wanted(self._wanted, history, self._passed(history)):
+                yield seconds, number, history.id, history.name, state
+                number += 1
+
     def _passed(self, history: History) -> int | None:
+        """Return how many events of a task have been given, and note its others; None if it wasn't seen before."""
+        if self._interval is None:
+            return None
         number = history.number
         passed = self._given.get(number) - 1
         self._given.set(number, len(history.events) + 1)
@@ -278,23 +241,19 @@ class _Following(_Log):
 
 
 class _Counts:
-    """A count for each N, 0 until it is set; it takes a byte for each number near one whose count is set."""
+    """A count for each N, 0 until it is set; it takes a byte for each number near one whose count is known."""
 
     def __init__(self) -> None:
-        self._pages: dict[int, bytearray] = {}
+        self._pages: defaultdict[int, bytearray] = defaultdict(lambda: bytearray(_COUNTS_A_PAGE))
         self._large: dict[int, int] = {}
 
     def get(self, number: int) -> int:
         """Return the count of N."""
-        page = self._pages.get(number // _COUNTS_A_PAGE)
-        count = 0 if page is None else page[number % _COUNTS_A_PAGE]
+        count = self._pages[number // _COUNTS_A_PAGE][number % _COUNTS_A_PAGE]
         return count if count < _LARGE else self._large[number]
 
     def set(self, number: int, count: int) -> None:
         """Set the count of N."""
-        page = self._pages.get(number // _COUNTS_A_PAGE)
-        if page is None:
-            page = self._pages[number // _COUNTS_A_PAGE] = bytearray(_COUNTS_A_PAGE)
-        page[number % _COUNTS_A_PAGE] = min(count, _LARGE)
+        self._pages[number // _COUNTS_A_PAGE][number % _COUNTS_A_PAGE] = min(count, _LARGE)
         if count >= _LARGE:
             self._large[number] = count

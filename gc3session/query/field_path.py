@@ -64,7 +64,7 @@ class FieldPath:
         (first, quoted), *rest = self.parts
         if not quoted and first in _SPECIAL:
             return _SPECIAL[first](task) if not rest else MISSING
-        value = _field(task, first)
+        value = field_of(task, first)
         for part, quoted in rest:
             if value is MISSING:
                 break
@@ -72,7 +72,7 @@ class FieldPath:
         return value
 
 
-def _field(task: Any, name: str) -> Any:
+def field_of(task: Any, name: str) -> Any:
     """Return the value of a field of a task or an attrs object, or MISSING."""
     if type(task) is StoredTask:
         return task.fields.get(name, MISSING)
@@ -101,7 +101,7 @@ def _inside(value: Any, part: str, quoted: bool) -> Any:
         except LoadError:
             return MISSING
     if isinstance(value, (Persistable, StoredTask)) or attrs.has(cls):
-        return _field(value, part)
+        return field_of(value, part)
     return MISSING
 
 
@@ -114,7 +114,7 @@ def _number(part: str) -> int | None:
 
 def last_event(task: Root) -> float | None:
     """Return the time of a task's last event, in seconds since 1970; None if it has none."""
-    history = _field(task, "history")
+    history = field_of(task, "history")
     try:
         seconds = history[-1][0]
     except (TypeError, LookupError):
@@ -141,7 +141,7 @@ def _last_event(task: Root) -> Any:
 _SPECIAL: Final = {
     "ID": lambda task: task.persistent_id,
     "CLASS": tag_of,
-    "NAME": lambda task: _field(task, "jobname"),
-    "STATE": lambda task: _field(task, "state"),
+    "NAME": lambda task: field_of(task, "jobname"),
+    "STATE": lambda task: field_of(task, "state"),
     "LAST EVENT": _last_event,
 }

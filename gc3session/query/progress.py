@@ -20,13 +20,13 @@ from itertools import chain, islice
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ..index.entries import Entry
-from ..index.pages import Pages
+from ..store.pages import Pages
 from ..tasks import State
-from .event_log import UNKNOWN_TIME, event_parts
+from .event_log import UNKNOWN_TIME, event_parts, event_time
 from .histories import History, TaskHistories
 
 if TYPE_CHECKING:
-    from ..index.index import Index
+    from ..store.index import Index
     from ..tables.interface import Reader
 
 _RECORDS_A_LOOK: Final = 5000  # of each kind of task, at most
@@ -84,8 +84,8 @@ class Watch:
 
     def __init__(self, index: Index) -> None:
         self._index = index
-        self._order = 0  # the greatest that has been read
-        self._turn = 0  # order up to which the tasks that have TERMINATED have been read, in this turn
+        self._last = 0  # the greatest that has been read
+        self._turn = 0  # N up to which the tasks that have TERMINATED have been read, in this turn
         self._under_way: set[int] = set()
         self._failures: dict[int, tuple[float, FailedTask]] = {}
         self._ended: deque[tuple[float, int]] = deque()  # when a look was, and how many had TERMINATED
@@ -110,12 +110,16 @@ class Watch:
         return Progress(datetime.now(UTC), counts, total, rate, left, [failure for _, failure in latest])
 
     def _find_failures(self, last: int) -> None:
-        under_way = {number for state in _UNDER_WAY for _, number, _ in self._in_state(state, 0)}
+        """Read the records of some tasks, and keep the latest failures; *last* is the greatest N in the session."""
+        under_way = {number for state in _UNDER_WAY for number, _ in self._in_state(state, 0)}
         ended = list(self._in_state(State.TERMINATED, self._turn))
         self._turn = ended[-1][0] if len(ended) == _RECORDS_A_LOOK else 0
         unknown = self._in_state(State.UNKNOWN, 0)
-        numbers = {*self._failures, *(self._under_way - under_way), *self._new(last)}
-        numbers.update(number for _, number, _ in chain(unknown, ended))
+        # The new ones, and if there are very many the latest of them.
+        new = Pages(self._index, _entries, after=max(self._last, last - _RECORDS_A_LOOK))
+        numbers = {*self._failures, *(self._under_way - under_way)}
+        numbers.update(number for number, _ in chain(unknown, ended, chain.from_iterable(new)))
+        self._last = new.after
         self._under_way = under_way
         histories = TaskHistories(self._index, lambda number: True)
         failures = {}
@@ -130,16 +134,6 @@ class Watch:
         pages = Pages(self._index, _entries, states=[state], after=after)
         return islice(chain.from_iterable(pages), _RECORDS_A_LOOK)
 
-    def _new(self, last: int) -> list[int]:
-        """Return the Ns of the tasks that were added since the last look; if there are very many, of the latest ones.
-
-        *last* is the greatest order in the session.
-        """
-        pages = Pages(self._index, _entries, after=max(self._order, last - _RECORDS_A_LOOK))
-        found = [number for _, number, _ in chain.from_iterable(pages)]
-        self._order = pages.after
-        return found
-
 
 def _entries(reader: Reader, entries: list[Entry]) -> list[Entry]:
     return entries
@@ -152,17 +146,19 @@ def _failure(history: History) -> tuple[float, FailedTask] | None:
     if state is None or not (failed or state == State.UNKNOWN):
         return None
     seconds = event_parts(history.events[-1])[0] if history.events else UNKNOWN_TIME
-    time = datetime.fromtimestamp(seconds, UTC) if seconds > UNKNOWN_TIME else None
-    return seconds, FailedTask(time, history.id, history.name, state, history.returncode)
+    return seconds, FailedTask(event_time(seconds), history.id, history.name, state, history.returncode)
 
 
-def watch(index: Index, interval: float, alive: Callable[[], bool]) -> Iterator[Progress]:
+def watch(
+    index: Index, interval: float, alive: Callable[[], bool], wait: Callable[[float], None] = clock.sleep
+) -> Iterator[Progress]:
     """Give the progress of a session; see `SessionBase.watch`.
 
     Args:
         index: of the session.
         interval: seconds between two looks.
         alive: returns whether the session is still where it was opened.
+        wait: called with the seconds to wait until the next look.
     """
     looking = Watch(index)
     while True:
@@ -170,4 +166,4 @@ def watch(index: Index, interval: float, alive: Callable[[], bool]) -> Iterator[
         yield progress
         if progress.is_done or not alive():
             return
-        clock.sleep(interval)
+        wait(interval)

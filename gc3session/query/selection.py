@@ -15,16 +15,16 @@ import attrs
 from ..errors import CorruptRecord, InvalidArgument, LoadError
 from ..format.frame import schema_number_or_0
 from ..format.schema import Schema
-from ..index.pages import Pages
+from ..store.pages import Pages
 from ..store.record_view import StoredTask, StoredTasks, UnreadableTask
 from ..tasks import Persistable, T_co, class_tag, stamp_of
-from .conditions import Condition
-from .field_path import last_event
+from .conditions import Condition, pattern
+from .field_path import field_of, last_event
 from .times import aware
 
 if TYPE_CHECKING:
     from ..index.entries import Entry
-    from ..index.index import Index
+    from ..store.index import Index
     from ..tables.interface import Reader
 
 Names = str | Collection[str]
@@ -37,9 +37,44 @@ Page = TypeVar("Page")
 _FIRST_PAGE: Final = 16  # entries: a few tasks of a selection are often enough
 
 
+def _several(value: Any) -> list[Any]:
+    """Return a list of what an argument holds, which may also be one thing alone."""
+    alone = isinstance(value, (str, type, Condition)) or not isinstance(value, Iterable)
+    return [value] if alone else list(value)
+
+
+def _states(state: Names) -> frozenset[str]:
+    states = frozenset(_several(state))
+    if not all(isinstance(one, str) for one in states):
+        raise InvalidArgument(f"state must be a str or several, such as 'RUNNING', not {state!r}")
+    return states
+
+
+def _kinds(kind: Kinds) -> frozenset[str]:
+    several = _several(kind)
+    for one in several:
+        if not isinstance(one, str) and not (isinstance(one, type) and issubclass(one, Persistable)):
+            raise InvalidArgument(f"kind must be the name, the tag or a class of tasks, or several, not {one!r}")
+    return frozenset(one if isinstance(one, str) else class_tag(one) for one in several)
+
+
+def _conditions(where: Where) -> tuple[Condition, ...]:
+    conditions = _several(where)
+    for condition in conditions:
+        if not isinstance(condition, (str, Condition)):
+            raise InvalidArgument(f"where takes conditions, such as 'returncode != 0', not {condition!r}")
+    return tuple(Condition.parse(one) if isinstance(one, str) else one for one in conditions)
+
+
+def _seconds(time: Time) -> float:
+    return aware(time).timestamp()
+
+
 @attrs.frozen
 class Filters:
-    """What is asked of tasks; a task fits if all of it holds.
+    """What is asked of tasks, by the arguments of `Session.select`; a task fits if all of it holds.
+
+    Raise InvalidArgument for an argument that can't be understood.
 
     Attributes:
         states: the task is in one of these; None for any.
@@ -51,14 +86,18 @@ class Filters:
         fields: its fields of these names have these values.
     """
 
-    states: frozenset[str] | None
-    name: re.Pattern[str] | None
-    id: re.Pattern[str] | None
-    kinds: frozenset[str] | None
-    where: tuple[Condition, ...]
-    since: float | None
-    before: float | None
-    fields: dict[str, Any]
+    states: frozenset[str] | None = attrs.field(
+        default=None, converter=attrs.converters.optional(_states), alias="state"
+    )
+    name: re.Pattern[str] | None = attrs.field(default=None, converter=attrs.converters.optional(pattern))
+    id: re.Pattern[str] | None = attrs.field(default=None, converter=attrs.converters.optional(pattern))
+    kinds: frozenset[str] | None = attrs.field(
+        default=None, converter=attrs.converters.optional(_kinds), alias="kind"
+    )
+    where: tuple[Condition, ...] = attrs.field(default=(), converter=_conditions)
+    since: float | None = attrs.field(default=None, converter=attrs.converters.optional(_seconds))
+    before: float | None = attrs.field(default=None, converter=attrs.converters.optional(_seconds))
+    fields: dict[str, Any] = attrs.field(factory=dict)
 
     @property
     def need_records(self) -> bool:
@@ -92,7 +131,7 @@ class Filters:
     def fit_fields(self, task: Persistable | StoredTask) -> bool:
         """Return whether what the fields of a task hold fits."""
         if self.name is not None:
-            jobname = _field(task, "jobname")
+            jobname = field_of(task, "jobname")
             if not isinstance(jobname, str) or not self.name.search(jobname):
                 return False
         if self.since is not None or self.before is not None:
@@ -103,22 +142,15 @@ class Filters:
                 return False
         if not all(condition.fits(task) for condition in self.where):
             return False
-        return all(_same(_field(task, field), value) for field, value in self.fields.items())
+        return all(_same(field_of(task, field), value) for field, value in self.fields.items())
 
     def fit(self, task: StoredTask) -> bool:
         """Return whether a task fits by its ID, state, class and fields, as they are in its record."""
         if self.id is not None and not self.id.search(task.persistent_id):
             return False
-        if self.states is not None and _field(task, "state") not in self.states:
+        if self.states is not None and field_of(task, "state") not in self.states:
             return False
         return self.fit_schema(task.schema) and self.fit_fields(task)
-
-
-_missing = object()
-
-
-def _field(task: Persistable | StoredTask, name: str) -> Any:
-    return task.fields.get(name, _missing) if type(task) is StoredTask else getattr(task, name, _missing)
 
 
 def _same(a: Any, b: Any) -> bool:
@@ -126,57 +158,6 @@ def _same(a: Any, b: Any) -> bool:
         return a is b or bool(a == b)
     except (TypeError, ValueError, MemoryError):  # such as for arrays, which `==` compares item by item
         return False
-
-
-def filters(
-    state: Names | None = None,
-    name: str | re.Pattern[str] | None = None,
-    id: str | re.Pattern[str] | None = None,  # noqa: A002 (it is one)
-    kind: Kinds | None = None,
-    where: Where = (),
-    since: Time | None = None,
-    before: Time | None = None,
-    fields: dict[str, Any] | None = None,
-) -> Filters:
-    """Return the filters that the arguments of `Session.select` mean.  Raise InvalidArgument for a wrong one."""
-    states = None if state is None else frozenset(_several(state))
-    if states is not None and not all(isinstance(one, str) for one in states):
-        raise InvalidArgument(f"state must be a str or several, such as 'RUNNING', not {state!r}")
-    conditions = _several(where)
-    for condition in conditions:
-        if not isinstance(condition, (str, Condition)):
-            raise InvalidArgument(f"where takes conditions, such as 'returncode != 0', not {condition!r}")
-    return Filters(
-        states,
-        _pattern("name", name),
-        _pattern("id", id),
-        None if kind is None else _kinds(kind),
-        tuple(Condition.parse(one) if isinstance(one, str) else one for one in conditions),
-        None if since is None else aware(since).timestamp(),
-        None if before is None else aware(before).timestamp(),
-        fields or {},
-    )
-
-
-def _pattern(argument: str, value: str | re.Pattern[str] | None) -> re.Pattern[str] | None:
-    try:
-        return None if value is None else re.compile(value)
-    except (re.error, TypeError) as error:
-        raise InvalidArgument(f"{argument} must be a regular expression, not {value!r}: {error}") from error
-
-
-def _several(value: Any) -> list[Any]:
-    """Return a list of what an argument holds, which may also be one thing alone."""
-    alone = isinstance(value, (str, type, Condition)) or not isinstance(value, Iterable)
-    return [value] if alone else list(value)
-
-
-def _kinds(kind: Kinds) -> frozenset[str]:
-    several = _several(kind)
-    for one in several:
-        if not isinstance(one, str) and not (isinstance(one, type) and issubclass(one, Persistable)):
-            raise InvalidArgument(f"kind must be the name, the tag or a class of tasks, or several, not {one!r}")
-    return frozenset(one if isinstance(one, str) else class_tag(one) for one in several)
 
 
 class Selected(Iterator[T_co]):
@@ -247,7 +228,7 @@ class Selected(Iterator[T_co]):
         """
         if self.filters.need_records:
             return map(_id_of, self.stored())
-        return chain.from_iterable(self._paged(self._page_of_ids))
+        return chain.from_iterable(self._paged(lambda reader, page: self._ids(reader, self._of_ids(reader, page))))
 
     def stored(self) -> Iterator[StoredTask | UnreadableTask]:
         """Give the tasks that fit as their records have them, from the first one; no objects are made.
@@ -260,9 +241,6 @@ class Selected(Iterator[T_co]):
                 if fits is None or isinstance(task, UnreadableTask) or fits(task):
                     yield task
 
-    def _page_of_ids(self, reader: Reader, entries: list[Entry]) -> list[str]:
-        return self._ids(reader, self._of_ids(reader, entries))
-
     def _with_records(self, reader: Reader, entries: list[Entry]) -> tuple[list[Entry], list[bytes | None]]:
         """Return those entries that fit by ID and class, with their records."""
         entries = self._of_ids(reader, entries)
@@ -273,15 +251,15 @@ class Selected(Iterator[T_co]):
         return [entry for entry, _ in kept], [record for _, record in kept]
 
     def _of_ids(self, reader: Reader, entries: list[Entry]) -> list[Entry]:
-        pattern = self.filters.id
-        if pattern is None:
+        wanted = self.filters.id
+        if wanted is None:
             return entries
         ids = zip(entries, self._ids(reader, entries), strict=True)
-        return [entry for entry, id_ in ids if pattern.search(id_)]
+        return [entry for entry, id_ in ids if wanted.search(id_)]
 
     def _ids(self, reader: Reader, entries: list[Entry]) -> list[str]:
         name = self._store.schemas.name
-        return [f"{name(schema, reader)}.{number}" for _, number, schema in entries]
+        return [f"{name(schema, reader)}.{number}" for number, schema in entries]
 
     def _of_kinds(self, reader: Reader, record: bytes) -> bool:
         try:

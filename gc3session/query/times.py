@@ -8,31 +8,21 @@ from typing import Final
 
 from ..errors import InvalidArgument
 
-_SECONDS: Final = {
-    1.0: ("s", "sec", "secs", "second", "seconds"),
-    60.0: ("m", "min", "mins", "minute", "minutes"),
-    3600.0: ("h", "hour", "hours"),
-    86400.0: ("d", "day", "days"),
-    604800.0: ("w", "week", "weeks"),
-}
-_UNITS: Final = {name: seconds for seconds, names in _SECONDS.items() for name in names}
-_PART: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([a-z]+)\s*")
+_SECONDS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
+_PART: Final = (
+    r"(\d+(?:\.\d+)?)\s*(s(?:ec(?:ond)?s?)?|m(?:in(?:ute)?s?)?|h(?:ours?)?|d(?:ays?)?|w(?:eeks?)?)(?![a-z])\s*"
+)
 
 
 def duration(text: str) -> timedelta:
     """Return the time span that a text such as '90s', '1h30m' or '2 days' means. Raise InvalidArgument if it is none."""
     rest = text.strip().lower()
-    seconds, place = 0.0, 0
-    while place < len(rest):
-        part = _PART.match(rest, place)
-        if part is None or part[2] not in _UNITS:
-            raise InvalidArgument(f"{text!r} is not a time span such as 90s, 1h30m or '2 days' (s, m, h, d, w)")
-        seconds += float(part[1]) * _UNITS[part[2]]
-        place = part.end()
-    if not rest:
-        raise InvalidArgument("a time span such as 90s, 1h30m or '2 days' is needed, not an empty text")
+    if not re.fullmatch(f"(?:{_PART})+", rest):
+        raise InvalidArgument(f"{text!r} is not a time span such as 90s, 1h30m or '2 days' (s, m, h, d, w)")
     try:
-        return timedelta(seconds=seconds)
+        return timedelta(
+            seconds=sum(float(number) * _SECONDS[unit[0]] for number, unit in re.findall(_PART, rest))
+        )
     except OverflowError as error:
         raise InvalidArgument(f"{text!r} is too long for a time span") from error
 

@@ -11,6 +11,8 @@ from .codec import set_fields
 REMOVED = b""
 """In place of a record: it is to be removed."""
 
+Journal = list[tuple[Any, Any, Any]]
+
 STAGED_BYTES = 300
 """Of memory that a record in the batch takes, beside its bytes, with its entry in an index."""
 
@@ -27,10 +29,12 @@ class Batch:
         version: another one after each change, of what is staged in indexes, too.
         journal: what undoes the changes since the outermost unit began: mapping, key, value
             before; or None, object, its stamp or a dict of its fields before.  None outside of units.
+        kept: journals of calls of several units, which may have to undo them while they are not on disk.
     """
 
     def __init__(self) -> None:
-        self.journal: list[tuple[Any, Any, Any]] | None = None
+        self.journal: Journal | None = None
+        self.kept: list[Journal] = []
         self.version = 0
         self.clear()
 
@@ -41,8 +45,9 @@ class Batch:
         self.bases: dict[int, tuple[int, str]] = {}
         self.bytes = 0
         self.version += 1
-        if self.journal is not None:
-            self.journal.clear()
+        for journal in (self.journal, *self.kept):
+            if journal is not None:
+                journal.clear()
 
     def stage(self, number: int, record: bytes, state: str, base: tuple[int, str] | None) -> None:
         """Put a record into the batch."""
@@ -90,13 +95,20 @@ class Batch:
             names = field_names(type(obj))
             self.journal.append((None, obj, {name: getattr(obj, name) for name in names if hasattr(obj, name)}))
 
+    def give_up(self, journal: Journal) -> None:
+        """Undo units that have ended, by their journal."""
+        self.journal = journal
+        self.undo(0)
+        self.journal = None
+        self.bytes = sum(STAGED_BYTES + len(record) for record in self.records.values())
+
     def undo(self, mark: int) -> None:
         """Undo all changes since the journal had *mark* entries."""
         journal = self.journal
         assert journal is not None
         self.version += 1
         while len(journal) > mark:
-            mapping, key, before = journal[-1]
+            mapping, key, before = journal.pop()
             if mapping is None and type(before) is dict:
                 set_fields(key, before)
             elif mapping is None:
@@ -105,4 +117,3 @@ class Batch:
                 mapping.pop(key, None)
             else:
                 mapping[key] = before
-            journal.pop()  # last, so that an interrupted undoing can go on

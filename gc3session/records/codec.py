@@ -46,7 +46,7 @@ class Layout:
         generic: the class stands in for one that the program doesn't have.
         name: what the IDs of its objects begin with.
         values: object -> list of the values; AttributeError if one isn't set.
-        build: (values, store, N, revision, schema, checksum) -> a new object, saved and unchanged.
+        build: (values, store, N, revision, schema, home, checksum) -> a new object, saved and unchanged.
     """
 
     def __init__(self, cls: type[Persistable]) -> None:
@@ -115,14 +115,14 @@ def _reader(fields: tuple[str, ...]) -> Callable[[Any], list[Any]]:
     return compiled(f"def values(obj):\n    return [{parts}]\n")  # type: ignore[no-any-return]
 
 
-def _builder(layout: Layout) -> Callable[[list[Any], Any, int, int, Schema, int], Persistable]:
+def _builder(layout: Layout) -> Callable[[list[Any], Any, int, int, Schema, int, int], Persistable]:
     """Return the function that builds an object."""
     state = "obj.state" if layout.kind != PERSISTABLE else "''"
     targets = "".join(f"obj.{field}, " for field in layout.fields)
-    source = f"""def build(values, store, number, revision, schema, checksum):
+    source = f"""def build(values, store, number, revision, schema, home, checksum):
     obj = new(twin)
     {f"{targets} = values" if targets else "[] = values"}
-    obj._stamp = make(Stamp, (store, number, revision, {state}, schema, checksum, None))
+    obj._stamp = make(Stamp, (store, number, revision, {state}, schema, home, checksum, None))
     obj.__class__ = cls
     return obj
 """
@@ -164,7 +164,7 @@ def extras_of(obj: Persistable) -> tuple[Schema | None, dict[str, Any]]:
     return (None, {}) if stamp is None else (stamp.schema, stamp.leftover or {})
 
 
-def fill(obj: Persistable, schema: Schema, values: list[Any], revision: int) -> None:
+def fill(obj: Persistable, schema: Schema, values: list[Any], revision: int, home: int) -> None:
     """Set the fields of *obj*, which has a stamp, from a record's values.
 
     Fields that the class doesn't have are kept with the object, new ones take their default.
@@ -186,6 +186,8 @@ def fill(obj: Persistable, schema: Schema, values: list[Any], revision: int) -> 
         if name not in fields:
             object.__setattr__(obj, name, _default(cls, name, obj))
     state = obj.state if isinstance(obj, Task) else ""
+    if isinstance(stamp, Stamp):
+        stamp = stamp._replace(home=home)
     set_stamp(obj, stamp._replace(revision=revision, state=state, schema=schema, leftover=leftover))
 
 

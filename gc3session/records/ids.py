@@ -36,6 +36,11 @@ class IDs(Sequence[str]):
                 for obj in objs:
                     self.append(get_stamp(obj).schema.name, get_stamp(obj).number, get_stamp(obj).number + 1)
 
+    def numbers(self) -> Iterator[int]:
+        """Give the Ns."""
+        for _, first, end in self._runs:
+            yield from range(first, end)
+
     def __len__(self) -> int:
         return self._length
 

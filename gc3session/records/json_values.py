@@ -29,6 +29,7 @@ from typing import Any, Final
 import msgpack
 
 from ..format.frame import RECORD_KEY
+from ..format.schema import Schema
 from .values import (
     ATTRS,
     COMPLEX,
@@ -250,36 +251,29 @@ class FieldsEncoder:
         options: dict[str, Any] = {"check_circular": False, "allow_nan": False, "separators": (",", ":")}
         self._encode = _encoder(json.JSONEncoder(default=self._tagged, **options))
 
-    def encode(self, names: tuple[str, ...], body: bytes) -> tuple[int, str]:
-        """Return the revision in the body of a record, and its fields as a JSON object with these names.
+    def encode(self, schema: Schema, packed: bytes) -> str:
+        """Return the packed values of a record as a JSON object.
 
-        Raise NotJSON if a value is nested too deep, or if the body isn't that of a record with these fields.
+        Raise NotJSON if a value has no JSON, CorruptRecord if these aren't values of the schema.
         """
         self._tags = 0
         try:
-            _, revision, values = _unpack_strictly(body)
-            text = self._encode(dict(zip(names, values, strict=True)))
+            values = _unpack_strictly(packed)
+            schema.check(values)
+            text = self._encode(dict(zip(schema.fields, values, strict=True)))
         except _NOT_QUICK:
             pass  # for example a float that isn't finite, a key that isn't a str, lone surrogates
         else:
             # If `"$` is in the text more often than tags were written, some str begins with `$`: it may be
             # a key that looks like a tag.  JSON with few brackets isn't nested too deep, nor is that of
             # few bytes: each array or object comes from one of them at least.
-            flat = len(body) <= MAX_NESTED or text.count("[") + text.count("{") <= MAX_NESTED
-            if flat and type(revision) is int and text.count('"$') == self._tags:
-                return revision, text
-        return self._encode_all(names, unpack(body))
-
-    def _encode_all(self, names: tuple[str, ...], parts: Any) -> tuple[int, str]:
+            flat = len(packed) <= MAX_NESTED or text.count("[") + text.count("{") <= MAX_NESTED
+            if flat and text.count('"$') == self._tags:
+                return text
+        values = unpack(packed)
+        schema.check(values)
         try:
-            _, revision, values = parts
-            fields = dict(zip(names, values, strict=True))
-            if type(revision) is not int:
-                raise TypeError("its revision is no number")
-        except (ValueError, TypeError) as error:
-            raise NotJSON("it is not a record of its schema") from error
-        try:
-            return revision, self._encode({name: shown(value) for name, value in fields.items()})
+            return self._encode({name: shown(value) for name, value in zip(schema.fields, values, strict=True)})
         except RecursionError as error:
             raise NotJSON("it is nested too deep") from error
 
@@ -300,19 +294,10 @@ class FieldsEncoder:
 # -- JSON -> msgpack ----------------------------------------------------------
 
 
-def _unchanged(number: int) -> int:
-    return number
-
-
 class FieldsDecoder:
-    """Reads lines of JSON whose values are in the form of `shown`.
-
-    Attributes:
-        moved: called with the N of each reference; returns the N that stands in its place.
-    """
+    """Reads lines of JSON whose values are in the form of `shown`."""
 
     def __init__(self) -> None:
-        self.moved: Callable[[int], int] = _unchanged
         self._decode = json.JSONDecoder(object_pairs_hook=self._object).decode
         self._packer = _packer()
         self._with_surrogates = _packer("surrogatepass")
@@ -354,7 +339,7 @@ class FieldsDecoder:
         if code is not None:
             return Extension(code, self.pack(value))
         if tag == "$ref":
-            return Extension(REFERENCE, RECORD_KEY.pack(self.moved(value)))
+            return Extension(REFERENCE, RECORD_KEY.pack(value))
         if tag == "$bytes":
             return _from_base64(value)
         if tag == "$str":

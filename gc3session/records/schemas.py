@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..errors import CorruptRecord
 from ..format.schema import Schema
-from ..tables.interface import SCHEMAS, Reader, Tables, Writer
+from ..tables.interface import META, NUMBERING, SCHEMAS, Reader, Tables, Writer
 from ..tasks import Persistable
 from .codec import Layout, extras_of
 
@@ -83,6 +83,7 @@ class Schemas:
         return [self._by_number[number] for number in sorted(self._by_number)]
 
     def _add(self, writer: Writer, schema: Schema) -> Schema:
+        writer.lock(META, [NUMBERING])
         last = self._read(writer)
         if schema in self._stored:  # another process was faster
             return self._stored[schema]

@@ -12,18 +12,6 @@ _FIRST_BLOCK, _LARGEST_BLOCK = 16, 8192
 _MOST_EXPECTED = 1 << 20
 
 
-class NumbersNeeded(Exception):
-    """Numbers are to be taken before the transaction, which is to run again then.
-
-    Attributes:
-        count: how many.
-    """
-
-    def __init__(self, count: int) -> None:
-        super().__init__(count)
-        self.count = count
-
-
 class NumberSequence:
     """Hands out Ns from blocks that are taken from the store inside its transactions.
 
@@ -41,7 +29,6 @@ class NumberSequence:
         """Forget the block: it belongs to the process that this one was forked from."""
         self.numbers = iter(range(0))
         self._spare = range(0)  # the block after the one in use
-        self._reserved = range(0)  # for `take_reserved`
         self._size = _FIRST_BLOCK
         self._expected = 0
 
@@ -51,12 +38,18 @@ class NumberSequence:
 
     def next(self) -> int:
         """Return a number that was never handed out."""
+        number = self.at_hand()
+        if not number:
+            self.use_block(self._tables.write(self.take_block))
+            number = self.at_hand()
+        return number
+
+    def at_hand(self) -> int:
+        """Return a number of the block; 0 if none is left."""
         number = next(self.numbers, 0)
         if not number:
-            if not self._spare:
-                self.use_block(self._tables.write(self.take_block))
             self.numbers, self._spare = iter(self._spare), range(0)
-            number = next(self.numbers)
+            number = next(self.numbers, 0)
         return number
 
     def low(self) -> bool:
@@ -85,32 +78,16 @@ class NumberSequence:
             return
 
         def unit(writer: Writer) -> None:
+            writer.lock(META, [NEXT_KEY])
             if writer.get(META, NEXT_KEY) == RECORD_KEY.pack(left[-1] + 1):
                 writer.put(META, [(NEXT_KEY, RECORD_KEY.pack(left[0]))])
 
         self._tables.write(unit)
 
-    def take_reserved(self, writer: Writer, count: int, after: int) -> int:
-        """Take *count* numbers, all after *after*, for what a transaction writes; return the first.
-
-        Where transactions run side by side raise NumbersNeeded if they are to be taken before it.
-        """
-        if not self._tables.concurrent_writers:
-            return self.take(writer, count)
-        first = self._reserved.start
-        if len(self._reserved) < count or first <= after:
-            raise NumbersNeeded(count)
-        self._reserved = range(first + count, self._reserved.stop)
-        return first
-
-    def reserve_block(self, count: int) -> None:
-        """Take numbers, for `take_reserved`, in a transaction of their own."""
-        first = self._tables.write(lambda writer: self.take(writer, count))
-        self._reserved = range(first, first + count)
-
     @staticmethod
     def take(writer: Writer, count: int) -> int:
         """Take *count* numbers in a transaction; return the first."""
+        writer.lock(META, [NEXT_KEY])
         first: int = RECORD_KEY.unpack(writer.get(META, NEXT_KEY) or RECORD_KEY.pack(1))[0]
         writer.put(META, [(NEXT_KEY, RECORD_KEY.pack(first + count))])
         return first

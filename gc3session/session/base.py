@@ -6,18 +6,18 @@ import itertools
 import re
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, overload
 
 from ..errors import ClosedError, InvalidArgument, LoadError, NotFound, NotInSession
-from ..index.index import CHUNK, Index
+from ..records.batch import Journal
 from ..records.codec import layout_of
 from ..records.ids import IDs, all_ids, parse_id
+from ..store.index import CHUNK, Index
 from ..store.staging import REMOVED_AT_ONCE
 from ..store.store import Store
 from ..system.gc_pause import no_collection
-from ..system.signals import signal_safe
 from ..tables.interface import Compacted, OnProgress, Reader, no_progress
 from ..tasks import Persistable, Placeholder, T, TaskCollection, stamp_of
 
@@ -72,6 +72,11 @@ class SessionBase(Generic[T]):
                     store.make_room()
                     if store.stage_new((task,), self._index):
                         return str(task.persistent_id)
+        else:
+            with store.lock:
+                self._ensure_writable()
+                if store.add_now(task, self._index):
+                    return str(task.persistent_id)
         with self._unit(flush):
             return self._add(task)
 
@@ -80,9 +85,9 @@ class SessionBase(Generic[T]):
         number = store.own_number(task)
         if number is None or task.changed:
             new = number is None
-            number = store.stage(task)
+            number = store.stage(task, home=store.home_in(self._index) if new else 0)
             if new:
-                self._index.join(store.batch.set_item, number, number)
+                self._index.join(store.batch.set_item, number, stored=False)
                 return str(task.persistent_id)
         self._include(number)
         return str(task.persistent_id)
@@ -91,53 +96,72 @@ class SessionBase(Generic[T]):
         """Add record N to the index, if it isn't there.  Raise NotFound if there is no such record."""
         store = self.store
         with store.reading() as reader:
-            if self._index.order_of(reader, number) is not None:
+            if self._index.holds(reader, number):
                 return
             if store.record(reader, number) is None:
                 raise NotFound(f"the record {number} is no longer in {store.url}: it was removed")
-        order = store.sequence.next()
-        self._index.join(store.batch.set_item, order, number)
+        store.home_in(self._index)
+        self._index.join(store.batch.set_item, number, stored=not store.batch.is_new(number))
 
     def add_many(self, tasks: Iterable[Persistable], flush: bool = True) -> Sequence[str]:
         """Store tasks and add them to the session; return their IDs.
 
         The tasks may come from a generator of any length: whenever the batch is full it is
         written, so memory stays flat.  If one of them can't be stored, or the generator raises,
-        those before it are in the session; to have all or nothing use `transaction`.
+        those before it are in the session; to have all or nothing use `transaction`.  If the writing
+        fails, those that have an ID are in the session: call again with the others.
         """
-        ids = IDs()
+        ids, batch = IDs(), self.store.batch
+        with self.store.lock:  # or it may be another thread's transaction
+            durable = flush and batch.journal is None
+        journal: Journal = []
         # The tasks of a list are there already, and to write them makes no cycles: nothing could be collected.
         with no_collection() if type(tasks) in (list, tuple) else nullcontext():
-            self._add_many(tasks, flush, ids)
+            batch.kept.append(journal)
+            try:
+                self._stage_many(tasks, ids, journal if durable else None)
+            finally:
+                try:
+                    if durable:
+                        self._flush_many(ids, journal)
+                finally:
+                    batch.kept = [kept for kept in batch.kept if kept is not journal]
         return ids
 
-    def _add_many(self, tasks: Iterable[Persistable], flush: bool, ids: IDs) -> None:
+    def _stage_many(self, tasks: Iterable[Persistable], ids: IDs, journal: Journal | None) -> None:
         store, index = self.store, self._index
         source = iter(tasks)
         with store.lock:
             store.sequence.expect(len(tasks) if isinstance(tasks, Sequence) else 0)
-        try:
-            # The lock is held for some at a time, as a generator is the user's code.
-            failure: BaseException | None = None
-            while failure is None:
-                some, failure = _taken(source)
-                with store.lock:
-                    self._ensure_writable()
-                    done = 0
+        # The lock is held for some at a time, as a generator is the user's code.
+        failure: BaseException | None = None
+        while failure is None:
+            some, failure = _taken(source)
+            with store.lock:
+                self._ensure_writable()
+                done = 0
+                try:
                     while done < len(some):
                         if store.batch.journal is None:
                             store.make_room()
                             done += store.stage_new(some[done:] if done else some, index)
                         if done < len(some):
-                            with store.unit(flush=False):
+                            with store.unit(flush=False, journal=journal):
                                 self._add(some[done])
                             done += 1
-                    ids.extend(some)
-            if not isinstance(failure, StopIteration):
-                raise failure
-        finally:
-            if flush and store.batch.journal is None:
+                finally:
+                    ids.extend(some[:done])
+        if not isinstance(failure, StopIteration):
+            raise failure
+
+    def _flush_many(self, ids: IDs, journal: Journal) -> None:
+        store = self.store
+        with store.lock:
+            try:
                 store.flush()
+            except BaseException:
+                store.give_up(ids.numbers(), self._index, journal)
+                raise
 
     # -- taking away
 
@@ -154,13 +178,15 @@ class SessionBase(Generic[T]):
         with self._unit(flush):
             source = iter(all_ids(ids))
             while some := list(itertools.islice(source, REMOVED_AT_ONCE)):
+                numbers = {id_: parsed[1] for id_ in some if (parsed := parse_id(id_))}
                 with store.reading() as reader:
-                    store.expect_removals(reader, [parsed[1] for id_ in some if (parsed := parse_id(id_))])
-                    for id_ in some:
-                        found = self._found(reader, id_)
-                        if found is None:
-                            raise self._not_in_session(id_)
-                        store.stage_removal(reader, found[0])
+                    held = self._index.held(reader, numbers.values())
+                    names = store.names_of(reader, numbers.values())
+                for id_ in some:
+                    if numbers.get(id_) not in held or not _fits(id_, names.get(numbers[id_], "")):
+                        raise self._not_in_session(id_)
+                    held.discard(numbers[id_])
+                store.stage_removals(numbers.values())
 
     def forget(self, task_id: str, flush: bool = True) -> None:
         """Take a task out of the session; it stays in the store.
@@ -168,36 +194,32 @@ class SessionBase(Generic[T]):
         Raise NotInSession if it isn't in the session.
         """
         with self._unit(flush):
-            number, order = self._find(task_id)
-            self._index.leave(self.store.batch.set_item, order, number)
+            self.store.stage_leaving(self._index, self._find(task_id))
 
-    def _find(self, id_: str) -> tuple[int, int]:
-        """Return N and order of a task of the session.  Raise NotInSession if it isn't one."""
-        found = self._lookup(id_)
-        if found is None:
+    def _find(self, id_: str) -> int:
+        """Return the N of a task of the session.  Raise NotInSession if it isn't one."""
+        number = self._lookup(id_)
+        if number is None:
             raise self._not_in_session(id_)
-        return found
+        return number
 
     def _not_in_session(self, id_: str) -> NotInSession:
         return NotInSession(f"{id_!r} is not in the session {self.name!r}; list_ids() gives the IDs that are")
 
-    def _lookup(self, id_: object) -> tuple[int, int] | None:
-        """Return N and order of a task of the session, or None."""
+    def _lookup(self, id_: object) -> int | None:
+        """Return the N of a task of the session, or None."""
         with self.store.lock, self.store.reading() as reader:
             return self._found(reader, id_)
 
-    def _found(self, reader: Reader, id_: object) -> tuple[int, int] | None:
+    def _found(self, reader: Reader, id_: object) -> int | None:
         """Return what `_lookup` does, of the state that *reader* sees; the store is locked."""
         try:
             number = self.store.number_of(id_)  # type: ignore[arg-type]
         except NotFound:
             return None
-        order = self._index.order_of(reader, number)
-        if order is None:
+        if not self._index.holds(reader, number):
             return None
-        name = str(id_).rpartition(".")[0]
-        stored = self.store.name_of(reader, number)
-        return (number, order) if stored in (name, "Unreadable", "") else None
+        return number if _fits(str(id_), self.store.name_of(reader, number)) else None
 
     # -- reading
 
@@ -262,7 +284,7 @@ class SessionBase(Generic[T]):
         except InvalidArgument:
             return False
         with self.store.lock, self.store.reading() as reader:
-            return number is not None and self._index.order_of(reader, number) is not None
+            return number is not None and self._index.holds(reader, number)
 
     def __len__(self) -> int:
         self._ensure_open()
@@ -281,7 +303,7 @@ class SessionBase(Generic[T]):
 
     def _selected(self, first_page: int | None, *asked: Any) -> Selected:
         self._ensure_open()
-        return self._selection.Selected(self._index, self._selection.filters(*asked), first_page)
+        return self._selection.Selected(self._index, self._selection.Filters(*asked), first_page)
 
     def ids(self) -> Iterator[str]:
         """Give the IDs of the session's tasks in the order of adding; no record is read."""
@@ -439,7 +461,7 @@ class SessionBase(Generic[T]):
         from ..query.event_log import log  # what few programs use
 
         self._ensure_open()
-        wanted = self._selection.filters(state, name, since=since, before=before)
+        wanted = self._selection.Filters(state, name, since=since, before=before)
         return log(self._index, wanted, last, interval if follow else None, self._is_there)
 
     def watch(self, interval: float = 2.0) -> Iterator[Progress]:
@@ -493,12 +515,9 @@ class SessionBase(Generic[T]):
         if not others:
             return numbers
         with self.store.reading() as reader:
-            return [
-                number
-                for number in numbers
-                if self._index.order_of(reader, number) is not None
-                or all(index.order_of(reader, number) is None for index in others)
-            ]
+            elsewhere = {n for index in others for n in index.held(reader, numbers)}
+            elsewhere -= self._index.held(reader, elsewhere)
+        return [number for number in numbers if number not in elsewhere]
 
     @overload
     def edit(
@@ -560,7 +579,7 @@ class SessionBase(Generic[T]):
         self._ensure_open()
         from .editing import Edit
 
-        return Edit(self._index, self._selection.filters(state, name, id, kind, where, since, before, fields))
+        return Edit(self._index, self._selection.Filters(state, name, id, kind, where, since, before, fields))
 
     def update(self, selection: Selected[Any], **fields: Any) -> int:
         """Set some fields of all tasks of a selection, as `edit` does it; return how many there were.
@@ -591,7 +610,7 @@ class SessionBase(Generic[T]):
     def flush(self) -> None:
         """Write the batch: all that was done with `flush=False`.
 
-        If it raises StoreFull the batch is kept: make room and flush again.
+        If it raises, the batch is kept: once the cause is removed, flush again.
         """
         self._ensure_open()
         self.store.flush()
@@ -600,7 +619,7 @@ class SessionBase(Generic[T]):
     def _tend_mirror(self) -> None:
         """Have the mirror mended, if there is one and it is stale."""
 
-    @signal_safe
+    @contextmanager
     def transaction(self) -> Iterator[Self]:
         """`with` this, what is done to the session is written whole at the end, or not at all.
 
@@ -650,8 +669,6 @@ class SessionBase(Generic[T]):
                     store.flush()
                     self._tidy()
                 self._closed = True
-            # From here on it can be gone on with: a signal's handler may have kept it from that.
-            if self._index in store.indexes:
                 store.indexes.remove(self._index)
         if self._owns_store:
             store.close()
@@ -680,6 +697,11 @@ class SessionBase(Generic[T]):
     def _ensure_writable(self) -> None:
         self._ensure_open()
         self.store.ensure_writable()
+
+
+def _fits(id_: str, name: str) -> bool:
+    """Return whether an ID has the *name* that its record says; one that can't be read says none."""
+    return name in (id_.rpartition(".")[0], "Unreadable", "")
 
 
 def _taken(source: Iterator[Persistable]) -> tuple[list[Persistable], BaseException | None]:

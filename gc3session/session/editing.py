@@ -10,8 +10,8 @@ from typing import Any, Final, Generic
 from weakref import WeakSet
 
 from ..errors import Error, InvalidArgument
-from ..index.index import CHUNK, Index
 from ..query.selection import Filters, Selected
+from ..store.index import CHUNK, Index
 from ..tasks import Persistable, T
 
 PART: Final = 4096

@@ -17,11 +17,12 @@ from ..directory import SessionDirectory
 from ..errors import CorruptRecord
 from ..format.frame import FORMAT, RECORD_KEY, values_of
 from ..format.schema import Schema, schema_or_bytes
-from ..index.entries import MEMBER, SESSION_KEY, Row, entry_at
-from ..index.index import Index
+from ..index.entries import Row
 from ..index.mirror import Mirror
 from ..snapshots.snapshot import snapshot
-from ..tables.interface import MEMBERS, RECORDS, SCHEMAS, SESSIONS, Figure, OnProgress, Reader
+from ..store.commit import RECORDS_KEY
+from ..store.index import Index
+from ..tables.interface import META, RECORDS, SCHEMAS, SESSIONS, Figure, OnProgress, Reader
 
 
 @attrs.frozen
@@ -122,21 +123,20 @@ def information_of(
 ) -> Information:
     """Return what there is to know of a session; with *scan* its records are read."""
     store = index.store
-    scanned = _Scan(index, progress) if scan and store.tables.exists() else None
+    known = _scanned(index, progress) if scan else None
     figures = store.tables.figures()
     with store.lock, store.reading() as reader:
         row = Row.read(reader, index.identity)
         tasks, states = index.count(reader), index.counts(reader)
-        first, last = (scanned.first, scanned.last) if scanned else _ends(index, reader, row)
-        sessions = reader.entries(SESSIONS)
-        records = reader.entries(RECORDS)
-        schemas = scanned.schemas if scanned else _schemas(reader)
+        sessions = sum(1 for _ in reader.walk(SESSIONS))
+        records = int.from_bytes(reader.get(META, RECORDS_KEY) or b"", "big")
+        known = known or _unscanned(index, reader)
         intact = mirror.intact(row)
     created, finished = directory.timestamp("start"), directory.timestamp("end")
-    command = directory.command()
+    command, last = directory.command(), known["last_event"]
     written = next((figure.values["time"] for figure in figures if figure.name == "last write"), None)
     ends = (finished, written, None if last is None else last.time)
-    end = next((time for time in ends if time is not None), None)
+    span = next((time for time in ends if time is not None), 0) - (created or 0)
     return Information(
         name=directory.name,
         path=directory.path,
@@ -150,25 +150,14 @@ def information_of(
         tasks=tasks,
         states=states,
         waiting=len(store.batch.records),
-        first_event=first,
-        last_event=last,
-        scanned=scanned.records if scanned else 0 if scan else None,
-        unreadable=scanned.unreadable if scanned else 0 if scan else None,
         last_write=written,
-        per_minute=60 * tasks / (end - created)
-        if end is not None and created is not None and end > created
-        else None,
+        per_minute=None if created is None or span <= 0 else 60 * tasks / span,
         records=records,
         other_sessions=sessions - (row is not None),
-        schemas=schemas,
         mirror=intact,
         figures=figures,
+        **known,
     )
-
-
-def _schemas(reader: Reader) -> list[SchemaFigures]:
-    found = [(int.from_bytes(key, "big"), data) for key, data in reader.scan(SCHEMAS, b"")]
-    return [_schema(number, schema_or_bytes(number, data), None) for number, data in found]
 
 
 def _schema(number: int, schema: Schema | bytes, records: int | None) -> SchemaFigures:
@@ -177,27 +166,47 @@ def _schema(number: int, schema: Schema | bytes, records: int | None) -> SchemaF
     return SchemaFigures(number, schema.name, schema.tag, len(schema.fields), records)
 
 
-# -- events
+def _unscanned(index: Index, reader: Reader) -> dict[str, Any]:
+    """Return what is known without a scan: the first event of the task that was added first, and so on."""
+    first = index.chunk(reader, 0, 1)
+    schemas = ((int.from_bytes(key, "big"), data) for key, data in reader.scan(SCHEMAS, b""))
+    return {
+        "first_event": _event(index, reader, first[0][0], 0) if first else None,
+        "last_event": _event(index, reader, index.last(reader), -1) if first else None,
+        "schemas": [_schema(number, schema_or_bytes(number, data), None) for number, data in schemas],
+        "scanned": None,
+        "unreadable": None,
+    }
 
 
-def _ends(index: Index, reader: Reader, row: Row | None) -> tuple[EventFigures | None, EventFigures | None]:
-    """Return the first event of the task that was added first, and the last one of that added last."""
-    if row is None:
-        return None, None
-    key = SESSION_KEY.pack(row.number)
-    first, last = reader.values(MEMBERS, key, MEMBER.pack(0, 0, 0), 1), reader.last_value(MEMBERS, key)
-    if not first or last is None:
-        return None, None
-    return _event(index, reader, first[0], 0), _event(index, reader, last, -1)
+def _scanned(index: Index, progress: OnProgress) -> dict[str, Any]:
+    """Return what only the records know: those of the session, and those that they refer to."""
+    counts: Counter[int] = Counter()  # of each schema; at 0 of those that can't be read
+    first: EventFigures | None = None
+    last: EventFigures | None = None
+    with snapshot(index, progress) as (state, records):
+        for record in records:
+            schema = state.schemas.get(record.schema)
+            if not record.is_readable or not isinstance(schema, Schema):
+                counts[0] += 1
+                continue
+            counts[record.schema] += 1
+            for event in _events(schema, record.number, values_of(record.number, record.data)[2]):
+                first = event if first is None or event.time < first.time else first
+                last = event if last is None or event.time > last.time else last
+        schemas = [_schema(number, schema, counts[number]) for number, schema in state.schemas.items()]
+    return {
+        "first_event": first,
+        "last_event": last,
+        "schemas": schemas,
+        "scanned": counts.total(),
+        "unreadable": counts[0],
+    }
 
 
-def _event(index: Index, reader: Reader, value: bytes, place: int) -> EventFigures | None:
-    """Return the first (*place* 0) or last (-1) event of the task whose entry has that *value*."""
-    order, schema, _ = MEMBER.unpack(value)
-    _, number, _ = entry_at(reader, order, schema)
-    record = reader.get(RECORDS, RECORD_KEY.pack(number))
-    if record is None:
-        return None
+def _event(index: Index, reader: Reader, number: int, place: int) -> EventFigures | None:
+    """Return the first (*place* 0) or last (-1) event of record N."""
+    record = reader.get(RECORDS, RECORD_KEY.pack(number)) or b""
     try:
         schema_number, _, values = values_of(number, record)
         events = list(_events(index.store.schemas.get(schema_number, reader), number, values))
@@ -213,37 +222,3 @@ def _events(schema: Schema, number: int, values: list[Any]) -> Iterator[EventFig
         match event:
             case [int() | float() as time, str() as state]:
                 yield EventFigures(f"{schema.name}.{number}", time, state)
-
-
-class _Scan:
-    """What only the records know: those of the session, and those that they refer to.
-
-    Attributes:
-        records: how many there are.
-        unreadable: how many of them can't be read.
-        first, last: the first and the last of all events.
-        schemas: their schemas, with how many records they have.
-    """
-
-    def __init__(self, index: Index, progress: OnProgress) -> None:
-        self.records = self.unreadable = 0
-        self.first: EventFigures | None = None
-        self.last: EventFigures | None = None
-        counts: Counter[int] = Counter()
-        with snapshot(index, progress) as (state, records):
-            for record in records:
-                self.records += 1
-                schema = state.schemas.get(record.schema)
-                if record.state is not None or not isinstance(schema, Schema):
-                    self.unreadable += 1
-                    continue
-                counts[record.schema] += 1
-                self._note(schema, record.number, values_of(record.number, record.data)[2])
-            self.schemas = [_schema(number, schema, counts[number]) for number, schema in state.schemas.items()]
-
-    def _note(self, schema: Schema, number: int, values: list[Any]) -> None:
-        for event in _events(schema, number, values):
-            if self.first is None or event.time < self.first.time:
-                self.first = event
-            if self.last is None or event.time > self.last.time:
-                self.last = event

@@ -104,7 +104,7 @@ def make_new(
             store = open_store(url)
         if store_is_elsewhere(directory, store.url):
             # Such a store knows its sessions from the beginning: see _check_known.
-            store.write(lambda index_writer, writer: index_writer.check_mirror(identity))
+            store.write(lambda index_writer, writer: index_writer.follow_mirror(identity))
     except BaseException:
         if owned:
             store.close()

@@ -10,9 +10,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..directory import SessionDirectory
-from ..errors import AccessDenied, DamagedSession, InvalidArgument, ReadOnlyError
-from ..index.entries import Row
-from ..index.mirror import Mirror
+from ..errors import AccessDenied, DamagedSession, InvalidArgument, OpenError, ReadOnlyError
+from ..index.entries import MirrorNote, Row
+from ..store.mirrored import mirror_of
 from ..store.store import DEFAULT_BATCH_BYTES, Store, make_store
 from ..tables.interface import OnProgress, no_progress
 from ..tasks import T
@@ -84,6 +84,15 @@ class Session(SessionBase[T]):
         batch_bytes: int = DEFAULT_BATCH_BYTES,
         **store_options: Any,
     ) -> None:
+        for name, value in (("create", create), ("load", load), ("read_only", read_only)):
+            if not isinstance(value, bool):  # it may be a URL with a password
+                raise InvalidArgument(
+                    f"{name} must be True or False, not a {type(value).__name__}; name the store with store_or_url="
+                )
+        if not isinstance(store_or_url, Store | str | os.PathLike | None):
+            raise InvalidArgument(
+                f"store_or_url must be a Store, or the URL or path of one, not a {type(store_or_url).__name__}"
+            )
         self._directory = directory = SessionDirectory(path)
         self.path = directory.path
         self.name = directory.name
@@ -100,11 +109,13 @@ class Session(SessionBase[T]):
         store, identity, owned = opened
         try:
             super().__init__(store, identity, owns_store=owned)
-            self._mirror = Mirror(
-                directory.mirror, directory.url_file, store.schemas, shared=store.tables.concurrent_writers
-            )
+            self._mirror = mirror_of(store, directory)
             self._index.listener = self._mirror
-            self._tend_mirror()
+            if not (store.read_only or self._is_there()):
+                raise OpenError(
+                    f"{self.path} was moved, destroyed or made anew while it was opened; open it again"
+                )
+            self._tend_mirror(opening=True)
         except BaseException:
             index = getattr(self, "_index", None)
             if index in store.indexes:
@@ -139,7 +150,7 @@ class Session(SessionBase[T]):
         self._ensure_writable()
         self._directory.set_timestamp(which, clock.time() if time is None else time)
 
-    def _tend_mirror(self) -> None:
+    def _tend_mirror(self, *, opening: bool = False) -> None:
         store, identity = self.store, self._index.identity
         with store.lock:
             if not store.tables.exists():
@@ -148,14 +159,16 @@ class Session(SessionBase[T]):
                 except DamagedSession:
                     if not store.tables.exists():  # else another process has just made it
                         raise
-            if store.read_only:
+            # On a server it waits for a flush: others may be writing all the time.
+            if store.read_only or (opening and store.tables.concurrent_writers):
                 return
             with store.reading() as reader:
                 row = Row.read(reader, identity)
-            if not self._mirror.intact(row) and self._is_there():
+            # Who writes at the moment sees to it: nobody who only reads waits for that.
+            if not self._mirror.intact(row) and self._is_there() and not store.tables.is_busy():
                 # Without the right to write, the session can still be read; whatever writes to it says what is missing.
                 with suppress(AccessDenied, ReadOnlyError):
-                    store.write(lambda index_writer, writer: index_writer.check_mirror(identity))
+                    self._mirror.mend(store, identity)
 
     def _is_there(self) -> bool:
         """Return whether the session is still where it was opened, and the same."""
@@ -175,7 +188,8 @@ class Session(SessionBase[T]):
         self._tend_mirror()
         with store.reading() as reader:
             row = Row.read(reader, identity)
-        if row is not None and row.blank > max(_FULL_OF_BLANKS, row.size // 2) and self._is_there():
+        note = None if row is None or row.mirror is None else MirrorNote(*row.mirror)
+        if note is not None and note.blank > max(_FULL_OF_BLANKS, note.size // 2) and self._is_there():
             store.write(lambda index_writer, writer: index_writer.rewrite_mirror(identity))
 
     def check(self, *, references: bool = False) -> Check:
@@ -205,7 +219,7 @@ class Session(SessionBase[T]):
     def backup(self, dest: str | os.PathLike[str], *, progress: OnProgress = no_progress) -> BackedUp:
         """Make a copy of the session at *dest*, which is a session itself, and return what it holds.
 
-        It has the same identity, IDs, order of adding and times.  The batch is written first.  The
+        It has the same identity, IDs and times.  The batch is written first.  The
         copy is one state of the session, whoever writes to it meanwhile, and is there whole or not
         at all, also after a power cut.
 
@@ -255,7 +269,7 @@ class Session(SessionBase[T]):
                     store.stage_removals(map(store.number_of, list(self.ids())))
                 try:
                     store.indexes.remove(self._index)
-                    store.write(lambda index_writer, writer: index_writer.erase(self._index.identity))
+                    store.erase(self._index.identity)
                 except BaseException:
                     if self._index not in store.indexes:  # it is still this session's
                         store.indexes.append(self._index)
@@ -314,7 +328,7 @@ class TemporarySession(SessionBase[T]):
 
     def _tidy(self) -> None:
         if self.store.tables.exists():
-            self.store.write(lambda index_writer, writer: index_writer.erase(self._index.identity))
+            self.store.erase(self._index.identity)
 
     def destroy(self) -> None:
         """Delete the session's tasks from the store, and close the session."""

@@ -8,31 +8,22 @@ and all that they refer to are written to a store inside the backup.
 
 from __future__ import annotations
 
-import errno
 import os
 import shutil
-from collections.abc import Callable, Iterator
-from itertools import islice, starmap
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 from ..directory import SessionDirectory
 from ..errors import InvalidArgument, WriteError
-from ..format.frame import RECORD_KEY, values_of
-from ..format.schema import Schema, stored_schema
 from ..index.entries import Row
-from ..index.index import Index
-from ..index.index_writer import IndexWriter
-from ..records.sequence import NEXT_KEY
+from ..store.index import Index
 from ..store.mirrored import mirrored_index
 from ..store.store import Store, make_store
 from ..system.filesystem import is_regular, opened_regular, sync, write_error
 from ..system.temporary import made_whole
-from ..tables.interface import META, SCHEMAS, OnProgress, Writer
+from ..tables.interface import OnProgress
 from ..tables.urls import StoreURL
-from .placed_record import PlacedRecord, write_records
-from .snapshot import Snapshot, snapshot
-
-_RECORDS_AT_ONCE: Final = 20_000  # records that are written in one transaction
+from .copying import copy_records
+from .snapshot import snapshot
 
 
 class BackedUp(NamedTuple):
@@ -57,34 +48,23 @@ def backup_session(
     target = SessionDirectory(dest)
     if os.path.realpath(target.path).startswith(os.path.realpath(directory.path) + os.sep):
         raise InvalidArgument(f"{target.path} is inside the session that is to be backed up; choose another place")
-    if os.path.lexists(target.path):
-        _require_empty(target.path)
+    if os.path.lexists(target.path) and not _is_empty(target.path):
+        raise InvalidArgument(
+            f"{target.path} is there, and not an empty directory; choose another place for the backup"
+        )
     try:
         with made_whole(target.path) as temporary:
             return _fill(index, directory, SessionDirectory(temporary), progress)
     except OSError as error:
-        raise _translated(error, target.path) from error
+        message = f"the backup {target.path} can't be made, and nothing is left of it"
+        raise write_error(error, message, "choose another place") from error
 
 
-def _require_empty(path: str) -> None:
+def _is_empty(path: str) -> bool:
     try:
-        names = os.listdir(path)
+        return not os.path.islink(path) and not os.listdir(path)
     except OSError:  # a file, or a directory that can't be read
-        names = [path]
-    if names or os.path.islink(path):
-        raise _occupied(path)
-
-
-def _occupied(path: str) -> InvalidArgument:
-    return InvalidArgument(f"{path} is there, and not an empty directory; choose another place for the backup")
-
-
-def _translated(error: OSError, path: str) -> Exception:
-    if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
-        return _occupied(path)
-    return write_error(
-        error, f"the backup {path} can't be made, and nothing is left of it", "choose another place"
-    )
+        return False
 
 
 def _fill(index: Index, source: SessionDirectory, target: SessionDirectory, progress: OnProgress) -> BackedUp:
@@ -100,7 +80,7 @@ def _fill(index: Index, source: SessionDirectory, target: SessionDirectory, prog
     times: dict[str, int] = {}
     if inside and tables.exists():
         os.makedirs(os.path.dirname(place), exist_ok=True)
-        times = _times(there)
+        times = {entry.name: entry.stat().st_mtime_ns for entry in os.scandir(there)}  # of the last writing
         tables.copy_to(place, progress)
     store = make_store(place)
     try:
@@ -125,11 +105,11 @@ def _complete(index: Index, store: Store, target: SessionDirectory, progress: On
     """
     missing: list[int] = []
     with mirrored_index(store, target, index.identity) as (copy, mirror):
-        if store.tables.exists():
-            store.write(_write_mirror(index.identity), numbers=False)
+        if store.tables.exists():  # the mirror's note in its row is that of the original's mirror
+            store.write(lambda index_writer, writer: index_writer.follow_mirror(index.identity), numbers=False)
         elif index.store.tables.exists():
             with snapshot(index, progress) as (state, records):
-                _Copying(copy, state).run(records)
+                copy_records(state, records, copy)
                 missing = state.missing
         with store.reading() as reader:
             tasks = copy.count(reader)
@@ -138,11 +118,6 @@ def _complete(index: Index, store: Store, target: SessionDirectory, progress: On
                     f"{target.mirror} could not be written; there is no backup. Make room, and try again"
                 )
     return tasks, missing
-
-
-def _times(directory: str) -> dict[str, int]:
-    """Return when each file in a directory was last written, in ns since 1970."""
-    return {entry.name: entry.stat().st_mtime_ns for entry in os.scandir(directory)}
 
 
 def _copy_timestamps(source: SessionDirectory, target: SessionDirectory) -> None:
@@ -155,39 +130,3 @@ def _copy_timestamps(source: SessionDirectory, target: SessionDirectory) -> None
             sync(new)
         elif os.path.exists(new):
             os.unlink(new)
-
-
-def _write_mirror(identity: bytes) -> Callable[[IndexWriter, Writer], None]:
-    """Return the unit that writes the mirror of a copied store, whose row still has the mark of the original's mirror."""
-
-    def unit(index_writer: IndexWriter, writer: Writer) -> None:
-        row = Row.read(writer, identity)
-        if row is not None:
-            row._replace(mark=None).write(writer, identity)
-            index_writer.check_mirror(identity)
-
-    return unit
-
-
-class _Copying:
-    """The copying of a snapshot into a new session."""
-
-    def __init__(self, target: Index, state: Snapshot) -> None:
-        self._target = target
-        self._state = state
-
-    def run(self, records: Iterator[PlacedRecord]) -> None:
-        self._target.store.write(self._begin, numbers=False)
-        while some := list(islice(records, _RECORDS_AT_ONCE)):
-            write_records(self._target, some, self._state_of)
-
-    def _begin(self, index_writer: IndexWriter, writer: Writer) -> None:
-        writer.put(META, [(NEXT_KEY, RECORD_KEY.pack(self._state.next))])
-        writer.put(SCHEMAS, list(starmap(stored_schema, self._state.schemas.items())))
-        index_writer.check_mirror(self._target.identity)
-
-    def _state_of(self, record: PlacedRecord) -> str:
-        if record.state is not None:
-            return record.state
-        schema = self._state.schemas[record.schema]
-        return schema.state(values_of(record.number, record.data)[2]) if isinstance(schema, Schema) else ""

@@ -18,13 +18,17 @@ from typing import Final, NamedTuple
 from zlib import crc32
 
 from ..errors import CorruptRecord, Error, UnstorableValue
-from ..format.frame import RECORD_KEY, revision_of, unseal
+from ..format.frame import RECORD_KEY, head, header_of, unseal
 from ..records.codec import Layout, layout_of
 from ..records.values import REFERENCE, UNPACKABLE, Decoder, Encoder, Opaque
 from ..tasks import Persistable, Stamp, get_stamp, set_stamp, stamp_of
 
 HELD: Final = 1024
 """Objects that are held because they were loaded, and as many because they were changed."""
+
+
+_TOGETHER: Final = 64
+"""Objects that are looked at together, if they were loaded one by one."""
 
 
 class ChangedRecord(NamedTuple):
@@ -45,6 +49,17 @@ class ChangedRecord(NamedTuple):
 
 class NewReference(Exception):
     """Raised where an object that is looked at refers to one that the store doesn't have yet."""
+
+
+def _checksum(stamp: Stamp, packed: bytes) -> int:
+    """Return the checksum that the record of an object's stamp would have with these values."""
+    start = crc32(head(stamp.schema.number, stamp.revision, stamp.home), stamp.number & 0xFFFFFFFF)
+    return crc32(packed, start)
+
+
+def refuse(obj: Persistable) -> int:
+    """Raise NewReference: the references of an encoder that packs none."""
+    raise NewReference
 
 
 class Changes:
@@ -101,21 +116,24 @@ class Changes:
             raise NewReference
         return stamp.number
 
-    def checksum(self, obj: Persistable, layout: Layout, schema: int, revision: int, number: int) -> int:
+    def checksum(self, obj: Persistable, layout: Layout, stamp: Stamp) -> int:
         """Return the checksum of what an object packs to: that of its record, if the record has the class's fields."""
-        value = [schema, revision, layout.values(obj)]
+        values = layout.values(obj)
         try:
-            packed = self.encoder.quick_pack(value)
+            packed = self.encoder.quick_pack(values)
         except UnicodeEncodeError:  # a lone surrogate
-            packed = self.encoder.pack(value, lambda: ())
-        return crc32(packed, number & 0xFFFFFFFF)
+            packed = self.encoder.pack(values, lambda: ())
+        return _checksum(stamp, packed)
+
+    def _is_noted(self, obj: Persistable, stamp: Stamp) -> bool:
+        return id(obj) in self.objects or stamp.number in self.records
 
     def is_changed(self, obj: Persistable, stamp: Stamp) -> bool:
         """Look whether an object differs from what was last loaded or saved of it."""
-        if id(obj) in self.objects or stamp.number in self.records:
+        if self._is_noted(obj, stamp):
             return True
         try:
-            found = self.checksum(obj, layout_of(type(obj)), stamp.schema.number, stamp.revision, stamp.number)
+            found = self.checksum(obj, layout_of(type(obj)), stamp)
         except (NewReference, AttributeError, UnstorableValue, *UNPACKABLE):
             self.encoder = Encoder(self._refer)  # what a failure has left in it
             # What is wrong with it is said when it is saved.
@@ -125,26 +143,41 @@ class Changes:
     def _packed_again(self, stamp: Stamp) -> int | None:
         """Return the checksum of what the stored record packs to, which another version may have packed otherwise."""
         record = self._stored(stamp.number)
-        if record is None or revision_of(record) != stamp.revision:
-            return None
         try:
-            value = self._decoder.unpack(unseal(stamp.number, record))
+            if record is None or header_of(record).revision != stamp.revision:
+                return None
+            values = self._decoder.unpack(unseal(stamp.number, record))[3]
         except CorruptRecord:
             return None
-        return crc32(self.encoder.pack(value, lambda: ()), stamp.number & 0xFFFFFFFF)
+        return _checksum(stamp, self.encoder.pack(values, lambda: ()))
 
     def look_at(self, objs: Iterable[Persistable]) -> None:
         """Look at objects which are about to be let go, and hold those that have changed."""
+        cls: type[Persistable] | None = None
+        store: object = None  # this one, as stamps have it
         for obj in objs:
-            stamp = stamp_of(obj)
-            if stamp is not None and self._is_own(stamp) and self.is_changed(obj, stamp):
-                self.note(obj, stamp.number)
+            try:  # the short way, for very many that haven't changed
+                stamp = get_stamp(obj)
+                if type(obj) is not cls:
+                    cls = type(obj)
+                    values, pack = layout_of(cls).values, self.encoder.packer.pack
+                if stamp.store is store and not self._is_noted(obj, stamp):
+                    start = crc32(head(stamp.schema.number, stamp.revision, stamp.home), stamp.number & 0xFFFFFFFF)
+                    if crc32(pack(values(obj)), start) == stamp.checksum:
+                        continue
+            except (NewReference, AttributeError, Error, *UNPACKABLE):
+                self.encoder, cls = Encoder(self._refer), None
+            own = stamp_of(obj)
+            if own is not None and self._is_own(own):
+                store = own.store
+                if self.is_changed(obj, own):
+                    self.note(obj, own.number)
 
     def forget(self, obj: Persistable, stamp: Stamp) -> None:
         """Take an object as it is for what is stored."""
         self.objects.pop(id(obj), None)
         try:
-            checksum = self.checksum(obj, layout_of(type(obj)), stamp.schema.number, stamp.revision, stamp.number)
+            checksum = self.checksum(obj, layout_of(type(obj)), stamp)
         except (NewReference, AttributeError, Error, *UNPACKABLE):
             self.encoder = Encoder(self._refer)
             checksum = self._checksum_with_new(obj)
@@ -203,9 +236,13 @@ class Changes:
 
     def remember(self, objs: list[Persistable]) -> None:
         """Hold objects that have been loaded, and look at those that were loaded long ago."""
-        self._recent.append(objs)
+        recent = self._recent
+        if recent and len(recent[-1]) + len(objs) <= _TOGETHER:
+            recent[-1] += objs
+        else:
+            recent.append(objs[:])
         self._held += len(objs)
-        while self._held > HELD and len(self._recent) > 1:
-            oldest = self._recent.popleft()
+        while self._held - len(recent[0]) >= HELD:
+            oldest = recent.popleft()
             self._held -= len(oldest)
             self.look_at(oldest)

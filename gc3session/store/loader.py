@@ -6,22 +6,20 @@ import functools
 import weakref
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from weakref import ref
 from zlib import crc32
 
 import msgpack
 
 from ..errors import CorruptRecord
-from ..format.frame import revision_of, schema_number, unseal
+from ..format.frame import TAIL, checksum_of, revision_of, schema_number, unseal
 from ..format.schema import PERSISTABLE, Schema
 from ..records.codec import Layout, fill, layout_for, layout_of
+from ..records.schemas import Schemas
 from ..records.values import DAMAGE, REFERENCE, Decoder
 from ..tables.interface import Reader
-from ..tasks import Persistable, Stamp, Unreadable, classes_defined, get_stamp, set_stamp, stamp_of
-
-if TYPE_CHECKING:
-    from .store import Store
+from ..tasks import Keeper, Persistable, Stamp, Unreadable, classes_defined, get_stamp, set_stamp, stamp_of
 
 _UNREADABLE = Schema(0, "", "Unreadable", PERSISTABLE, ())
 
@@ -37,18 +35,21 @@ class Loader:
     turn comes: so cycles work, and a chain of any length needs no recursion.
 
     Args:
-        store: what the objects belong to.
+        keeper: the store that the objects belong to.
+        schemas: of the store.
         reading: opens the newest committed state.
         record: (reader, N) -> the record, or None.
     """
 
     def __init__(
         self,
-        store: Store,
+        keeper: Keeper,
+        schemas: Schemas,
         reading: Callable[[], AbstractContextManager[Reader]],
         record: Callable[[Reader, int], bytes | None],
     ) -> None:
-        self._store = weakref.ref(store)
+        self._keeper = weakref.ref(keeper)
+        self._schemas = schemas
         self._reading = reading
         self._record = record
         self._decoder = Decoder(self._resolve)
@@ -95,14 +96,16 @@ class Loader:
         held = self.live.get(number)
         if held is not None and held() is not None:
             return None
-        body = record[4:]
+        body = record[:-TAIL]
         checksum = crc32(body, number & 0xFFFFFFFF)
-        if checksum != int.from_bytes(record[:4], "big"):
+        if checksum.to_bytes(4, "big") != record[-4:]:
             return None
         try:
-            schema_number, revision, values = self._unpack(body)
+            schema_number, revision, home, values = self._unpack(body)
+            if (revision | home) >> 63:  # no revision could follow
+                return None
             build, schema = self._builders[schema_number]
-            obj: Persistable = build(values, self._store(), number, revision, schema, checksum)
+            obj: Persistable = build(values, self._keeper(), number, revision, schema, home, checksum)
         except (_Reference, CorruptRecord, *DAMAGE):
             return None
         self.live[number] = ref(obj)
@@ -144,8 +147,7 @@ class Loader:
     def refill(self, obj: Persistable, record: bytes) -> None:
         """Set the fields of *obj* to those in its record."""
         try:
-            schema, revision, values = self._decode(get_stamp(obj).number, record)
-            self._fill(obj, schema, values, revision)
+            self._fill(obj, *self._decode(get_stamp(obj).number, record))
             while self._to_fill:
                 self._build(*self._to_fill.pop())
         finally:
@@ -153,16 +155,16 @@ class Loader:
             self._to_fill.clear()
 
     def _build(self, number: int, record: bytes) -> Persistable:
-        schema, revision, values = self._decode(number, record)
+        schema, revision, home, values = self._decode(number, record)
         layout = self._layout(schema)
         obj = self._shells.get(number)
         if obj is None and layout.fields == schema.fields and not layout.generic:
             self._builders[schema.number] = layout.build, schema
-            obj = layout.build(values, self._store(), number, revision, schema, int.from_bytes(record[:4], "big"))
+            obj = layout.build(values, self._keeper(), number, revision, schema, home, checksum_of(record))
         else:
             if obj is None:
                 obj = self._shell(layout.cls, number, schema)
-            self._fill(obj, schema, values, revision)
+            self._fill(obj, schema, revision, home, values)
         self.note(number, obj)
         self.built.append(obj)
         return obj
@@ -174,35 +176,35 @@ class Loader:
             layout = self._layouts[schema.number] = layout_for(schema)
         return layout
 
-    def _fill(self, obj: Persistable, schema: Schema, values: list[Any], revision: int) -> None:
-        fill(obj, schema, values, revision)
+    def _fill(self, obj: Persistable, schema: Schema, revision: int, home: int, values: list[Any]) -> None:
+        fill(obj, schema, values, revision, home)
         stamp = stamp_of(obj)
         if stamp is not None:  # else it is a copy that came through pickle
             stamp.store.forget_changes(obj)
 
-    def _decode(self, number: int, record: bytes) -> tuple[Schema, int, list[Any]]:
+    def _decode(self, number: int, record: bytes) -> tuple[Schema, int, int, list[Any]]:
         parts = self._decoder.unpack(unseal(number, record))
         try:
-            schema_number_, revision, values = parts
+            schema_number_, revision, home, values = parts
+            if (revision | home) >> 63:
+                raise ValueError("its header has impossible numbers")
             schema = self._schema(schema_number_)
             if len(values) != len(schema.fields):
                 raise ValueError(f"{len(values)} values for {len(schema.fields)} fields")
         except (ValueError, TypeError, AttributeError) as error:
             raise CorruptRecord(f"it is not a record: {error}") from error
-        return schema, revision, values
+        return schema, revision, home, values
 
     def _schema(self, number: int) -> Schema:
-        store = self._store()
-        assert store is not None
-        schema = store.schemas.known(number)
+        schema = self._schemas.known(number)
         if schema is None:
             with self._reading() as reader:
-                schema = store.schemas.get(number, reader)
+                schema = self._schemas.get(number, reader)
         return schema
 
     def _shell(self, cls: type[Persistable], number: int, schema: Schema) -> Persistable:
         obj: Persistable = object.__new__(layout_of(cls).twin)
-        set_stamp(obj, Stamp(self._store(), number, 0, "", schema, 0, None))
+        set_stamp(obj, Stamp(self._keeper(), number, 0, "", schema, 0, 0, None))
         obj.__class__ = cls
         return obj
 

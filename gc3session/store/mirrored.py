@@ -6,15 +6,22 @@ import contextlib
 from collections.abc import Iterator
 
 from ..directory import SessionDirectory
-from ..index.index import Index
 from ..index.mirror import Mirror
+from ..index.server_mirror import ServerMirror
+from .index import Index
 from .store import Store
+
+
+def mirror_of(store: Store, directory: SessionDirectory) -> Mirror:
+    """Return the mirror of a session, whose index is in *store*."""
+    cls = ServerMirror if store.tables.concurrent_writers else Mirror
+    return cls(directory.mirror, directory.url_file, store.schemas)
 
 
 @contextlib.contextmanager
 def mirrored_index(store: Store, directory: SessionDirectory, identity: bytes) -> Iterator[tuple[Index, Mirror]]:
     """Give the index of a session, and the mirror that follows whatever is written to *store* meanwhile."""
-    mirror = Mirror(directory.mirror, directory.url_file, store.schemas, shared=store.tables.concurrent_writers)
+    mirror = mirror_of(store, directory)
     index = Index(store, identity)
     index.listener = mirror
     store.indexes.append(index)

@@ -5,17 +5,17 @@ from __future__ import annotations
 import threading
 import uuid
 from abc import abstractmethod
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, NoReturn
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import msgpack
 
-from ..errors import ClosedError, CommitUnknown, CorruptRecord, InvalidArgument, LoadError, NotFound, UnknownFormat
+from ..errors import ClosedError, CorruptRecord, InvalidArgument, LoadError, NotFound, UnknownFormat
 from ..format.frame import FORMAT, RECORD_KEY, schema_number_or_0, values_of
 from ..format.schema import PERSISTABLE
 from ..index.entries import moved_key
-from ..index.index import Index
-from ..records.batch import Batch
+from ..index.membership import Membership
+from ..records.batch import Batch, Journal
 from ..records.ids import parse_id
 from ..records.schemas import Schemas
 from ..records.sequence import NEXT_KEY
@@ -29,6 +29,20 @@ if TYPE_CHECKING:
 
 _FORMAT_KEY, _STORE_KEY = b"format", b"store"
 _key = RECORD_KEY.pack
+
+
+class PendingCommit(NamedTuple):
+    """A commit of which it is not known yet whether it went through.
+
+    Attributes:
+        went_through: returns whether it did; raises StoreUnreachable while the server isn't there.
+        committed: to be called if it did.
+        journal: what undoes the call that made it, if it did not; empty if the batch is kept.
+    """
+
+    went_through: Callable[[], bool]
+    committed: Callable[[None], object]
+    journal: Journal = []  # noqa: RUF012 (it is never changed)
 
 
 class StoreReading:
@@ -48,11 +62,11 @@ class StoreReading:
     loader: Loader
     batch: Batch
     changes: Changes
-    indexes: list[Index]
+    indexes: list[Membership]
     lock: threading.RLock
     _identity: bytes | None
-    _pending_commit: CommitUnknown | None
-    """A commit of which it is not known yet whether it went through; the batch is what it was to write."""
+    _pending_commit: PendingCommit | None
+    """A commit of which it is not known yet whether it went through."""
     _closed: bool
 
     @property
@@ -112,20 +126,28 @@ class StoreReading:
         items = [(_FORMAT_KEY, msgpack.packb(FORMAT)), (_STORE_KEY, uuid.uuid4().bytes), (NEXT_KEY, _key(1))]
         writer.put(META, items)
 
-    @staticmethod
-    def expect_records(reader: Reader, numbers: Iterable[int]) -> None:
-        """Tell the reader that the records of all of these Ns will be read one by one."""
-        reader.expect(RECORDS, map(_key, numbers))
-
     def record(self, reader: Reader, number: int) -> bytes | None:
         """Return the record of N as this program sees it, or None."""
         record = self.batch.records.get(number)
         return reader.get(RECORDS, _key(number)) if record is None else record or None
 
+    def records_by_number(self, reader: Reader, numbers: Iterable[int]) -> dict[int, bytes]:
+        """Return the records of some Ns as this program sees them, but for those that there aren't."""
+        staged = self.batch.records
+        stored = reader.get_many(RECORDS, [_key(number) for number in sorted({*numbers}) if number not in staged])
+        found = {RECORD_KEY.unpack(key)[0]: record for key, record in stored}
+        found |= {number: staged[number] for number in numbers if staged.get(number)}
+        return found
+
     def name_of(self, reader: Reader, number: int) -> str:
         """Return what the ID of record N begins with."""
         record = self.record(reader, number)
         return "" if record is None else self.schemas.name(schema_number_or_0(record), reader)
+
+    def names_of(self, reader: Reader, numbers: Iterable[int]) -> dict[int, str]:
+        """Return what `name_of` does for those of some Ns that have records."""
+        records = self.records_by_number(reader, numbers)
+        return {n: self.schemas.name(schema_number_or_0(record), reader) for n, record in records.items()}
 
     def schema_number_of(self, reader: Reader, number: int) -> int:
         """Return the schema number of record N; 0 if it can't be told."""
@@ -151,7 +173,7 @@ class StoreReading:
 
     def records(self, reader: Reader, entries: list[Entry]) -> list[bytes | None]:
         """Return the records of some entries, None for each that is gone."""
-        keys = [_key(number) for _, number, _ in entries]
+        keys = [_key(number) for number, _ in entries]
         items = reader.get_many(RECORDS, keys)
         found: list[bytes | None]
         if len(items) == len(keys):
@@ -160,7 +182,7 @@ class StoreReading:
             by_key = dict(items)
             found = [by_key.get(key) for key in keys]
         if self.batch.records:
-            staged = [self.batch.records.get(number) for _, number, _ in entries]
+            staged = [self.batch.records.get(number) for number, _ in entries]
             found = [a if b is None else b or None for a, b in zip(found, staged, strict=True)]
         return found
 
@@ -177,7 +199,7 @@ class StoreReading:
         quick = self.loader.quick
         let_go = self.changes.records
         try:
-            for (_, number, schema), record in zip(entries, records, strict=True):
+            for (number, schema), record in zip(entries, records, strict=True):
                 if record is not None:
                     obj = None if let_go and number in let_go else quick(number, record)
                     loaded.append(self._object(number, schema, record) if obj is None else obj)

@@ -14,10 +14,10 @@ import attrs
 from ..errors import CorruptRecord, LoadError, NotFound
 from ..format.frame import schema_number_or_0, unseal
 from ..format.schema import COLLECTION, Schema
-from ..index.index import CHUNK
 from ..records.values import Decoder
 from ..tables.interface import ReadBytes
 from ..text import escaped
+from .index import CHUNK
 
 if TYPE_CHECKING:
     from ..index.entries import Entry
@@ -33,23 +33,16 @@ class StoredTask:
     Attributes:
         persistent_id (str): its ID.
         number (int): the number at the end of the ID.
-        order (int): its place in the session: of two tasks the one that was added first has the
-            lower one.  0 if the task was found through a reference.
-        schema: the class and the fields that the record was written with: `schema.tag` is
-            'module:ClassName', `schema.fields` the names of the fields.
         record (bytes): the record.
         fields (dict[str, Any]): the values by the names of the fields; a `StoredReference` stands
             for another persistable.
     """
 
-    __slots__ = ("fields", "number", "order", "persistent_id", "record", "schema")
+    __slots__ = ("fields", "number", "persistent_id", "record", "schema")
 
-    def __init__(
-        self, id_: str, number: int, order: int, schema: Schema, record: bytes, fields: dict[str, Any]
-    ) -> None:
+    def __init__(self, id_: str, number: int, schema: Schema, record: bytes, fields: dict[str, Any]) -> None:
         self.persistent_id = id_
         self.number = number
-        self.order = order
         self.schema = schema
         self.record = record
         self.fields = fields
@@ -71,7 +64,6 @@ class UnreadableTask:
     Attributes:
         persistent_id: its ID; the name in it is 'Unreadable' if that isn't known.
         number: the number at the end of the ID.
-        order: its place in the session; 0 if the task was found through a reference.
         name_schema: the number of a schema that has the name in its ID; 0 if there is none.
         record: its bytes; empty if it is missing.
         error: why it can't be read: CorruptRecord, or NotFound if it is missing.
@@ -79,7 +71,6 @@ class UnreadableTask:
 
     persistent_id: str
     number: int
-    order: int
     name_schema: int
     record: bytes
     error: LoadError
@@ -146,19 +137,22 @@ class StoredTasks:
     def records_of(self, numbers: list[int]) -> list[bytes | None]:
         """Return the newest records of some Ns, None for each that there isn't."""
         with self._store.lock, self._store.reading() as reader:
-            return self.records(reader, [(0, number, 0) for number in numbers])
+            return self.records(reader, [(number, 0) for number in numbers])
 
     def of(self, entries: list[Entry], records: list[bytes | None]) -> list[StoredTask | UnreadableTask]:
-        """Return the tasks of some entries, in their order; one whose record is gone is left out."""
+        """Return the tasks of some entries, in their order; one whose record is gone is left out.
+
+        A schema of 0 in an entry says that it isn't known.
+        """
         return [
-            self._read(number, order, schema, record)
-            for (order, number, schema), record in zip(entries, records, strict=True)
+            self._read(number, schema or schema_number_or_0(record), record)
+            for (number, schema), record in zip(entries, records, strict=True)
             if record is not None
         ]
 
     def at(self, entries: list[Entry]) -> list[StoredTask | UnreadableTask]:
         """Return the tasks of some entries as they are now, in their order, without those that are gone."""
-        return self.of(entries, self.records_of([number for _, number, _ in entries]))
+        return self.of(entries, self.records_of([number for number, _ in entries]))
 
     def parts_of(self, task: StoredTask) -> Iterator[StoredTask | UnreadableTask]:
         """Give the tasks of a collection in their order, without having all of them in memory."""
@@ -178,16 +172,16 @@ class StoredTasks:
     def _found(self, number: int, record: bytes | None) -> StoredTask | UnreadableTask:
         """Return the object that a reference to N leads to."""
         if record is not None:
-            return self._read(number, 0, schema_number_or_0(record), record)
+            return self._read(number, schema_number_or_0(record), record)
         id_ = f"Unreadable.{number}"
         error = NotFound(f"record {number} is referred to, but it is not in {self._store.url}", id_)
-        return UnreadableTask(id_, number, 0, 0, b"", error)
+        return UnreadableTask(id_, number, 0, b"", error)
 
-    def _read(self, number: int, order: int, name_schema: int, record: bytes) -> StoredTask | UnreadableTask:
+    def _read(self, number: int, name_schema: int, record: bytes) -> StoredTask | UnreadableTask:
         try:
             parts = self._decoder.unpack(unseal(number, record))
             try:
-                schema_number, _, values = parts
+                schema_number, _, _, values = parts
                 schema = self._schema(schema_number)
                 fields = dict(zip(schema.fields, values, strict=True))
             except (ValueError, TypeError, AttributeError) as error:
@@ -196,8 +190,8 @@ class StoredTasks:
             id_ = f"{self._name(name_schema)}.{number}"
             failure = type(error)(f"{id_} in {self._store.url}: {error}", id_)
             failure.__cause__ = error
-            return UnreadableTask(id_, number, order, name_schema, record, failure)
-        return StoredTask(f"{schema.name}.{number}", number, order, schema, record, fields)
+            return UnreadableTask(id_, number, name_schema, record, failure)
+        return StoredTask(f"{schema.name}.{number}", number, schema, record, fields)
 
     def id_of(self, number: int) -> str:
         """Return the ID of record N; the name in it is 'Unreadable' if the record doesn't tell."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import islice
 from typing import Any, Final
 from weakref import ref
@@ -19,18 +20,20 @@ from ..errors import (
     ReadOnlyError,
     UnstorableValue,
 )
-from ..format.frame import RECORD_KEY, revision_of, seal, values_of
+from ..format.frame import RECORD_KEY, checksum_of, head, header_of, revision_of, seal, values_of, with_home
 from ..format.schema import PERSISTABLE, Schema
-from ..index.index import Index
-from ..records.batch import REMOVED, STAGED_BYTES
+from ..index.entries import Kind
+from ..index.index_writer import IndexWriter
+from ..index.membership import Membership
+from ..records.batch import REMOVED, STAGED_BYTES, Journal
 from ..records.codec import extras_of, layout_of
 from ..records.sequence import NumberSequence
 from ..records.values import UNPACKABLE, Encoder, holds_bytearray, may_hold_bytes, references
 from ..system.gc_pause import no_collection
-from ..system.signals import signal_safe
-from ..tables.interface import RECORDS, Reader
+from ..tables.interface import META, RECORDS, Reader, Writer
 from ..tasks import Origin, Persistable, Stamp, Task, Unreadable, get_stamp, mark_of, restamp, set_stamp, stamp_of
-from .changes import ChangedRecord, NewReference
+from .changes import ChangedRecord, NewReference, refuse
+from .commit import RECORDS_KEY
 from .reading import StoreReading
 
 _key = RECORD_KEY.pack
@@ -50,6 +53,8 @@ class StoreStaging(StoreReading):
     batch_bytes: int
     sequence: NumberSequence
     _encoder: Encoder
+    _plain_encoder: Encoder
+    """Packs what holds no references."""
     _owner: Any
     """The asyncio task that has begun the outermost unit; None if it was none."""
     _journal: list[tuple[Any, Any, Any]]
@@ -66,14 +71,26 @@ class StoreStaging(StoreReading):
         """Write the batch."""
 
     @abstractmethod
+    def write(
+        self,
+        more: Callable[[IndexWriter, Writer], object],
+        *,
+        batch: bool = True,
+        numbers: bool = True,
+        committed: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Write the batch and what *more* does in one transaction; see `Store.write`."""
+
+    @abstractmethod
     def flush(self) -> None:
         """Write the batch.  If that fails the batch is kept."""
 
-    @signal_safe
-    def unit(self, *, flush: bool, room: bool = True) -> Iterator[None]:
+    @contextmanager
+    def unit(self, *, flush: bool, room: bool = True, journal: Journal | None = None) -> Iterator[None]:
         """`with` this, what is staged is staged whole or not at all, and written if *flush*.
 
         Inside a transaction it is written at the end of that.  A full batch is written first, unless *room* is False.
+        What undoes it is added to a *journal*.
         """
         with self.lock:
             self.ensure_writable()
@@ -95,17 +112,30 @@ class StoreStaging(StoreReading):
                 yield
                 if flush and outermost:
                     self.commit()
+                if journal is not None and batch.journal is not None:
+                    journal += batch.journal[mark:]
             except BaseException:
-                if self._pending_commit is None:  # else it may be on disk: it is kept until that is known
-                    try:
-                        batch.undo(mark)
-                    finally:
-                        batch.undo(mark)  # goes on if a signal's handler has kept it from that
+                if self._pending_commit is None:
+                    batch.undo(mark)
                     batch.bytes = min(size, batch.bytes)
+                elif batch.journal is not None:  # it may be on disk
+                    self._pending_commit = self._pending_commit._replace(journal=batch.journal)
                 raise
             finally:
                 if outermost:
                     batch.journal = None
+
+    def home_in(self, index: Membership) -> int:
+        """Return the number of a session, which gets one, in a transaction of its own, if it has none."""
+        if index.known_number:
+            return index.known_number
+        with self.reading() as reader:
+            number = index.number(reader)
+        if not number:
+            self.write(lambda index_writer, writer: index_writer.row(index.identity), batch=False)
+            with self.reading() as reader:
+                number = index.number(reader)
+        return number
 
     def ensure_writable(self) -> None:
         """Raise ReadOnlyError or ClosedError if the store can't be written."""
@@ -121,14 +151,14 @@ class StoreStaging(StoreReading):
         if self.batch.bytes >= self.batch_bytes:
             self.commit()
 
-    def stage(self, obj: Persistable, *, force: bool = False) -> int:
+    def stage(self, obj: Persistable, *, force: bool = False, home: int = 0) -> int:
         """Encode *obj*, and what it refers to that is new or changed, into the batch; return its N.
 
-        To be called in a unit.
+        To be called in a unit.  A new *obj* is to be in the session *home*, if that isn't 0.
         """
         if isinstance(obj, Unreadable):
             raise InvalidArgument(f"{obj!r} stands for a record that can't be read; it can't be saved")
-        number = self._numbered(obj)
+        number = self._numbered(obj, home)
         pending = self._pending
         pending.clear()
         self._outdated.clear()
@@ -145,14 +175,14 @@ class StoreStaging(StoreReading):
             self.loader.refill(changed, record)
         return number
 
-    def _numbered(self, obj: Persistable) -> int:
+    def _numbered(self, obj: Persistable, home: int = 0) -> int:
         """Return the N of *obj*, which gets one if it is new.  A copy that came through pickle keeps that of its record."""
         number = self.own_number(obj)
         if number is not None:
             return number
         if mark_of(obj) is not None:
             self.batch.restamp(obj, None)  # a copy of another store's record is a new object here
-        return self._assign(obj)
+        return self._assign(obj, home)
 
     def _base(self, obj: Persistable, stamp: Stamp | Origin) -> tuple[int, str] | None:
         """Return the revision of its record that *obj* was read from, and its state; None for a new one.
@@ -175,13 +205,13 @@ class StoreStaging(StoreReading):
             state = self.committed_state(reader, stamp.number)
         return revision_of(record), stamp.state if state is None else state
 
-    def _assign(self, obj: Persistable) -> int:
+    def _assign(self, obj: Persistable, home: int) -> int:
         """Give *obj*, which is new, its N."""
         layout = layout_of(type(obj))
         former, _ = extras_of(obj)
         schema = self.schemas.to_write(obj, layout, layout.name if former is None else former.name)
         number = self.sequence.next()
-        self.batch.restamp(obj, Stamp(self, number, 0, "", schema, 0, None))
+        self.batch.restamp(obj, Stamp(self, number, 0, "", schema, home, 0, None))
         self.loader.note(number, obj)
         return number
 
@@ -207,13 +237,19 @@ class StoreStaging(StoreReading):
             names = schema.fields
             values = [fields[name] for name in names]
         body = encoder.pack(
-            [schema.number, revision, values],
+            values,
             lambda: ((f"{type(obj).__qualname__}.{name}", v) for name, v in zip(names, values, strict=True)),
         )
-        return schema, seal(stamp.number, body), obj.state if isinstance(obj, Task) else ""
+        record = seal(
+            stamp.number, head(schema.number, revision, stamp.home if type(stamp) is Stamp else 0) + body
+        )
+        return schema, record, obj.state if isinstance(obj, Task) else ""
 
     def _stage_one(self, obj: Persistable, number: int, *, force: bool) -> None:
         stamp: Stamp | Origin = get_stamp(obj)
+        staged = self.batch.records.get(number)
+        if staged and type(stamp) is Stamp:  # it may have left its session since
+            stamp = stamp._replace(home=header_of(staged).home)
         original = self._original(obj, stamp, force=force) if type(stamp) is Origin else None
         base = self._committed_base(stamp) if force else self._base(obj, stamp)
         # Before its fields are read: a change by another thread from now on is a new one.
@@ -224,20 +260,20 @@ class StoreStaging(StoreReading):
         self._refers_to_copy = original is not None
         schema, record, state = self._encoded(obj, stamp, revision, self._encoder)
         self.batch.stage(number, record, state, base)
-        leftover = stamp.leftover
+        leftover, home = stamp.leftover, stamp.home if type(stamp) is Stamp else 0
         if original is not None:
             self.batch.restamp(obj, stamp._replace(revision=revision, state=state, schema=schema))
             obj = original
         elif type(stamp) is Origin:
             self.batch.set_item(self.loader.live, number, ref(obj))
-        self.batch.restamp(obj, Stamp(self, number, revision, state, schema, 0, leftover))
+        self.batch.restamp(obj, Stamp(self, number, revision, state, schema, home, 0, leftover))
         if self._refers_to_copy:
             self._outdated.append((obj, record))
         layout = layout_of(type(obj))
         if schema.fields == layout.fields:
-            checksum = int.from_bytes(record[:4], "big")
+            checksum = checksum_of(record)
         else:
-            checksum = self.changes.checksum(obj, layout, schema.number, revision, number)
+            checksum = self.changes.checksum(obj, layout, get_stamp(obj))
         set_stamp(obj, get_stamp(obj)._replace(checksum=checksum))
 
     def _original(self, copy: Persistable, origin: Origin, *, force: bool) -> Persistable | None:
@@ -269,7 +305,7 @@ class StoreStaging(StoreReading):
             return None  # what is wrong with it is said when it is saved
         return ChangedRecord(record, state, stamp.revision, stamp.state)
 
-    def stage_new(self, objs: Sequence[Persistable], index: Index) -> int:
+    def stage_new(self, objs: Sequence[Persistable], index: Membership) -> int:
         """Encode new objects and add them to *index*: the short way, for very many.
 
         Return how many; it stops before one that takes the long way (`stage`): it is not new,
@@ -277,6 +313,7 @@ class StoreStaging(StoreReading):
         where the batch is full.  Not to be called in a unit.
         """
         batch, live, joined = self.batch, self.loader.live, index.joined
+        home = self.home_in(index)
         records, states = batch.records, batch.states
         sequence, pack = self.sequence, self._encoder.packer.pack
         pending = self._pending  # saved objects that are changed, and referred to
@@ -295,23 +332,23 @@ class StoreStaging(StoreReading):
                     if layout.generic:
                         break
                     schema = self.schemas.of_class(layout)
-                    number_of_schema, values = schema.number, layout.checked_values
+                    start, values = head(schema.number, 1, home), layout.checked_values
                     has_state = layout.kind != PERSISTABLE
                 if getattr(obj, "_stamp", None) is not None or room <= 0:
                     break
                 number = next(sequence.numbers, 0) or sequence.next()
                 try:
                     parts = values(obj)
-                    body = pack([number_of_schema, 1, parts])
+                    body = start + pack(parts)
                 except (AttributeError, UnstorableValue, *UNPACKABLE):
                     body = b""
                 if not body or journal or pending or (may_hold_bytes(body) and holds_bytearray(parts)):
                     break
                 checksum = crc32(body, number & 0xFFFFFFFF)
-                records[number] = checksum.to_bytes(4, "big") + body
+                records[number] = body + b"\xce" + checksum.to_bytes(4, "big")
                 states[number] = state = obj.state if has_state else ""  # type: ignore[attr-defined]
-                joined[number] = number
-                set_stamp(obj, Stamp(self, number, 1, state, schema, checksum, None))
+                joined[number] = True
+                set_stamp(obj, Stamp(self, number, 1, state, schema, home, checksum, None))
                 live[number] = ref(obj)
                 room -= STAGED_BYTES + len(body)
                 done += 1
@@ -333,27 +370,76 @@ class StoreStaging(StoreReading):
                 self.loader.sweep()
         return done
 
+    def give_up(self, numbers: Iterable[int], index: Membership, journal: Journal) -> None:
+        """Undo what a call has staged and could not write: new records that were added to *index*, and a *journal*."""
+        for number in filter(self.batch.is_new, numbers):
+            columns = self.batch.records, self.batch.states, index.joined, self.loader.live
+            journal += [(column, number, None) for column in columns]
+            obj = self.loader.living(number)
+            if obj is not None:
+                journal.append((None, obj, None))
+        if self._pending_commit is None:
+            self.batch.give_up(journal)
+        else:  # it may be on disk
+            self._pending_commit = self._pending_commit._replace(journal=journal)
+
+    def add_now(self, obj: Persistable, index: Membership) -> bool:
+        """Write a new object and add it to *index*, in one transaction: the short way, for one alone.
+
+        Return False, with nothing done, if it takes the long way: as in `stage_new`, or if the batch isn't empty.
+        """
+        if self.has_batch() or self.batch.journal is not None:
+            return False
+        if not isinstance(obj, Persistable) or mark_of(obj) is not None or layout_of(type(obj)).generic:
+            return False
+        layout = layout_of(type(obj))
+        try:
+            values = layout.checked_values(obj)
+            body = self._plain_encoder.quick_pack(values)
+        except (NewReference, AttributeError, UnstorableValue, *UNPACKABLE):
+            self._plain_encoder = Encoder(refuse)  # what a failure has left in it
+            return False
+        if may_hold_bytes(body) and holds_bytearray(values):
+            return False
+        schema, state = self.schemas.of_class(layout), obj.state if isinstance(obj, Task) else ""
+        # Where others write at the same time, they would wait for a number that is taken in this transaction.
+        known = self.sequence.next() if self.tables.concurrent_writers else self.sequence.at_hand()
+        stamp: Stamp | None = None
+
+        def put(index_writer: IndexWriter, writer: Writer) -> None:
+            nonlocal stamp
+            number = known or self.sequence.take(writer, 1)
+            home = index_writer.row(index.identity).number
+            record = seal(number, head(schema.number, 1, home) + body)
+            writer.put(RECORDS, [(_key(number), record)])
+            index_writer.add(home, {Kind(schema.number, index_writer.states.number(state)): [number]})
+            index_writer.add_lines(home, [(number, schema.number)])
+            writer.count(META, RECORDS_KEY, 1)
+            stamp = Stamp(self, number, 1, state, schema, home, checksum_of(record), None)
+
+        def committed() -> None:
+            assert stamp is not None
+            restamp(obj, stamp)
+            self.loader.note(stamp.number, obj)
+
+        self.write(put, batch=False, numbers=False, committed=committed)
+        return True
+
+    def has_batch(self) -> bool:
+        """Return whether there is anything in the batch."""
+        return bool(self.batch.records) or any(index.joined or index.left for index in self.indexes)
+
     def stage_removals(self, numbers: Iterable[int]) -> None:
         """Take some records, and those in their `tasks`, out of the store and of every index.  In a unit."""
         source = iter(numbers)
         while some := list(islice(source, REMOVED_AT_ONCE)):
             with self.reading() as reader:
-                self.expect_removals(reader, some)
-                for number in some:
-                    self.stage_removal(reader, number)
+                found = self._with_parts(reader, some)
+                held = [(index, index.held(reader, found)) for index in self.indexes]
+            self._stage_removals(found, held)
 
-    def expect_removals(self, reader: Reader, numbers: list[int]) -> None:
-        """Tell the reader that `stage_removal` will be called for all of these Ns."""
-        self.expect_records(reader, numbers)
-        for index in self.indexes:
-            index.expect_orders(reader, numbers)
-
-    def stage_removal(self, reader: Reader, number: int) -> None:
-        """Take record N, and those in its `tasks`, out of the store and of every index.  In a unit."""
-        parts = self._with_parts(reader, number)
-        if len(parts) > 1:
-            self.expect_removals(reader, parts)
-        for n in parts:
+    def _stage_removals(self, numbers: list[int], held: list[tuple[Membership, set[int]]]) -> None:
+        for n in numbers:
             if self.batch.is_new(n):
                 self.batch.unstage(n)
             else:
@@ -362,31 +448,34 @@ class StoreStaging(StoreReading):
                 known = get_stamp(obj).revision if obj is not None else kept.revision if kept is not None else 0
                 self.batch.stage(n, REMOVED, "", self.batch.bases.get(n) or (known, ""))
             self.batch.set_item(self.changes.records, n, None)
-            for index in self.indexes:
-                order = index.order_of(reader, n)
-                if order is not None:
-                    index.leave(self.batch.set_item, order, n)
+            for index, members in held:
+                if n in members:
+                    index.leave(self.batch.set_item, n)
             obj = self.loader.living(n)
             if obj is not None:
                 self._detach(obj)
 
-    def _with_parts(self, reader: Reader, number: int) -> list[int]:
-        """Return N and the Ns of the records in its `tasks`, of all depths."""
+    def stage_leaving(self, index: Membership, number: int) -> None:
+        """Take record N out of a session; it stays in the store.  In a unit."""
+        index.leave(self.batch.set_item, number)
+        if self.batch.is_new(number):  # what is written must not say that the session has it
+            record = self.batch.records[number]
+            self.batch.set_item(self.batch.records, number, with_home(number, record, 0))
+
+    def _with_parts(self, reader: Reader, numbers: list[int]) -> list[int]:
+        """Return some Ns and those of the records in their `tasks`, of all depths; those that there are."""
         found: dict[int, None] = {}
-        pending = [number]
-        while pending:
-            n = pending.pop()
-            record = None if n in found else self.record(reader, n)
-            if record is None:
-                continue
-            found[n] = None
-            try:
-                schema_number_, _, values = values_of(n, record)
-                schema = self.schemas.get(schema_number_, reader)
-                if "tasks" in schema.fields:
-                    pending += references(values[schema.fields.index("tasks")])
-            except (CorruptRecord, LookupError, ValueError):
-                continue  # a damaged record is removed, too; its parts can't be known
+        while numbers:
+            inner: list[int] = []
+            for n, record in self.records_by_number(reader, numbers).items():
+                found[n] = None
+                try:
+                    schema = self.schemas.get(header_of(record).schema, reader)
+                    if "tasks" in schema.fields:
+                        inner += references(values_of(n, record)[2][schema.fields.index("tasks")])
+                except (CorruptRecord, LookupError, ValueError):
+                    continue  # a damaged record is removed, too; its parts can't be known
+            numbers = [n for n in inner if n not in found]
         return list(found)
 
     def _detach(self, obj: Persistable) -> None:

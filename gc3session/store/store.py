@@ -15,12 +15,11 @@ import threading
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from typing import Any
 from weakref import ref
 
 from ..errors import (
-    CommitUnknown,
     ConflictError,
     Error,
     InvalidArgument,
@@ -29,25 +28,28 @@ from ..errors import (
     UnsavedWarning,
     WriteError,
 )
-from ..format.frame import RECORD_KEY, revision_of, schema_number_or_0
+from ..format.frame import RECORD_KEY, schema_number_or_0
 from ..index.entries import moved_key
-from ..index.index import Index
 from ..index.index_writer import IndexWriter
+from ..index.membership import Membership
+from ..index.states import StateNames
 from ..records.batch import REMOVED, Batch
 from ..records.codec import layout_of
 from ..records.ids import parse_id
 from ..records.schemas import Schemas
-from ..records.sequence import NumberSequence, NumbersNeeded
+from ..records.sequence import NumberSequence
 from ..records.values import Encoder
 from ..system.forks import STORES, Lock, at_fork
 from ..system.gc_pause import no_collection
-from ..tables.interface import META, RECORDS, Tables, Writer
+from ..tables.interface import META, RECORDS, SESSIONS, Tables, Writer
 from ..tables.urls import make_tables
 from ..tasks import Persistable, Stamp, get_stamp, restamp, stamp_of
 from ..text import escaped
-from .changes import Changes
+from .changes import Changes, refuse
+from .commit import Commit
 from .loader import Loader
 from .program_end import expect_workers, finish_at_end
+from .reading import PendingCommit
 from .staging import StoreStaging
 
 DEFAULT_BATCH_BYTES = 64 << 20
@@ -55,6 +57,9 @@ DEFAULT_BATCH_BYTES = 64 << 20
 _CHUNK = 512
 _MANY = 1000
 _key = RECORD_KEY.pack
+
+Committed = tuple[int, int] | None
+"""A block of numbers that a commit has taken along: the first, and the one after the last."""
 
 
 class Store(StoreStaging):
@@ -78,28 +83,31 @@ class Store(StoreStaging):
         self.title = f"the store {tables.url}"
         self.batch_bytes = batch_bytes
         self.schemas = Schemas(tables)
+        self.states = StateNames()
         self.sequence = NumberSequence(tables)
         self.batch = Batch()
-        self.indexes: builtins.list[Index] = []
+        self.indexes: builtins.list[Membership] = []
         self.changes = Changes(
             self.kept_record,
             lambda stamp: self.is_same(stamp.store),
             lambda number: None if self._closed else self._committed(number),
         )
-        self.loader = Loader(self, self.reading, self.record)
+        self.loader = Loader(self, self.schemas, self.reading, self.record)
         self.lock = threading.RLock()
         self._encoder = Encoder(self._refer)
+        self._plain_encoder = Encoder(refuse)
         self._journal: list[tuple[Any, Any, Any]] = []  # for stage_new
         self._pending: builtins.list[Persistable] = []
         self._outdated: builtins.list[tuple[Persistable, bytes]] = []
         self._refers_to_copy = False
         self._identity: bytes | None = None
-        self._pending_commit: CommitUnknown | None = None
+        self._pending_commit: PendingCommit | None = None
         self._closed = False
         self._pid = os.getpid()
         self._changed_by_parent: frozenset[int] | None = None
         self.transactions = 0
         tables.on_create = self._on_create
+        tables.before_create = self._check_sessions
         expect_workers()
         try:
             _stores[id(self)] = self
@@ -179,7 +187,7 @@ class Store(StoreStaging):
                     self._detach(living)
                 self.batch.set_item(self.loader.live, number, ref(obj))
                 schema = self.schemas.to_write(obj, layout_of(type(obj)), id_.rpartition(".")[0])
-                self.batch.restamp(obj, Stamp(self, number, 0, "", schema, 0, None))
+                self.batch.restamp(obj, Stamp(self, number, 0, "", schema, 0, 0, None))
             self.stage(obj, force=True)
 
     def remove(self, id_: str) -> None:
@@ -291,9 +299,10 @@ class Store(StoreStaging):
                     self.flush()
                     unsaved = self.unsaved()
                     if self.tables.exists():
-                        self.sequence.give_back()
+                        with suppress(WriteError):  # then they stay unused
+                            self.sequence.give_back()
                 self._closed = True
-            self.tables.close()  # again, too: a signal's handler may have kept it from that
+            self.tables.close()
         if unsaved:
             warnings.warn(
                 f"{self.title} is closed: changes of {_objects(unsaved)} were never saved; call save_all() before",
@@ -318,11 +327,11 @@ class Store(StoreStaging):
         return f"<Store {escaped(self.url)}>"
 
     def __del__(self) -> None:
-        if not getattr(self, "_closed", True) and self.batch.records and self._pid == os.getpid():
+        if not getattr(self, "_closed", True) and self.has_batch() and self._pid == os.getpid():
             _dropped.append(self)
             warnings.warn(
-                f"{self!r} was dropped without flush() or close(): {len(self.batch.records)} records that were"
-                " to be written later are written at the end of the program",
+                f"{self!r} was dropped without flush() or close(): what was to be written later, of"
+                f" {_objects(self._waiting())}, is written at the end of the program",
                 UnsavedWarning,
                 stacklevel=1,
                 source=self,
@@ -347,159 +356,141 @@ class Store(StoreStaging):
                 return lines
             if any(store is self for store in _dropped):
                 self.tables.suspend()  # they are taken for gone, and others may have opened the files since
-            while self.batch.records and self.batch.journal is None:
+            while self.has_batch() and self.batch.journal is None:
                 try:
                     self.flush()
                 except ConflictError as error:  # the others are written
                     lines.append(f"{', '.join(error.ids)} can't be written: {error}")
                     for number in map(self.number_of, error.ids):
-                        self.batch.unstage(number)
+                        self._give_up_staged(number)
                 except Error as error:
-                    lines.append(f"{len(self.batch.records)} records are lost: {error}")
+                    lines.append(f"what was to be written later, of {_objects(self._waiting())}, is lost: {error}")
                     self.discard()
                     return lines
+            for index in self.indexes:
+                if index.listener is not None:
+                    index.listener.follow(self, index.identity, now=True)
             if unsaved := self.unsaved():
                 lines.append(
                     f"changes of {_objects(unsaved)} in {self.url} were never saved: call save_all() or save()"
                 )
         return lines
 
+    def _waiting(self) -> int:
+        """Return how many objects there is something of in the batch."""
+        moves = [number for index in self.indexes for number in (*index.joined, *index.left)]
+        return len({*self.batch.records, *moves})
+
+    def _give_up_staged(self, number: int) -> None:
+        """Take what can't be written of record N out of the batch: its change, or else that it is added."""
+        if number in self.batch.records:
+            self.batch.unstage(number)
+            return
+        for index in self.indexes:
+            index.adopted.pop(number, None)
+            index.joined.pop(number, None)
+
     # -- writing
 
     def commit(self) -> None:
         """Write the batch, records and indexes in one transaction; keep it if that fails."""
-        if not self.batch.records and not any(index.joined or index.left for index in self.indexes):
-            return
-        self.write(lambda index_writer, writer: None)
+        if self.has_batch():
+            self.write(lambda index_writer, writer: None)
 
-    def write(self, more: Callable[[IndexWriter, Writer], None], *, numbers: bool = True) -> None:
-        """Write the batch, and what *more* does, in one transaction.
+    def write(
+        self,
+        more: Callable[[IndexWriter, Writer], object],
+        *,
+        batch: bool = True,
+        numbers: bool = True,
+        committed: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Write the batch, unless *batch* is False, and what *more* does, in one transaction.
 
-        Unless *numbers* is False a block of numbers for new records is taken along when few are left.
+        Unless *numbers* is False a block of numbers for new records is taken along when few are left.  After the
+        commit *committed* is called, before anybody is warned of anything.
         """
 
-        def unit(writer: Writer) -> tuple[int, int] | None:
+        def after_commit(block: Committed) -> None:
+            self._after_commit(block, batch=batch)
+            committed()
+
+        def unit(writer: Writer) -> Committed:
+            writer.lock(SESSIONS, [index.identity for index in self.indexes])
             self._check_not_moved(writer)
-            index_writer = IndexWriter(self, writer)
-            self._write_batch(index_writer, writer)
+            index_writer = IndexWriter(writer, self.schemas, self.states)
+            if batch:
+                Commit(self, writer, index_writer).write()
             more(index_writer, writer)
-            index_writer.finish(self.indexes)
+            index_writer.finish(listeners)
             return self.sequence.take_block(writer) if numbers and self.sequence.low() else None
 
         self._resolve_commit()
         listeners = {index.identity: index.listener for index in self.indexes if index.listener is not None}
         try:
             if self.tables.concurrent_writers:
-                for _, listener in sorted(listeners.items()):
-                    listener.lock()
-            if len(self.batch.records) < _MANY:
-                self._transact(unit)
-            else:
-                with no_collection():
-                    self._transact(unit)
+                self._check_sessions()
+            with no_collection() if len(self.batch.records) >= _MANY else nullcontext():
+                self._transact(unit, after_commit)
         finally:
-            try:
-                complaints = self._release_listeners()
-            finally:
-                self._release_listeners()  # if a signal's handler has kept it from that
-        self.tables.after_write()
+            complaints = self._release_listeners()
         for complaint in complaints:
             if complaint:
                 warnings.warn(escaped(complaint), MirrorWarning, stacklevel=2)
+        for index in self.indexes:
+            if index.listener is not None:
+                index.listener.follow(self, index.identity)
 
-    def _transact(self, unit: Callable[[Writer], tuple[int, int] | None]) -> None:
-        while True:
-            try:
-                self.tables.write(unit, self._after_commit, self._release_listeners)
-                return
-            except NumbersNeeded as needed:
-                self.sequence.reserve_block(needed.count)
-            except BaseException:  # also of a signal's handler, while the server was waited for
-                self._pending_commit = self.tables.pending_commit
-                raise
+    def erase(self, identity: bytes) -> None:
+        """Take a session out of the store; its records stay there."""
+        self.write(lambda index_writer, writer: Commit(self, writer, index_writer).erase(identity))
+
+    def _transact(self, unit: Callable[[Writer], Committed], committed: Callable[[Committed], None]) -> None:
+        try:
+            self.tables.write(unit, committed, self._release_listeners)
+        except BaseException:  # Ctrl-C while the server is waited for, too
+            pending = self.tables.pending_commit
+            self._pending_commit = None if pending is None else PendingCommit(pending.went_through, committed)
+            raise
 
     def _resolve_commit(self) -> None:
         """Find out what became of a commit during which the server was lost."""
-        if self._pending_commit is not None and self._pending_commit.went_through():
-            self._after_commit(None)
+        pending = self._pending_commit
+        if pending is None:
+            return
+        if pending.went_through():
+            pending.committed(None)
+        else:
+            self.batch.give_up(pending.journal)
         self._pending_commit = None
 
     def _release_listeners(self) -> builtins.list[str]:
-        """Have all mirrors unlocked; return what to warn of."""
-        return [index.listener.unlock() for index in self.indexes if index.listener is not None]
+        """Have all mirrors drop what they were to do; return what to warn of."""
+        return [index.listener.release() for index in self.indexes if index.listener is not None]
 
-    def _check_not_moved(self, writer: Writer) -> None:
-        for index in self.indexes:
-            moved = writer.get(META, moved_key(index.identity))
-            if moved is not None:
-                where = moved.decode("ascii", "replace").partition("#")[0]
-                raise WriteError(
-                    f"a session that is open here has moved from {self.url} to {where}; nothing was written. Close"
-                    " it and open it again"
-                )
-
-    def _after_commit(self, block: tuple[int, int] | None) -> None:
-        if block is not None:
-            self.sequence.use_block(block)
-        self.batch.clear()
-        for index in self.indexes:
-            index.reset()
+    def _check_sessions(self) -> None:
         for index in self.indexes:
             if index.listener is not None:
-                index.listener.write()
+                index.listener.check()
 
-    def _write_batch(self, index_writer: IndexWriter, writer: Writer) -> None:
-        records, states = self.batch.records, self.batch.states
-        updates, removed = sorted(self.batch.updates()), sorted(self.batch.removals())
-        # What is removed without ever having been loaded here has no revision to compare.
-        expected = updates + [number for number in removed if self.batch.bases[number][0]]
-        if expected:
-            self._check_conflicts(writer, expected)
-        self.expect_records(writer, removed)
-        held = index_writer.holdings(removed) if removed else []
-        index_writer.expect(held)
-        for number, holding in held:
-            index_writer.leave(holding, number, self.committed_state(writer, number))
-        for index in self.indexes:
-            index.write_left(index_writer, writer)
-        index_writer.take_away()
-        writer.delete(RECORDS, map(_key, removed))
-        for index in self.indexes:
-            index.write_joined(index_writer, writer)
-        moves: dict[tuple[str, str], builtins.list[int]] = {}
-        for number in updates:
-            before, after = self.batch.bases[number][1], states[number]
-            if before != after:
-                moves.setdefault((before, after), []).append(number)
-        if moves:
-            index_writer.move(moves)
-        bases = self.batch.bases
-        if updates:
-            writer.put(RECORDS, [(_key(number), records[number]) for number in updates])
-        new = sorted(number for number in records if number not in bases)
-        writer.add(RECORDS, [(_key(number), records[number]) for number in new])
-
-    def _check_conflicts(self, writer: Writer, updates: builtins.list[int]) -> None:
-        """Raise ConflictError if a stored record isn't of the revision that the batch expects."""
-        bases, records = self.batch.bases, self.batch.records
-        conflicts: list[str] = []
-        for i in range(0, len(updates), _CHUNK):
-            numbers = updates[i : i + _CHUNK]
-            found = dict(writer.get_many(RECORDS, list(map(_key, numbers))))
-            for number in numbers:
-                record = found.get(_key(number))
-                if record is None and records[number] == REMOVED:
-                    continue  # somebody else has removed it, too
-                if record is None or revision_of(record) != bases[number][0]:
-                    name = self.schemas.name(schema_number_or_0(records[number] or record or b""), writer)
-                    conflicts.append(f"{name}.{number}")
-        if conflicts:
-            shown = ", ".join(conflicts[:3]) + (f" and {len(conflicts) - 3} more" if len(conflicts) > 3 else "")
-            raise ConflictError(
-                f"{shown} changed or removed in {self.url} since loaded here; nothing was written. refresh()"
-                " takes over the stored state, save(force=True) overwrites it",
-                tuple(conflicts),
+    def _check_not_moved(self, writer: Writer) -> None:
+        for _, moved in writer.get_many(META, [moved_key(index.identity) for index in self.indexes]):
+            where = moved.decode("ascii", "replace").partition("#")[0]
+            raise WriteError(
+                f"a session that is open here has moved from {self.url} to {where}; nothing was written. Close"
+                " it and open it again"
             )
+
+    def _after_commit(self, block: Committed, *, batch: bool = True) -> None:
+        for index in self.indexes:  # first: if a session isn't there any more, nothing is acknowledged
+            if index.listener is not None:
+                index.listener.write()
+        if block is not None:
+            self.sequence.use_block(block)
+        if batch:
+            self.batch.clear()
+            for index in self.indexes:
+                index.reset()
 
     # -- fork
 
@@ -520,14 +511,13 @@ class Store(StoreStaging):
                 restamp(obj, stamp._replace(revision=revision, state=state))
                 self.note_changed(obj)
             else:
+                self.changes.objects.pop(id(obj), None)
                 restamp(obj, None)
                 self.loader.live.pop(number)
         self._changed_by_parent = frozenset(self.changes.numbers())
         self.sequence.reset()
         for index in self.indexes:
             index.reset()
-            if index.listener is not None:
-                index.listener.forked()
 
 
 _stores: weakref.WeakValueDictionary[int, Store] = weakref.WeakValueDictionary()

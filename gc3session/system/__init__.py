@@ -1,1 +1,1 @@
-"""What the operating system and the interpreter give: files, temporary names, forks, signals, sorting on disk."""
+"""What the operating system and the interpreter give: files, temporary names, forks, sorting on disk."""

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import fcntl
 import os
 import re
 import secrets
 import shutil
 import stat
+import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
@@ -26,10 +31,14 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NO_RIGHT = (errno.EACCES, errno.EPERM, errno.EROFS)
 """Those for files that this program may not write."""
 
-TEMPORARY_ENDING = r"\.(\d+)\.[0-9a-f]+\.tmp"
-"""With what `temporary_name` ends, as a regular expression whose group is the pid."""
+TEMPORARY_ENDING = r"\.(\d+)-(\d+)\.[0-9a-f]+\.tmp"
+"""With what `temporary_name` ends, as a regular expression; its groups are the pid, and the namespace of that."""
+
+DESCRIPTORS = "/proc/self/fd"
+"""The directory in which the system shows the open files of this process by their descriptors."""
 
 _MOUNTINFO = "/proc/self/mountinfo"
+_PAUSE = 0.0005  # seconds between two attempts to lock a file
 
 
 def write_error(error: OSError, message: str, remedy: str, otherwise: type[Error] = WriteError) -> Error:
@@ -127,6 +136,98 @@ def _check_regular(path: str | os.PathLike[str], status: os.stat_result) -> None
         raise OSError(errno.EFBIG, "all holes", os.fspath(path))
 
 
+class KnownFile:
+    """An open file that knows whether its path still leads to it: as long as it is open, no other has its inode.
+
+    Attributes:
+        fd: the descriptor, which is this object's to close.
+        path: where the file is.
+        status: of the file, when it was opened.
+    """
+
+    def __init__(self, fd: int, path: str) -> None:
+        self.fd = fd
+        self.path = path
+        self.status = os.fstat(fd)
+        self._id = self.status.st_dev, self.status.st_ino
+
+    def is_in_place(self) -> bool:
+        """Return whether its path leads to this file, and not by a symbolic link."""
+        try:
+            status = os.lstat(self.path)
+        except OSError:
+            return False
+        return (status.st_dev, status.st_ino) == self._id
+
+    def close(self) -> None:
+        """Close it; closing twice does nothing."""
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    __del__ = close
+
+
+@contextlib.contextmanager
+def opened_directory(path: str) -> Iterator[int]:
+    """Within `with`, give a descriptor of the directory at an absolute path, which can be used for the names in it only.
+
+    Raise OSError if any part of the path is a symbolic link, also one that somebody has just put there.
+    """
+    flags = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    fd = os.open(os.sep, flags)
+    try:
+        for name in filter(None, path.split(os.sep)):
+            above, fd = fd, os.open(name, flags, dir_fd=fd)
+            os.close(above)
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def path_of(fd: int, path: str) -> str:
+    """Return a path that leads to an open file or directory, whatever *path* leads to; *path* itself without /proc."""
+    return f"{DESCRIPTORS}/{fd}" if os.path.isdir(DESCRIPTORS) else path
+
+
+def locked_within(fd: int, kind: int, seconds: float) -> bool:
+    """Lock an open file by `flock`, at once or within some seconds; return whether it is locked.
+
+    Raise OSError if its filesystem has no such locks.
+
+    It is tried again and again. To wait in the system would let each writer write once, and then the next: ext4
+    delays a flush by another process than that of the last one, so that all would write half as much.
+    """
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            fcntl.flock(fd, kind | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() >= end:
+                return False
+        time.sleep(_PAUSE)
+
+
+def mount_of(fd: int) -> str:
+    """Return what tells the mount of an open file from all others since the boot; '' if the system doesn't say.
+
+    The numbers in `/proc/self/mountinfo` are used again, so that a disk which comes back may get its former one.
+    """
+    import ctypes  # takes 2 ms
+
+    size, mask_size, place = 256, 4, 0x90  # of `struct statx`
+    at_empty_path, unique = 0x1000, 0x4000  # AT_EMPTY_PATH, STATX_MNT_ID_UNIQUE (Linux 6.8)
+    buffer = ctypes.create_string_buffer(size)
+    statx = getattr(ctypes.CDLL(None), "statx", None)
+    known = statx is not None and statx(fd, b"", at_empty_path, unique, buffer) == 0
+    if known and int.from_bytes(buffer.raw[:mask_size], sys.byteorder) & unique:
+        return str(int.from_bytes(buffer.raw[place : place + 8], sys.byteorder))
+    with contextlib.suppress(OSError), open(f"/proc/self/fdinfo/{fd}") as facts:
+        return next((line.split()[1] for line in facts if line.startswith("mnt_id:")), "")
+    return ""
+
+
 def sync(path: str) -> None:
     """Flush to disk the contents of a file, or the names in a directory."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -172,7 +273,15 @@ def touch(path: str | os.PathLike[str], time_ns: int) -> None:
 
 def temporary_name(path: str) -> str:
     """Return another name beside *path*, which says which process uses it; see TEMPORARY_ENDING."""
-    return f"{path}.{os.getpid()}.{secrets.token_hex(4)}.tmp"
+    return f"{path}.{os.getpid()}-{pid_namespace()}.{secrets.token_hex(4)}.tmp"
+
+
+def pid_namespace() -> int:
+    """Return the number of the namespace of pids that this process is in, such as its container's; 0 if there is none."""
+    try:
+        return os.stat("/proc/self/ns/pid").st_ino
+    except OSError:
+        return 0
 
 
 def write_durably(path: str, contents: bytes, *, replace: bool = True, mtime: float | None = None) -> None:

@@ -55,7 +55,6 @@ class _Held(threading.local):
 
 
 _held = _Held()
-_ATTEMPTS: Final = 100  # each may be ended by what the handler of a signal raises
 
 
 def at_fork(
@@ -78,17 +77,13 @@ def at_fork(
 
 
 def _before() -> None:
-    interruption: BaseException | None = None
-    for _ in range(_ATTEMPTS):
-        try:
-            _take_all()
-            for layer in _layers:
-                layer.before()
-            break
-        except BaseException as error:  # noqa: BLE001  of a signal's handler; Python forks all the same
-            interruption = error
-    if interruption is not None:
-        raise interruption  # which Python prints
+    try:
+        _take_all()
+        for layer in _layers:
+            layer.before()
+    except (KeyboardInterrupt, SystemExit):
+        _before()
+        raise  # which Python prints; it forks all the same
 
 
 def _take_all() -> None:
@@ -115,7 +110,7 @@ def _take_others(patience: float) -> Lock | None:
 
 
 def _take(lock: Lock, timeout: float = -1) -> bool:
-    """Acquire a lock and note it, in one call of C, so that no handler of a signal runs in between."""
+    """Acquire a lock and note it, in one call of C: no Ctrl-C comes in between, after which all would wait for ever."""
     _held.locks.extend(filter(methodcaller("acquire", timeout=timeout), [lock]))
     return _held.locks[-1:] == [lock]
 
@@ -139,6 +134,4 @@ def _after_in_child() -> None:
 
 
 os.register_at_fork(before=_before, after_in_parent=_release, after_in_child=_after_in_child)
-os.register_at_fork(
-    after_in_parent=_release
-)  # once more, in case a handler of a signal raised as the first call began
+os.register_at_fork(after_in_parent=_release)  # again: Ctrl-C during the fork raises as the first call begins

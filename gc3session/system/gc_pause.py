@@ -9,15 +9,15 @@ from __future__ import annotations
 import gc
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 from .forks import ENVIRONMENTS, at_fork
-from .signals import signal_safe
 
 _lock = threading.RLock()
 _pauses = 0  # how many blocks are being run; while there are any, the collector is off
 
 
-@signal_safe
+@contextmanager
 def no_collection() -> Iterator[None]:
     """Within `with`, the collector runs in no thread. In a forked child it runs again."""
     global _pauses

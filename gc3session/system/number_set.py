@@ -14,6 +14,10 @@ class Numbers:
     def __init__(self, numbers: Iterable[int] = ()) -> None:
         self._pages: dict[int, bytearray] = {}
         self._length = 0
+        self.add_all(numbers)
+
+    def add_all(self, numbers: Iterable[int]) -> None:
+        """Add some Ns."""
         for number in numbers:
             self.add(number)
 

@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Iterator
 
 from ..errors import WriteError
-from .filesystem import TEMPORARY_ENDING, make_directory, sync, temporary_name
+from .filesystem import TEMPORARY_ENDING, make_directory, pid_namespace, sync, temporary_name
 
 
 @contextlib.contextmanager
@@ -26,12 +26,15 @@ def keeping(what: str) -> Iterator[None]:
 
 
 def delete_leftovers(path: str, *, files: bool = False) -> None:
-    """Delete the directories, and with *files* the files, that dead processes have left half made for *path*."""
+    """Delete the directories, and with *files* the files, that dead processes have left half made for *path*.
+
+    Of a process in another container it isn't known here whether it is dead.
+    """
     parent, name = os.path.split(path)
     pattern = re.compile(rf"{re.escape(name)}(?:{TEMPORARY_ENDING})+")  # twice if made inside of such a one
     for other in os.listdir(parent) if os.path.isdir(parent) else ():
         match = pattern.fullmatch(other)
-        if match and not os.path.exists(f"/proc/{match[1]}"):
+        if match and int(match[2]) == pid_namespace() != 0 and not os.path.exists(f"/proc/{match[1]}"):
             left = os.path.join(parent, other)
             delete_tree(left)
             if files and os.path.isfile(left) and not os.path.islink(left):
@@ -61,9 +64,5 @@ def made_whole(path: str) -> Iterator[str]:
         sync(temporary)
         os.rename(temporary, path)
     finally:
-        try:
-            delete_tree(temporary)
-        except BaseException:  # Ctrl-C may come while another failure is cleaned up
-            delete_tree(temporary)
-            raise
+        delete_tree(temporary)
     sync(os.path.dirname(path))

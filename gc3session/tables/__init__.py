@@ -5,8 +5,7 @@ These are the names for writing a new kind of store; interface.py says what it h
 """
 
 from .interface import (
-    PLAIN_TABLES,
-    SET_TABLES,
+    TABLES,
     Compacted,
     Contents,
     Figure,
@@ -14,14 +13,14 @@ from .interface import (
     NoTables,
     OnProgress,
     Reader,
-    Salvaged,
+    Remains,
+    Standing,
     Tables,
     Writer,
 )
 
 __all__ = [
-    "PLAIN_TABLES",
-    "SET_TABLES",
+    "TABLES",
     "Compacted",
     "Contents",
     "Figure",
@@ -29,7 +28,8 @@ __all__ = [
     "NoTables",
     "OnProgress",
     "Reader",
-    "Salvaged",
+    "Remains",
+    "Standing",
     "Tables",
     "Writer",
 ]

@@ -1,20 +1,21 @@
 """Tables of bytes: what a store is built on, and what a new kind of store has to provide.
 
-The tables, their keys and values (numbers are big-endian, `order` is the place of a task in
-its session; see index/entries.py)::
+The tables, their keys and values (numbers are big-endian)::
 
-    table         key                        value
-    records       N (8)                      record (format/frame.py)
-    schemas       schema number (4)          schema (format/schema.py)
-    meta          name                       b'format', b'store', b'next ...' (store/reading.py)
-    sessions      identity (16)              session row (index/entries.py)
-    members *     session (4)                order (8), schema number (4; bit 31: late), line (8)
-    states *      session (4), state UTF-8   order (8)
-    late          order (8)                  N (8)
-    late_members  N (8), session (4)         order (8)
+    table      key                                                    value
+    meta       name                                                   b'format', b'store', b'next ...' (store/reading.py)
+    schemas    schema number (4)                                      schema (format/schema.py)
+    states     state number (4)                                       its name (index/entries.py)
+    sessions   identity (16)                                          session row (index/entries.py)
+    counts     session (4), schema number (4), state number (4)       how many members (8)
+    index      session (4), block (8), schema number (4), state (4)   members (index/entries.py)
+    holders    N (8), session (4)                                     nothing
+    unique     session (4), a unique key                              N (8)
+    metadata   session (4), name                                      a value, sealed
+    leases     N (8), session (4)                                     lease, sealed
+    records    N (8)                                                  record (format/frame.py)
 
-A table with a star holds a sorted set of values for each key, all of one length; the others
-hold one value for each key. Both are sorted by bytes.
+Each key has one value; the items of a table are sorted by the bytes of their keys.
 """
 
 from __future__ import annotations
@@ -22,12 +23,11 @@ from __future__ import annotations
 import struct
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from enum import Enum
 from typing import Any, ClassVar, Final, NamedTuple, TypeVar
 
-from ..errors import CommitUnknown, InvalidArgument
-from ..system.number_set import Numbers
-from ..system.signals import signal_safe
+from ..errors import CommitUnknown, CorruptStore, InvalidArgument
 
 T = TypeVar("T")
 
@@ -35,19 +35,27 @@ RECORDS: Final = "records"
 SCHEMAS: Final = "schemas"
 META: Final = "meta"
 SESSIONS: Final = "sessions"
-MEMBERS: Final = "members"
 STATES: Final = "states"
-LATE: Final = "late"
-LATE_MEMBERS: Final = "late_members"
+COUNTS: Final = "counts"
+INDEX: Final = "index"
+HOLDERS: Final = "holders"
+UNIQUE: Final = "unique"
+METADATA: Final = "metadata"
+LEASES: Final = "leases"
 
-PLAIN_TABLES: Final = (RECORDS, SCHEMAS, META, SESSIONS, LATE, LATE_MEMBERS)
-SET_TABLES: Final = (MEMBERS, STATES)
+TABLES: Final = (META, SCHEMAS, STATES, SESSIONS, COUNTS, INDEX, HOLDERS, UNIQUE, METADATA, LEASES, RECORDS)
+"""All tables; the records are the last, as these are what grows."""
+
+NUMBERING: Final = b"store"
+"""The key of an item of `meta` that is locked while a session, a schema or a state gets its number."""
 
 Item = tuple[bytes, bytes]
 
 _CHUNK = 1024  # items that a walk through a table reads at a time
 MALFORMED: Final = (struct.error, UnicodeDecodeError)
 """What reading a malformed key or value raises; LMDB's transactions end with CorruptStore instead."""
+
+MISCOUNTED: Final = "the index has fewer tasks than it counts: 'gc3session repair' rebuilds it"
 
 OnProgress = Callable[[int, int], None]
 """Called now and then with how much has been done, and how much there is in all."""
@@ -93,18 +101,32 @@ class Figure(NamedTuple):
     values: dict[str, Any]
 
 
-class Salvaged(NamedTuple):
-    """What could be read of a damaged store.
+class Standing(Enum):
+    """What is known of where an item stands in a store's files."""
+
+    REACHED = "something leads to it"
+    LOST = "nothing leads to it, and it may be in use"
+    FREE = "it is in no use"
+
+
+class Remains(ABC):
+    """All that stands in the files of a store, which may be damaged.
 
     Attributes:
-        message: what was rebuilt, or would be.
-        members: whether the table of members could be read completely.
-        replaced: the name of the file that is moved away for a new one, '' if none is.
+        path: the file.
+        is_newest: whether what is `REACHED` is of the newest committed state, and not of an earlier one.
+        knows_free: whether all that is `FREE` is known to be.
+        is_led_to: whether anything is `REACHED`.
     """
 
-    message: str
-    members: bool
-    replaced: str
+    path: str
+    is_newest: bool
+    knows_free: bool
+    is_led_to: bool
+
+    @abstractmethod
+    def items(self, *standing: Standing) -> Iterator[tuple[str, bytes, bytes]]:
+        """Yield table, key and value of all items that stand so, in no order; some may stand there twice."""
 
 
 class Contents(ABC):
@@ -115,20 +137,8 @@ class Contents(ABC):
         """Return the value of *key*, or None."""
 
     @abstractmethod
-    def entries(self, table: str) -> int:
-        """Return how many items the table has; for a set table, how many values all its keys have."""
-
-    @abstractmethod
-    def walk(self, table: str) -> Iterator[Item]:
-        """Yield all items of a table that is no set table, in order."""
-
-    @abstractmethod
-    def keys(self, table: str) -> Iterator[bytes]:
-        """Yield all keys of a table, in order."""
-
-    @abstractmethod
-    def walk_values(self, table: str, key: bytes) -> Iterator[bytes]:
-        """Yield all values of *key* in a set table, in order."""
+    def walk(self, table: str, start: bytes = b"", prefix: bytes = b"") -> Iterator[Item]:
+        """Yield the items of a table whose keys are at least *start* and begin with *prefix*, in order."""
 
 
 class Reader(Contents):
@@ -138,10 +148,6 @@ class Reader(Contents):
     """A number that identifies the committed state: it is different after each commit of any process."""
 
     @abstractmethod
-    def newest(self) -> int:
-        """Return the `serial` of a reader that would begin now."""
-
-    @abstractmethod
     def get_many(self, table: str, keys: Sequence[bytes]) -> list[Item]:
         """Return the items of those *keys* that are there, in the order of *keys*."""
 
@@ -149,51 +155,15 @@ class Reader(Contents):
     def scan(self, table: str, start: bytes, limit: int | None = None, prefix: bytes = b"") -> list[Item]:
         """Return at most *limit* items whose keys are at least *start* and begin with *prefix*, in order."""
 
-    def walk(self, table: str) -> Iterator[Item]:
-        start = b""
-        while items := self.scan(table, start, _CHUNK):
+    def scan_many(self, table: str, prefixes: Sequence[bytes]) -> list[Item]:
+        """Return the items whose keys begin with one of some *prefixes*, which are sorted, in order."""
+        return [item for prefix in prefixes for item in self.scan(table, prefix, None, prefix)]
+
+    def walk(self, table: str, start: bytes = b"", prefix: bytes = b"") -> Iterator[Item]:
+        start = max(start, prefix)
+        while items := self.scan(table, start, _CHUNK, prefix):
             yield from items
             start = items[-1][0] + b"\0"
-
-    def keys(self, table: str) -> Iterator[bytes]:
-        if table in SET_TABLES:
-            return (key for key, _ in self.counts(table, b""))
-        return (key for key, _ in self.walk(table))
-
-    def walk_values(self, table: str, key: bytes) -> Iterator[bytes]:
-        start = b""
-        while values := self.values(table, key, start, _CHUNK):
-            yield from values
-            after = int.from_bytes(values[-1], "big") + 1  # all of one length
-            if after >> 8 * len(values[-1]):
-                return
-            start = after.to_bytes(len(values[-1]), "big")
-
-    def expect(self, table: str, keys: Iterable[bytes]) -> None:
-        """Hint that `get` follows for each of *keys*; a remote store fetches them in one query."""
-
-    def expect_values(self, table: str, key: bytes, starts: Iterable[bytes]) -> None:
-        """Hint that `values(key, start, 1)` follows for each of *starts*; a remote store fetches them in one query."""
-
-    @abstractmethod
-    def values(self, table: str, key: bytes, start: bytes, limit: int) -> list[bytes]:
-        """Return at most *limit* values of *key* that are at least *start*, in order."""
-
-    @abstractmethod
-    def first_values(self, table: str, key: bytes, starts: Iterable[bytes]) -> list[bytes | None]:
-        """Return, for each of *starts*, the first value of *key* that isn't less, or None."""
-
-    @abstractmethod
-    def last_value(self, table: str, key: bytes) -> bytes | None:
-        """Return the greatest value of *key*, or None if it has none."""
-
-    @abstractmethod
-    def count(self, table: str, key: bytes) -> int:
-        """Return how many values *key* has."""
-
-    @abstractmethod
-    def counts(self, table: str, prefix: bytes) -> list[tuple[bytes, int]]:
-        """Return each key that begins with *prefix*, and how many values it has."""
 
     def release_memory(self) -> None:
         """Release memory that reading has taken; to be called now and then by what reads very many records."""
@@ -220,9 +190,6 @@ class NoTables(Reader):
 
     serial = 0
 
-    def newest(self) -> int:
-        return 0
-
     def get(self, table: str, key: bytes) -> bytes | None:
         return None
 
@@ -230,24 +197,6 @@ class NoTables(Reader):
         return []
 
     def scan(self, table: str, start: bytes, limit: int | None = None, prefix: bytes = b"") -> list[Item]:
-        return []
-
-    def entries(self, table: str) -> int:
-        return 0
-
-    def values(self, table: str, key: bytes, start: bytes, limit: int) -> list[bytes]:
-        return []
-
-    def first_values(self, table: str, key: bytes, starts: Iterable[bytes]) -> list[bytes | None]:
-        return [None for _ in starts]
-
-    def last_value(self, table: str, key: bytes) -> bytes | None:
-        return None
-
-    def count(self, table: str, key: bytes) -> int:
-        return 0
-
-    def counts(self, table: str, prefix: bytes) -> list[tuple[bytes, int]]:
         return []
 
 
@@ -267,13 +216,27 @@ class Writer(Reader):
     def delete(self, table: str, keys: Iterable[bytes]) -> None:
         """Delete some keys; those that aren't there are ignored."""
 
-    @abstractmethod
-    def put_values(self, table: str, key: bytes, values: Sequence[bytes]) -> None:
-        """Add values, which are sorted and not there yet, to the set of *key*."""
+    def count(self, table: str, key: bytes, change: int) -> None:
+        """Add to the number, of 8 bytes, under a key; there is none where it is 0.
 
-    @abstractmethod
-    def delete_values(self, table: str, key: bytes, values: Iterable[bytes]) -> None:
-        """Remove values from the set of *key*; those that aren't there are ignored."""
+        Raise CorruptStore, now or at the commit, if a number of the table `counts` would be less than 0, or one
+        greater than it can be.
+        """
+        value = self.get(table, key)
+        count = change + int.from_bytes(value or b"", "big")
+        if (count < 0 and table == COUNTS) or count >> 63 > 0:
+            raise CorruptStore(MISCOUNTED)
+        if count > 0:
+            self.put(table, [(key, count.to_bytes(8, "big"))])
+        elif value is not None:
+            self.delete(table, [key])
+
+    def lock(self, table: str, keys: Iterable[bytes]) -> None:
+        """Keep others from changing some items, those that are there, until the transaction ends.
+
+        Where several write transactions run at once, what a change depends on is locked before it is
+        read: first all session rows, then records by their Ns, then an item of `meta` for new numbers.
+        """
 
 
 class Tables(ABC):
@@ -294,6 +257,9 @@ class Tables(ABC):
     on_create: Callable[[Writer], None] | None = None
     """Called with the first transaction after the tables were created."""
 
+    before_create: Callable[[], None] | None = None
+    """Called before the tables are created; whatever it raises keeps them from being made."""
+
     pending_commit: CommitUnknown | None = None
     """Set when `write` raises without knowing whether its transaction was committed."""
 
@@ -308,7 +274,6 @@ class Tables(ABC):
     def contents(
         self,
         problem: Callable[[str], None],
-        progress: OnProgress = no_progress,
         held: Callable[[], None] = lambda: None,
         *,
         writer: Writer | None = None,
@@ -317,17 +282,16 @@ class Tables(ABC):
 
         Args:
             problem: called with each fault in the structure below the tables.
-            progress: called with how far the search for such faults has come, and how far it goes.
-            held: called once the state is fixed, before the search.
+            held: called once the state is fixed, before the search; again if the state had to be given up.
             writer: the writer of a transaction that has done nothing yet; nobody else can commit until it ends.
 
         This default searches nothing: it knows of no structure below the tables.
         """
         return _held(self.read(), held)
 
-    def schema_copies(self) -> Iterator[Item]:
-        """Yield schemas that stand elsewhere in the store than in their table, as its items; by default none."""
-        return iter(())
+    def remains(self) -> AbstractContextManager[Remains] | None:
+        """Return what stands in the store's files, for `with`; None for a store that has none, as by default."""
+        return None
 
     def exclusive(self) -> AbstractContextManager[None]:
         """Return a context manager that keeps other processes from opening the store's files.
@@ -336,32 +300,26 @@ class Tables(ABC):
         """
         return nullcontext()
 
-    def rebuild(
-        self,
-        keep: Callable[[str], None],
-        listed: Numbers,
-        finish: Callable[[Tables, Salvaged], None],
-        *,
-        dry_run: bool,
-    ) -> Salvaged | None:
-        """Rebuild the store, whose structure is damaged, from what can be read of it.
+    def rebuild(self, keep: Callable[[str], None], fill: Callable[[Tables], None]) -> None:
+        """Replace the files of a store that has some, and is damaged.
 
         Args:
             keep: called with the path of a file before it is replaced, to keep a copy of it.
-            listed: the Ns that the session is known to have.
-            finish: called with the new tables before they replace the old ones; its changes
+            fill: called with the new tables before they replace the old ones; its changes
                 arrive together with the new tables, or not at all.
-            dry_run: change nothing, only report what is there.
 
-        Return None if a store of this kind can't be rebuilt, as by default.
         Raise StoreInUse if another process has the store open.
         """
-        return None
+        raise InvalidArgument(f"{self.url}: a store of this kind has no files to be replaced")
 
     def get(self, table: str, key: bytes) -> bytes | None:
         """Return the newest committed value of *key*, or None."""
         with self.read() as reader:
             return reader.get(table, key)
+
+    def is_busy(self) -> bool:
+        """Return whether another process writes at the moment, so that `write` would wait for it."""
+        return False
 
     @abstractmethod
     def write(
@@ -378,13 +336,9 @@ class Tables(ABC):
         because the process that may write meanwhile may be waiting for one of them. (With
         `concurrent_writers` the locks were taken before, and are kept.)
 
-        After the commit *committed* is called with the result, before any fork, and even if a
-        signal's handler raises just then: calling it a second time must do no harm.
+        After the commit *committed* is called with the result, before any fork; once more if Ctrl-C
+        interrupts the commit or it, so calling it a second time must do no harm.
         """
-
-    @abstractmethod
-    def after_write(self) -> None:
-        """Do what is left to do after a write, and what nobody has to wait for."""
 
     def figures(self) -> list[Figure]:
         """Return what the store reports about itself, such as size and settings, in constant time."""
@@ -417,8 +371,9 @@ class Tables(ABC):
         """Close the tables for everybody in this process: they are about to be deleted."""
 
 
-@signal_safe
+@contextmanager
 def _held(reading: AbstractContextManager[Reader], held: Callable[[], None]) -> Iterator[Contents]:
     with reading as reader:
+        _ = reader.serial  # on a server the state is that of the first answer
         held()
         yield reader

@@ -2,22 +2,15 @@
 
 A dump is ASCII text, one JSON object a line, without blanks::
 
-    {"dump":1,"first":F,"next":X,"records":R,"late":L,"created":T,"command":C,"finished":T}
-    {"schema":S,"tag":...,"name":...,"kind":...,"fields":[...]}      of each schema, by number
-    {"id":"Task.1","schema":S,"revision":1,"order":1,"fields":{...}} of each record
+    {"dump":2,"first":F,"next":X,"records":R,"created":T,"command":C,"finished":T}
+    {"schema":S,"tag":...,"name":...,"kind":...,"fields":[...]}          of each schema, by number
+    {"id":"Task.1","schema":S,"revision":1,"member":true,"fields":{...}} of each record, by N
     {"end":{"records":R,"members":M}}
 
-- F is the least N of the records, X the store's next N, R the number of records, M how many of
-  them the session holds, and L how many of those have an order that is not their N. The times T
-  are those of the files `created` and `finished` in ns since 1970, or null; C is the text of
-  `created`, or null, with bytes that are not UTF-8 as surrogates (U+DC80 to U+DCFF).
-- A record's `order` is its place in the session, null if the session doesn't hold it. The lines
-  are sorted by order, and records without one stand among them by their N: no order is also the N
-  of another record.
-- json_values.py describes the values in `fields`.
-- A record that can't be read, or whose values are nested too deep for JSON, has
-  `"record":base64` of its bytes instead of schema, revision and fields. If it can't be read,
-  `state` is what the index has for it. A damaged schema is `{"schema":S,"bytes":base64}`.
+The times T are those of the files `created` and `finished` in ns since 1970, C is the text of
+`created`. `member` says whether the session holds the record. A value that has no JSON
+(json_values.py), a record that can't be read and a damaged schema are there as base64; FORMAT.md
+has them, and all else, exactly.
 
 If no other session uses the store, all of its records are dumped, also those that were forgotten
 or never added; else the session's records and all that they refer to.
@@ -33,15 +26,16 @@ from itertools import islice
 from typing import IO, Any, Final, NamedTuple
 
 from ..directory import SessionDirectory
+from ..errors import CorruptRecord
+from ..format.frame import TAIL, header_of, values_of
 from ..format.schema import Schema
 from ..records.json_values import FieldsEncoder, NotJSON
 from ..session.base import SessionBase
-from ..snapshots.placed_record import PlacedRecord
-from ..snapshots.snapshot import Snapshot, snapshot
+from ..snapshots.snapshot import HeldRecord, Snapshot, snapshot
 from ..tables.interface import OnProgress, no_progress
 from .dump_files import written
 
-DUMP_VERSION: Final = 1
+DUMP_VERSION: Final = 2
 """The version of the format of dumps."""
 
 _LINES_AT_ONCE: Final = 256  # lines that are written by one call
@@ -64,7 +58,7 @@ class Dumped(NamedTuple):
 
 
 def dump_session(
-    session: SessionBase, file: str | os.PathLike[str] | IO[bytes], *, progress: OnProgress | None = None
+    session: SessionBase, file: str | os.PathLike[str] | IO[bytes], *, progress: OnProgress = no_progress
 ) -> Dumped:
     """Write all of a session to a file, from which `load_dump` makes it again exactly.
 
@@ -75,16 +69,16 @@ def dump_session(
         progress: called with the number of records written, and of all.
 
     The dump is one state of the session, even if others write to it meanwhile; the classes are not
-    needed. Other threads of the program wait while the records are read; if the session is
-    read-only, they wait until the dump is complete.
+    needed. The records are read first, into a temporary file; other threads of the program wait
+    for that.
     """
     if not session.store.read_only:
         session.flush()
-    with written(file) as out, snapshot(session._index, progress or no_progress) as (state, records):
+    with written(file) as out, snapshot(session._index, progress) as (state, records):
         lines = DumpLines(state, records, session._directory)
         source = iter(lines)
         while some := list(islice(source, _LINES_AT_ONCE)):
-            out.write("".join(some).encode("ascii"))
+            out.write(b"".join(some))
     return Dumped(lines.records, lines.members, lines.unreadable, state.missing)
 
 
@@ -99,9 +93,7 @@ class DumpLines:
         records, members, unreadable: of the lines that have been given, as in `Dumped`.
     """
 
-    def __init__(
-        self, state: Snapshot, records: Iterator[PlacedRecord], directory: SessionDirectory | None
-    ) -> None:
+    def __init__(self, state: Snapshot, records: Iterator[HeldRecord], directory: SessionDirectory | None) -> None:
         self._state = state
         self._records = records
         self._directory = directory
@@ -109,26 +101,27 @@ class DumpLines:
         self.records = self.members = 0
         self.unreadable: list[str] = []
 
-    def __iter__(self) -> Iterator[str]:
-        yield _json_line(self._header())
+    def __iter__(self) -> Iterator[bytes]:
+        yield _json_line(self._header()).encode()
         for number, schema in self._state.schemas.items():
-            yield _json_line(_schema(number, schema))
-        line_of, schemas = self._lines.of, self._state.schemas
-        for number, order, schema_number, state, record in self._records:
+            yield _json_line(_schema(number, schema)).encode()
+        for record in self._records:
             self.records += 1
-            self.members += order > 0
-            known = schemas.get(schema_number)
-            if state is None and isinstance(known, Schema):
-                yield line_of(known, number, order, record)
-            else:
-                id_ = f"{known.name if isinstance(known, Schema) else 'Unreadable'}.{number}"
-                self.unreadable.append(id_)
-                yield self._lines.raw(id_, order, state, record)
-        yield _json_line({"end": {"records": self.records, "members": self.members}})
+            self.members += record.state is not None
+            yield self._line(record).encode()
+        yield _json_line({"end": {"records": self.records, "members": self.members}}).encode()
 
-    def encoded(self) -> Iterator[bytes]:
-        """Give the lines as they are in a file."""
-        return (line.encode("ascii") for line in self)
+    def _line(self, held: HeldRecord) -> str:
+        number, schema_number, is_readable, state, record = held
+        schema = self._state.schemas.get(schema_number)
+        if is_readable and isinstance(schema, Schema):
+            try:
+                return self._lines.of(schema, number, state is not None, record)
+            except CorruptRecord:
+                pass
+        id_ = f"{schema.name if isinstance(schema, Schema) else 'Unreadable'}.{number}"
+        self.unreadable.append(id_)
+        return self._lines.raw(id_, state is not None, state or "", record)
 
     def _header(self) -> dict[str, Any]:
         state, directory = self._state, self._directory
@@ -137,7 +130,6 @@ class DumpLines:
             "first": state.first,
             "next": state.next,
             "records": state.count,
-            "late": state.late,
             "created": directory and directory.timestamp_ns("start"),
             "command": directory and directory.command(),
             "finished": directory and directory.timestamp_ns("end"),
@@ -158,24 +150,28 @@ class RecordLines:
         self._encoder = FieldsEncoder()
         self._starts: dict[int, tuple[str, str]] = {}  # schema number -> what stands before and after the N
 
-    def of(self, schema: Schema, number: int, order: int, record: bytes) -> str:
-        """Return the line of a sound record, with its order in the session (0 if that doesn't hold it)."""
+    def of(self, schema: Schema, number: int, member: bool, record: bytes) -> str:
+        """Return the line of a record whose checksum is right, and whether the session holds it.
+
+        Raise CorruptRecord if it isn't what its schema says.
+        """
         start = self._starts.get(schema.number)
         if start is None:
             start = f'{{"id":{json.dumps(schema.name)[:-1]}.', f'","schema":{schema.number},"revision":'
             self._starts[schema.number] = start
+        _, revision, _, end = header_of(record)
+        packed = record[end:-TAIL]
         try:
-            revision, text = self._encoder.encode(schema.fields, record[4:])
+            content = f'"fields":{self._encoder.encode(schema, packed)}'
         except NotJSON:
-            return self.raw(f"{schema.name}.{number}", order, None, record)
-        return f'{start[0]}{number}{start[1]}{revision},"order":{order or "null"},"fields":{text}}}\n'
+            schema.check(values_of(number, record)[2])
+            content = f'"values":"{b64encode(packed).decode()}"'
+        return f'{start[0]}{number}{start[1]}{revision},"member":{"true" if member else "false"},{content}}}\n'
 
-    def raw(self, id_: str, order: int, state: str | None, record: bytes) -> str:
-        """Return the line with the bytes of a record; *state* is None if the record can be read."""
-        line: dict[str, Any] = {"id": id_, "order": order or None}
-        if state is not None:
-            line["state"] = state
-        return _json_line({**line, "record": b64encode(record).decode()})
+    @staticmethod
+    def raw(id_: str, member: bool, state: str, record: bytes) -> str:
+        """Return the line of a record that can't be read, with the state that the index has for it."""
+        return _json_line({"id": id_, "member": member, "state": state, "record": b64encode(record).decode()})
 
 
 def _json_line(value: dict[str, Any]) -> str:

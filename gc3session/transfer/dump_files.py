@@ -6,8 +6,8 @@ import gzip
 import io
 import os
 import zlib
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import IO, Any, Final, cast
 
 from ..errors import InvalidArgument
@@ -64,15 +64,17 @@ def opened_lines(file: str | os.PathLike[str] | IO[bytes]) -> Iterator[IO[bytes]
         yield file
         return
     path = os.fspath(file)
-    with ExitStack() as stack:
-        lines: Any = stack.enter_context(open(path, "rb", _BUFFER))
+    with open(path, "rb", _BUFFER) as plain:
         if path.endswith(".gz"):
-            lines = stack.enter_context(gzip.GzipFile(fileobj=lines))
+            with gzip.GzipFile(fileobj=plain) as lines:
+                yield cast(IO[bytes], lines)
         elif path.endswith(".zst"):
-            reader = _zstandard(path).ZstdDecompressor().stream_reader(lines, read_across_frames=True)
-            lines = stack.enter_context(_Decompressed(reader, _BUFFER))
-            lines.name = path
-        yield lines
+            reader = _zstandard(path).ZstdDecompressor().stream_reader(plain, read_across_frames=True)
+            with _Decompressed(reader, _BUFFER) as lines:
+                lines.name = path
+                yield lines
+        else:
+            yield plain
 
 
 class _Decompressed(io.BufferedReader):
@@ -95,43 +97,11 @@ def _zstandard(path: str) -> Any:
     return zstandard
 
 
-class DumpText(Iterable[str]):
-    """The lines of a dump as text.
-
-    Args:
-        lines: a binary file, or its lines.
-        name: that of the dump in messages; it is that of the file unless it is given.
-    """
-
-    def __init__(self, lines: Iterable[bytes], name: str | None = None) -> None:
-        file_name = getattr(lines, "name", None)
-        self._name = name or (file_name if isinstance(file_name, str) else "the dump")
-        self._lines = lines
-        self._number = 0
-
-    def __iter__(self) -> Iterator[str]:
-        """Give the lines. Raise ValueError if one is damaged."""
-        try:
-            for line in self._lines:
-                self._number += 1
-                if not line.endswith(b"\n"):
-                    raise ValueError("the dump is cut: this line has no end")
-                if not line.isascii():
-                    raise ValueError("it has other characters than ASCII")
-                yield line.decode("ascii")
-        except _broken_compression() as error:
-            raise ValueError(f"it is cut or damaged ({error})") from error
-
-    def broken(self, what: object) -> InvalidArgument:
-        """Return the exception for a fault of the line that was read last."""
-        return InvalidArgument(f"{self._name}, line {self._number}: {what}")
-
-
-def _broken_compression() -> tuple[type[BaseException], ...]:
+def broken_compression() -> tuple[type[BaseException], ...]:
     """Return what reading a compressed file raises if it is cut or damaged."""
-    errors: list[type[BaseException]] = [EOFError, gzip.BadGzipFile, zlib.error]
+    errors = (EOFError, gzip.BadGzipFile, zlib.error)
     try:
         import zstandard
     except ImportError:
-        return tuple(errors)
+        return errors
     return (*errors, zstandard.ZstdError)

@@ -5,8 +5,8 @@ index/entries.py), and the tables are read as bytes (`Tables.contents`), not thr
 Two readers of the format that share no code with the package are `tools/inspect_session.py` and the
 judge of the tests, `tests/consistency.py`.
 
-Memory stays flat: the tables are walked side by side in the order of N, and all that is kept of
-each N is a bit.
+Memory stays flat: the index is read session by session, then the records block by block beside it,
+and all that is kept of each N is a bit.
 """
 
 from __future__ import annotations
@@ -18,30 +18,19 @@ from collections.abc import Generator, Iterator
 from typing import Any, Final
 
 import attrs
-import msgpack
 
 from ..directory import SessionDirectory
 from ..errors import CorruptRecord, CorruptStore, DamagedSession, InvalidArgument, UnknownFormat
-from ..format.frame import FORMAT
-from ..format.schema import Schema
-from ..index.entries import Row
-from ..system.number_set import Numbers
 from ..tables.interface import (
-    MEMBERS,
-    META,
     RECORDS,
-    SCHEMAS,
-    SESSIONS,
-    STATES,
     Contents,
     OnProgress,
     Tables,
     no_progress,
-    with_progress,
 )
 from ..tables.urls import StoreURL, make_tables
-from .check_index import IndexCheck
-from .check_mirror import NO_ROW, MirrorCheck, MirrorCopy, mirror_copy
+from .check_mirror import MirrorCopy
+from .check_tables import TablesCheck
 from .finding import Finding
 from .record_reader import RecordReader
 
@@ -112,9 +101,6 @@ class _Work:
     tasks: int = 0
     dangling: int = 0
     examples: list[tuple[str, int]] = attrs.field(factory=list)
-    _reader: RecordReader = attrs.field(factory=RecordReader)
-    _rows: dict[int, tuple[bytes, Row]] = attrs.field(factory=dict)  # number of a session -> its identity and row
-    _all_rows: bool = True  # whether all rows can be read
 
     # -- the directory
 
@@ -166,9 +152,6 @@ class _Work:
         except DamagedSession as error:
             yield Finding("directory", url, str(error))
             return
-        with mirror_copy(self._directory) as mirror:
-            mirror.take()
-            yield from MirrorCheck(mirror, b"", NO_ROW).end()
         yield from self._check_known(url)
 
     def _check_known(self, url: str) -> Iterator[Finding]:
@@ -192,123 +175,43 @@ class _Work:
             if len(faults) < _MOST_STRUCTURE_FAULTS and fault not in faults[-_RECENT_FAULTS:]:
                 faults.append(fault)
 
-        with mirror_copy(self._directory) as mirror:
-            readable = False
+        alone, locked = self._directory.holds(tables.url), tables.concurrent_writers
+        with MirrorCopy(self._directory, alone=alone, locked=locked) as mirror, contextlib.ExitStack() as held:
             try:
-                with tables.contents(problem, held=mirror.take) as contents:
-                    readable = True
-                    for fault in faults:
-                        yield Finding("structure", tables.url, fault)
-                    if not faults:  # else what is missing would be a finding again for each record and entry
-                        yield from self._check_tables(contents, tables.url, identity, mirror)
+                contents = held.enter_context(tables.contents(problem, held=mirror.take))
             except (CorruptStore, UnknownFormat) as error:
-                if readable:
-                    raise
-                mirror.release()
-                yield Finding("structure", tables.url, str(error))
+                mirror.close()  # which lets writers go on
+                faults = [str(error)]
+            for fault in faults:
+                yield Finding("structure", tables.url, fault)
+            if not faults:  # else what is missing would be a finding again for each record and entry
+                yield from self._check_tables(contents, tables.url, identity, mirror)
 
     def _check_tables(
         self, contents: Contents, url: str, identity: bytes | None, mirror: MirrorCopy
     ) -> Iterator[Finding]:
-        version = contents.get(META, b"format")
-        if version != msgpack.packb(FORMAT):
-            yield Finding(
-                "format",
-                "meta",
-                f"the format is {version!r}; this version of gc3session knows {FORMAT} only: upgrade gc3session",
-            )
-            return
-        if len(contents.get(META, b"store") or b"") != 16:
-            yield Finding("format", "meta", "the store has no identity of 16 bytes")
-        next_number = _number(contents.get(META, b"next N"), 8)
-        if next_number is None:
-            yield Finding("sequence", "meta", "'next N' is not a number of 8 bytes")
-        yield from self._check_schemas(contents)
-        yield from self._check_sessions(contents)
-        present = Numbers()
-        yield from self._check_records(contents, present, next_number)
-        index = IndexCheck(contents, self._reader, present, next_number)
-        known = False
-        for number in sorted({*self._rows, *_sessions(contents, MEMBERS), *_sessions(contents, STATES)}):
-            if number not in self._rows:
-                if self._all_rows:  # else one of the damaged ones may be its row
-                    yield Finding(
-                        "session", f"session number {number}", "the index has entries for it, but it has no row"
-                    )
-                continue
-            owner, row = self._rows[number]
-            lines = MirrorCheck(mirror if owner == identity else None, owner, row)
-            yield from index.check(number, lines.line)
-            yield from lines.end()
-            if owner == identity:
-                known, self.tasks = True, index.entries
-        if not self._all_rows:
-            return  # it isn't known which entries belong to no session, and what the mirror should be
-        if not known and identity is not None:
-            yield from MirrorCheck(mirror, identity, NO_ROW).end()
+        check = TablesCheck(contents, identity, mirror, self._progress)
+        for finding in check.check():
+            yield finding
+            self.records, self.tasks = len(check.present), check.tasks
+        self.records, self.tasks = len(check.present), check.tasks
+        if not check.known and identity is not None:
             yield from self._check_known(url)
-        yield from index.check_late()
+        if any(number not in check.present for number in check.targets):
+            yield from self._check_references(contents, check)
 
-    def _check_schemas(self, contents: Contents) -> Iterator[Finding]:
-        for key, data in contents.walk(SCHEMAS):
-            try:
-                schema = Schema.from_item(key, data)
-                self._reader.schemas[schema.number] = schema
-            except CorruptRecord as error:
-                yield Finding("schema", f"schema {int.from_bytes(key, 'big')}", str(error))
-
-    def _check_sessions(self, contents: Contents) -> Iterator[Finding]:
-        next_session = _number(contents.get(META, b"next session") or b"\0\0\0\1", 4)
-        if next_session is None:
-            yield Finding("sequence", "meta", "'next session' is not a number of 4 bytes")
-        for key, data in contents.walk(SESSIONS):
-            where = f"session {key.hex()}"
-            try:
-                row = Row.parsed(key, data)
-            except CorruptRecord as error:
-                self._all_rows = False
-                yield Finding("session", where, f"its row is damaged: {error}")
-                continue
-            if row.number in self._rows:
-                self._all_rows = False
-                yield Finding("session", where, f"another session has the same number {row.number}")
-                continue
-            self._rows[row.number] = key, row
-            if next_session is not None and row.number >= next_session:
-                yield Finding("sequence", where, f"its number {row.number} has not been handed out")
-
-    # -- the records
-
-    def _check_records(self, contents: Contents, present: Numbers, next_number: int | None) -> Iterator[Finding]:
-        targets = Numbers()
-        items = with_progress(contents.walk(RECORDS), contents.entries(RECORDS), self._progress)
-        for key, data in items:
-            number = int.from_bytes(key, "big")
-            if len(key) != 8 or number == 0:
-                yield Finding("record", f"record {key.hex()}", "its key can't be an N")
-                continue
-            present.add(number)
-            self.records += 1
-            where = f"record {number}"
-            try:
-                where, references = self._reader.check(number, data)
-                for target in references:
-                    targets.add(target)
-            except CorruptRecord as error:
-                yield Finding("record", where, f"it can't be read: {error}")
-            if next_number is not None and number >= next_number:
-                yield Finding("sequence", where, f"its N has not been handed out: 'next N' is {next_number}")
-        if any(number not in present for number in targets):
-            yield from self._check_references(contents, present)
-
-    def _check_references(self, contents: Contents, present: Numbers) -> Iterator[Finding]:
+    def _check_references(self, contents: Contents, check: TablesCheck) -> Iterator[Finding]:
         """Count the records that refer to missing ones, and with *references* give findings for them."""
+        missing: list[int] = []
+        reader = RecordReader(lambda target: None if target in check.present else missing.append(target))
+        reader.schemas = check.reader.schemas
         for key, data in contents.walk(RECORDS):
+            missing.clear()
+            number = int.from_bytes(key, "big")
             try:
-                where, references = self._reader.check(int.from_bytes(key, "big"), data)
+                where = f"{reader.read(number, data).schema.name}.{number}"
             except CorruptRecord:
                 continue  # it is a finding already
-            missing = [target for target in references if target not in present]
             if missing:
                 self.dangling += 1
                 if len(self.examples) < _MOST_EXAMPLES:
@@ -317,16 +220,6 @@ class _Work:
                     yield Finding(
                         "reference", where, f"it refers to record {missing[0]}, which is not in the store"
                     )
-
-
-def _number(data: bytes | None, size: int) -> int | None:
-    """Return *data* as a number; None if they are missing, don't have that size, or the number is 0."""
-    return int.from_bytes(data, "big") or None if data is not None and len(data) == size else None
-
-
-def _sessions(contents: Contents, table: str) -> set[int]:
-    """Return the numbers of the sessions that have values in a set table."""
-    return {int.from_bytes(key[:4], "big") for key in contents.keys(table)}
 
 
 def check_session(

@@ -1,209 +1,181 @@
-"""The check of the mirror: it is compared with the index byte for byte, as FORMAT.md describes it."""
+"""The check of the mirror: it is compared with the index, and with what the session's row says of it.
+
+Lines may stand in any order, so their hashes are added up, and so are those that the index asks for.
+A step that a killed writer has left undone is done here, in a copy of the file.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
+import shutil
 import tempfile
-import time
-from collections.abc import Iterator
-from typing import IO, Final
+from collections.abc import Iterator, Mapping
+from typing import IO, Final, NamedTuple
 
 from ..directory import SessionDirectory
 from ..errors import OpenError
-from ..index.entries import Row
+from ..format.schema import Schema
+from ..index.entries import MirrorNote, Row, numbers_of
 from ..index.mirror import place_of
-from ..system.filesystem import opened_regular
-from ..system.signals import signal_safe
+from ..system.filesystem import locked_within, opened_regular
 from ..system.temporary import keeping
+from .check_index import Entry
 from .finding import Finding
 
-_PIECE: Final = 1 << 20  # bytes read at once
-_COPY: Final = "a copy of the mirror"
+_LONGEST_LINE: Final = 1 << 20  # bytes
 _PATIENCE: Final = 10.0  # seconds that a writer may hold the mirror's lock
-_PAUSE: Final = 0.002  # seconds between two tries to get it
-_BLANK: Final = b" \n"
-
-NO_ROW: Final = Row(0, 0, 0, [0, "", 0, 0])
-"""In the place of the row of a session that has none, and so no tasks."""
 
 
-class MirrorCopy:
-    """A copy of the mirror as it was at one moment; made by `mirror_copy`.
+class _Copy(NamedTuple):
+    file: IO[bytes]
+    inode: int  # of the original
+    size: int
+
+
+class MirrorCopy(contextlib.ExitStack):
+    """A copy of a session's mirror as it was at one moment.
+
+    Args:
+        directory: the session's.
+        alone: whether no other directory can be one of the same session in the same store.
+        locked: whether programs lock `store.url` to write the mirror; then they wait until the copy is taken.
 
     Attributes:
         name: that of the file.
+        alone: that argument.
         fault: why there is no copy; '' if there is one.
-        time: of the file's change, in ns.
-        size: how many bytes it has.
-        where: the boot ID and the inode of `store.url`, as a mark has them.
+        where: the place of `store.url`, as a row has it.
     """
 
-    def __init__(self, directory: SessionDirectory) -> None:
+    def __init__(self, directory: SessionDirectory, *, alone: bool, locked: bool = False) -> None:
+        super().__init__()
+        self.alone = alone
+        self._locked = locked
         self._directory = directory
+        self._lock = contextlib.ExitStack()
+        self._copies: list[_Copy] = []
         self.name = directory.INDEX_FILENAME
         self.fault = "it was not looked at"
-        self.time = 0
-        self.size = 0
         self.where = ""
-        self._lock: IO[bytes] | None = None
-        self._copy: IO[bytes] | None = None
 
-    def hold(self) -> None:
-        """Keep writers from the mirror until it has been copied, so that all that is committed is in it."""
+    def __enter__(self) -> MirrorCopy:
+        self.push(self._lock)
         try:
-            self._lock = opened_regular(self._directory.url_file)
+            lock = self._lock.enter_context(opened_regular(self._directory.url_file))
         except OSError:  # without it nobody can write; the check of the directory finds it
-            return
-        self.where = place_of(os.fstat(self._lock.fileno()))
-        end = time.monotonic() + _PATIENCE
-        while time.monotonic() < end:
-            try:
-                fcntl.flock(self._lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                time.sleep(_PAUSE)
-            except OSError:  # a filesystem without locks
-                break
+            return self
+        self.where = place_of(lock.fileno())
+        if self._locked:
+            with contextlib.suppress(OSError):  # a filesystem without locks
+                locked_within(lock.fileno(), fcntl.LOCK_SH, _PATIENCE)
+        return self
 
     def take(self) -> None:
-        """Copy the mirror, and release the lock."""
-        try:
-            with opened_regular(self._directory.mirror) as file:
-                self._take(file)
-            self.fault = ""
-        except FileNotFoundError:
-            self.fault = "it is missing"
-        except PermissionError as error:
-            raise OpenError(
-                f"{self._directory.mirror} can't be read: {error.strerror}; ask its owner for the rights"
-            ) from error
-        except OSError as error:
-            self.fault = f"it can't be read: {error.strerror}"
-        finally:
-            self.release()
+        """Copy the mirror, so that writers go on; what was copied before is given up."""
+        path = self._directory.mirror
+        self._copies.clear()
+        with self._lock:
+            with contextlib.suppress(OSError):  # what is, or in a moment is, to be renamed
+                self._take(f"{path}.tmp")
+            try:
+                self._take(path)
+                self.fault = ""
+            except FileNotFoundError:
+                self.fault = "it is missing"
+            except PermissionError as error:
+                raise OpenError(f"{path} can't be read: {error.strerror}; ask its owner for the rights") from error
+            except OSError as error:
+                self.fault = f"it can't be read: {error.strerror}"
 
-    def _take(self, file: IO[bytes]) -> None:
-        self.time = os.fstat(file.fileno()).st_mtime_ns
-        with keeping(_COPY):
-            self._copy = tempfile.TemporaryFile()  # noqa: SIM115 (closed at the end of `with`)
-        while piece := file.read(_PIECE):
-            with keeping(_COPY):
-                self._copy.write(piece)
-            self.size += len(piece)
-        with keeping(_COPY):
-            self._copy.flush()
+    def _take(self, path: str) -> None:
+        with opened_regular(path) as file, keeping("a copy of the mirror"):
+            copy = self.enter_context(tempfile.TemporaryFile())  # noqa: SIM115 (closed at the end of `with`)
+            shutil.copyfileobj(file, copy)
+            copy.flush()
+            self._copies.append(_Copy(copy, os.fstat(file.fileno()).st_ino, copy.tell()))
 
-    def read(self, offset: int, size: int) -> bytes:
-        """Return a piece of the mirror."""
-        assert self._copy is not None
-        self._copy.seek(offset)
-        return self._copy.read(size)
-
-    def release(self) -> None:
-        """Release the lock, so that writers go on."""
-        if self._lock is not None:
-            self._lock.close()
-
-    def close(self) -> None:
-        """Delete the copy, and release the lock."""
-        self.release()
-        if self._copy is not None:
-            self._copy.close()
-
-
-@signal_safe
-def mirror_copy(directory: SessionDirectory) -> Iterator[MirrorCopy]:
-    """Give a copy of a session's mirror, to be made by `take`; writers wait until then."""
-    copy = MirrorCopy(directory)
-    try:
-        copy.hold()
-        yield copy
-    finally:
-        copy.close()
+    def of(self, note: MirrorNote) -> _Copy | None:
+        """Return the copy of the file that a row means: the new one, if only its name is to be changed."""
+        right = [copy for copy in self._copies if (copy.inode, copy.size) == (note.inode, note.size)]
+        return next(iter(right or ([] if self.fault else self._copies[-1:])), None)
 
 
 class MirrorCheck:
-    """The check of the lines of a session, in the order of adding, against its row and the file.
+    """The check of a session's mirror.
 
     Args:
-        mirror: the file; None if it belongs to another session.
-        identity: the session's.
-        row: the session's row, or NO_ROW.
+        mirror: the file.
+        row: the session's row, or None if it has none, and so no tasks.
+        schemas: by number.
     """
 
-    def __init__(self, mirror: MirrorCopy | None, identity: bytes, row: Row) -> None:
-        self._row = row
-        self._where = f"session {identity.hex()}"
-        self._end = 0
-        self._used = 0
+    def __init__(self, mirror: MirrorCopy, row: Row | None, schemas: Mapping[int, Schema]) -> None:
         self._mirror = mirror
-        self._lost = False  # whether it isn't known any more what the file should be
-        # The file as long as it may still be as the index says.
-        self._file = mirror if mirror is not None and not mirror.fault and not self._is_stale(mirror) else None
+        self._row = row
+        self._schemas = schemas
+        self._note: MirrorNote | None = MirrorNote(0, 0, 0, "", 0, b"", [])
+        if row is not None:
+            self._note = None if row.mirror is None else MirrorNote(*row.mirror)
+        self._used = self._hashes = 0
+        self._known = True  # whether all entries, and the names of all IDs, are known
 
-    def _is_stale(self, mirror: MirrorCopy) -> bool:
-        """Return whether the row says that the file has to be rewritten before it is used."""
-        row = self._row
-        if row.mark is None:
-            return True
-        where = str(row.mark[1])  # with an inode if another machine or directory may have written last
-        return " " in where and where != mirror.where
-
-    def line(self, id_: str | None, at: int) -> Iterator[Finding]:
-        """Give what is wrong with the next task's line; its ID is None if it isn't known."""
-        if id_ is None or self._lost:
-            self._lost = True
+    def note(self, entry: Entry) -> None:
+        """Note an entry of the index."""
+        schema = self._schemas.get(entry.kind.schema)
+        if entry.fault or schema is None:
+            self._known = False
             return
-        line = f"{id_}\n".encode("utf-8", "surrogatepass")
-        if at < self._end:
-            self._lost = True
-            yield Finding("mirror", id_, f"its line, at byte {at}, begins before the one before it ends")
-        elif at + len(line) > self._row.size:
-            self._lost = True
-            yield Finding("mirror", id_, f"its line, at byte {at}, ends after the mirror's {self._row.size} bytes")
-        elif self._file is not None:
-            if self._end < at and not _is_blank(self._file, self._end, at):
-                yield self._difference(self._file, f"between byte {self._end} and {at} it isn't blank")
-            elif self._file.read(at, len(line)) != line:
-                yield self._difference(self._file, f"at byte {at} it doesn't say {id_}")
-        self._end = max(self._end, at + len(line))
-        self._used += len(line)
+        begin = f"{schema.name}.".encode()
+        lines = [b"%b%d\n" % (begin, number) for number in numbers_of(entry.block, entry.bits)]
+        self._used += sum(map(len, lines))
+        self._hashes += sum(map(hash, lines))
 
-    def _difference(self, file: MirrorCopy, what: str) -> Finding:
-        """Return the finding that the file is not as the index says; there is at most one."""
-        self._file = None
-        mark = self._row.mark
-        cause = "another program has edited it; repair rewrites it"
-        if mark[0] != file.time or not file.where.startswith(str(mark[1])):
-            cause = "a writer was interrupted, or another program has edited it; the next opening rewrites it"
-        return Finding("mirror", file.name, f"{what}: {cause}")
-
-    def end(self) -> Iterator[Finding]:
-        """Give what is wrong with the rest of the file, and with the sizes in the row."""
-        size, blank, mark = self._row.size, self._row.blank, self._row.mark
-        if self._lost:
+    def end(self, total: int) -> Iterator[Finding]:
+        """Give what is wrong, as all entries have been noted; *total* is how many tasks there are."""
+        note, mirror = self._note, self._mirror
+        if note is None or not self._known:
             return
-        if blank != size - self._used and not self._end > size:
-            yield Finding(
-                "session",
-                self._where,
-                f"its row says {blank} blank bytes of {size}, but it is {size - self._used}",
-            )
-        if self._file is not None and self._file.size != size:
-            yield self._difference(self._file, f"it has {self._file.size} bytes instead of {size}")
-        elif self._file is not None and not _is_blank(self._file, self._end, size):
-            yield self._difference(self._file, f"after byte {self._end} it isn't blank")
-        elif self._mirror is not None and self._mirror.fault and mark is not None:
-            yield Finding("mirror", self._mirror.name, self._mirror.fault)
+        copy = mirror.of(note)
+        if copy is not None:
+            yield from self._compare(copy, note, total)
+        elif self._row is not None:
+            yield Finding("mirror", mirror.name, mirror.fault)
+
+    def _compare(self, copy: _Copy, note: MirrorNote, total: int) -> Iterator[Finding]:
+        mirror = self._mirror
+        unfinished = note.begin <= copy.size < note.size
+        elsewhere = not mirror.alone and self._row is not None and note.where != mirror.where
+        if elsewhere or (unfinished and not note.text):
+            return  # the next writer writes it anew
+        blank = note.size - self._used
+        if note.blank != blank:
+            message = f"the session's row says {note.blank} blank bytes of {note.size}, but it is {blank}"
+            yield Finding("mirror", mirror.name, message)
+            return
+        fd = copy.file.fileno()
+        if unfinished:
+            os.pwrite(fd, note.text, note.begin)
+        for offset, length in note.blanks:
+            if offset + length <= os.fstat(fd).st_size:
+                os.pwrite(fd, b" " * length, offset)
+        hashes = lines = 0
+        for line in _lines(copy.file):
+            if line.strip(b" ") != b"\n":
+                hashes, lines = hashes + hash(line), lines + 1
+        if (hashes, lines) == (self._hashes, total):
+            return
+        current = (copy.inode, mirror.where) == (note.inode, note.where) and (unfinished or copy.size == note.size)
+        cause = (
+            "another program has edited it, and 'gc3session repair' writes it anew"
+            if current
+            else "another program, or an interruption, has changed it, and the next writer writes it anew"
+        )
+        listed = "other tasks than the session's" if lines == total else f"{lines} tasks instead of {total}"
+        yield Finding("mirror", mirror.name, f"it lists {listed}: {cause}")
 
 
-def _is_blank(file: MirrorCopy, begin: int, end: int) -> bool:
-    """Return whether a part of the file is blank lines."""
-    last = b"\n"
-    for offset in range(begin, end, _PIECE):
-        piece = file.read(offset, min(_PIECE, end - offset))
-        if piece.strip(_BLANK) or len(piece) < min(_PIECE, end - offset):
-            return False
-        last = piece[-1:]
-    return last == b"\n"
+def _lines(file: IO[bytes]) -> Iterator[bytes]:
+    file.seek(0)
+    return iter(lambda: file.readline(_LONGEST_LINE), b"")

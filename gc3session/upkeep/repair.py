@@ -5,10 +5,9 @@ A repair can be interrupted at any moment and done again, because of its order::
     1. anything but a regular file where one should be is moved to `damaged/`
     2. the tables are repaired in one transaction; what is taken out is in `damaged/` before. If the
        structure of the data file is damaged, this is done in a new file that is made from what can
-       be read, and from what only the mirror still knows. Then it replaces the old one, which has
-       got a second name in `damaged/` before
+       be read. Then it replaces the old one, which has got a second name in `damaged/` before
     3. `store.url` and `created` are made again if they are missing
-    4. the mirror is compared with the index and rewritten, as at any opening
+    4. the mirror is written anew
 """
 
 from __future__ import annotations
@@ -18,11 +17,11 @@ import os
 import secrets
 import stat
 import warnings
-from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import chain
 from typing import Any, Final
 
 import attrs
-import msgpack
 
 from ..directory import SessionDirectory
 from ..errors import (
@@ -34,22 +33,24 @@ from ..errors import (
     OpenError,
     UnknownFormat,
 )
-from ..format.frame import FORMAT
-from ..index.entries import Row
+from ..format.frame import header_of
+from ..index.entries import MirrorNote, Row
+from ..index.index_writer import SESSION_NAMES
 from ..records.ids import parse_id
 from ..store.mirrored import mirrored_index
 from ..store.store import make_store
 from ..system.filesystem import opened_regular, write_durably, write_error
 from ..system.number_set import Numbers
 from ..system.temporary import delete_leftovers
-from ..tables.interface import META, SESSIONS, Contents, Salvaged, Tables, Writer
+from ..tables.interface import META, RECORDS, SESSIONS, Tables, Writer
 from ..tables.lmdb.data_file.meta import can_be_lock_file
 from ..tables.urls import StoreURL, make_tables
 from .check import check_session
 from .quarantine import DAMAGED, Quarantine
-from .repair_records import Changes, Known
-from .repair_tables import TablesRepair
+from .repair_tables import TablesRepair, copies_in, ignored
+from .salvage import Salvage
 
+_ROUNDS: Final = 10  # three are enough for all that is known
 _MOST_REPORT_LINES: Final = 10_000
 _LONGEST_LINE: Final = 4096  # bytes of a line of the mirror
 
@@ -86,29 +87,24 @@ def repair_session(path: str | os.PathLike[str], *, dry_run: bool = False, **sto
 
 
 def _knows(tables: Tables, identity: bytes) -> bool:
-    """Return whether a session of that identity is in the store, as far as that can be read."""
+    """Return whether a session of that identity is in the store or, if that is damaged, was in it."""
+    faults: list[str] = []
     try:
-        with tables.contents(_ignored) as contents:
-            return any(key == identity for key, _ in contents.walk(SESSIONS))
+        with tables.contents(faults.append) as contents:
+            names = (value for _, value in contents.walk(META, prefix=SESSION_NAMES))
+            if identity in chain(names, (key for key, _ in contents.walk(SESSIONS))):
+                return True
+        return bool(faults) and any(key == identity for key, _ in copies_in(tables, SESSIONS))
     except OpenError:
         return False
 
 
-def _ignored(problem: str) -> None:
-    """For reading damaged tables whose problems are known."""
-
-
-def _check_format(contents: Contents, url: str) -> None:
-    """Raise UnknownFormat if a later version of gc3session has written this."""
+def _home_in(record: bytes) -> int:
+    """Return the home of a record, 0 if that can't be read."""
     try:
-        version = msgpack.unpackb(contents.get(META, b"format") or b"")
-    except (ValueError, msgpack.UnpackException):
-        return
-    if type(version) is int and version > FORMAT:
-        raise UnknownFormat(
-            f"the store {url} has the format version {version}; this version of gc3session knows version {FORMAT}"
-            " only, and has repaired nothing: upgrade gc3session"
-        )
+        return header_of(record).home
+    except CorruptRecord:
+        return 0
 
 
 class _Repair:
@@ -120,8 +116,6 @@ class _Repair:
         self._more = 0  # lines that are not in `done`
         self._damaged = Quarantine(directory, dry_run)
         self._listed = Numbers()  # Ns in the mirror
-        self._late: list[int] = []  # those of them that stand after greater ones
-        self._from_mirror = False  # whether tasks in the mirror are to be added to the index
         self._kinds: set[str] = set()  # of the findings
         self._wrong_url = False  # whether `store.url` must be made again
         self._no_store = False  # whether what was in the store's place has been moved
@@ -135,6 +129,7 @@ class _Repair:
             if not self._kinds:
                 return Repaired([], [], self._dry_run)
             self._move_irregular_files()
+            self._read_mirror()
             url, identity = self._location()
             tables = make_tables(url, read_only=self._dry_run, **self._options)
             try:
@@ -191,7 +186,6 @@ class _Repair:
         try:
             url, identity = directory.store_url()
         except DamagedSession as error:
-            self._read_mirror()
             if len(self._listed) and not inside and not self._no_store:
                 raise DamagedSession(
                     f"{error}: nothing else says where the store of the {len(self._listed):,} tasks in"
@@ -248,23 +242,22 @@ class _Repair:
             self._repair_mirror()
 
     def _repair_mirror(self) -> None:
-        """Compare the mirror with the index, and rewrite it if it differs, as an opening does."""
         url, identity = self._directory.store_url()
         with (
             warnings.catch_warnings(),
             make_store(url, **self._options) as store,
-            mirrored_index(store, self._directory, identity),
+            mirrored_index(store, self._directory, identity) as (index, mirror),
             store.lock,
         ):
             warnings.simplefilter("ignore", MirrorWarning)
             if store.tables.exists():
-                store.write(lambda index_writer, writer: index_writer.check_mirror(identity))
+                store.write(lambda index_writer, writer: index_writer.rewrite_mirror(identity))
+                mirror.mend(index.store, index.identity)
 
     # -- the store
 
     def _repair_store(self, tables: Tables, identity: bytes | None) -> bytes:
         """Repair the store; return the session's identity."""
-        self._read_mirror()
         if len(self._listed) and not self._directory.holds(tables.url) and not tables.exists():
             # A store elsewhere may come back: a database that is being restored, a disk that isn't mounted.
             raise DamagedSession(
@@ -279,17 +272,12 @@ class _Repair:
         return self._repair_tables(tables, identity)
 
     def _read_mirror(self) -> None:
-        """Note which Ns the mirror lists, and which of them stand after greater ones."""
-        greatest = 0
+        """Note which Ns the mirror lists."""
         with contextlib.suppress(OSError), opened_regular(self._directory.mirror) as file:
             while line := file.readline(_LONGEST_LINE):
                 parsed = parse_id(line.strip().decode("utf-8", "replace"))
-                if parsed is None or parsed[1] in self._listed:
-                    continue
-                self._listed.add(parsed[1])
-                if parsed[1] < greatest:
-                    self._late.append(parsed[1])
-                greatest = max(greatest, parsed[1])
+                if parsed is not None:
+                    self._listed.add(parsed[1])
 
     def _empty_mirror(self) -> None:
         """Empty the mirror, because the session has no store, and keep the old one in quarantine."""
@@ -329,68 +317,70 @@ class _Repair:
         with contextlib.nullcontext() if self._dry_run else tables.exclusive():
             self._quarantine(path, why)
 
-    def _is_damaged(self, tables: Tables) -> bool:
-        damaged = False
-
-        def problem(fault: str) -> None:
-            nonlocal damaged
-            damaged = True
-
+    @staticmethod
+    def _is_damaged(tables: Tables) -> bool:
+        faults: list[str] = []
         try:
-            with tables.contents(problem):
-                return damaged
+            with tables.contents(faults.append):
+                return bool(faults)
         except (CorruptStore, UnknownFormat):
             return True
 
     def _rebuild(self, tables: Tables, identity: bytes | None) -> bytes:
         """Make a new store from what can be read of the old one; return the session's identity."""
-        rebuilt = identity
-
-        def finish(new: Tables, salvaged: Salvaged) -> None:
-            nonlocal rebuilt
-            self._from_mirror = not salvaged.members
-            self._report(salvaged.message)
-            rebuilt = self._repair_tables(new, identity)
-
-        salvaged = tables.rebuild(self._damaged.link, self._listed, finish, dry_run=self._dry_run)
-        if salvaged is None:
+        remaining = tables.remains()
+        if remaining is None:
             raise CorruptStore(
                 f"{tables.url} is damaged, and can't be repaired from here: restore it from a backup"
             )
-        if self._dry_run:
-            self._report(salvaged.message)
-            if salvaged.replaced:
-                self._damaged.names.append(salvaged.replaced)
-        return rebuilt or secrets.token_bytes(16)
+        with remaining as remains:
+            salvage = Salvage(remains, self._listed)
+            if self._dry_run:
+                self._report(salvage.fill(None))
+                self._damaged.link(remains.path)
+                return identity or secrets.token_bytes(16)
+
+            def fill(new: Tables) -> None:
+                nonlocal identity
+                self._report(salvage.fill(new))
+                identity = self._repair_tables(new, identity)
+
+            tables.rebuild(self._damaged.link, fill)
+        return identity or secrets.token_bytes(16)
 
     def _identity(self, tables: Tables, known: bytes | None) -> bytes:
         """Return the identity of the session whose mirror is here; *known* is that of `store.url`.
 
         If the store doesn't know that one, though the mirror has tasks, it is another session of the store.
         """
-        rows: dict[bytes, Row] = {}
-        with tables.contents(_ignored) as contents:
+        rows: dict[bytes, Row | None] = {}
+        with tables.contents(ignored) as contents:
+            numbers = set[int]()
+            for key, identity in contents.walk(META, prefix=SESSION_NAMES):
+                numbers.add(int.from_bytes(key[len(SESSION_NAMES) :], "big"))
+                rows[identity] = None
             for key, data in contents.walk(SESSIONS):
+                rows[key] = None
                 with contextlib.suppress(CorruptRecord):
-                    rows[key] = Row.parsed(key, data)
-        if known is not None and (not len(self._listed) or known in rows or not self._directory.holds(tables.url)):
-            return known
-        if len(rows) > 1:
+                    rows[key] = row = Row.parsed(key, data)
+                    numbers.add(row.number)
+            listed, inside = bool(len(self._listed)), self._directory.holds(tables.url)
+            if known is not None and (known in rows or not listed or not inside):
+                return known
+            lost = {_home_in(record) for _, record in contents.walk(RECORDS)} - numbers - {0}
+        if len(lost) == 1 and (known is not None or not rows):  # it has tasks, but neither a row nor a name
+            return known or secrets.token_bytes(16)
+        if len(rows) > 1 or lost:
             status = os.lstat(self._directory.mirror) if os.path.lexists(self._directory.mirror) else None
-            rows = {
-                identity: row
-                for identity, row in rows.items()
-                if status is not None
-                and row.size == status.st_size
-                and row.mark
-                and row.mark[0] == status.st_mtime_ns
-            }
-            if len(rows) != 1 and known is None:
+            notes = {i: MirrorNote(*row.mirror) for i, row in rows.items() if status and row and row.mirror}
+            place = status and (status.st_ino, status.st_size)
+            rows = {identity: rows[identity] for identity, note in notes.items() if note[:2] == place}
+            if len(rows) != 1:
                 raise DamagedSession(
-                    f"{self._directory.url_file} is lost, and nothing else says which of the sessions in {tables.url}"
-                    " this is: restore that file from a backup"
+                    f"{self._directory.url_file} is lost, or not that of this session, and nothing else says which of"
+                    f" the sessions in {tables.url} this is: restore that file from a backup"
                 )
-        if len(rows) != 1:
+        if not rows:
             return known or secrets.token_bytes(16)
         self._wrong_url = True
         return next(iter(rows))
@@ -398,30 +388,14 @@ class _Repair:
     def _repair_tables(self, tables: Tables, identity: bytes | None) -> bytes:
         """Repair the tables; return the session's identity."""
         identity = self._identity(tables, identity)
-        done, names = len(self._done), len(self._damaged.names)
+        repair = TablesRepair(tables, identity, self._damaged, self._report)
+        for _ in range(_ROUNDS):
+            run = partial(self._round, repair, len(self._done), len(self._damaged.names))
+            if not (run(None) if self._dry_run else tables.write(run)) or self._dry_run:
+                return identity
+        raise CorruptStore(f"{tables.url} is damaged in a way that can't be repaired: restore it from a backup")
 
-        def run(writer: Writer | None) -> None:
-            # If the data file has to grow, this runs a second time.
-            del self._done[done:], self._damaged.names[names:]
-            with tables.contents(_ignored, writer=writer) as contents:
-                _check_format(contents, tables.url)
-                TablesRepair(Changes(contents, writer, self._report, self._damaged.save), known).run()
-
-        with self._mirror_lines() as line:
-            listed, late = (self._listed, self._late) if self._from_mirror else (Numbers(), [])
-            known = Known(identity, line, listed, late, tables.schema_copies)
-            if self._dry_run:
-                run(None)
-            else:
-                tables.write(run)
-        return identity
-
-    @contextlib.contextmanager
-    def _mirror_lines(self) -> Iterator[Callable[[int, int], bytes]]:
-        try:
-            file = opened_regular(self._directory.mirror)
-        except OSError:
-            yield lambda place, size: b""
-            return
-        with file:
-            yield lambda place, size: os.pread(file.fileno(), size, min(place, 1 << 60))
+    def _round(self, repair: TablesRepair, done: int, names: int, writer: Writer | None) -> bool:
+        # If the data file has to grow, this runs a second time.
+        del self._done[done:], self._damaged.names[names:]
+        return repair.round(writer)

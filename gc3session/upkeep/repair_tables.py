@@ -1,103 +1,124 @@
-"""The repair of the tables of a store, without loss, in one transaction.
+"""The repair of the tables of a store, without loss: what a check says about each finding is changed.
 
-The records count: an entry of the index without its record goes, and states, late tables, lines
-of the mirror and counters are made what the records and the members say. A record or schema
-that can't be read is moved to `damaged/`, and its entry is deleted.
-
-What is read is the committed state, while the transaction that writes is open: LMDB leaves its
-pages as they are. So memory stays flat here, too.
+One change may show what another one lacks: an entry that can't be read goes first, and what is missing
+then comes back from the records. So the check is repeated, each time in a transaction of its own, until it finds
+nothing. It reads the committed state, while the transaction that writes is open: LMDB leaves its pages as they are.
 """
 
 from __future__ import annotations
 
-import secrets
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Final
 
 import msgpack
 
-from ..errors import CorruptRecord
-from ..format.frame import FORMAT, RECORD_KEY
-from ..index.entries import SESSION_KEY, Row
-from ..tables.interface import MEMBERS, META, SESSIONS, STATES
-from .repair_index import IndexRepair
-from .repair_records import Changes, Known, RecordsRepair
+from ..errors import UnknownFormat
+from ..format.frame import FORMAT, schema_number_or_0
+from ..tables.interface import META, RECORDS, SCHEMAS, Contents, Item, Standing, Tables, Writer
+from .check_tables import TablesCheck
+from .finding import Change, Finding
+from .quarantine import DAMAGED, Quarantine
+from .record_reader import revision_in
+from .salvage import can_be
+
+_LONGEST_NAME: Final = 64  # of a file, without its ending
 
 
 class TablesRepair:
-    """One repair of the tables; *known* is what is known beside them."""
+    """One repair of tables.
 
-    def __init__(self, changes: Changes, known: Known) -> None:
-        self._changes = changes
-        self._contents = changes.contents
-        self._report = changes.report
-        self._known = known
-        self._new: set[bytes] = set()  # identities of sessions whose rows are made again
+    Args:
+        tables: what is repaired.
+        identity: that of the session; None if it isn't known.
+        damaged: where what is taken out is kept.
+        report: called with a line for each thing that is done.
+    """
 
-    def run(self) -> None:
-        """Repair all tables."""
-        records = RecordsRepair(self._changes)
-        records.run(self._known.schemas)
-        rows = self._repair_rows()
-        index = IndexRepair(self._changes, records, self._known)
-        for identity, row in rows.items():
-            index.repair_session(identity, row, is_new=identity in self._new)
-        index.repair_late()
-        self._repair_meta(records.greatest, max((row.number for row in rows.values()), default=0))
+    def __init__(
+        self, tables: Tables, identity: bytes | None, damaged: Quarantine, report: Callable[[str], None]
+    ) -> None:
+        self._tables = tables
+        self._identity = identity
+        self._damaged = damaged
+        self._report = report
 
-    def _repair_rows(self) -> dict[bytes, Row]:
-        """Return the rows of all sessions, by their identities; those that are missing or damaged are made again."""
-        rows: dict[bytes, Row] = {}
-        damaged: list[bytes] = []
-        numbers: set[int] = set()
-        for key, data in self._contents.walk(SESSIONS):
-            try:
-                row = Row.parsed(key, data)
-            except CorruptRecord:
-                damaged.append(key)
-                continue
-            if row.number in numbers:
-                damaged.append(key)
-            else:
-                numbers.add(row.number)
-                rows[key] = row
-        without = sorted(
-            {int.from_bytes(key[:4], "big") for table in (MEMBERS, STATES) for key in self._contents.keys(table)}
-            - numbers
+    def round(self, writer: Writer | None) -> bool:
+        """Change what one check finds, without a *writer* only report it; return whether it has found anything."""
+        found = False
+        unread: dict[tuple[str, bytes], Finding] = {}
+        with self._tables.contents(ignored, writer=writer) as contents:
+            _check_format(contents, self._tables.url)
+            for finding in TablesCheck(contents, self._identity).check():
+                found = True
+                kept = [change for change in finding.changes if change.kept]
+                unread.update({(change.table, change.key): finding for change in kept})
+                if not kept:
+                    self._report(f"{finding.where}: {finding.message}; corrected")
+                if writer is not None:
+                    _write(writer, [change for change in finding.changes if not change.kept])
+            self._restore(contents, writer, unread)
+        return found
+
+    def _restore(
+        self, contents: Contents, writer: Writer | None, unread: dict[tuple[str, bytes], Finding]
+    ) -> None:
+        """Put copies in the place of what can't be read, and take out what has none."""
+        copies: dict[tuple[str, bytes], bytes] = {}
+        for table in (SCHEMAS, RECORDS):
+            wanted = {key for name, key in unread if name == table}
+            for key, value in copies_in(self._tables, table) if wanted else ():
+                if key in wanted and _rank(table, key, value) > _rank(table, key, copies.get((table, key), b"")):
+                    copies[table, key] = value
+        for (table, key), finding in unread.items():
+            data, copy = contents.get(table, key), copies.get((table, key))
+            if table == RECORDS and data is not None and _rank(table, key, data):  # a copy has the same fault
+                copy = None
+                if (SCHEMAS, schema_number_or_0(data).to_bytes(4, "big")) in copies:
+                    continue  # that was all it lacked
+            if data is not None:
+                name = str(int.from_bytes(key, "big")) if len(key) in (4, 8) else key.hex()[:_LONGEST_NAME]
+                self._damaged.save(f"{name}.{table.removesuffix('s')}", data)
+            if data is not None or copy is not None:
+                what = f"moved to {DAMAGED}/" if copy is None else "restored from a copy in the data file"
+                self._report(f"{finding.where}: {finding.message}; {what}")
+                if writer is not None:
+                    _write(writer, [Change(table, key, copy)])
+
+
+def _write(writer: Writer, changes: list[Change]) -> None:
+    for change in changes:
+        if change.value is None:
+            writer.delete(change.table, [change.key])
+        else:
+            writer.put(change.table, [(change.key, change.value)])
+
+
+def _rank(table: str, key: bytes, data: bytes) -> int:
+    """Return by what the best of several copies is the greatest, the revision of a record; 0 if it can't be read."""
+    return revision_in(key, data) if table == RECORDS else can_be(table, key, data)
+
+
+def copies_in(tables: Tables, table: str) -> Iterator[Item]:
+    """Yield the items of a table, also former ones, wherever they stand in the store's files."""
+    with tables.remains() or contextlib.nullcontext() as remains:
+        for name, key, value in remains.items(*Standing) if remains else ():
+            if name == table:
+                yield key, value
+
+
+def _check_format(contents: Contents, url: str) -> None:
+    """Raise UnknownFormat if a later version of gc3session has written this."""
+    try:
+        version = msgpack.unpackb(contents.get(META, b"format") or b"")
+    except (ValueError, msgpack.UnpackException):
+        return
+    if type(version) is int and version > FORMAT:
+        raise UnknownFormat(
+            f"the store {url} has the format version {version}; this version of gc3session knows version {FORMAT}"
+            " only, and has repaired nothing: upgrade gc3session"
         )
-        own = self._known.identity
-        waiting = [key for key in damaged if key != own and len(key) == 16]
-        if own is not None and own not in rows:
-            waiting.insert(0, own)  # if a single index has no row, it is that of this session
-        for number in filter(None, without):
-            identity = waiting.pop(0) if waiting else secrets.token_bytes(16)
-            rows[identity] = Row(number, 0, 0, None)
-            self._new.add(identity)
-            self._report(f"session number {number}: its row is made again, for the session {identity.hex()}")
-        for number, identity in enumerate(waiting, max(*numbers, *without, 0, 0) + 1):
-            rows[identity] = Row(number, 0, 0, None)
-            self._new.add(identity)
-            if identity in damaged:
-                self._report(f"session {identity.hex()}: its row is made again")
-        for key in damaged:
-            if key not in rows:
-                self._report(f"session {key.hex()}: its row has no identity; deleted")
-                self._changes.delete(SESSIONS, key)
-        return rows
 
-    def _repair_meta(self, greatest: int, session: int) -> None:
-        """Correct the table `meta`, for the greatest number and the greatest session number in use."""
 
-        def correct(name: bytes, value: bytes) -> None:
-            self._report(f"meta: {name.decode()!r} is corrected")
-            self._changes.put(META, name, value)
-
-        version = msgpack.packb(FORMAT)
-        if self._contents.get(META, b"format") != version:
-            correct(b"format", version)
-        if len(self._contents.get(META, b"store") or b"") != 16:
-            correct(b"store", secrets.token_bytes(16))
-        following = self._contents.get(META, b"next N") or b""
-        if len(following) != 8 or not greatest < int.from_bytes(following, "big") < 1 << 63:
-            correct(b"next N", RECORD_KEY.pack(greatest + 1))
-        following = self._contents.get(META, b"next session") or SESSION_KEY.pack(1)
-        if len(following) != 4 or int.from_bytes(following, "big") <= session:
-            correct(b"next session", SESSION_KEY.pack(session + 1))
+def ignored(problem: str) -> None:
+    """For reading damaged tables whose problems are known."""

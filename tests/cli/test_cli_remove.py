@@ -14,7 +14,8 @@ import pytest
 
 from consistency import check
 from gc3session import Session, Task, TaskCollection
-from test_cli import CHECKOUT, TERMINAL, Ran, Terminal, damage, finish, one_error, run, start
+from raw_tables import damage
+from test_cli import CHECKOUT, TERMINAL, Ran, Terminal, finish, one_error, run, start
 
 
 @pytest.fixture

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import resource
 import signal
 import warnings
 from collections.abc import Callable
@@ -13,9 +15,10 @@ import pytest
 import gc3session.index.mirror
 from children import Died, in_child
 from consistency import check, read_mirror
-from gc3session import MirrorWarning, Session, Task, WriteError, check_session, repair_session
-from gc3session.index.entries import Row
+from gc3session import Error, MirrorWarning, Session, Task, check_session, repair_session
+from gc3session.index.entries import MirrorNote, Row
 from gc3session.tables import Writer
+from mounts import bound
 
 MakeSession = Callable[..., Session]
 
@@ -38,6 +41,25 @@ def test_mirror_of_another_size_is_mended_though_its_time_is_right(make_session:
     assert read_mirror(session.path) == ids
 
 
+def test_mirror_of_a_session_stays_while_others_only_change_its_tasks(tmp_path: Path) -> None:
+    # Writing it anew takes longer the more lines it has: whoever adds next would wait for that.
+    with Session(tmp_path / "one") as one, Session(tmp_path / "other", store_or_url=one.store_url) as other:
+        id_ = one.add(Task())
+        other.load(id_, add=True)
+        mirror = Path(other.path, "session_ids.txt")
+        before = mirror.stat()
+        task = one[id_]
+        task.state = "RUNNING"
+        one.save(task)
+        ids = [id_, other.add(Task())]
+        assert mirror.stat().st_ino == before.st_ino
+        assert read_mirror(other.path) == ids
+        one.remove(id_)
+        ids = [ids[1], other.add(Task())]
+        assert mirror.stat().st_ino != before.st_ino
+        assert read_mirror(other.path) == ids
+
+
 def test_mirror_of_another_boot_is_mended_without_a_warning(
     make_session: MakeSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -51,14 +73,9 @@ def test_mirror_of_another_boot_is_mended_without_a_warning(
         warnings.simplefilter("error")
         session = make_session()
     assert read_mirror(session.path) == ids
-    write_with_its_time(mirror, b"")
-    monkeypatch.setattr(gc3session.index.mirror, "_boot_id", lambda: "a third one")
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        ids.append(session.add(Task()))
-    assert read_mirror(session.path) == ids
     monkeypatch.undo()
     session.close()
+    make_session().close()
     assert check(session.path) == ids
 
 
@@ -102,40 +119,67 @@ def test_mirror_that_one_killed_process_after_another_has_left_stale_is_mended_w
         warnings.simplefilter("error", MirrorWarning)
         with Session(path) as session:
             assert read_mirror(path) == list(session.tasks)
-    assert len(check(path)) == 2
+    # Each mends what the one before has left, and is killed as it does so or, if nothing is left, as it adds a task.
+    assert len(check(path)) == 1 + (kills + 1) // 2
 
 
-def test_edit_that_is_overwritten_by_a_killed_process_is_told_of_by_the_next_one(tmp_path: Path) -> None:
-    path = tmp_path / "session"
+def add_without_descriptors(path: Path) -> list[str]:
     with Session(path) as session:
         session.add(Task())
-    (path / "session_ids.txt").write_text("an edit\n")
-    with pytest.raises(Died):
-        in_child(be_killed_before_the_mirror_is_written, path)
-    with pytest.warns(MirrorWarning, match="changed by another program"):
-        Session(path).close()
-    check(path)
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+        try:
+            with warnings.catch_warnings(record=True) as warned:
+                warnings.simplefilter("always")
+                session.add(Task())
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert [each.category for each in warned] == [MirrorWarning]
+        session.flush()
+        assert len(session) == 2
+        return read_mirror(path)
 
 
-def test_add_where_no_file_can_be_opened_any_more_is_an_error_of_the_library_and_changes_nothing(
-    make_session: MakeSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_add_where_no_file_can_be_opened_any_more_is_done_and_the_next_flush_mends_the_mirror(
+    tmp_path: Path,
 ) -> None:
-    session = make_session()
-    session.add(Task())
-    unreadable = tmp_path / "boot_id"
-    unreadable.mkdir()  # it can't be read, as any file when a process has too many open
-    with monkeypatch.context() as patched:
-        patched.setattr(gc3session.index.mirror, "_BOOT_ID", unreadable)
-        gc3session.index.mirror._boot_id.cache_clear()
-        with pytest.raises(WriteError, match="nothing was written"):
-            session.add(Task())
-    assert len(session) == 1
-    session.add(Task())
-    assert len(session) == 2
+    path = tmp_path / "session"
+    found = in_child(add_without_descriptors, path)
+    assert found == check(path)
 
 
+def test_session_whose_files_can_not_be_opened_raises_an_error_of_the_library(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Session(tmp_path / "s") as session:
+        session.add(Task())
+    real, tries = os.open, 0
+    for failing in range(1, 100):
+        calls = 0
+
+        def open_(path: str, *args: int, failing: int = failing, **options: int) -> int:
+            nonlocal calls
+            if os.fspath(path).startswith(str(tmp_path)):
+                calls += 1
+                if calls == failing:
+                    raise OSError(errno.EIO, os.strerror(errno.EIO), path)
+            return real(path, *args, **options)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "open", open_)
+            try:
+                Session(tmp_path / "s").close()
+            except Error:
+                tries += 1
+        if calls < failing:
+            break
+    assert tries > 1
+    assert check(tmp_path / "s") == ["Task.1"]
+
+
+@pytest.mark.parametrize("begin", [0, 1 << 39])
 @pytest.mark.parametrize("way", ["open", "repair", "backup"])
-def test_blank_lines_that_a_row_makes_up_do_not_fill_the_disk(tmp_path: Path, way: str) -> None:
+def test_blank_lines_that_a_row_makes_up_do_not_fill_the_disk(tmp_path: Path, way: str, begin: int) -> None:
     path = tmp_path / "session"
     with Session(path) as session:
         session.add_many(Task() for _ in range(3))
@@ -144,8 +188,9 @@ def test_blank_lines_that_a_row_makes_up_do_not_fill_the_disk(tmp_path: Path, wa
         def unit(writer: Writer) -> None:
             row = Row.read(writer, session._index.identity)
             assert row is not None
-            blank = (1 << 40) - row.size
-            row._replace(size=1 << 40, blank=blank, mark=None).write(writer, session._index.identity)
+            blank = (1 << 40) - size
+            note = MirrorNote(*row.mirror)._replace(size=1 << 40, blank=blank, begin=begin)
+            row._replace(mirror=note).write(writer, session._index.identity)
 
         store.tables.write(unit)
         session._closed = True
@@ -160,3 +205,26 @@ def test_blank_lines_that_a_row_makes_up_do_not_fill_the_disk(tmp_path: Path, wa
         path = tmp_path / "copy"
     assert os.path.getsize(path / "session_ids.txt") == size
     assert list(check_session(path)) == []
+
+
+def test_mirror_of_another_mount_is_mended_without_a_warning(tmp_path: Path) -> None:
+    # As after a disk has gone away, with what wasn't flushed, and come back without a boot.
+    disk, place = tmp_path / "disk", tmp_path / "place"
+    disk.mkdir()
+    place.mkdir()
+    path = place / "s"
+    for length in (1, 2):
+        with bound(disk, place):
+            with Session(path) as session:
+                session.add(Task())
+                assert read_mirror(path) == list(session.ids())
+                assert len(session) == length
+            inode = (path / "session_ids.txt").stat().st_ino
+            Session(path).close()
+            assert (path / "session_ids.txt").stat().st_ino == inode, "it was mended on the same mount"
+        mirror = disk / "s" / "session_ids.txt"
+        write_with_its_time(mirror, bytes(mirror.stat().st_size))
+    with bound(disk, place), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Session(path).close()
+        assert len(check(path)) == 2

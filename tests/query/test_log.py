@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import re
 import signal
@@ -31,8 +29,8 @@ from gc3session import (
     make_store,
 )
 from gc3session.system import external_sort
+from raw_tables import damage
 from test_cli import BERLIN, MOMENT, finish, on_terminal, one_error, run, start, without_colours
-from test_dump import damage
 
 DONE = "TERMINATED"
 
@@ -395,8 +393,8 @@ def test_text_has_local_times_or_utc(path: Path) -> None:
         "2020-09-13 13:27:40.250  Task.1        TERMINATED   align \\x1b[31m",
     ]
     assert (
-        run("log", path, "--utc", "-n", 1).out
-        == "2020-09-13 12:27:40.250Z  Task.1        TERMINATED   align \\x1b[31m\n"
+        run("log", path, "-n", 1, env={"TZ": "UTC"}).out
+        == "2020-09-13 12:27:40.250  Task.1        TERMINATED   align \\x1b[31m\n"
     )
     on = on_terminal("log", path, **BERLIN)
     assert "\x1b[" in on
@@ -412,9 +410,7 @@ def test_lines_for_programs(path: Path) -> None:
         "name": "align \x1b[31m",
         "state": "NEW",
     }
-    rows = list(csv.DictReader(io.StringIO(run("log", path, "--format", "csv").out, newline="")))
-    assert [row["id"] for row in rows] == ["Task.2", "Task.1", "Task.1", "Task.1"]
-    assert rows[0] == {"time": "", "id": "Task.2", "name": "", "state": "my\nstate"}
+    assert [line["id"] for line in lines] == ["Task.2", "Task.1", "Task.1", "Task.1"]
 
 
 def test_options_of_the_command(path: Path) -> None:

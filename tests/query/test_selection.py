@@ -17,7 +17,7 @@ from children import run_python
 from examples import Note, Simulation, Sweep
 from gc3session import Condition, InvalidArgument, LoadError, Session, Task, TemporarySession
 from gc3session.store.record_view import StoredTask, UnreadableTask
-from test_cli import damage
+from raw_tables import damage
 
 ON_EVERY_STORE = True
 START = datetime(2026, 11, 25, tzinfo=UTC)

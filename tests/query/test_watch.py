@@ -125,15 +125,15 @@ def test_a_look_costs_the_same_in_a_session_of_any_size(session: Session) -> Non
     script = """
         import sys
         from gc3session import Session
-        from gc3session.query.histories import TaskHistories
         from gc3session.query.progress import Watch
+        from gc3session.store.record_view import StoredTasks
         read = 0
-        whole = TaskHistories._records
-        def counted(self, numbers):
+        whole = StoredTasks.records
+        def counted(self, reader, entries):
             global read
-            read += len(numbers)
-            return whole(self, numbers)
-        TaskHistories._records = counted
+            read += len(entries)
+            return whole(self, reader, entries)
+        StoredTasks.records = counted
         with Session(sys.argv[1], read_only=True) as session:
             watching = Watch(session._index)
             for _ in range(3):
@@ -218,9 +218,6 @@ class Screen:
     def resize(self, width: int, height: int) -> None:
         fcntl.ioctl(self._there, termios.TIOCSWINSZ, struct.pack("HHHH", height, width, 0, 0))
 
-    def press(self, keys: bytes) -> None:
-        os.write(self._here, keys)
-
     def wait_for(self, text: str) -> str:
         """Read until *text* has been written from now on; return all of that."""
         begin = len(self.written)
@@ -230,18 +227,16 @@ class Screen:
         return self.written[begin:]
 
     def end(self) -> tuple[int, str, str]:
-        """Wait for the end; return the status, and what was written after the screen, and on stderr."""
+        """Wait for the end; return the status, the last picture, and what was written on stderr."""
         while self.process.poll() is None or select.select([self._here], [], [], 0)[0]:
             if select.select([self._here], [], [], 0.05)[0]:
                 self.written += self._decode(os.read(self._here, 65536))
         assert termios.tcgetattr(self._there) == self.modes, "the modes of the terminal"
-        for code in ("1049", "25"):  # the other screen, the hidden cursor
-            last = re.findall(rf"\x1b\[\?{code}([hl])", self.written)[-1:]
-            assert last == (["l"] if code == "1049" else ["h"]), code
+        assert "\x1b[?" not in self.written, "no other screen, no hidden cursor"
         assert self.process.stderr
         err = self.process.stderr.read().decode()
         self.process.stderr.close()
-        return self.process.returncode, self.written.rpartition("\x1b[?1049l")[2], err
+        return self.process.returncode, self.written.rpartition("\x1b[1mruns")[2], err
 
     def close(self) -> None:
         with contextlib.suppress(ProcessLookupError):
@@ -264,41 +259,35 @@ def screen(path: Path) -> Iterator[Any]:
         one.close()
 
 
-def test_screen_until_q(screen: Any) -> None:
+def test_terminal_is_drawn_until_all_have_terminated(screen: Any, path: Path) -> None:
     one = screen()
-    shown = one.wait_for("q: quit")
-    for text in ("runs", "3 tasks", "RUNNING", "33.3 %", "odd\\nstate", "Latest failures", "bad \\x1b[31m"):
+    shown = one.wait_for("bad \\x1b[31m")
+    for text in ("runs", "3 tasks", "RUNNING", "33.3 %", "odd\\nstate", "Latest failures"):
         assert text in shown, text
-    assert termios.tcgetattr(one._there) != one.modes
-    one.press(b"\x1a\x1cx")  # Ctrl-Z and Ctrl-\ would leave the screen as it is
-    one.wait_for("q: quit")
-    one.press(b"q")
-    status, after, err = one.end()
-    assert (status, err) == (0, "")
-    assert "3 tasks: 1 RUNNING" in after
-
-
-def test_screen_until_all_have_terminated(screen: Any, path: Path) -> None:
-    one = screen()
-    one.wait_for("q: quit")
+    one.wait_for("bad \\x1b[31m")
     finish_all(path)
-    status, after, err = one.end()
+    status, last, err = one.end()
     assert (status, err) == (0, "")
-    assert "all TERMINATED" in after
+    assert "all TERMINATED" in last
+    lines = one.written.count("\n") - sum(map(int, re.findall(r"\x1b\[(\d+)A", one.written)))
+    assert lines <= one.written.partition("\x1b[")[2].count("\n")
+    assert re.search(r"TERMINATED +3  100\.0 %  █{40}", last)
 
 
 @pytest.mark.usefixtures("not_ignored")
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
-def test_terminal_is_as_before_after_a_signal(screen: Any, number: int, status: int) -> None:
+def test_picture_stays_after_a_signal(screen: Any, number: int, status: int) -> None:
     one = screen()
-    one.wait_for("q: quit")
+    one.wait_for("Latest failures")
     one.process.send_signal(number)
-    assert one.end()[0] == status
+    ended, last, err = one.end()
+    assert (ended, err) == (status, "gc3session: interrupted\n")
+    assert "RUNNING" in last
 
 
-def test_terminal_is_as_before_after_the_session_was_destroyed(screen: Any, path: Path) -> None:
+def test_drawing_ends_when_the_session_was_destroyed(screen: Any, path: Path) -> None:
     one = screen()
-    one.wait_for("q: quit")
+    one.wait_for("Latest failures")
     with Session(path) as session:
         session.add(Task())
         session.destroy()
@@ -307,23 +296,29 @@ def test_terminal_is_as_before_after_the_session_was_destroyed(screen: Any, path
     assert "no longer there" in err
 
 
+def lines_of(shown: str) -> list[str]:
+    """Return the lines of what was drawn, without the signs that draw it."""
+    return re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", shown).split("\r\n")
+
+
 @pytest.mark.parametrize(("width", "height"), [(20, 5), (8, 3), (30, 40), (200, 10)])
-def test_terminals_of_any_size(screen: Any, width: int, height: int) -> None:
+def test_terminals_of_any_size(screen: Any, path: Path, width: int, height: int) -> None:
     one = screen(width=width, height=height)
     one.wait_for("runs")
-    one.press(b"q")
+    finish_all(path)
     assert one.end()[0] == 0
+    assert max(map(len, lines_of(one.written))) <= width
+    assert all(picture.count("\n") < height for picture in one.written.split("runs"))
 
 
-def test_a_resized_terminal_is_drawn_anew(screen: Any) -> None:
+def test_a_resized_terminal_is_drawn_anew(screen: Any, path: Path) -> None:
     one = screen(width=100)
-    one.wait_for("q: quit")
+    one.wait_for("Latest failures")
     one.resize(24, 30)
-    one.wait_for("q: quit")
-    shown = one.wait_for("q: quit")
-    lines = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown).split("\r\n")
-    assert max(len(line.split("\r")[-1]) for line in lines) <= 24
-    one.press(b"q")
+    one.wait_for("Latest failures")
+    one.wait_for("Latest failures")
+    assert max(map(len, lines_of(one.wait_for("Latest failures")))) <= 24
+    finish_all(path)
     assert one.end()[0] == 0
 
 

@@ -14,7 +14,7 @@ import pytest
 
 import lmdb
 from children import run_python, run_script
-from consistency import check, data_file, read_tables, unframed
+from consistency import check, data_file, range_of, read_tables, unsealed
 from examples import Note, Simulation, Sweep
 from gc3session import (
     CorruptRecord,
@@ -51,11 +51,12 @@ def key_of(id_: str) -> bytes:
 
 def overwrite(directory: Path, table: str, items: dict[bytes, bytes]) -> None:
     """Put items into a table of a store that nobody has open."""
-    with lmdb.open(os.fspath(directory), create=False, max_dbs=16, map_size=1 << 30) as env:
-        handle = env.open_db(table.encode(), create=False)
-        with env.begin(handle, write=True) as transaction:
-            for key, value in items.items():
-                transaction.put(key, value)
+    with (
+        lmdb.open(os.fspath(directory), create=False, map_size=1 << 30) as env,
+        env.begin(write=True) as transaction,
+    ):
+        for key, value in items.items():
+            transaction.put(range_of(table) + key, value)
 
 
 # -- checksum -----------------------------------------------------------------
@@ -64,7 +65,7 @@ def overwrite(directory: Path, table: str, items: dict[bytes, bytes]) -> None:
 def test_every_flipped_bit_of_a_record_is_found(session: Session) -> None:
     id_ = session.add(Simulation(mesh="m", inputs={"a": [1, 2.5, (3,)]}, extra={"b": b"bytes"}))
     record, number = raw_record(session, id_), int(id_.rpartition(".")[2])
-    assert unseal(number, record) == record[4:]
+    assert unseal(number, record) == record[:-5]
     for bit in range(8 * len(record)):
         flipped = bytearray(record)
         flipped[bit // 8] ^= 1 << bit % 8
@@ -99,7 +100,7 @@ def damaged(tmp_path: Path) -> tuple[Path, list[str]]:
     flipped = {}
     for i in (3, 4, 5):
         record = bytearray(records[key_of(ids[i])])
-        record[{3: 0, 4: 6, 5: len(record) - 1}[i]] ^= 0x10
+        record[{3: 6, 4: len(record) // 2, 5: len(record) - 1}[i]] ^= 0x10
         flipped[key_of(ids[i])] = bytes(record)
     overwrite(directory, "records", flipped)
     return tmp_path / "damaged", ids
@@ -182,8 +183,8 @@ def test_record_is_readable_without_the_library(session: Session) -> None:
     session.add(Simulation(mesh="m", state="RUNNING", extra={"k": [1]}))
     tables = read_tables(jobs(session))
     [(key, data)] = tables["records"]
-    schema, _, values = unframed(int.from_bytes(key, "big"), data)
-    schemas = {int.from_bytes(k, "big"): unframed(int.from_bytes(k, "big"), d) for k, d in tables["schemas"]}
+    schema, _, _, values = unsealed(int.from_bytes(key, "big"), data)
+    schemas = {int.from_bytes(k, "big"): unsealed(int.from_bytes(k, "big"), d) for k, d in tables["schemas"]}
     tag, name, _, fields = schemas[schema]
     record = dict(zip(fields, values, strict=True))
     assert (tag, name) == ("examples:Simulation", "Simulation")
@@ -415,10 +416,10 @@ def test_unknown_class_is_saved_again_unchanged(of_unknown_classes: tuple[Path, 
         after = read_tables(directory)["records"]
     assert [key for key, _ in after] == [key for key, _ in records]
     for (key, old), (_, new) in zip(records, after, strict=True):
-        (schema, revision, values), (new_schema, new_revision, new_values) = (
-            unframed(int.from_bytes(key, "big"), data) for data in (old, new)
+        (schema, revision, home, values), (new_schema, new_revision, new_home, new_values) = (
+            unsealed(int.from_bytes(key, "big"), data) for data in (old, new)
         )
-        assert (new_schema, new_values) == (schema, values)
+        assert (new_schema, new_home, new_values) == (schema, home, values)
         assert new_revision == revision + 1
     with Session(path, read_only=True) as session:
         for id_ in ids:

@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 
 import pytest
 
-import lmdb
 from children import in_child
 from gc3session import (
     DamagedSession,
@@ -31,6 +30,7 @@ from gc3session import (
 )
 from gc3session.cli.program import run
 from gc3session.index.entries import moved_key
+from raw_tables import Raw
 
 SECONDS = 300  # after which something is waited for that never comes
 
@@ -132,11 +132,8 @@ def moved(to: str, *, known: bool = False) -> Plant:
             (place.outside / "other" / "store.url").read_text().strip().partition("#")[2] if known else "0" * 32
         )
         line = f"{to.format(outside=place.outside)}#{there}\n".encode()
-        with (
-            lmdb.open(os.fspath(place.session / "jobs"), create=False, max_dbs=16, map_size=1 << 24) as env,
-            env.begin(write=True) as txn,
-        ):
-            txn.put(moved_key(bytes.fromhex(identity)), line, db=env.open_db(b"meta", txn=txn, create=False))
+        with Raw(place.session) as raw:
+            raw.put("meta", moved_key(bytes.fromhex(identity)), line)
 
     return plant
 

@@ -1,15 +1,12 @@
-"""What happens around a session while it is used: signals, forks, threads, copies, moves, full disks."""
+"""What happens around a session while it is used: forks, threads, copies, moves, full disks."""
 
 from __future__ import annotations
 
 import errno
 import os
-import random
 import shutil
-import signal
 import threading
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,55 +27,6 @@ from gc3session import (
     make_store,
 )
 from mounts import mount, unmount
-
-
-class Interrupted(BaseException):
-    """What the handler of a signal raises."""
-
-
-def interrupted_after(seconds: float, function: Callable[[], object]) -> bool:
-    """Call *function*, and have a signal's handler raise in it unless it is faster; return whether it was."""
-
-    def handler(*_: Any) -> None:
-        raise Interrupted
-
-    former = signal.signal(signal.SIGALRM, handler)
-    returned = False
-    try:
-        try:
-            signal.setitimer(signal.ITIMER_REAL, seconds)
-            function()
-            returned = True
-        finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-    except Interrupted:
-        pass
-    signal.signal(signal.SIGALRM, former)
-    return returned
-
-
-# -- signals ------------------------------------------------------------------
-
-
-def test_add_that_a_signal_interrupts_is_done_or_not_but_never_twice(tmp_path: Path, long_form: bool) -> None:
-    def attempt(seed: int) -> int:
-        chance = random.Random(seed)
-        interrupted = 0
-        with Session(tmp_path / str(seed)) as session:
-            session.add(Task(jobname="first"))
-            for n in range(5000 if long_form else 250):
-                task = Task(jobname=str(n))
-                interrupted += not interrupted_after(chance.uniform(0.0001, 0.0012), partial(session.add, task))
-                assert (task.persistent_id is not None) == (task in session)
-                session.add(task)  # again
-            names = [task.jobname for task in session]
-        assert names == ["first", *map(str, range(len(names) - 1))]
-        check(tmp_path / str(seed))
-        return interrupted
-
-    # A child, because its main thread is where signals' handlers run.
-    assert sum(in_child(attempt, seed) for seed in range(2)) > 0
-
 
 # -- threads ------------------------------------------------------------------
 
@@ -454,7 +402,7 @@ def test_first_write_on_a_full_disk_is_an_error_and_can_be_done_again(small_file
     assert len(check(path)) == 1
 
 
-def test_without_a_lock_on_the_mirror_nothing_is_written_however_often_it_is_tried(
+def test_without_a_lock_nothing_is_written_however_often_it_is_tried(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def flock(*_: Any) -> None:

@@ -241,7 +241,7 @@ def test_what_is_added_while_the_loop_runs_is_no_endless_loop(session: Session, 
 
 
 def test_exception_gives_up_what_is_not_saved_yet_and_says_up_to_where(session: Session) -> None:
-    ids = session.add_many(Simulation(steps=n) for n in range(PART + 1500))
+    ids = session.add_many(Simulation(steps=n) for n in range(PART + 2000))
     held = session.load(ids[-1])
     with pytest.raises(RuntimeError, match="on purpose") as raised, session.edit() as tasks:
         for task in tasks:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from children import Child, Died, in_child
+from children import Child, Died, in_child, let_others_in
 from consistency import check, check_tables, data_file, read_mirror, read_tables
 from examples import Simulation, Sweep
 from gc3session import (
@@ -42,16 +42,16 @@ def mirror_is_never_warned_of() -> Iterator[None]:
 
 
 def fill(session: Session) -> None:
-    """Give a session of everything that there can be: late entries, gaps, collections, what was forgotten."""
+    """Give a session of everything that there can be: gaps, collections, what was forgotten, and added again."""
     ids = list(session.add_many(Simulation(jobname=f"job {n}", mesh="m" * n, steps=n) for n in range(60)))
     session.remove_many(ids[10:20])
     session.add(Sweep(jobname="sweep", tasks=[session[ids[0]], Task(jobname="inner", state="RUNNING")]))
     forgotten = session.add(Task(jobname="forgotten"))
     session.forget(forgotten)
-    late = session.add(Task(jobname="late"))
-    session.forget(late)
-    session.add(Task(jobname="before the late one"))
-    session.load(late, add=True)
+    again = session.add(Task(jobname="again"))
+    session.forget(again)
+    session.add(Task(jobname="after that"))
+    session.load(again, add=True)
     session.set_end_timestamp(1234567890.125)
 
 
@@ -172,7 +172,7 @@ def test_session_of_a_shared_store_gets_its_own_records_in_a_store_of_its_own(tm
                 assert copy._index.identity == session._index.identity
                 assert not set(theirs) & set(copy.store.list())
                 assert copy._directory.holds(copy.store_url)
-                assert {task.jobname for task in copy.iter_workflow()} >= {"inner", "of both", "late"}
+                assert {task.jobname for task in copy.iter_workflow()} >= {"inner", "of both", "again"}
                 assert (copy.created, copy.finished) == (session.created, session.finished)
                 new = copy.add(Task())
                 assert int(new.rpartition(".")[2]) > max(int(id_.rpartition(".")[2]) for id_ in store.list())
@@ -194,6 +194,7 @@ def test_damaged_record_of_a_shared_store_is_taken_over(tmp_path: Path) -> None:
 def test_backup_from_a_server_is_a_session_on_a_local_disk(tmp_path: Path, postgresql_url: str) -> None:
     with Session(tmp_path / "s", store_or_url=postgresql_url) as session:
         fill(session)
+        session.flush()  # which brings the mirror up to date
         ids = list(session.ids())
         info = session.info(scan=True)
         assert (info.tasks, info.inside, info.mirror) == (len(ids), False, True)
@@ -311,8 +312,7 @@ def test_another_user_who_may_only_read_gets_information_and_a_backup(tmp_path: 
         ids = list(session.ids())
     place.mkdir()
     os.chown(place, 65534, 65534)
-    for directory in (tmp_path, *list(tmp_path.parents)[:3]):
-        directory.chmod(0o755)
+    let_others_in(tmp_path)
     for file in path.rglob("*"):
         file.chmod(0o555 if file.is_dir() else 0o444)
     path.chmod(0o555)

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from children import in_child, run_python, start_python
-from consistency import check
+from consistency import check, number_of
 from gc3session import Session, load_dump
 from gc3session.cli.program import _COMMANDS
 from test_cli import Ran, run
@@ -161,7 +161,7 @@ def test_dumps_beside_a_writer_are_states_that_the_session_had(written_path: Pat
         assert records == final[: len(records)], "a prefix of what was added, in the order of adding"
         assert others[0]["records"] == end["end"]["records"] == len(records)
         assert end["end"]["members"] == len(records) - 1, "all but the one that was forgotten"
-        assert others[0]["next"] > json.loads(records[-1])["order"]
+        assert others[0]["next"] > number_of(json.loads(records[-1])["id"])
         load_dump(tmp_path / f"loaded{place}", io.BytesIO(dump))
         check(tmp_path / f"loaded{place}")
 

@@ -14,14 +14,15 @@ from consistency import check
 from gc3session import Session, Task
 
 
-def test_child_locks_the_mirror_for_itself(session: Session) -> None:
-    # One open file shared by both would let both write the mirror at once.
+def test_child_locks_the_store_for_itself(session: Session) -> None:
+    # One open file shared by both would let both write at once.
     session.add(Task())
-    parents = os.dup(session._mirror._lock)
+    environment = session.store.tables._env
+    parents = os.dup(environment._files.writer.fd)
 
     def child() -> bool:
         session.add(Task())
-        fcntl.flock(session._mirror._lock, fcntl.LOCK_EX)
+        fcntl.flock(environment._files.writer.fd, fcntl.LOCK_EX)
         try:
             fcntl.flock(parents, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -47,6 +48,24 @@ def test_child_opens_the_environment_anew(session: Session) -> None:
 
     assert in_child(child)
     assert id_ in session
+
+
+def test_child_begins_afresh_where_a_new_task_was_changed_before_it_was_written(session: Session) -> None:
+    # The numbers that the parent has reserved stay its own: what the child adds gets others.
+    task = Task()
+    session.add(task, flush=False)
+    task.jobname = "changed"
+
+    def child() -> tuple[str | None, str]:
+        return task.persistent_id, session.add(Task(jobname="the child's"))
+
+    without, id_ = in_child(child)
+    assert without is None
+    session.save_all()
+    assert session.add(Task()) != id_
+    assert session[id_].jobname == "the child's"
+    assert session[task.persistent_id].jobname == "changed"
+    assert len(session) == 3
 
 
 def fork_in_threads(path: Path) -> int:

@@ -1,298 +1,277 @@
-"""What a signal's handler may raise, between any two instructions, while its exception is kept."""
+"""Ctrl-C: the call is done or not, KeyboardInterrupt is raised, nothing stays locked, and the session goes on.
+
+A real signal comes at random instants of all kinds of calls; then at the instants that matter most, one by one.
+"""
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
-import inspect
-import itertools
 import os
-import sys
+import random
+import signal
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import pytest
 
-import gc3session
-from consistency import check
-from gc3session import Session, Task, TaskCollection, repair_session
-from gc3session.system.signals import signal_safe
-
-OURS = (os.path.dirname(gc3session.__file__), contextlib.__file__)
+from consistency import check, read_mirror
+from gc3session import Session, Task, TaskCollection
+from gc3session.index.index_writer import IndexWriter
+from gc3session.store.loader import Loader
+from gc3session.store.store import Store
 
 ON_EVERY_STORE = True
 
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::gc3session.UnsavedWarning"),
+    # A fork goes on whatever is raised as it begins, which Python only prints.
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
 
-class Interrupted(BaseException):
-    """What the handler raises."""
 
-
-def all_interrupted(function: Callable[[], object], step: int = 1) -> Iterator[Interrupted | None]:
-    """Call *function* again and again, and raise in it where a handler would run for the n-th time, for each *step*-th n until it ends.
-
-    Python looks for signals as a function of its own begins, or goes on after it has yielded, and
-    after a call of one in C: these are the events of a profiler. (Not of generators: CPython 3.11 skips
-    the handlers of one that is closed if its profiler raises, which a signal's handler can't bring about.)
-    Give the exceptions; None for one that Python has swallowed, as it does while a generator is collected.
-    """
-    left = 0
-
-    def profile(frame: FrameType, event: str, _: Any) -> None:
-        nonlocal left
-        code = frame.f_code
-        looks = event == "c_return" or (event == "call" and not code.co_flags & inspect.CO_GENERATOR)
-        if looks and code.co_filename.startswith(OURS):
-            left -= 1
-            if left < 0:
-                sys.setprofile(None)
-                raise Interrupted
-
-    for n in itertools.count(step=step):
-        left = n
-        kept = None
+def interrupted(seconds: float, function: Callable[[], object]) -> bool:
+    """Call *function*, and have Ctrl-C come after some seconds unless it is faster; return whether it came."""
+    former = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    try:
         try:
-            sys.setprofile(profile)
-            try:
-                function()
-            finally:
-                sys.setprofile(None)
-        except Interrupted as error:
-            kept = error
-        if left >= 0:
-            return
-        yield kept
+            signal.setitimer(signal.ITIMER_REAL, seconds)
+            function()
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+    except KeyboardInterrupt:
+        return True
+    finally:
+        signal.signal(signal.SIGALRM, former)
+    return False
 
 
-def in_transaction(session: Session) -> None:
-    with session.transaction():
-        session.add(Task(jobname="of the transaction"))
-        session.add(Task(jobname="of the transaction"))
+def assert_goes_on(session: Session, tasks: list[Task]) -> None:
+    """Assert that nothing is locked, and that those of the tasks that have an ID are on disk, each once."""
+    for name in ("store.url", "jobs/writer.lock"):
+        with suppress(FileNotFoundError), open(os.path.join(session.path, name), "r+") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # as another process does it
+    tasks += [Task(), Task()]
+    thread = threading.Thread(target=session.add, args=(tasks[-1],), daemon=True)
+    thread.start()
+    thread.join(60)
+    assert not thread.is_alive(), "it waits for what the interrupted call holds"
+    session.add(tasks[-2])
+    session.flush()
+    with Session(session.path, read_only=True) as other:
+        assert sorted(other.ids()) == sorted(task.persistent_id for task in tasks if task.persistent_id)
 
 
-def refresh_what_is_staged(session: Session) -> None:
-    task = session.load("Task.1")
-    session.refresh(task)
-    task.jobname += "+"
-    session.save_all(flush=False)
-    session.refresh(task)
-
-
-def open_and_close_another(session: Session) -> None:
-    with Session(session.path) as other:
-        len(other)
-
-
-def fork(session: Session) -> None:
+def fork() -> None:
     pid = os.fork()
     if pid == 0:
         os._exit(0)
     os.waitpid(pid, 0)
 
 
-OPERATIONS: dict[str, Callable[[Session], object]] = {
-    "add": lambda session: session.add(Task()),
-    "add without flush": lambda session: session.add(Task(), flush=False),
-    "add a collection": lambda session: session.add(TaskCollection(tasks=[Task(), Task()]), flush=False),
-    "add_many": lambda session: session.add_many([Task(), Task()]),
-    "add_many of a generator": lambda session: session.add_many(Task() for _ in range(2)),
-    "remove": lambda session: session.remove(session.add(Task(), flush=False)),
-    "forget": lambda session: session.forget(session.add(Task(), flush=False)),
-    "save": lambda session: session.save(session.load("Task.1"), force=True),
-    "save_all": lambda session: session.save_all(),
+def in_transaction(session: Session, new: Callable[..., Task]) -> None:
+    with session.transaction():
+        session.add(new())
+        session.add(new())
+
+
+def change_first(session: Session, then: Callable[[Task], object]) -> None:
+    task = next(iter(session))
+    task.jobname += "+"
+    then(task)
+
+
+def stage_and_refresh(session: Session, task: Task) -> None:
+    session.save(task, flush=False)
+    session.refresh(task)
+
+
+def open_another(session: Session) -> None:
+    with Session(session.path) as other:
+        len(other)
+
+
+CALLS: dict[str, Callable[[Session, Callable[..., Task]], object]] = {
+    "add": lambda session, new: session.add(new()),
+    "add without flush": lambda session, new: session.add(new(), flush=False),
+    "add a collection": lambda session, new: session.add(new(TaskCollection(tasks=[Task(), Task()]))),
+    "add_many": lambda session, new: session.add_many([new() for _ in range(50)]),
+    "add_many of a generator": lambda session, new: session.add_many(new() for _ in range(50)),
     "transaction": in_transaction,
-    "load": lambda session: session.load("Task.1"),
-    "len": len,
-    "in": lambda session: "Task.1" in session,
-    "stats": lambda session: session.stats(),
-    "refresh": refresh_what_is_staged,
-    "open and close": open_and_close_another,
-    "fork": fork,
-    "compact": lambda session: session.compact(),
-    "info": lambda session: session.info(scan=True),
-    "check": lambda session: list(session.check()),
+    "remove": lambda session, new: session.remove(next(session.ids())),
+    "save": lambda session, new: change_first(session, session.save),
+    "save_all": lambda session, new: change_first(session, lambda task: session.save_all()),
+    "refresh": lambda session, new: change_first(session, lambda task: stage_and_refresh(session, task)),
+    "read": lambda session, new: (list(session), len(session), session.stats()),
+    "open and close": lambda session, new: open_another(session),
+    "fork": lambda session, new: fork(),
+    "compact": lambda session, new: session.store_url.startswith("lmdb") and session.compact(),
+    "info": lambda session, new: session.info(scan=True),
+    "check": lambda session, new: list(session.check()),
 }
 
 
-def in_another_thread(function: Callable[[], object]) -> None:
-    """Call *function* in a thread of its own; nothing may keep it waiting."""
-    failures: list[BaseException] = []
+def test_ctrl_c_at_random_instants(path: Path, store_kind: str, long_form: bool) -> None:
+    chance = random.Random(17)
+    tasks: list[Task] = []
+    caught = 0
 
-    def run() -> None:
-        try:
-            function()
-        except BaseException as error:
-            failures.append(error)
+    def new(task: Task | None = None) -> Task:
+        tasks.append(task or Task(extra={"text": "x" * 500}))
+        return tasks[-1]
 
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    thread.join(60)
-    assert not thread.is_alive(), "it waits for what the interrupted call holds"
-    assert failures == []
-
-
-def lock_of_mirror_is_free(path: Path) -> bool:
-    with open(path / "store.url") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        return True
-
-
-STEPS = {"check": 11, "info": 5, "compact": 3, "open and close": 2}
-"""Every which place is tried in the short form; of other operations each."""
-
-BRIEFLY_ON_SERVERS = {"add", "transaction", "len"}
-
-
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # what Python has swallowed
-@pytest.mark.parametrize(
-    "operation",
-    [
-        pytest.param(name, marks=() if name in BRIEFLY_ON_SERVERS else pytest.mark.slow_on_servers)
-        for name in OPERATIONS
-    ],
-)
-def test_what_is_added_after_a_signal_is_written(
-    path: Path, operation: str, store_kind: str, long_form: bool
-) -> None:
-    step = 1 if long_form else STEPS.get(operation, 1 if store_kind == "lmdb" else 5)
-    after: list[str] = []
     with Session(path) as session:
-        session.add_many(Task() for _ in range(5))
-
-        def go_on() -> None:
-            after.append(session.add(Task(jobname="after")))
-            if len(after) > 20:
-                session.remove(after.pop(0))
-
-        for _ in all_interrupted(lambda: OPERATIONS[operation](session), step):
-            assert lock_of_mirror_is_free(path)
-            in_another_thread(go_on)
-            go_on()
-        assert after
-        with Session(path, read_only=True) as other:
-            names = [task.jobname for task in other]
-            assert [task.persistent_id for task in other.select(name="^after$")] == after
-        assert names.count("of the transaction") % 2 == 0
+        session.add_many(new() for _ in range(3))
+        rounds = (200 if long_form else 12) // (1 if store_kind == "lmdb" else 3)
+        for call in CALLS.values():
+            begin = time.perf_counter()
+            call(session, new)
+            longest = 1.2 * (time.perf_counter() - begin)
+            for _ in range(rounds):
+                if interrupted(chance.uniform(0.00001, longest), lambda call=call: call(session, new)):  # type: ignore[misc]
+                    caught += 1
+                    session.refresh(next(iter(session)))  # as is to be done again if that was interrupted
+                assert_goes_on(session, tasks)
+    assert caught > rounds * len(CALLS) / 4
     check(path)
 
 
-def stored(session: Session, id_: str) -> Task:
-    with Session(session.path, read_only=True) as other:
-        task = other.load(id_)
-        assert isinstance(task, Task)
-        return task
+# -- the instants that matter most ------------------------------------------------------------------
 
 
-def test_assignment_that_is_repeated_after_a_signal_is_saved(session: Session) -> None:
-    task = Task(returncode=0)
-    id_ = session.add(task)
-    values = [1]
-    for _ in all_interrupted(lambda: setattr(task, "returncode", values[-1])):
-        task.returncode = values[-1]
-        session.save_all()
-        assert stored(session, id_).returncode == values[-1]
-        values.append(values[-1] + 1)
-    assert len(values) > 1
+def interrupt(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str) -> None:
+    """Have Ctrl-C come as a method is called for the first time."""
+    method = getattr(owner, name)
+    errors = iter([KeyboardInterrupt])
+
+    def interrupted_method(*args: Any, **kwargs: Any) -> Any:
+        for error in errors:
+            raise error
+        return method(*args, **kwargs)
+
+    monkeypatch.setattr(owner, name, interrupted_method)
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_refresh_that_a_signal_interrupts_gives_up_what_is_staged_or_keeps_it(session: Session) -> None:
-    task = Task(jobname="")
-    id_ = session.add(task)
-    outcomes = set()
+@pytest.mark.parametrize("name", ["add", "add a collection", "transaction"])
+@pytest.mark.parametrize("committed", [False, True])
+def test_call_that_is_interrupted_before_or_after_its_commit_is_not_done_or_done(
+    session: Session, monkeypatch: pytest.MonkeyPatch, name: str, committed: bool
+) -> None:
+    tasks: list[Task] = []
 
-    def stage(jobname: str) -> None:
+    def new(task: Task | None = None) -> Task:
+        tasks.append(task or Task())
+        return tasks[-1]
+
+    first = Task()
+    session.add(first)  # so that the session is in the store
+    interrupt(monkeypatch, *((Store, "_after_commit") if committed else (IndexWriter, "finish")))
+    with pytest.raises(KeyboardInterrupt):
+        CALLS[name](session, new)
+    assert {task.persistent_id is not None for task in tasks} == {committed}
+    tasks.append(first)
+    assert_goes_on(session, tasks)
+    session.add_many(tasks)
+    assert_goes_on(session, tasks)
+    assert sorted(read_mirror(session.path)) == sorted(session.ids())
+
+
+def test_transaction_whose_block_is_interrupted_is_not_done(session: Session) -> None:
+    tasks = [Task(), Task()]
+    with pytest.raises(KeyboardInterrupt), session.transaction():
+        session.add_many(tasks)
+        session.remove(str(tasks[0].persistent_id))
+        raise KeyboardInterrupt
+    assert [task.persistent_id for task in tasks] == [None, None]
+    assert_goes_on(session, tasks)
+
+
+def test_refresh_that_is_interrupted_keeps_what_was_staged(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = Task()
+    session.add(task)
+    task.jobname = "staged"
+    session.save_all(flush=False)
+    interrupt(monkeypatch, Loader, "refill")
+    with pytest.raises(KeyboardInterrupt):
         session.refresh(task)
-        task.jobname = jobname
-        session.save_all(flush=False)
-
-    stage("0")
-    for n, _ in enumerate(all_interrupted(lambda: session.refresh(task))):
-        session.flush()
-        kept = stored(session, id_).jobname == str(n)
-        assert kept or task.jobname == stored(session, id_).jobname
-        outcomes.add(kept)
-        stage(str(n + 1))
-    assert outcomes == {True, False}
+    assert_goes_on(session, [task])
+    with Session(session.path, read_only=True) as other:
+        assert other[str(task.persistent_id)].jobname == "staged"
 
 
 @pytest.mark.lmdb
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_session_whose_closing_was_interrupted_can_be_closed(path: Path) -> None:
-    sessions = [Session(path)]
-    sessions[0].add(Task())
-    for _ in all_interrupted(lambda: sessions[-1].close()):
-        sessions[-1].close()
-        repair_session(path)  # which refuses while this process has the store open
-        sessions.append(Session(path))
-        sessions[-1].add(Task(), flush=False)
-    assert len(check(path)) == len(sessions) > 1
+def test_compact_that_is_interrupted_leaves_the_store_as_it_was(session: Session) -> None:
+    def progress(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    tasks = [Task()]
+    session.add_many(tasks)
+    files = sorted(os.listdir(os.path.join(session.path, "jobs")))
+    with pytest.raises(KeyboardInterrupt):
+        session.compact(progress=progress)
+    assert sorted(os.listdir(os.path.join(session.path, "jobs"))) == files
+    assert_goes_on(session, tasks)
+    session.compact()
+    assert_goes_on(session, tasks)
 
 
-# -- the context managers ---------------------------------------------------------------------------
+@pytest.mark.lmdb
+def test_ctrl_c_while_another_program_writes(session: Session) -> None:
+    tasks = [Task(), Task()]
+    session.add(tasks[0])
+    with open(os.path.join(session.path, "jobs", "writer.lock"), "r+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert interrupted(0.1, lambda: session.add(tasks[1]))
+    assert tasks[1].persistent_id is None
+    assert_goes_on(session, tasks)
 
 
-@signal_safe
-def noting(events: list[str]) -> Iterator[str]:
-    events.append("entered")
-    try:
-        yield "value"
-        events.append("went on")
-    except ValueError:
-        events.append("swallowed")
-    finally:
-        events.append("left")
+@pytest.mark.lmdb
+def test_ctrl_c_as_the_store_has_just_been_locked(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    tasks = [Task()]
+    session.add(tasks[0])
+    flock, errors = fcntl.flock, iter([KeyboardInterrupt])
 
-
-def test_signal_safe_context_managers_are_left_as_those_of_contextlib_are() -> None:
-    events: list[str] = []
-    with noting(events) as value:
-        events.append(value)
-    assert events == ["entered", "value", "went on", "left"]
-    events.clear()
-    with noting(events):
-        raise ValueError
-    assert events == ["entered", "swallowed", "left"]
-    for error in (KeyError("k"), StopIteration(1), RuntimeError("r"), GeneratorExit()):
-        events.clear()
-        with pytest.raises(type(error)) as caught, noting(events):
+    def interrupted_flock(file: Any, operation: int) -> None:
+        flock(file, operation)
+        for error in errors:
             raise error
-        assert caught.value is error
-        assert events == ["entered", "left"]
 
-
-def test_signal_safe_context_managers_are_left_by_an_exit_stack() -> None:
-    events: list[str] = []
-    with contextlib.ExitStack() as stack:
-        assert stack.enter_context(noting(events)) == "value"
-        events.append("in")
-    assert events == ["entered", "in", "went on", "left"]
-    events.clear()
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(noting(events))
-        raise ValueError
-    assert events == ["entered", "swallowed", "left"]
-
-
-def test_transaction_in_an_exit_stack_is_undone(session: Session) -> None:
-    with pytest.raises(ZeroDivisionError), contextlib.ExitStack() as stack:
-        stack.enter_context(session.transaction())
+    monkeypatch.setattr(fcntl, "flock", interrupted_flock)
+    with pytest.raises(KeyboardInterrupt):
         session.add(Task())
-        raise ZeroDivisionError
-    assert len(session) == 0
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(session.transaction())
-        session.add(Task())
-    assert len(session) == 1
+    assert_goes_on(session, tasks)
 
 
-def test_stop_iteration_goes_through_a_transaction(session: Session) -> None:
-    with pytest.raises(StopIteration), session.transaction():
-        session.add(Task())
-        next(iter(()))
-    assert len(session) == 0
+def test_ctrl_c_while_a_fork_waits_for_a_transaction_of_another_thread(session: Session) -> None:
+    tasks = [Task(), Task()]
+    began, end = threading.Event(), threading.Event()
+
+    def transaction() -> None:
+        with session.transaction():
+            began.set()
+            session.add_many(tasks)
+            end.wait()
+
+    thread = threading.Thread(target=transaction)
+    thread.start()
+    began.wait()
+    threading.Timer(0.3, end.set).start()
+    interrupted(0.1, fork)
+    thread.join()
+    assert_goes_on(session, tasks)
+
+
+def test_session_whose_closing_was_interrupted_can_be_closed(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    session = Session(path)
+    session.add(Task(), flush=False)
+    interrupt(monkeypatch, type(session.store.tables), "close")
+    with pytest.raises(KeyboardInterrupt):
+        session.close()
+    session.close()
+    assert len(check(path)) == 1

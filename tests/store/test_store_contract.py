@@ -194,7 +194,7 @@ def test_object_of_a_store_that_is_only_read_is_freed_at_once(store: Store, open
 def load_others(store: Store) -> None:
     """Load so many objects that one which was loaded before is no longer held for the changes inside its values."""
     other = store.save(Note())
-    for _ in range(HELD + 1):
+    for _ in range(2 * HELD):
         store.load(other)
 
 

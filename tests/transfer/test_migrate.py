@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
-import gc3session.transfer.load
+import gc3session.snapshots.copying
 from children import Child, Died, in_child, run_script
 from consistency import check
+from examples import Simulation
 from gc3session import (
-    ClashError,
     Error,
     InvalidArgument,
     Session,
@@ -29,6 +29,7 @@ from gc3session import (
     migrate_session,
 )
 from gc3session.store.store import Store
+from raw_tables import Raw, n4
 
 
 def filled(path: Path, count: int = 300) -> Session:
@@ -37,9 +38,6 @@ def filled(path: Path, count: int = 300) -> Session:
     ids = session.add_many(Task(jobname=f"task-{n}", extra={"n": n}) for n in range(count))
     session.add(TaskCollection(jobname="both", tasks=[Task(jobname="inner")]))
     session.remove(ids[3])
-    forgotten = session.load(ids[4])
-    session.forget(ids[4])
-    session.add(forgotten)  # late
     session.forget(ids[5])
     return session
 
@@ -114,17 +112,69 @@ def test_of_a_shared_store_the_own_tasks_are_moved_and_all_stay_where_they_were(
     check(tmp_path / "one")
 
 
-def test_a_store_that_has_given_out_the_ids_is_refused_and_nothing_changes(tmp_path: Path) -> None:
+def test_in_a_store_that_has_given_out_the_numbers_the_same_is_added_to_each_and_that_is_said(
+    tmp_path: Path,
+) -> None:
     path = tmp_path / "session"
     filled(path).close()
-    before = dumped(path)
+    with Session(path, read_only=True) as session:
+        before = {task.persistent_id: task.jobname for task in session.iter_workflow()}
     with Session(tmp_path / "other", store_or_url=tmp_path / "elsewhere") as other:
-        other.add(Task())
-    with pytest.raises(ClashError, match="choose a store that is new"):
-        migrate(path, tmp_path / "elsewhere")
-    assert dumped(path) == before
+        mine = other.add(Task(jobname="mine"))
+    with Session(path) as session:
+        moved = migrate_session(session, tmp_path / "elsewhere")
+    assert moved.members == 299
+    assert moved.records == 301
+    assert moved.shift > 0
+    with Session(path, read_only=True) as session:
+        after = {task.persistent_id: task.jobname for task in session.iter_workflow()}
+        [both] = session.select(name="both")
+        assert [task.jobname for task in both.tasks] == ["inner"]
+
+    def renumbered(id_: str) -> str:
+        name, _, number = id_.rpartition(".")
+        return f"{name}.{int(number) + moved.shift}"
+
+    assert after == {renumbered(id_): name for id_, name in before.items()}
+    with Session(tmp_path / "other") as other:
+        assert [(task.persistent_id, task.jobname) for task in other] == [(mine, "mine")]
     check(path)
     check(tmp_path / "other")
+
+
+def test_a_reference_whose_record_is_gone_leads_to_none_in_the_new_store(tmp_path: Path) -> None:
+    path = tmp_path / "session"
+    with Session(path) as session:
+        gone = Task()
+        session.add(gone)
+        session.add(Task(extra={"see": gone}))
+        session.remove(str(gone.persistent_id))
+    with Session(tmp_path / "other", store_or_url=tmp_path / "elsewhere") as other:
+        other.add_many(Task(jobname="a stranger") for _ in range(9))
+    migrate(path, tmp_path / "elsewhere")
+    with Session(path) as session:
+        [task] = session
+        assert type(task.extra["see"]).__name__ == "Unreadable"
+    check(path)
+
+
+def test_a_record_of_a_damaged_schema_is_moved_to_a_new_store_only(tmp_path: Path) -> None:
+    path = tmp_path / "session"
+    with Session(path) as session:
+        session.add_many([Task(), Simulation(state="RUNNING")])
+    with Raw(path) as raw:
+        raw.put("schemas", n4(2), raw.get("schemas", n4(2))[:-1])
+    before = dumped(path)
+    with Session(tmp_path / "other", store_or_url=tmp_path / "used") as other:
+        other.add(Task())
+    with pytest.raises(WriteError, match=r"record 2 can't be read: its schema is damaged.*repair it first"):
+        migrate(path, tmp_path / "used")
+    assert dumped(path) == before
+    migrate(path, tmp_path / "new")
+    assert dumped(path) == before
+    with Session(path) as session:
+        assert session.stats() == {"NEW": 1, "RUNNING": 1}
+        assert "Unreadable.2" in session
 
 
 def test_where_it_is_already_and_a_transaction_are_refused(tmp_path: Path) -> None:
@@ -165,7 +215,7 @@ def test_who_has_the_session_open_loses_no_change_to_the_old_store(tmp_path: Pat
     os.write(go, b"x")
     refused = child.result()
     assert len(refused) == 3
-    assert all("moved" in message and "open it again" in message for message in refused)
+    assert all("moved" in message and re.search("[Oo]pen (it|the session) again", message) for message in refused)
     with Session(path) as session:
         assert session.load("Task.1").state == "NEW"
     check(path)
@@ -192,7 +242,7 @@ def _killed_at(n: int, path: Path, url: Path) -> None:
     Store.write = counted(Store.write)  # type: ignore[method-assign]
     for module, name in ((os, "replace"), (os, "rename"), (os, "rmdir"), (os, "unlink"), (shutil, "rmtree")):
         setattr(module, name, counted(getattr(module, name)))
-    gc3session.transfer.load._BATCH_BYTES = 20_000  # type: ignore[misc]
+    gc3session.snapshots.copying.BATCH_BYTES = 20_000  # type: ignore[misc]
     migrate(path, url)
 
 
@@ -250,6 +300,32 @@ def test_killed_at_any_step_the_session_is_whole_and_the_move_can_be_completed(
     assert len(places) > 1
 
 
+def test_killed_on_its_way_into_a_store_that_is_used_it_is_whole_and_leaves_nothing_there(tmp_path: Path) -> None:
+    path, used = tmp_path / "session", tmp_path / "used"
+    filled(path).close()
+    with Session(path, read_only=True) as session:
+        names = [task.jobname for task in session]
+        records = len(list(session.store.list()))
+    with Session(tmp_path / "other", store_or_url=used) as other:
+        other.add_many(Task(jobname="mine") for _ in range(20))
+    former = (path / "store.url").read_text()
+    for n in range(1, 200):
+        status = _status(_killed_at, n, path, used)
+        assert status in (0, -signal.SIGKILL)
+        with Session(path, create=False) as session:
+            assert [task.jobname for task in session] == names, n
+            [both] = session.select(name="both")
+            assert [task.jobname for task in both.tasks] == ["inner"]
+        if (path / "store.url").read_text() != former:
+            break
+    assert n > 10
+    check(path)
+    check(tmp_path / "other")
+    with Session(tmp_path / "other") as other:
+        assert [task.jobname for task in other] == ["mine"] * 20
+        assert len(list(other.store.list())) == records + 20
+
+
 def test_a_session_moves_to_postgresql_and_back_however_often_that_is_killed(
     tmp_path: Path, postgresql_url: str
 ) -> None:
@@ -270,8 +346,10 @@ def test_a_session_moves_to_postgresql_and_back_however_often_that_is_killed(
         assert n > 10
         check(path)
     assert sorted(os.listdir(path)) == ["created", "jobs", "session_ids.txt", "store.url"]
-    with pytest.raises(ClashError):
-        migrate(path, postgresql_url)
+    migrate(path, postgresql_url)
+    with Session(path, create=False) as session:
+        assert len(session) == 299
+    check(path)
 
 
 def test_who_has_the_session_open_on_postgresql_loses_no_change(tmp_path: Path, postgresql_url: str) -> None:
@@ -333,6 +411,9 @@ def test_the_command_moves_a_session_and_says_how_many_tasks(tmp_path: Path) -> 
     output = run_script("-m", "gc3session", "migrate", tmp_path / "s p ä", tmp_path / "else where")
     assert output == f"moved 299 tasks of {tmp_path}/s p ä to {tmp_path}/else where"
     assert list(diff(tmp_path / "copy", tmp_path / "s p ä")) == []
+    output = run_script("-m", "gc3session", "migrate", tmp_path / "copy", tmp_path / "else where")
+    message = f"moved 299 tasks of {tmp_path}/copy to {tmp_path}/else where, each with "
+    assert re.fullmatch(rf"{re.escape(message)}[0-9,]+ added to its number", output)
     with pytest.raises(Died) as died:
         run_script("-m", "gc3session", "migrate", tmp_path / "none", tmp_path / "x")
     assert died.value.status == 2

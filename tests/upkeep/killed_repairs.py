@@ -1,8 +1,9 @@
 """Kills repairs: `killed_repairs.py SCRATCH DAMAGED all|some`, started with the crash kit's recorder, which watches SCRATCH.
 
 A copy of the session DAMAGED is repaired in a child that is killed instead of its n-th I/O call; then
-it is repaired again, and must hold what a repair that nobody kills makes of it.  What is wrong is printed
-as JSON, with the number of kills.
+it is repaired again, and must hold what a repair that nobody kills makes of it.  (It may hold more: a damaged
+record comes back from a copy that the other one has written over.)  What is wrong is printed as JSON, with the
+number of kills.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ KNOWN = {
     "damaged",
     "data.mdb",
     "lock.mdb",
+    "writer.lock",
     "checked",
 }
 
@@ -114,7 +116,8 @@ def main() -> None:
                     raise
             kills += 1
             try:
-                if in_child(repaired_and_holds, path) != expected:
+                held = in_child(repaired_and_holds, path)
+                if any(line not in held for line in expected):
                     wrong.append(f"{name}: killed at call {at} of {kinds} it ends with other tasks")
             except Exception as error:
                 wrong.append(f"{name}: killed at call {at} of {kinds}: {error!r}")

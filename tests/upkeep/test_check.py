@@ -6,14 +6,17 @@ The faults are made in the tables by py-lmdb, as FORMAT.md describes them, and i
 from __future__ import annotations
 
 import ast
+import contextlib
 import enum
 import inspect
 import os
 import re
+import select
 import shutil
 import struct
+import subprocess
 import sys
-import zlib
+import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,117 +25,66 @@ import attrs
 import msgpack
 import pytest
 
-import lmdb
-from children import Child, change_until, in_child
+from children import Child, Died, change_until, in_child, start_python
+from consistency import check
 from examples import Note, Simulation, Sweep
 from gc3session import CorruptRecord, Session, Task, UnknownFormat, check_session, repair_session
+from gc3session.index.mirror import Mirror
+from gc3session.tables.lmdb import held_state
 from gc3session.upkeep import check as checking
 from gc3session.upkeep import check_index as checked_index
 from gc3session.upkeep import check_mirror as checked_mirror
+from gc3session.upkeep import check_tables as checked_tables
 from gc3session.upkeep.finding import Finding
-
-LATE = 1 << 31
-
-
-class Raw:
-    """The tables of a session, open to any change."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __enter__(self) -> Raw:
-        self._env = lmdb.open(os.fspath(self.path / "jobs"), create=False, max_dbs=16, map_size=1 << 28)
-        sets = {"dupsort": True, "dupfixed": True}
-        self._tables = {
-            name: self._env.open_db(name.encode(), create=False, **(sets if name in ("members", "states") else {}))
-            for name in ("records", "schemas", "meta", "sessions", "late", "late_members", "members", "states")
-        }
-        self._transaction = self._env.begin(write=True)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._transaction.commit()
-        self._env.close()
-
-    def items(self, table: str) -> list[tuple[bytes, bytes]]:
-        return list(self._transaction.cursor(self._tables[table]))
-
-    def get(self, table: str, key: bytes) -> bytes:
-        return self._transaction.get(key, db=self._tables[table])  # type: ignore[no-any-return]
-
-    def put(self, table: str, key: bytes, value: bytes) -> None:
-        self._transaction.put(key, value, db=self._tables[table])
-
-    def delete(self, table: str, key: bytes, value: bytes = b"") -> None:
-        assert self._transaction.delete(key, value, db=self._tables[table])
-
-    def member(self, number: int) -> tuple[bytes, bytes]:
-        """Return the entry of an order in the first session."""
-        return next(item for item in self.items("members") if item[1][:8] == n8(number))
-
-    def change_member(self, number: int, **parts: int) -> None:
-        key, value = self.member(number)
-        order, schema, line = struct.unpack(">QIQ", value)
-        self.delete("members", key, value)
-        values = {"order": order, "schema": schema, "line": line} | parts
-        self.put("members", key, struct.pack(">QIQ", *values.values()))
-
-    def change_row(self, **parts: Any) -> None:
-        key, data = self.items("sessions")[0]
-        number, size, blank, mark, *rest = msgpack.unpackb(data[4:])
-        row = {"number": number, "size": size, "blank": blank, "mark": mark} | parts
-        self.put("sessions", key, framed(0, [*row.values(), *rest]))
-
-    def change_record(self, number: int, change: Callable[[list[Any]], Any]) -> None:
-        """Change the body of a record, `[schema, revision, values]`; its checksum is right then."""
-        body = msgpack.unpackb(self.get("records", n8(number))[4:], strict_map_key=False)
-        self.put("records", n8(number), framed(number, change(body)))
-
-    def change_schema(self, number: int, change: Callable[[list[Any]], Any]) -> None:
-        body = msgpack.unpackb(self.get("schemas", n4(number))[4:])
-        self.put("schemas", n4(number), framed(number, change(body)))
-
-
-def n8(number: int) -> bytes:
-    return number.to_bytes(8, "big")
-
-
-def n4(number: int) -> bytes:
-    return number.to_bytes(4, "big")
-
-
-def framed(number: int, body: Any) -> bytes:
-    data = msgpack.packb(body)
-    return zlib.crc32(data, number % 2**32).to_bytes(4, "big") + data
+from raw_tables import Raw, members, n4, n8, sealed, unsealed
 
 
 def extended(code: int, data: bytes) -> Callable[[list[Any]], Any]:
     """A record whose last value is an extension."""
-    return lambda body: [*body[:2], [*body[2][:-1], msgpack.ExtType(code, data)]]
+    return lambda body: [*body[:3], [*body[3][:-1], msgpack.ExtType(code, data)]]
 
 
-# Of the session: Simulation.1 to .9 (4 is gone), Sweep.10 with 1 and 2, Note.11, Simulation.12 late as order 13.
-# Their schemas are 1, 2 and 3.
-FAULTS: dict[str, tuple[Callable[[Raw], None], list[tuple[str, str]]]] = {
-    "format": (lambda raw: raw.put("meta", b"format", b"\x02"), [("format", "meta")]),
+def in_state(state: str) -> Callable[[list[Any]], Any]:
+    """A record in another state."""
+    return lambda body: [*body[:3], [state if value == "NEW" else value for value in body[3]]]
+
+
+def both(*faults: Callable[[Raw], Any]) -> Callable[[Raw], None]:
+    return lambda raw: [fault(raw) for fault in faults] and None
+
+
+# Of the session: Simulation.1 to .9 (4 is gone), Sweep.10 with 1 and 2, Note.11, Simulation.12.
+# Their schemas are 1, 2 and 3, the state NEW has the number 1; all are in block 0.
+SIMULATIONS = (1, 2, 3, 5, 6, 7, 8, 9, 12)
+BLOCK = "session 1, block 0"
+FAULTS: dict[str, tuple[Callable[[Raw], Any], list[tuple[str, str]]]] = {
+    "format": (lambda raw: raw.put("meta", b"format", b"\x03"), [("format", "meta")]),
     "no identity of the store": (lambda raw: raw.put("meta", b"store", b"x"), [("format", "meta")]),
     "next N that is none": (lambda raw: raw.put("meta", b"next N", b"x"), [("sequence", "meta")]),
-    "next N too small": (
-        lambda raw: raw.put("meta", b"next N", n8(13)),
-        [("sequence", "Simulation.12")],
-    ),
-    "next N too small for a record": (
-        lambda raw: raw.put("meta", b"next N", n8(12)),
-        [("sequence", "Simulation.12"), ("sequence", "Simulation.12")],
-    ),
+    "next N too small": (lambda raw: raw.put("meta", b"next N", n8(12)), [("sequence", "meta")]),
+    "count of the records": (lambda raw: raw.put("meta", b"records", n8(12)), [("format", "meta")]),
     "next session that is none": (lambda raw: raw.put("meta", b"next session", b"x"), [("sequence", "meta")]),
-    "next session too small": (lambda raw: raw.put("meta", b"next session", n4(1)), [("sequence", "session ")]),
+    "next session too small": (lambda raw: raw.put("meta", b"next session", n4(1)), [("sequence", "meta")]),
+    "no identity of a session": (lambda raw: raw.delete("meta", b"session " + n4(1)), [("session", "session ")]),
+    "identity of no session": (
+        lambda raw: raw.put("meta", b"session " + n4(9), bytes(16)),
+        [("session", "meta b'session")],
+    ),
     "schema that isn't used damaged": (
-        lambda raw: raw.put("schemas", n4(9), b"\0\0\0\0\x90"),
+        lambda raw: raw.put("schemas", n4(9), b"\x90\xce\0\0\0\0"),
         [("schema", "schema 9")],
     ),
+    "state damaged": (
+        lambda raw: raw.put("states", n4(1), raw.get("states", n4(1))[:-1] + b"x"),
+        [("state", "state 1"), ("index", BLOCK), ("index", BLOCK)],
+    ),
+    "state missing": (lambda raw: raw.delete("states", n4(1)), 2 * [("index", BLOCK)]),
+    "state that isn't used damaged": (lambda raw: raw.put("states", n4(9), b"x"), [("state", "state 9")]),
+    "state of a wrong key": (lambda raw: raw.put("states", b"\0\7", b"x"), [("state", "state 7")]),
+    "state that is no text": (lambda raw: raw.put("states", n4(2), sealed(2, 1)), [("state", "state 2")]),
+    "two states of one name": (lambda raw: raw.put("states", n4(2), sealed(2, "NEW")), [("state", "state 2")]),
     "record with a flipped bit": (
-        lambda raw: raw.put("records", n8(3), raw.get("records", n8(3))[:-1] + b"\xff"),
+        lambda raw: raw.put("records", n8(3), (data := raw.get("records", n8(3)))[:-1] + bytes([data[-1] ^ 1])),
         [("record", "record 3")],
     ),
     "record in another's place": (
@@ -140,7 +92,7 @@ FAULTS: dict[str, tuple[Callable[[Raw], None], list[tuple[str, str]]]] = {
         [("record", "record 3")],
     ),
     "record with a value more": (
-        lambda raw: raw.change_record(3, lambda body: [*body[:2], [*body[2], 1]]),
+        lambda raw: raw.change_record(3, lambda body: [*body[:3], [*body[3], 1]]),
         [("record", "record 3")],
     ),
     "record of no schema": (
@@ -148,10 +100,10 @@ FAULTS: dict[str, tuple[Callable[[Raw], None], list[tuple[str, str]]]] = {
         [("record", "record 3")],
     ),
     "record of revision 0": (
-        lambda raw: raw.change_record(3, lambda body: [body[0], 0, body[2]]),
+        lambda raw: raw.change_record(3, lambda body: [body[0], 0, *body[2:]]),
         [("record", "record 3")],
     ),
-    "record of two parts": (lambda raw: raw.change_record(3, lambda body: body[:2]), [("record", "record 3")]),
+    "record of three parts": (lambda raw: raw.change_record(3, lambda body: body[:3]), [("record", "record 3")]),
     **{
         f"extension {code} {data!r}": (
             lambda raw, code=code, data=data: raw.change_record(3, extended(code, data)),
@@ -166,58 +118,112 @@ FAULTS: dict[str, tuple[Callable[[Raw], None], list[tuple[str, str]]]] = {
     },
     "key of a record that is no N": (
         lambda raw: raw.put("records", b"123", raw.get("records", n8(3))),
-        [("record", "record ")],
+        [("record", "records 313233")],
     ),
-    "entry without its record": (lambda raw: raw.delete("records", n8(3)), [("index", "Simulation.3")]),
-    "entry without its state": (
-        lambda raw: raw.delete("states", n4(1) + b"NEW", n8(3)),
-        [("state", "Simulation.3")],
+    "record that is gone": (
+        both(lambda raw: raw.delete("records", n8(3)), lambda raw: raw.put("meta", b"records", n8(10))),
+        [("index", "Simulation.3")],
     ),
-    "entry in the wrong state": (
-        lambda raw: (raw.delete("states", n4(1) + b"NEW", n8(3)), raw.put("states", n4(1) + b"X", n8(3))),
-        [("state", "Simulation.3")],
+    "home without the index": (
+        both(lambda raw: raw.put_members(1, 2, 5, 6, 7, 8, 9, 12), lambda raw: raw.put_count(8), lambda raw: raw.change_row(total=10)),
+        [("mirror", "session_ids.txt"), ("index", "Simulation.3")],
     ),
-    "entry in two states": (lambda raw: raw.put("states", n4(1) + b"X", n8(3)), [("state", "Simulation.3")]),
-    "state of no entry": (lambda raw: raw.put("states", n4(1) + b"NEW", n8(4)), [("state", "entry 4")]),
-    "state after all entries": (lambda raw: raw.put("states", n4(1) + b"NEW", n8(99)), [("state", "entry 99")]),
-    "entry of no schema": (lambda raw: raw.change_member(3, schema=77), [("index", "Unreadable.3")]),
-    "entry of another's name": (lambda raw: raw.change_member(3, schema=3), [("index", "Note.3"), ("mirror", "session_ids.txt"), ("session", "session ")]),
-    "lines that overlap": (lambda raw: raw.change_member(3, line=2), [("mirror", "Simulation.3")]),
-    "line beyond the end": (lambda raw: raw.change_member(9, line=10**6), [("mirror", "Simulation.9")]),
-    "row with wrong blanks": (lambda raw: raw.change_row(blank=1), [("session", "session ")]),
-    "row of a wrong size": (lambda raw: raw.change_row(size=1000), [("session", "session "), ("mirror", "session_ids.txt")]),
+    "index without a home": (
+        lambda raw: raw.change_record(3, lambda body: [*body[:2], 0, body[3]]),
+        [("index", "Simulation.3")],
+    ),
+    "index without any home": (
+        lambda raw: [raw.change_record(n, lambda body: [*body[:2], 0, body[3]]) for n in (*SIMULATIONS, 10, 11)],
+        [*(("index", f"Simulation.{n}") for n in SIMULATIONS), ("index", "Sweep.10"), ("index", "Note.11")],
+    ),
+    "home that is no session": (
+        lambda raw: raw.change_record(3, lambda body: [*body[:2], 5, body[3]]),
+        [("index", "Simulation.3"), ("session", "session 5"), ("index", "Simulation.3")],
+    ),
+    "holder that is no session": (
+        lambda raw: raw.put("holders", n8(3) + n4(5), b""),
+        [("session", "session 5"), ("index", "Simulation.3")],
+    ),
+    "holder of no record": (lambda raw: raw.put("holders", n8(4) + n4(1), b""), [("index", "record 4")]),
+    "holder that is the home": (lambda raw: raw.put("holders", n8(3) + n4(1), b""), [("index", "Simulation.3")]),
+    "holder of a strange key": (lambda raw: raw.put("holders", n8(3), b""), [("index", "holders ")]),
+    "holder with a value": (lambda raw: raw.put("holders", n8(4) + n4(1), b"x"), [("index", "holders ")]),
+    "task in the wrong state": (lambda raw: raw.change_record(3, in_state("DONE")), [("state", "Simulation.3")]),
+    "task of the wrong schema": (
+        both(
+            lambda raw: raw.put("schemas", n4(4), sealed(4, unsealed(raw.get("schemas", n4(1))))),
+            lambda raw: raw.change_record(3, lambda body: [4, *body[1:]]),
+        ),
+        [("index", "Simulation.3")],
+    ),
+    "task in two entries": (
+        both(lambda raw: raw.put_members(3, state=0), lambda raw: raw.put_count(1, state=0), lambda raw: raw.change_row(total=12)),
+        [("index", "Simulation.3"), ("mirror", "session_ids.txt"), ("state", "Simulation.3")],
+    ),
+    "entry of no schema": (
+        both(
+            lambda raw: raw.put_members(3, schema=77), lambda raw: raw.put_members(1, 2, 5, 6, 7, 8, 9, 12),
+            lambda raw: raw.put_count(8), lambda raw: raw.put_count(1, schema=77),
+        ),
+        [("index", BLOCK)],
+    ),
+    "entry of another block": (
+        lambda raw: raw.put("index", key := struct.pack(">IQII", 1, 7, 1, 1), members(key, 3)),
+        [("index", "session 1, schema 1"), ("session", "session "), ("mirror", "session_ids.txt"), ("index", f"Simulation.{7 * 4096 + 3}")],
+    ),
+    "entry with a flipped bit": (
+        lambda raw: raw.put("index", (item := raw.items("index")[0])[0], b"\xff" + item[1][1:]),
+        [("index", BLOCK)],
+    ),
+    "entry without members": (
+        lambda raw: raw.put("index", key := struct.pack(">IQII", 1, 0, 1, 0), members(key)),
+        [("index", BLOCK)],
+    ),
+    "entry of a strange key": (lambda raw: raw.put("index", n4(1) + b"x", b"y"), [("index", "session 1, ")]),
+    "count of session 0": (lambda raw: raw.put("counts", struct.pack(">III", 0, 1, 1), n8(1)), [("index", "counts 00000000")]),
+    "holder that is session 0": (lambda raw: raw.put("holders", n8(3) + n4(0), b""), [("index", "holders ")]),
+    "count that is wrong": (lambda raw: raw.put_count(8), [("index", "session 1, schema 1")]),
+    "count that is missing": (
+        lambda raw: raw.delete("counts", struct.pack(">III", 1, 1, 1)),
+        [("index", "session 1, schema 1")],
+    ),
+    "count of nothing": (lambda raw: raw.put_count(8, schema=3, state=1), [("index", "session 1, schema 3")]),
+    "count that is none": (lambda raw: raw.put("counts", n4(1) + b"x", n8(1)), [("index", "count ")]),
+    "row of a wrong total": (lambda raw: raw.change_row(total=10), [("session", "session ")]),
+    "row with wrong blanks": (lambda raw: raw.change_note(2, 1), [("mirror", "session_ids.txt")]),
+    "row of a wrong size": (lambda raw: raw.change_note(1, 1000), [("mirror", "session_ids.txt")]),
     "row with a bad checksum": (
-        lambda raw: raw.put("sessions", raw.items("sessions")[0][0], b"\0\0\0\0\x90"),
+        lambda raw: raw.put("sessions", raw.items("sessions")[0][0], b"\x90\xce\0\0\0\0"),
         [("session", "session ")],
     ),
-    "row with a bad mark": (
-        lambda raw: raw.change_row(mark=[1]),
-        [("session", "session ")],
-    ),
+    "row of a strange key": (lambda raw: raw.put("sessions", b"x", sealed(0, [2, 0, None, None])), [("session", "session 78")]),
+    "row with a bad mirror": (lambda raw: raw.change_row(mirror=[1]), [("session", "session ")]),
     "two rows of one number": (
         lambda raw: raw.put("sessions", b"\xff" * 16, raw.items("sessions")[0][1]),
         [("session", "session ffff")],
     ),
     "entries of a session without a row": (
-        lambda raw: (raw.put("members", n4(2), struct.pack(">QIQ", 3, 1, 0)), raw.put("states", n4(2) + b"NEW", n8(3))),
-        [("session", "session number 2")],
+        both(
+            lambda raw: raw.put_members(3, session=2), lambda raw: raw.put("holders", n8(3) + n4(2), b""),
+            lambda raw: raw.put("counts", struct.pack(">III", 2, 1, 1), n8(1)),
+        ),
+        [("session", "session 2")],
     ),
-    "late entry that leads nowhere": (
-        lambda raw: raw.delete("late", n8(13)),
-        [("late", "entry 13"), ("late", "record 12")],
+    "unique key of no record": (lambda raw: raw.put("unique", n4(1) + b"key", n8(4)), [("unique", "key b'key'")]),
+    "unique key of no N": (lambda raw: raw.put("unique", n4(1) + b"key", b"x"), [("unique", "key b'key'")]),
+    "metadata damaged": (lambda raw: raw.put("metadata", n4(1) + b"name", b"x"), [("metadata", "b'name'")]),
+    "metadata of a value that is none": (
+        lambda raw: raw.put("metadata", n4(1) + b"name", sealed(0, msgpack.ExtType(12, b"123"))),
+        [("metadata", "b'name'")],
     ),
-    "late entry that nothing leads to": (
-        lambda raw: raw.delete("late_members", n8(12) + n4(1)),
-        [("late", "Simulation.12")],
+    "lease damaged": (lambda raw: raw.put("leases", n8(3) + n4(1), b"x"), [("lease", "record 3")]),
+    "lease of wrong types": (
+        lambda raw: raw.put("leases", n8(3) + n4(1), sealed(3, [1, 1, 1])),
+        [("lease", "record 3")],
     ),
-    "late entry of no session": (lambda raw: raw.put("late", n8(4), n8(5)), [("late", "entry 4")]),
-    "record that leads to no entry": (
-        lambda raw: raw.put("late_members", n8(4) + n4(1), n8(99)),
-        [("late", "record 4")],
-    ),
-    "record that is in the session twice": (
-        lambda raw: raw.put("late_members", n8(3) + n4(1), n8(13)),
-        [("late", "Simulation.3"), ("late", "record 3")],
+    "lease of no record": (
+        lambda raw: raw.put("leases", n8(4) + n4(1), sealed(4, ["worker", 1, 1])),
+        [("lease", "record 4")],
     ),
 }  # fmt: skip
 
@@ -242,20 +248,10 @@ def path(tmp_path: Path) -> Path:
     path = tmp_path / "session"
     fill(path)
     with Raw(path) as raw:
-        assert [int.from_bytes(key, "big") for key, _ in raw.items("records")] == [
-            1,
-            2,
-            3,
-            5,
-            6,
-            7,
-            8,
-            9,
-            10,
-            11,
-            12,
-        ]
-        assert [int.from_bytes(key, "big") for key, _ in raw.items("late")] == [13]
+        assert [int.from_bytes(key, "big") for key, _ in raw.items("records")] == sorted([*SIMULATIONS, 10, 11])
+        raw.put("unique", n4(1) + b"good", n8(5))
+        raw.put("metadata", n4(1) + b"good", sealed(0, {"a": [1.5]}))
+        raw.put("leases", n8(5) + n4(1), sealed(5, ["worker", None, 2]))
     assert list(check_session(path)) == []
     return path
 
@@ -336,20 +332,16 @@ FILES: dict[str, tuple[Callable[[Path], Any], list[tuple[str, str]]]] = {
         [("mirror", "session_ids.txt")],
     ),
     "data empty": (lambda path: os.truncate(path / "jobs" / "data.mdb", 0), [("structure", "lmdb:")]),
-    "a page of a tree zeroed": (lambda path: zero_root(path, "records"), [("structure", "lmdb:")]),
+    "a page of a tree zeroed": (lambda path: zero_root(path), [("structure", "lmdb:")]),
 }  # fmt: skip
 
 
-def zero_root(path: Path, table: str) -> None:
-    """Zero the root page of a table."""
+def zero_root(path: Path) -> None:
+    """Zero the root page of the tree, which the newer of the two meta pages names."""
     file = path / "jobs" / "data.mdb"
     data = bytearray(file.read_bytes())
-    with (
-        lmdb.open(os.fspath(path / "jobs"), readonly=True, max_dbs=16, map_size=1 << 28) as env,
-        env.begin() as txn,
-    ):
-        described = txn.get(table.encode())
-    root = int.from_bytes(described[40:48], sys.byteorder)
+    newest = max((0, 4096), key=lambda meta: int.from_bytes(data[meta + 144 : meta + 152], sys.byteorder))
+    root = int.from_bytes(data[newest + 128 : newest + 136], sys.byteorder)
     data[root * 4096 : (root + 1) * 4096] = bytes(4096)
     file.write_bytes(data)
 
@@ -381,20 +373,6 @@ def test_reference_to_a_missing_record_is_counted_and_a_finding_only_if_asked(pa
     assert [f.kind for f in found(path)] == ["reference"]
 
 
-def test_two_sessions_can_not_both_have_added_a_record_first(tmp_path: Path) -> None:
-    with (
-        Session(tmp_path / "a", store_or_url=tmp_path / "store") as a,
-        Session(tmp_path / "b", store_or_url=a.store) as b,
-    ):
-        id_, _ = a.add(Task()), b.add(Task())
-    (tmp_path / "raw").mkdir()
-    (tmp_path / "raw" / "jobs").symlink_to(tmp_path / "store")
-    with Raw(tmp_path / "raw") as raw:
-        raw.put("members", n4(2), struct.pack(">QIQ", int(id_[5:]), 1, 100))
-        raw.put("states", n4(2) + b"NEW", n8(int(id_[5:])))
-    assert "two sessions have it" in str(found(tmp_path / "a"))
-
-
 def test_store_elsewhere_that_is_missing_or_does_not_know_the_session_is_found(tmp_path: Path) -> None:
     for name in ("a", "b"):
         Session(tmp_path / name, store_or_url=tmp_path / f"store of {name}").close()
@@ -406,7 +384,7 @@ def test_store_elsewhere_that_is_missing_or_does_not_know_the_session_is_found(t
 
 def _sites() -> Iterator[tuple[str, int]]:
     """Give each place in the check's code that makes a finding."""
-    for module in (checking, checked_index, checked_mirror):
+    for module in (checking, checked_index, checked_mirror, checked_tables):
         file = inspect.getfile(module)
         for node in ast.walk(ast.parse(Path(file).read_text())):
             if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "Finding":
@@ -418,12 +396,10 @@ def test_each_check_is_needed_by_one_of_these_tests(path: Path, tmp_path: Path) 
     reached.clear()
     (tmp_path / "1").mkdir()
     (tmp_path / "2").mkdir()
-    (tmp_path / "3").mkdir()
     test_each_fault_of_the_tables_is_found_once_and_mended(path, tmp_path / "1")
     test_each_fault_of_the_files_is_found_and_mended(path, tmp_path / "1")
-    test_two_sessions_can_not_both_have_added_a_record_first(tmp_path / "2")
     test_reference_to_a_missing_record_is_counted_and_a_finding_only_if_asked(path)
-    test_store_elsewhere_that_is_missing_or_does_not_know_the_session_is_found(tmp_path / "3")
+    test_store_elsewhere_that_is_missing_or_does_not_know_the_session_is_found(tmp_path / "2")
     lines = {}
     for file, line in _sites():
         lines[Path(file).name, line] = any(file == f and line <= at <= line + 8 for f, at in reached)
@@ -433,6 +409,8 @@ def test_each_check_is_needed_by_one_of_these_tests(path: Path, tmp_path: Path) 
 SCHEMAS: dict[str, Callable[[list[Any]], Any]] = {
     "three parts": lambda body: body[:3],
     "no name": lambda body: [body[0], "", *body[2:]],
+    "a name that would be lines of the mirror": lambda body: [body[0], "A.1\nTask", *body[2:]],
+    "a name that a terminal would obey": lambda body: [body[0], "\x1b[2J", *body[2:]],
     "kind 3": lambda body: [*body[:2], 3, body[3]],
     "kind true": lambda body: [*body[:2], True, body[3]],
     "fields that are text": lambda body: [*body[:3], "state"],
@@ -468,14 +446,70 @@ def test_check_uses_no_class_of_the_program(path: Path) -> None:
         session.add(Simulation(inputs={"colour": Colour.RED, "loud": Loud("x")}))
     with Raw(path) as raw:
         key, record = raw.items("records")[-1]
-        schema, revision, values = msgpack.unpackb(record[4:], strict_map_key=False)
+        *header, values = unsealed(record)
         inputs = next(value for value in values if isinstance(value, dict) and "loud" in value)
         inputs["set"] = msgpack.ExtType(2, msgpack.packb([inputs["loud"]]))
         tag, _ = msgpack.unpackb(inputs["colour"].data)
         inputs["colour"] = msgpack.ExtType(14, msgpack.packb([tag, "no number"]))
-        raw.put("records", key, framed(int.from_bytes(key, "big"), [schema, revision, values]))
+        raw.put("records", key, sealed(int.from_bytes(key, "big"), [*header, values]))
     assert found(path) == []
     assert repair_session(path).done == []
+
+
+def killed_before_the_mirror(path: Path, change: Callable[[Session], Any]) -> None:
+    """Change a session in a process that ends right after the commit."""
+
+    def work() -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            session = Session(path)
+            patch.setattr(Mirror, "write", lambda self: os._exit(7))
+            change(session)
+
+    with pytest.raises(Died, match="7"):
+        in_child(work)
+
+
+STEPS: dict[str, Callable[[Session], Any]] = {
+    "a task added": lambda session: session.add(Task()),
+    "more tasks added than the row notes": lambda session: session.add_many(Task() for _ in range(1500)),
+    "a task removed": lambda session: session.remove("Simulation.6"),
+    "a task forgotten": lambda session: session.forget("Simulation.12"),
+    "written anew": lambda session: session.store.write(
+        lambda index_writer, writer: index_writer.rewrite_mirror(session._index.identity)
+    ),
+}
+
+
+@pytest.mark.parametrize("step", STEPS.values(), ids=STEPS)
+def test_step_of_the_mirror_that_a_killed_writer_has_left_is_no_finding(
+    path: Path, step: Callable[[Session], Any]
+) -> None:
+    before = (path / "session_ids.txt").read_bytes()
+    killed_before_the_mirror(path, step)
+    assert (path / "session_ids.txt").read_bytes() == before
+    assert found(path) == []
+    check(path, mirror=False)
+    Session(path).close()
+    check(path)
+
+
+def test_edited_mirror_beside_a_step_that_is_left_is_a_finding(path: Path) -> None:
+    killed_before_the_mirror(path, lambda session: session.add(Task()))
+    mirror = path / "session_ids.txt"
+    mirror.write_text(mirror.read_text().replace("Simulation.3", "Simulation.4"))
+    assert [finding.kind for finding in found(path)] == ["mirror"]
+
+
+def test_mirror_that_another_directory_of_the_session_has_written_last_is_no_finding(tmp_path: Path) -> None:
+    with Session(tmp_path / "one", store_or_url=tmp_path / "store") as session:
+        session.add(Task())
+    shutil.copytree(tmp_path / "one", tmp_path / "other")
+    with Session(tmp_path / "other") as session:
+        session.add(Task())
+    assert (found(tmp_path / "one"), found(tmp_path / "other")) == ([], [])
+    with open(tmp_path / "other" / "session_ids.txt", "a") as mirror:
+        mirror.write("Task.99\n")
+    assert [finding.kind for finding in found(tmp_path / "other")] == ["mirror"]
 
 
 def test_check_beside_writers_finds_nothing(path: Path, long_form: bool) -> None:
@@ -488,6 +522,44 @@ def test_check_beside_writers_finds_nothing(path: Path, long_form: bool) -> None
         for writer in writers:
             writer.result()
     assert list(check_session(path)) == []
+
+
+REMOVE_ONE = """
+    import sys
+    from gc3session import Session
+    with Session(sys.argv[1]) as session:
+        first = next(iter(session.ids()))
+        print("ready", flush=True)
+        sys.stdin.readline()
+        session.remove(first)
+        print("removed", flush=True)
+"""
+
+
+@pytest.mark.parametrize("may_lock", [True, False])
+def test_mirror_is_compared_with_the_state_that_it_was_copied_with(
+    path: Path, monkeypatch: pytest.MonkeyPatch, may_lock: bool
+) -> None:
+    take = checked_mirror.MirrorCopy.take
+    with start_python("-c", textwrap.dedent(REMOVE_ONE), path, stdin=subprocess.PIPE) as writer:
+        assert writer.stdin
+        assert writer.stdout
+        assert writer.stdout.readline() == "ready\n"
+
+        def take_beside_a_removal(mirror: checked_mirror.MirrorCopy) -> None:
+            if not writer.stdin.closed:
+                with writer.stdin:
+                    writer.stdin.write("\n")
+                removed = select.select([writer.stdout], [], [], 0.5 if may_lock else 60)[0]
+                assert bool(removed) != may_lock
+            take(mirror)
+
+        monkeypatch.setattr(checked_mirror.MirrorCopy, "take", take_beside_a_removal)
+        if not may_lock:  # as for somebody who may only read
+            monkeypatch.setattr(held_state, "writers_waiting", lambda directory: contextlib.nullcontext())
+        assert list(check_session(path)) == []
+        assert writer.stdout.read() == "removed\n"
+    assert len(check(path)) == 10
 
 
 def test_check_changes_nothing(path: Path) -> None:

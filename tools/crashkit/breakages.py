@@ -15,6 +15,7 @@ from typing import Any
 import lmdb
 from gc3session import StoreFull
 from gc3session.index.mirror import Mirror
+from gc3session.store.commit import Commit
 from gc3session.store.store import Store
 from gc3session.tables.interface import RECORDS, Item, Writer
 from gc3session.tables.lmdb.tables import LmdbTables, _LmdbWriter
@@ -53,10 +54,6 @@ def mirror_first() -> None:
     Mirror.plan = plan_and_write  # type: ignore[method-assign, assignment]
 
 
-def nothing() -> None:
-    """Break nothing in the library: the suite itself acknowledges too early."""
-
-
 def split_transactions() -> None:
     """Write records in a transaction after that of the index."""
     late: list[Sequence[Item]] = []
@@ -88,16 +85,16 @@ def split_transactions() -> None:
 
 def lost_updates() -> None:
     """Save whatever another process has saved meanwhile."""
-    Store._check_conflicts = lambda *args: None  # type: ignore[method-assign]
+    Commit._check_conflicts = lambda *args: None  # type: ignore[method-assign]
 
 
 def silent_full_disk() -> None:
     """Drop the batch where there is no room, and raise no error."""
     write = Store.write
 
-    def write_if_possible(store: Store, more: Callable[[Any, Writer], None]) -> None:
+    def write_if_possible(store: Store, more: Callable[[Any, Writer], object], **options: Any) -> None:
         try:
-            write(store, more)
+            write(store, more, **options)
         except StoreFull:
             store.batch.clear()
             for index in store.indexes:
@@ -110,7 +107,7 @@ BREAKAGES = {"sync=False": no_sync, "no directory flushed": no_directory_sync, "
 """What a power cut shows, by the names that the summaries have for it."""
 
 BROKEN: dict[str, Callable[[], None]] = {
-    "acknowledged before the commit": nothing,
+    "acknowledged before the commit": lambda: None,  # by the suite itself
     "the index in another transaction than the records": split_transactions,
     "saved without a look at what others have saved": lost_updates,
     "a full disk that raises no error": silent_full_disk,

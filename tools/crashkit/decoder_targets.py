@@ -6,6 +6,7 @@ import io
 import struct
 import tempfile
 import warnings
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
@@ -17,12 +18,14 @@ import numpy  # noqa: F401  so that the decoder builds arrays
 import gc3session
 from gc3session import Error, Session, Task
 from gc3session.cli.fields_text import object_lines
-from gc3session.format.frame import read_header, seal, values_of
-from gc3session.format.schema import Schema
-from gc3session.index.entries import Row
+from gc3session.format.frame import header_of, seal, values_of
+from gc3session.format.schema import PERSISTABLE, Schema
+from gc3session.index.entries import INDEX_KEY, Row, numbers_of, unpack_members
+from gc3session.index.states import unpack_state
 from gc3session.records import json_values
 from gc3session.records.values import Decoder, references
-from hostile_values import hostile_body, hostile_value
+from gc3session.upkeep.check_index import check_lease
+from hostile_values import hostile_body, hostile_members, hostile_value
 
 Target = Callable[[bytes], str]
 
@@ -47,7 +50,7 @@ def record(data: bytes) -> str:
 
     def read() -> None:
         sealed = seal(7, data)
-        read_header(sealed)
+        header_of(sealed)
         _, _, values = values_of(7, sealed)
         for item in values if isinstance(values, list) else ():
             references(item)
@@ -65,6 +68,29 @@ def row(data: bytes) -> str:
     return _ended(lambda: Row.from_bytes(b"x" * 16, seal(0, data)))
 
 
+def state(data: bytes) -> str:
+    """Read the name of a state."""
+    return _ended(lambda: unpack_state(3, seal(3, data)))
+
+
+def members(data: bytes) -> str:
+    """Read an entry of the index, in a block that the data choose, too."""
+    key = INDEX_KEY.pack(1, zlib.crc32(data) << (data[0] if data else 0) % 33, 1, 1)
+
+    def read() -> None:
+        bits = unpack_members(key, data + zlib.crc32(data, zlib.crc32(key)).to_bytes(4, "big"))
+        numbers = numbers_of(INDEX_KEY.unpack(key)[1], bits)
+        if len(numbers) != bits.bit_count() or numbers != sorted(numbers):
+            raise AssertionError(f"{bits:x} has the members {numbers}")
+
+    return _ended(read)
+
+
+def lease(data: bytes) -> str:
+    """Check a lease."""
+    return _ended(lambda: check_lease(3, seal(3, data)))
+
+
 class _Fixture:
     """A session in a temporary directory, whose one task's record is replaced in memory."""
 
@@ -75,7 +101,8 @@ class _Fixture:
         self.store = self.session.store
         with self.store.reading() as reader:
             record = reader.get("records", struct.pack(">Q", 1))
-        schema, _, values = msgpack.unpackb(record[4:])
+        assert record is not None
+        schema, _, _, values = msgpack.unpackb(record[:-5])
         self.schema = schema
         self.fields = len(values)
 
@@ -105,21 +132,20 @@ def load(data: bytes) -> str:
 
 
 def as_json(data: bytes) -> str:
-    """Write a record's fields as JSON, and read that again."""
+    """Write the values of a record as JSON, and read that again."""
+    schema = Schema(1, "x:X", "X", PERSISTABLE, ("f0", "f1", "f2"))
 
     def read() -> None:
-        names = tuple(f"f{n}" for n in range(3))
-        _, text = json_values.FieldsEncoder().encode(names, data)
+        text = json_values.FieldsEncoder().encode(schema, data)
         decoder = json_values.FieldsDecoder()
         again = decoder.decode(text)
-        for name in names:
+        for name in schema.fields:
             decoder.pack(again[name])
 
     try:
-        read()
+        return _ended(read)
     except json_values.NotJSON:
         return "refused"
-    return "read"
 
 
 def json_line(data: bytes) -> str:
@@ -153,7 +179,7 @@ def _header(data: bytes) -> bytes:
     if data[:1] == b"!":
         return b""
     return (
-        b'{"dump":1,"first":1,"next":9,"records":1,"late":0,"created":1,"command":"x","finished":null}\n'
+        b'{"dump":2,"first":1,"next":9,"records":1,"created":1,"command":"x","finished":null}\n'
         b'{"schema":1,"tag":"Task","name":"Task","kind":1,"fields":["jobname","state"]}\n'
     )
 
@@ -170,6 +196,9 @@ TARGETS: Final[dict[str, Target]] = {
     "record": record,
     "schema": schema,
     "row": row,
+    "state": state,
+    "members": members,
+    "lease": lease,
     "load": load,
     "as_json": as_json,
     "json_line": json_line,
@@ -180,11 +209,11 @@ TARGETS: Final[dict[str, Target]] = {
 def instrument(atheris: Any) -> None:
     """Have atheris see which branches the readers take."""
     from gc3session.format import frame, schema
-    from gc3session.index import entries
+    from gc3session.index import entries, states
     from gc3session.records import codec, values
     from gc3session.store import loader
 
-    for module in (codec, entries, frame, json_values, loader, schema, values):
+    for module in (codec, entries, frame, json_values, loader, schema, states, values):
         own = [found for found in vars(module).values() if getattr(found, "__module__", "") == module.__name__]
         for owner in (module, *(found for found in own if isinstance(found, type))):
             for name, found in list(vars(owner).items()):
@@ -212,11 +241,24 @@ def generated(target: str, rng: Random) -> bytes:
     if target == "load":
         at = fixture()
         fields = [hostile_value(rng) if rng.random() < 0.4 else b"\xc0" for _ in range(at.fields)]
-        begin = b"\x93" + bytes(msgpack.packb(at.schema)) + b"\x01"
+        begin = b"\x94" + bytes(msgpack.packb(at.schema)) + b"\x01\x01"
         return begin + struct.pack(">BH", 0xDC, len(fields)) + b"".join(fields)
     if target == "as_json":
-        return b"\x93\x01\x01\x93" + b"".join(hostile_value(rng) for _ in range(3))
+        return b"\x93" + b"".join(hostile_value(rng) for _ in range(3))
+    if target == "members":
+        return hostile_members(rng)
+    if target in _SOUND and rng.random() < 0.7:
+        parts = [hostile_value(rng) if rng.random() < 0.2 else msgpack.packb(part) for part in _SOUND[target]]
+        return bytes([0x90 | len(parts)]) + b"".join(parts)
     return hostile_body(rng)
+
+
+_SOUND: Final[dict[str, list[Any]]] = {
+    "schema": ["x:X", "X", 1, ["state", "jobname"]],
+    "row": [1, 5, [1 << 60, 3], [7, 90, 9, "boot 1 2 3", 40, b"Task.5\n", [[9, 6], [30, 6]]]],
+    "lease": ["worker", 1 << 60, 1],
+}
+"""The parts of sound ones."""
 
 
 def _dump_lines(rng: Random) -> bytes:
@@ -225,13 +267,13 @@ def _dump_lines(rng: Random) -> bytes:
     for n in range(rng.randrange(1, 3)):
         fields = f'{{"jobname":{_json(rng, 1)},"state":"NEW"}}'
         ids = (f"Task.{n + 1}", "Task.x", "../x.1", "Task.99999999999999999999", "\\u001b.1")
-        orders = (n + 1, "null", 0, -1, 1 << 70)
         id_ = rng.choice((ids[0], *ids))
-        order = rng.choice((n + 1, *orders))
+        schema, revision = rng.choice((1, 1, 1, 2)), rng.choice((1, 1, 1, 0, -1, "null", 1 << 70))
+        member = rng.choice(("true", "true", "false", "null", "1"))
         lines.append(
-            f'{{"id":"{id_}","schema":{rng.choice((1, 1, 1, 2))},"revision":1,"order":{order},"fields":{fields}}}'
+            f'{{"id":"{id_}","schema":{schema},"revision":{revision},"member":{member},"fields":{fields}}}'
         )
-    lines.append('{"end":{"records":1,"members":1}}')
+    lines.append(f'{{"end":{{"records":1,"members":{rng.choice((1, 1, 0))}}}}}')
     return "\n".join(lines).encode("ascii", "replace")
 
 

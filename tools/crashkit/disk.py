@@ -40,11 +40,13 @@ class Name:
         path: relative to the root; a directory comes before what is in it.
         data: of a file; None for a directory.
         mtime: in ns, of a file whose time was set on purpose; else 0.
+        inode: of a file, where it was recorded; else 0.
     """
 
     path: str
     data: bytes | None
     mtime: int
+    inode: int
 
 
 @attrs.frozen
@@ -58,9 +60,15 @@ class State:
         hash_ = hashlib.blake2b(digest_size=16)
         for name in self.names:
             size = -1 if name.data is None else len(name.data)
-            hash_.update(f"{name.path}\0{size}\0{name.mtime}\0".encode(errors="surrogateescape"))
+            line = f"{name.path}\0{size}\0{name.mtime}\0{name.inode}\0"
+            hash_.update(line.encode(errors="surrogateescape"))
             hash_.update(name.data or b"")
         return hash_.digest()
+
+    @property
+    def inodes(self) -> dict[str, int]:
+        """The inode of each file, by its path."""
+        return {name.path: name.inode for name in self.names if name.inode}
 
     def build(self, root: Path) -> None:
         """Write all of it into *root*, an empty directory."""
@@ -78,7 +86,8 @@ class State:
 class File:
     """What is known of a file's contents: on disk, and since."""
 
-    def __init__(self, unit: int) -> None:
+    def __init__(self, inode: int, unit: int) -> None:
+        self.inode = inode
         self.unit = unit
         self.disk = bytearray()
         self.live = bytearray()
@@ -187,7 +196,7 @@ class Disk:
         """Note a call."""
         node = self._nodes.get(entry.inode)
         if entry.kind in "CM":
-            made: Node = File(self._unit) if entry.kind == "C" else Directory()
+            made: Node = File(entry.inode, self._unit) if entry.kind == "C" else Directory()
             self._nodes[entry.inode] = made  # an inode may have been another file's
             self._change((entry.parent, entry.name, made))
         elif entry.kind == "N":
@@ -335,7 +344,7 @@ class Disk:
         def walk(directory: Directory, path: str) -> None:
             for name, node in sorted(names.get(id(directory), directory.disk).items()):
                 if isinstance(node, Directory):
-                    found.append(Name(path + name, None, 0))
+                    found.append(Name(path + name, None, 0, 0))
                     walk(node, f"{path}{name}/")
                 else:
                     file = node
@@ -344,7 +353,7 @@ class Disk:
                         return choices.version(file, i, n)
 
                     data = file.contents(version, choices.length(file))
-                    found.append(Name(path + name, data, choices.mtime(file)))
+                    found.append(Name(path + name, data, choices.mtime(file), file.inode))
 
         walk(self._root, "")
         return State(tuple(found))

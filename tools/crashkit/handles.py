@@ -15,7 +15,7 @@ import attrs
 
 from gc3session import ConflictError, NotFound, NotInSession, Task, UnstorableValue
 from generator import STATES
-from judge import make_commit
+from judge import make_commit, number_of
 from performer import Performer
 from processes import Process
 from specimens import Job, record_of
@@ -53,9 +53,8 @@ class Picture:
 
     def wrong(self, view: View, seen: Contents, ids: dict[str, str]) -> str:
         """Return how this differs from *seen*, what is committed with the batch of a session's view; '' if it doesn't."""
-        ordered = list if all(change.verb not in ("add", "adopt") for change in view.changes) else sorted
         pairs = {
-            "members": (ordered(self.members), ordered(seen.members)),
+            "members": (sorted(self.members), list(seen.members)),
             "len": (self.length, len(seen.members)),
             "stats": (self.stats, Counter(seen.records[name].state for name in seen.members)),
             "IDs": (self.ids, {name: ids[name] for name in seen.records}),
@@ -139,6 +138,7 @@ class Handle(Performer):
         """Return what the session shows."""
         session = self.own
         ids = list(session.ids())
+        assert ids == sorted(ids, key=number_of), f"{ids} are not in the order of their numbers"
         assert session.list_ids() == set(ids)
         assert list(session.tasks) == ids
         stored: dict[str, Any] = {id_: session.load(id_) for id_ in session.store.list()}

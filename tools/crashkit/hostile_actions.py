@@ -271,7 +271,9 @@ def import_all() -> None:
         layout_of(cls)
 
 
-_LAZY: Final = "difflib encodings.idna encodings.unicode_escape numpy psycopg rich.console rich.table zoneinfo zstandard".split()
+_LAZY: Final = (
+    "difflib encodings.idna encodings.unicode_escape lmdb._envid numpy psycopg zoneinfo zstandard".split()
+)
 """What the library imports where it is needed, whatever the session says."""
 
 
@@ -310,9 +312,11 @@ def do(action: Action, place: Place, rng: Random) -> int:
         _finish()
         sys.stdout.flush()
         sys.stderr.flush()
-    except BaseException:  # noqa: BLE001  the parent learns of it
+    except BaseException as error:  # noqa: BLE001  the parent learns of it
         status = WRONG
-        traceback.print_exc()
+        for frame in traceback.extract_tb(error.__traceback__):  # traceback.print_exc would compile their lines
+            print(f"{frame.filename}, line {frame.lineno}, in {frame.name}", file=sys.stderr)
+        print(*traceback.format_exception_only(error), sep="", end="", file=sys.stderr)
         sys.stderr.flush()
     gc.collect()
     signal.alarm(0)

@@ -14,7 +14,7 @@ import attrs
 import lmdb
 from gc3session import Session, Task, TaskCollection, dump_session
 
-FILES = ("created", "session_ids.txt", "store.url", "finished", "jobs/data.mdb", "jobs/lock.mdb")
+FILES = "created session_ids.txt store.url finished jobs/data.mdb jobs/lock.mdb jobs/writer.lock".split()
 """The files of a session, but for what marks its data file as made here: a hostile directory has no such mark."""
 
 
@@ -51,7 +51,8 @@ class Bases:
     """What hostile directories are made from.
 
     Attributes:
-        sessions: a small one, one with values on overflow pages, and one with deep tables.
+        sessions: a small one, one with values on overflow pages, and one with many tasks, of which another
+            session of its store holds some, too.
         version_3: a data file of LMDB 1.0.
         other_tables: a data file of LMDB 0.9 that has other tables.
         dump: a dump of the first session.
@@ -108,6 +109,10 @@ def _many(path: Path) -> None:
         for id_ in ids[:20]:
             session.load(id_, add=True)
         session.remove(ids[50])
+        with Session(path.with_name("other"), store_or_url=session.store_url) as other:
+            for id_ in ids[10:50:10]:  # some of which the first session holds
+                other.load(id_, add=True)
+            other.add(Task(jobname="the other's"))
         _finish(session)
 
 

@@ -229,8 +229,8 @@ def _put_special(path: Path, target: Target) -> None:
 
 
 def special_data(target: Target) -> None:
-    """data.mdb or lock.mdb is a link, FIFO, directory, device or socket."""
-    _put_special(target.rng.choice((target.data, target.lock)), target)
+    """data.mdb or one of the lock files is a link, FIFO, directory, device or socket."""
+    _put_special(target.rng.choice((target.data, target.lock, target.lock.with_name("writer.lock"))), target)
 
 
 def special_file(target: Target) -> None:
@@ -247,9 +247,9 @@ def special_temporary(target: Target) -> None:
 
 def hard_link(target: Target) -> None:
     """One of the files is another one, too, that stands elsewhere."""
-    name = target.rng.choice(("jobs/data.mdb", "jobs/lock.mdb", "jobs/checked", *_FILES))
-    own = {"jobs/data.mdb": "store/data.mdb", "jobs/lock.mdb": "store/lock.mdb", "jobs/checked": "victim.txt"}
-    other = own.get(name, f"session/{name}")
+    name = target.rng.choice(("jobs/data.mdb", "jobs/lock.mdb", "jobs/writer.lock", "jobs/checked", *_FILES))
+    own = "victim.txt" if name == "jobs/checked" else name.replace("jobs/", "store/")
+    other = own if name.startswith("jobs/") else f"session/{name}"
     path = target.case / name
     path.unlink(missing_ok=True)
     path.hardlink_to(target.canary / target.rng.choice((other, other, "victim.txt", "empty.mdb")))
@@ -268,7 +268,8 @@ def planted_directory(target: Target) -> None:
 
 def missing(target: Target) -> None:
     """One of the names, or two of them, are missing."""
-    for name in target.rng.sample((*_FILES, "jobs", "jobs/data.mdb", "jobs/lock.mdb"), 2):
+    names = (*_FILES, "jobs", "jobs/data.mdb", "jobs/lock.mdb", "jobs/writer.lock")
+    for name in target.rng.sample(names, 2):
         path = target.case / name
         if path.is_dir():
             shutil.rmtree(path)
@@ -329,7 +330,7 @@ def odd_text(target: Target) -> None:
 
 def swapped_files(target: Target) -> None:
     """Two files in each other's place."""
-    names = ("jobs/data.mdb", "jobs/lock.mdb", *_FILES)
+    names = ("jobs/data.mdb", "jobs/lock.mdb", "jobs/writer.lock", *_FILES)
     first, second = (target.case / name for name in target.rng.sample(names, 2))
     other = first.with_name(first.name + "_")
     for path in (first, second):
@@ -342,7 +343,7 @@ def swapped_files(target: Target) -> None:
 def odd_rights(target: Target) -> None:
     """Files of somebody else, or with odd rights."""
     rng = target.rng
-    names = ("", "jobs", "jobs/data.mdb", "jobs/lock.mdb", *_FILES)
+    names = ("", "jobs", "jobs/data.mdb", "jobs/lock.mdb", "jobs/writer.lock", *_FILES)
     chosen = rng.sample(names, rng.choice((1, 2, len(names))))
     for name in sorted(chosen, reverse=True):  # what is in a directory can only be reached before
         path = target.case / name

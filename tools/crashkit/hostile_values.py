@@ -181,13 +181,29 @@ def hostile_value(rng: Random, depth: int = 0) -> bytes:
 
 def hostile_body(rng: Random) -> bytes:
     """Return what stands in a frame instead of a record, a schema or a row."""
-    kind = rng.randrange(5)
+    kind = rng.randrange(6)
     if kind == 0:
         return hostile_value(rng)
     if kind == 1:
-        return b"\x93" + b"".join(hostile_value(rng) for _ in range(3))
+        return b"\x94" + b"".join(hostile_value(rng) for _ in range(4))
     if kind == 2:
-        return b"\x93" + number(rng) + number(rng) + _array([hostile_value(rng) for _ in range(rng.randrange(12))])
+        numbers = b"".join(number(rng) for _ in range(3))
+        return b"\x94" + numbers + _array([hostile_value(rng) for _ in range(rng.randrange(12))])
     if kind == 3:
-        return b"\x93\x01\x01" + _array([hostile_value(rng) for _ in range(rng.choice((5, 8, 9, 10, 11, 12)))])
+        values = _array([hostile_value(rng) for _ in range(rng.choice((5, 8, 9, 10, 11, 12)))])
+        return b"\x94\x01\x01\x01" + values
+    if kind == 4:  # what a row has: two numbers, an event, and seven facts of the mirror
+        facts = [
+            rng.choice((number(rng), text(rng), b"\xc4\x01x", b"\x91\x92\x01\x01", b"\xc0")) for _ in range(7)
+        ]
+        return b"\x94\x01" + number(rng) + rng.choice((b"\xc0", b"\x92\x01\x01", number(rng))) + _array(facts)
     return rng.randbytes(rng.randrange(60))
+
+
+def hostile_members(rng: Random) -> bytes:
+    """Return what stands in an entry of the index, before its checksum."""
+    size = rng.choice((0, 1, 2, 64, 65, 256, 300))
+    if rng.random() < 0.3:
+        return rng.randbytes(rng.choice((512, 512, 511, 513, 2 * size)))
+    places = [rng.choice((*range(4096), 4096, 0xFFFF)) for _ in range(size)]
+    return b"".join(place.to_bytes(2, "big") for place in (sorted({*places}) if rng.random() < 0.7 else places))

@@ -39,13 +39,18 @@ def forbid_side_effects(allowed: tuple[Path, ...], *, may_start: bool = False) -
             if args[0] not in loaded:
                 _end(f"import {args[0]}")
         elif event in _STARTING:
-            if not may_start:
+            if not may_start and args != (None,):  # of ctypes.dlopen: the libraries that are loaded already
                 _end(f"{event} {args!r}")
         elif event == "open":
-            if isinstance(args[2], int) and args[2] & _WRITING and not inside(args[0]):
+            flags = args[2] & _WRITING if isinstance(args[2], int) else 0
+            # A lock file must be opened for writing to be locked; that nothing was written is looked at later.
+            to_lock = flags == os.O_RDWR and str(args[0]).endswith("/writer.lock")
+            if flags and not to_lock and not inside(args[0]):
                 _end(f"open {args[0]!r} for writing")
-        elif event in _CHANGING and not all(map(inside, args[:2])):
-            _end(f"{event} {args!r}")
+        elif event in _CHANGING:
+            places = args[1:2] if event == "os.symlink" else args[:2]  # a link changes nothing where it leads to
+            if not all(map(inside, places)):
+                _end(f"{event} {args!r}")
 
     inside = _judge(allowed)
     sys.addaudithook(hook)
@@ -63,7 +68,7 @@ def _judge(allowed: tuple[Path, ...]) -> Callable[[Any], bool]:
             path = os.fsdecode(path)
         if not isinstance(path, str) or not path.startswith(os.sep):
             return True  # a descriptor, or relative to one: it was judged when that was opened
-        path = os.path.normpath(path)
+        path = os.path.realpath(path) if path.startswith("/proc/self/fd/") else os.path.normpath(path)
         return path.startswith(begins) or path in roots or path in others
 
     return inside

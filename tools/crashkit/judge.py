@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import warnings
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import attrs
 
-import gc3session.index.mirror
 from gc3session import MirrorWarning, NotASession, NotFound, Session, Task, check_session
+from gc3session.index import mirror
+from gc3session.upkeep import check_mirror
 from generator import owner_of
 from specimens import record_of
 from steps import SHARED, Change, Contents
@@ -21,6 +24,8 @@ MAP = 1 << 24
 """Bytes of address space that a judge needs."""
 
 ANOTHER_BOOT = "00000000-0000-4000-8000-000000000000"
+
+_place_of = mirror.place_of
 
 _MADE_LAST = ("directory", "mirror")
 """Kinds of findings that there may be while processes are killed: the session is being made, or its mirror is stale."""
@@ -44,12 +49,36 @@ class Found:
     problem: str = ""
 
 
-_this_boot = gc3session.index.mirror._boot_id
+def boot_again() -> None:
+    """Make this process believe that the machine was started again, as after a power cut."""
+    for module in (mirror, check_mirror):
+        vars(module).update(os=os, place_of=_place_of)
+    vars(mirror).update(_boot_id=lambda: ANOTHER_BOOT)
 
 
-def boot(*, again: bool) -> None:
-    """Make this process believe that the machine was started *again*, as after a power cut, or that it was not."""
-    gc3session.index.mirror._boot_id = (lambda: ANOTHER_BOOT) if again else _this_boot  # type: ignore[assignment]
+def take_for(root: Path, where: str, inodes: Mapping[str, int]) -> None:
+    """Make this process believe that the files in *root* are those of processes that were killed there.
+
+    Args:
+        root: where copies of these files are.
+        where: what `place_of` said of a file there.
+        inodes: those that the files had, by their paths in *root*.
+    """
+    boot_id, device, mount, _ = where.split(" ")
+    had = {os.lstat(root / path).st_ino: inode for path, inode in inodes.items()}
+
+    def status(found: os.stat_result) -> os.stat_result:
+        inode = had.get(found.st_ino, found.st_ino)
+        named = {name: getattr(found, name) for name in dir(found) if name.startswith("st_")}
+        return os.stat_result((found[0], inode, *found[2:10]), named)
+
+    def place_of(fd: int) -> str:
+        return f"{boot_id} {device} {mount} {status(os.fstat(fd)).st_ino}"
+
+    lstat, fstat = (lambda path: status(os.lstat(path))), (lambda fd: status(os.fstat(fd)))
+    looking = SimpleNamespace(**{**vars(os), "lstat": lstat, "fstat": fstat})
+    for module in (mirror, check_mirror):
+        vars(module).update(os=looking, place_of=place_of)
 
 
 def judge(path: Path, *, further: bool = True) -> Found:
@@ -86,7 +115,20 @@ def _judge(path: Path, further: bool) -> Found:
     found = findings(path)
     if found:
         raise ValueError("; ".join(found[:3]))
-    return Found(before, int(new.rpartition(".")[2]))
+    return Found(before, number_of(new))
+
+
+def number_of(id_: str) -> int:
+    """Return the N of an ID."""
+    return int(id_.rpartition(".")[2])
+
+
+def mirrored(path: Path) -> list[str]:
+    """Return the IDs that the mirror of the session at *path* lists."""
+    text = (path / Session.INDEX_FILENAME).read_text()
+    if text[-1:] not in ("", "\n"):
+        raise ValueError(f"the last line of the mirror is cut: {text[-50:]!r}")
+    return [line.strip() for line in text.splitlines() if line.strip()]
 
 
 def contents(session: Session, owners: Iterable[str] = ()) -> dict[str, Contents]:
@@ -97,13 +139,15 @@ def contents(session: Session, owners: Iterable[str] = ()) -> dict[str, Contents
     ids, tasks = list(session.ids()), list(session)
     if ids != [str(task.persistent_id) for task in tasks] or {len(session), len(set(ids))} != {len(ids)}:
         raise ValueError(f"{len(session)} tasks, of which {ids} are listed and {tasks} loaded")
+    if ids != sorted(ids, key=number_of):
+        raise ValueError(f"{ids} are not in the order of their numbers")
     if set(ids) != session.list_ids():
         raise ValueError(f"ids() gives {ids}, list_ids() {session.list_ids()}")
     states = dict(Counter(task.state for task in tasks))
     if session.stats() != states:
         raise ValueError(f"the states are {states}, stats() says {session.stats()}")
-    lines = Path(session.path, session.INDEX_FILENAME).read_text().splitlines()
-    if [line.strip() for line in lines if line.strip()] != ids:
+    lines = mirrored(Path(session.path))
+    if sorted(lines) != sorted(ids):  # they are in the order of the commits
         raise ValueError(f"the mirror lists {lines}, the session {ids}")
     outside = [session.load(id_) for id_ in session.store.list() if id_ not in session]
     found = _by_owner(tasks, outside, owners)

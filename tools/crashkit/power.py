@@ -19,7 +19,7 @@ import attrs
 
 from breakages import break_by
 from generator import script
-from judge import Found, boot, judge
+from judge import Found, boot_again, judge
 from performer import SMALL_MAP, Performer, on_a_small_scale
 from processes import Died, Lines, Process, in_parallel, in_process, none_left
 from suite import CannotRun, Outcome, Plan, Suite
@@ -262,7 +262,7 @@ def _run_program(path: Path, seed: int, program: int, programs: int, broken: str
 
 
 def _look(root: Path) -> Found:
-    boot(again=True)
+    boot_again()
     return judge(root / "session")
 
 

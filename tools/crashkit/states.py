@@ -8,14 +8,15 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import attrs
 
 from breakages import BREAKAGES
 from disk import SECTOR, Disk, State
-from judge import Found, boot, judge
+from gc3session.index.mirror import place_of
+from judge import Found, boot_again, judge, take_for
 from processes import Died, in_parallel, in_process
 from recorder import Entry, Recorder
 from suite import KIT, Outcome, Plan, Suite, each_fails, in_memory
@@ -91,6 +92,9 @@ class Workload:
         root = plan.work / "root"
         root.mkdir()
         self.root_inode = root.stat().st_ino
+        fd = os.open(root, os.O_RDONLY)
+        self.where = place_of(fd)
+        os.close(fd)
         self.recorder = Recorder(plan.work, root)
         self._run(root / SESSION, broken)
 
@@ -147,9 +151,14 @@ def _weight(entry: Entry, unit: int) -> int:
     return REPORTED if entry.kind == "A" else 1
 
 
-def find(root: Path, killed: bool, further: bool = True) -> Found:
-    """Judge the session in *root*; this process is a child, whose boot it sets."""
-    boot(again=not killed)
+def find(root: Path, where: str, inodes: Mapping[str, int], further: bool = True) -> Found:
+    """Judge the session in *root*, of programs that were killed, or of another boot if *where* is ''.
+
+    This process is a child: see `take_for`.
+    """
+    boot_again()
+    if where:
+        take_for(root, where, inodes)
     return judge(root / SESSION, further=further)
 
 
@@ -212,7 +221,8 @@ class Trial:
         place = Path(tempfile.mkdtemp(dir=self._place))
         try:
             case.state.build(place)
-            return find(place, case.killed, case.digest[-1] % FURTHER == 0)
+            where = self._workload.where if case.killed else ""
+            return find(place, where, case.state.inodes, case.digest[-1] % FURTHER == 0)
         finally:
             shutil.rmtree(place)
 
@@ -231,7 +241,8 @@ class Trial:
         if len(self.failures) >= KEPT:
             self.failures.append(f"{wrong} (not kept)")
             return
-        facts = {"wrong": wrong, "killed": case.killed, "moment": attrs.asdict(moment), **account.to_json()}
+        facts = {"wrong": wrong, "where": self._workload.where if case.killed else "", "inodes": case.state.inodes}
+        facts |= {"moment": attrs.asdict(moment), **account.to_json()}
         kept = self._suite.keep(self._workload.plan, facts, {"log": self._workload.recorder.log})
         (kept / "state").mkdir()
         case.state.build(kept / "state")
@@ -282,7 +293,7 @@ class PowerLossStates(Suite):
         moment = Moment.from_json(facts["moment"])
         shutil.copytree(case / "state", plan.work / "state")
         try:
-            found = in_process(find, plan.work / "state", facts["killed"])
+            found = in_process(find, plan.work / "state", facts["where"], facts["inodes"])
         except Died as died:
             found = Found(problem=str(died))
         wrong = account.wrong(found, moment)

@@ -58,7 +58,7 @@ class Contents:
 
     Attributes:
         records: of all tasks that are stored.
-        members: the names of those in the session, in the order of adding.
+        members: the names of those in the session, sorted.
         numbers: SHARED, and when the session was finished.
     """
 
@@ -82,7 +82,7 @@ class Contents:
                     members.pop(each, None)
             elif verb == "count":
                 numbers[name] = value
-        return Contents(records, tuple(members), numbers)
+        return Contents(records, tuple(sorted(members)), numbers)
 
     def difference(self, expected: Contents) -> str:
         """Return in a few words how this differs from what was expected; '' if it doesn't."""
@@ -91,9 +91,7 @@ class Contents:
             for name in {**expected.records, **self.records, **expected.numbers, **self.numbers}
             if self._say(name) != expected._say(name)
         ]
-        if words:
-            return "; ".join([*words[:3], f"{len(words)} differences"])
-        return "" if self == expected else "the order of adding"
+        return "; ".join([*words[:3], f"{len(words)} differences"]) if words else ""
 
     def _say(self, name: str) -> str:
         where = "in the session" if name in self.members else "stored"

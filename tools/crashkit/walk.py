@@ -16,7 +16,7 @@ import attrs
 
 from generator import ONE_TASK, Choice
 from handles import Elsewhere, Handle, Picture
-from judge import findings
+from judge import findings, mirrored
 from steps import Change, Contents, Step, View
 
 SESSIONS = {"a1": "a", "a2": "a", "b": "b", "far": "a"}
@@ -54,6 +54,7 @@ class Walk:
         self._names = (f"walk/{number}" for number in count())
         self._committed = {"a": Contents(), "b": Contents()}
         self._stale: set[str] = set()  # the directories whose mirror waits for its session
+        self._lines: dict[str, list[str]] = {"a": [], "b": []}  # of the mirrors, when they were looked at last
         self._views: dict[str, View] = {}
         self._handles: dict[str, Handle | Elsewhere] = {}
         self._ids: dict[str, str] = {}  # of all tasks that there have been, by name
@@ -271,9 +272,17 @@ class Walk:
             self._agrees(session, handle.picture(), self._ids)
         for directory, contents in self._committed.items():
             if directory not in self._stale:
-                lines = (self.directory / directory / "session_ids.txt").read_text().split("\n")
-                found, right = filter(str.strip, lines), [self._ids[name] for name in contents.members]
-                assert [*found] == right, f"the mirror of {directory} has the lines {lines}, expected {right}"
+                self._mirror_agrees(directory, {self._ids[name] for name in contents.members})
+            else:
+                self._lines[directory] = []  # it will be written anew
+
+    def _mirror_agrees(self, directory: str, ids: set[str]) -> None:
+        """Look whether each ID has a line, and new ones stand behind those that were there."""
+        lines = mirrored(self.directory / directory)
+        kept = [id_ for id_ in self._lines[directory] if id_ in ids]
+        assert sorted(lines) == sorted(ids), f"the mirror of {directory} has the lines {lines}, expected {ids}"
+        assert lines[: len(kept)] == kept, f"the mirror of {directory} has the lines {lines}, which began {kept}"
+        self._lines[directory] = lines
 
     def _agrees(self, session: str, picture: Picture, ids: dict[str, str]) -> None:
         wrong = picture.wrong(self._views[session], self._seen(session), ids)

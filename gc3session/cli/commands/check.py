@@ -10,23 +10,8 @@ from ... import check_session
 from ..console import complain, quantity, say
 from ..progress_bar import interruptible
 
-_HELP = """Read everything in SESSION and report what is wrong, one finding a line.
 
-This reads the files of the directory, the structure of the store's data file, the checksum and the values
-of each record, and the schemas; it compares the index with the records in both directions, and
-session_ids.txt with the index byte for byte.
-
-Nothing is written. Others may go on writing, as the check is of one state of the session. A damaged file is
-read without LMDB, which could end the program. 'gc3session repair' repairs what is found.
-
-\b
-    $ gc3session check runs && echo all right
-
-The exit status is 0 if all is right, 1 if there are findings, 2 if SESSION can't be read or is not a session.
-"""
-
-
-@click.command(help=_HELP, short_help="Read everything and report what is wrong.")
+@click.command(short_help="Read everything and report what is wrong.")
 @click.argument("session")
 @click.option(
     "--references",
@@ -35,7 +20,19 @@ The exit status is 0 if all is right, 1 if there are findings, 2 if SESSION can'
     " because 'remove' leaves them where it removes what others refer to.",
 )
 def check(session: str, references: bool) -> int:
-    """Print the findings, and return the exit status."""
+    """Read everything in SESSION and report what is wrong, one finding a line.
+
+    This reads the files of the directory, the structure of the store's data file, the checksum and the values
+    of each record, and the schemas; it compares the index with the records in both directions, and
+    session_ids.txt with the index byte for byte.
+
+    Nothing is written. Others may go on writing, as the check is of one state of the session. A damaged file is
+    read without LMDB, which could end the program. 'gc3session repair' repairs what is found.
+
+        $ gc3session check runs && echo all right
+
+    The exit status is 0 if all is right, 1 if there are findings, 2 if SESSION can't be read or is not a session.
+    """
     found = 0
     with interruptible("interrupted; the check is not complete", wanted=not sys.stdout.isatty()) as progress:
         findings = check_session(session, references=references, progress=progress)

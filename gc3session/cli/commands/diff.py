@@ -13,24 +13,21 @@ from ..console import Failure, complain, escaped, os_error_text, style_on
 
 _SIGNS = {"added": ("+", "green"), "removed": ("-", "red"), "changed": ("~", "yellow")}
 
-_HELP = """Show what differs from A to B; each is a session, or a file that 'gc3session dump' has written.
 
-Each task that differs has a line: '+ ID' if only B has it, '- ID' if only A has it, '~ ID: FIELD, ...'
-if these fields differ. Tasks inside collections count, too. The exit status is 0 if nothing differs,
-1 if something does, 2 if A or B can't be read.
-
-\b
-    $ gc3session diff yesterday.jsonl.gz runs
-    + Task.17
-    ~ Task.3: state, history
-"""
-
-
-@click.command(help=_HELP, short_help="Show what differs between two sessions or dumps.")
+@click.command(short_help="Show what differs between two sessions or dumps.")
 @click.argument("first", metavar="A")
 @click.argument("second", metavar="B")
 def diff(first: str, second: str) -> int:
-    """Write a line for each difference, and return the exit status."""
+    """Show what differs from A to B; each is a session, or a file that 'gc3session dump' has written.
+
+    Each task that differs has a line: '+ ID' if only B has it, '- ID' if only A has it, '~ ID: FIELD, ...'
+    if these fields differ. Tasks inside collections count, too. The exit status is 0 if nothing differs,
+    1 if something does, 2 if A or B can't be read.
+
+        $ gc3session diff yesterday.jsonl.gz runs
+        + Task.17
+        ~ Task.3: state, history
+    """
     counts: Counter[str] = Counter()
     style = style_on(sys.stdout)
     try:

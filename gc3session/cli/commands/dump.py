@@ -11,22 +11,8 @@ from ... import dump_session
 from ..console import Failure, complain_of_each, complain_of_missing, open_session, quantity, say
 from ..progress_bar import interruptible
 
-_HELP = """Write all of SESSION as lines of JSON, from which 'gc3session load' makes exactly the same session.
 
-There is a line for each schema (class and field names) and for each record: the session's tasks in the
-order in which they were added, all that they refer to, and what was forgotten, unless other sessions use
-the store, too. FORMAT.md describes how values are written. The classes need not be installed.
-
-\b
-    $ gc3session dump runs -o runs.jsonl.gz
-    $ gc3session dump runs | jq -r 'select(.fields.state == "RUNNING").id'
-
-The dump is one state of the session, even if others write to it meanwhile. The exit status is 1 if
-some records can't be read; the dump has their bytes.
-"""
-
-
-@click.command(help=_HELP, short_help="Write a whole session as lines of JSON.")
+@click.command(short_help="Write a whole session as lines of JSON.")
 @click.argument("session")
 @click.option(
     "-o",
@@ -36,7 +22,18 @@ some records can't be read; the dump has their bytes.
     " the package zstandard). FILE is there whole, or not at all.",
 )
 def dump(session: str, output: str | None) -> int:
-    """Write the dump, and return the exit status."""
+    """Write all of SESSION as lines of JSON, from which 'gc3session load' makes exactly the same session.
+
+    There is a line for each schema (class and field names) and for each record, in the order of the numbers in
+    the IDs: the session's tasks, all that they refer to, and what was forgotten, unless other sessions use the
+    store, too. FORMAT.md describes how values are written. The classes need not be installed.
+
+        $ gc3session dump runs -o runs.jsonl.gz
+        $ gc3session dump runs | jq -r 'select(.fields.state == "RUNNING").id'
+
+    The dump is one state of the session, even if others write to it meanwhile. The exit status is 1 if
+    some records can't be read; the dump has their bytes.
+    """
     interrupted = "interrupted; the dump is not complete" if output is None else "interrupted; nothing dumped"
     wanted = output is not None or not sys.stdout.isatty()
     with open_session(session, read_only=True) as source:

@@ -11,22 +11,20 @@ from ..console import Failure, complain, open_session, os_error_text, quantity, 
 from ..input import parse_json
 from ..interrupts import Interrupts
 
-_HELP = """Record workflow executions in SESSION, from FILEs in WfFormat 1.5 JSON.
 
-SESSION is made if it does not exist. Each file becomes a Workflow: a collection in the session, which
-has a WorkflowTask for each task of the file. It is stored in one transaction, and nothing that the file
-says is dropped. 'gc3session list -r SESSION' shows the workflows and their tasks.
-
-A file that can't be read or isn't WfFormat is reported on standard error; the others are imported, and
-the exit status is 1.
-"""
-
-
-@click.command("import-wf", help=_HELP, short_help="Record workflow executions from WfFormat files.")
+@click.command("import-wf", short_help="Record workflow executions from WfFormat files.")
 @click.argument("session")
 @click.argument("files", metavar="FILE...", nargs=-1, required=True)
 def import_wf(session: str, files: tuple[str, ...]) -> int:
-    """Import each of the files, and return the exit status."""
+    """Record workflow executions in SESSION, from FILEs in WfFormat 1.5 JSON.
+
+    SESSION is made if it does not exist. Each file becomes a Workflow: a collection in the session, which
+    has a WorkflowTask for each task of the file. It is stored in one transaction, and nothing that the file
+    says is dropped. 'gc3session list -r SESSION' shows the workflows and their tasks.
+
+    A file that can't be read or isn't WfFormat is reported on standard error; the others are imported, and
+    the exit status is 1.
+    """
     tasks = imported = 0
     with open_session(session, read_only=False) as target, Interrupts() as interrupts:
         for file in files:
@@ -57,12 +55,11 @@ def import_wf(session: str, files: tuple[str, ...]) -> int:
 def _workflow(file: str) -> Workflow:
     """Return the workflow that a file describes. Raise Failure, naming the file, if it can't be read."""
     try:
-        data = Path(file).read_bytes()
+        return Workflow.from_document(parse_json(Path(file).read_bytes().removeprefix(b"\xef\xbb\xbf")))
     except OSError as error:
-        raise Failure(f"{os_error_text(error, file)}; not imported") from error
-    try:
-        return Workflow.from_document(parse_json(data.removeprefix(b"\xef\xbb\xbf")))
+        what = os_error_text(error, file)
     except InvalidArgument as error:
-        raise Failure(f"{file}: {error}; not imported") from error
+        what = f"{file}: {error}"
     except ValueError as error:
-        raise Failure(f"{file}: {error}: is it the right file, and whole? Not imported") from error
+        what = f"{file}: {error}: is it the right file, and whole?"
+    raise Failure(f"{what}; not imported")

@@ -6,41 +6,34 @@ import json
 import sys
 from collections.abc import Iterator
 from datetime import UTC
-from typing import TYPE_CHECKING
 
 import click
 
 from ... import EventFigures, Information
-from ..console import escaped, open_session, quantity, state_colour, style_on, time_of
+from ..console import Style, escaped, open_session, quantity, state_colour, style_on, terminal_width, time_of
 from ..fields_text import labelled, time_text
 from ..progress_bar import interruptible
-from ..table import terminal, width
-
-if TYPE_CHECKING:
-    from rich.console import Console
+from ..table import width
 
 _BAR_WIDTH = 40  # of the longest bar
 _LABEL_WIDTH = 40  # of what stands before the bar
 _NONE = "-"
 _NO_STATE = "(no state)"
 
-_HELP = """Show what is known about SESSION: its tasks by state, its times, its store, and the space that the store takes.
 
-This takes the same time however many tasks there are, as they are counted already. Only the records say
-which events were the first and the last of all, and how many records each schema has: '--scan' reads them.
-
-\b
-    $ gc3session info runs
-    $ gc3session info runs --json | jq .figures.file.used_bytes
-"""
-
-
-@click.command(help=_HELP, short_help="Show the figures of a session and its store.")
+@click.command(short_help="Show the figures of a session and its store.")
 @click.argument("session")
 @click.option("--scan", is_flag=True, help="Read all records, too.")
 @click.option("--json", "as_json", is_flag=True, help="Write a JSON object, with times in seconds since 1970.")
 def info(session: str, scan: bool, as_json: bool) -> int:
-    """Write the figures, and return the exit status."""
+    """Show what is known about SESSION: its tasks by state, its times, its store, and the space that the store takes.
+
+    This takes the same time however many tasks there are, as they are counted already. Only the records say
+    which events were the first and the last of all, and how many records each schema has: '--scan' reads them.
+
+        $ gc3session info runs
+        $ gc3session info runs --json | jq .figures.file.used_bytes
+    """
     with open_session(session, read_only=True) as source, interruptible("interrupted", wanted=scan) as progress:
         known = source.info(scan=scan, progress=progress)
     if as_json:
@@ -60,10 +53,9 @@ def _write(known: Information) -> None:
         labelled("schemas", widest, f"{len(known.schemas):,}", style),
         *_schemas(known),
         labelled("tasks", widest, f"{known.tasks:,}", style),
+        *_states(known, style),
     ]
     sys.stdout.write("\n".join(lines) + "\n")
-    sys.stdout.flush()
-    _write_states(known, terminal())
 
 
 def _pairs(known: Information) -> Iterator[tuple[str, str]]:
@@ -106,34 +98,19 @@ def _event(event: EventFigures | None, of: str) -> str:
     return _NONE if event is None else f"{_time(event.time)}  {event.state}  {event.id} ({of})"
 
 
-def _states(known: Information) -> list[tuple[str, int, float]]:
-    """Return each state with the number of tasks in it and their share, the greatest first."""
+def _states(known: Information, style: Style) -> Iterator[str]:
+    """Give a line for each state, with the number of tasks in it and their share; on a terminal with a bar."""
     counts = sorted(known.states.items(), key=lambda item: (-item[1], item[0]))
     without = known.tasks - sum(known.states.values())
     if without > 0:
         counts.append((_NO_STATE, without))
-    return [(escaped(state), count, count / known.tasks) for state, count in counts]
-
-
-def _write_states(known: Information, console: Console | None) -> None:
-    """Write a line for each state; on a terminal with a bar."""
-    states = _states(known)
-    if console is None:
-        widest = max((width(state) for state, _, _ in states), default=0)
-        for state, count, part in states:
-            gap = " " * (widest - width(state))
-            sys.stdout.write(f"    {state}{gap}  {count:>{len(f'{known.tasks:,}')},}  {part:6.1%}\n")
-        return
-    from rich.bar import Bar
-    from rich.table import Table
-    from rich.text import Text
-
-    chart = Table.grid(padding=(0, 2, 0, 0))
-    for state, count, part in states:
-        colour = state_colour(state, None) or "white"
-        bar = Bar(1.0, 0, part, width=max(4, min(_BAR_WIDTH, console.width - _LABEL_WIDTH)), color=colour)
-        chart.add_row("  ", Text(state, colour), Text(f"{count:,}", justify="right"), f"{part:6.1%}", bar)
-    console.print(chart)
+    widest = max((width(escaped(state)) for state, _ in counts), default=0)
+    longest = max(4, min(_BAR_WIDTH, (terminal_width(sys.stdout) or 0) - _LABEL_WIDTH))
+    for state, count in counts:
+        share, colour, text = count / known.tasks, state_colour(state), escaped(state)
+        bar = "  " + style("█" * round(longest * share), colour) if sys.stdout.isatty() else ""
+        gap = " " * (widest - width(text))
+        yield f"    {style(text, colour)}{gap}  {count:>{len(f'{known.tasks:,}')},}  {share:6.1%}{bar}"
 
 
 def _schemas(known: Information) -> Iterator[str]:

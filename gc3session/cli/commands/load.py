@@ -11,21 +11,8 @@ from ..console import Failure, complain, os_error_text, quantity, say
 from ..input import STDIN, stdin
 from ..progress_bar import interruptible
 
-_HELP = """Load what 'gc3session dump' has written to FILE (or standard input) into SESSION.
 
-SESSION is made if it does not exist, whole or not at all, and is then the same as the dumped session:
-types, IDs, references, schemas, the order of adding and the session's times.
-
-IDs are never given twice. A record of the dump clashes if the session's store has given its number to a
-record before, even if that record is no longer there.
-
-\b
-    $ gc3session load copy runs.jsonl.gz
-    $ gc3session dump runs | ssh there gc3session load copy
-"""
-
-
-@click.command(help=_HELP, short_help="Make a session from a dump, or add a dump to a session.")
+@click.command(short_help="Make a session from a dump, or add a dump to a session.")
 @click.argument("session")
 @click.argument("file", default=STDIN)
 @click.option(
@@ -37,7 +24,17 @@ record before, even if that record is no longer there.
     " or give new IDs to all records of the dump (the same number is added to each, also in references).",
 )
 def load(session: str, file: str, on_clash: str) -> int:
-    """Load the dump, and return the exit status."""
+    """Load what 'gc3session dump' has written to FILE (or standard input) into SESSION.
+
+    SESSION is made if it does not exist, whole or not at all, and is then the same as the dumped session:
+    types, IDs, references, schemas and the session's times.
+
+    IDs are never given twice. A record of the dump clashes if the session's store has given its number to a
+    record before, even if that record is no longer there.
+
+        $ gc3session load copy runs.jsonl.gz
+        $ gc3session dump runs | ssh there gc3session load copy
+    """
     source: Any = stdin("pass a file, or pipe a dump in") if file == STDIN else file
     try:
         with interruptible(

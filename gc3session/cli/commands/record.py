@@ -2,43 +2,27 @@
 
 from __future__ import annotations
 
+import os
+import stat
 import time
+from contextlib import suppress
 from datetime import UTC
 from typing import Any, Final
 
 import click
 
-from ... import Error, Session, Task
+from ... import Error, Task
 from ..console import Failure, complain, open_session, os_error_text, quantity, say, time_of
-from ..input import LINE_BYTES, STDIN, Lines, opened, parse_json
+from ..input import LINE_BYTES, STDIN, lines_of, opened, parse_json
 from ..interrupts import Interrupts
 from ..progress_bar import ProgressBar
 
-# A batch is committed before the session would do so by itself, at 64 MiB, because then it is known
-# how many tasks a failed commit has not written. In a record a JSON value takes at most 9 bytes for 4 in
-# the line ('1e9,'); in the batch an object takes some 420 bytes beside its record.
-_BATCH_BYTES: Final = 48 << 20
-_OBJECT_BYTES: Final = 512
-_RECORD_GROWTH: Final = 2.25  # bytes of a record for a byte of its line
-
 _RATE_TASKS: Final = 10_000  # from so many on, their rate is reported
 _UPDATE_LINES: Final = 256  # between two updates of the progress bar
-
-_HELP = """Record tasks in SESSION from FILE (or standard input), which has one JSON object a line.
-
-SESSION is made if it does not exist. The keys jobname, state, returncode, history (a list of
-[seconds since 1970, state]) and extra are fields of the task; all others go into its 'extra'.
-
-\b
-    $ echo '{"jobname": "hello", "state": "RUNNING", "cores": 4}' | gc3session record runs
-    recorded 1 task in runs
-
-Tasks are on disk when the command says that they are recorded. If a program writes them slowly, they
-are committed whenever it pauses. After Ctrl-C, the tasks that were read before are kept.
-"""
+_GO_ON: Final = "correct it, or go past it with --on-error skip"
 
 
-@click.command(help=_HELP, short_help="Record tasks from lines of JSON.")
+@click.command(short_help="Record tasks from lines of JSON.")
 @click.argument("session")
 @click.argument("file", default=STDIN)
 @click.option(
@@ -47,7 +31,7 @@ are committed whenever it pauses. After Ctrl-C, the tasks that were read before 
     default=10_000,
     show_default=True,
     metavar="N",
-    help="Commit after N tasks (or 48 MiB).",
+    help="Commit after N tasks (or 64 MiB).",
 )
 @click.option(
     "--on-error",
@@ -58,110 +42,65 @@ are committed whenever it pauses. After Ctrl-C, the tasks that were read before 
     " it; or skip it, and record the others. Either way the exit status is 1.",
 )
 def record(session: str, file: str, batch: int, on_error: str) -> int:
-    """Record the tasks of *file*, and return the exit status."""
+    """Record tasks in SESSION from FILE (or standard input), which has one JSON object a line.
+
+    SESSION is made if it does not exist. The keys jobname, state, returncode, history (a list of
+    [seconds since 1970, state]) and extra are fields of the task; all others go into its 'extra'.
+
+        $ echo '{"jobname": "hello", "state": "RUNNING", "cores": 4}' | gc3session record runs
+        recorded 1 task in runs
+
+    Tasks are on disk when the command says that they are recorded. If a program writes them slowly, they
+    are committed whenever it pauses. After Ctrl-C, the tasks that were read before are kept.
+    """
     name = "standard input" if file == STDIN else file
+    number = tasks = broken = 0
+    interrupts = Interrupts()
     with opened(file) as fd:
-        recording = _Recording(open_session(session, read_only=False), batch)
-        interrupts = Interrupts()
-        lines = Lines(fd, interrupts)
+        target = open_session(session, read_only=False)
+        size = os.fstat(fd).st_size if stat.S_ISREG(os.fstat(fd).st_mode) else None
         start = time.monotonic()
         try:
-            with interrupts, ProgressBar("task", sized=lines.size is not None) as bar:
-                broken = _record_lines(lines, bar, recording, name, on_error == "skip")
-                recording.commit()
-                recording.close()
+            with interrupts, ProgressBar("task") as bar:
+                with suppress(KeyboardInterrupt):
+                    for line in lines_of(fd, interrupts):
+                        if number % _UPDATE_LINES == 0 or line is None:
+                            bar.update(0 if size is None else os.lseek(fd, 0, os.SEEK_CUR), size, tasks)
+                        if line is None or len(target.store.batch.records) >= batch:
+                            target.flush()
+                        if line is None:
+                            continue
+                        number += 1
+                        try:
+                            task = task_from_line(line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line)
+                            if task is not None:
+                                target.add(task, flush=False)
+                                tasks += 1
+                        except ValueError as error:
+                            broken += 1
+                            now = "skipped" if on_error == "skip" else f"stopped there: {_GO_ON}"
+                            complain(f"{name}, line {number}: {error}; {now}")
+                            if on_error == "stop":
+                                break
+                target.close()
         except (Error, OSError) as error:
             what = str(error) if isinstance(error, Error) else os_error_text(error, name)
-            lost = recording.close()
+            with suppress(Error):  # which is the same
+                target.close()
+            lost = len(target.store.batch.records)
+            target.store.discard()  # nothing tries again
             left = f"; {quantity(lost, 'task')} of the last batch could not be" if lost else ""
-            raise Failure(
-                f"{what}; {quantity(recording.committed, 'task')} recorded in {session}{left}"
-            ) from error
+            raise Failure(f"{what}; {quantity(tasks - lost, 'task')} recorded in {session}{left}") from error
         seconds = time.monotonic() - start
-    message = f"recorded {quantity(recording.committed, 'task')} in {session}"
-    if recording.committed >= _RATE_TASKS:
-        message += f" ({seconds:,.1f} s, {recording.committed / seconds:,.0f} tasks/s)"
+    message = f"recorded {quantity(tasks, 'task')} in {session}"
+    if tasks >= _RATE_TASKS:
+        message += f" ({seconds:,.1f} s, {tasks / seconds:,.0f} tasks/s)"
     if interrupts.caught is not None:
-        complain(f"interrupted; {quantity(recording.committed, 'task')} read before are recorded")
+        complain(f"interrupted; {quantity(tasks, 'task')} read before are recorded")
     elif broken and on_error == "skip":
         message += f"; {quantity(broken, 'broken line')} skipped"
     say(message)
     return interrupts.status if interrupts.caught is not None else 1 if broken else 0
-
-
-def _record_lines(lines: Lines, bar: ProgressBar, recording: _Recording, name: str, skip: bool) -> int:
-    """Record the tasks of *lines* until they end, a signal comes or, unless *skip*, one is broken.
-
-    Return the number of broken lines.
-    """
-    broken = 0
-    try:
-        for number, line in lines:
-            if number % _UPDATE_LINES == 0 or line is None:
-                bar.update(lines.position, lines.size, recording.committed + recording.pending)
-            if line is None:
-                recording.commit()
-                continue
-            try:
-                if len(line) > LINE_BYTES:
-                    raise ValueError(f"it is longer than {LINE_BYTES >> 20} MiB")
-                task = task_from_line(line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line)
-                if task is not None:
-                    recording.add(task, len(line))
-            except ValueError as error:
-                broken += 1
-                what_now = "skipped" if skip else "stopped there: correct it, or go past it with --on-error skip"
-                complain(f"{name}, line {number}: {error}; {what_now}")
-                if not skip:
-                    break
-    except KeyboardInterrupt:
-        pass
-    return broken
-
-
-class _Recording:
-    """Tasks on their way into a session.
-
-    Attributes:
-        committed: how many are on disk.
-        pending: how many are in the session's batch.
-    """
-
-    def __init__(self, session: Session, batch: int) -> None:
-        self._session = session
-        self._batch = batch
-        self._bytes = 0.0
-        self.committed = self.pending = 0
-
-    def add(self, task: Task, size: int) -> None:
-        """Add a task from a line of *size* bytes. Raise InvalidArgument if it can't be stored."""
-        cost = _OBJECT_BYTES + _RECORD_GROWTH * size
-        if self._bytes + cost > _BATCH_BYTES:
-            self.commit()
-        self._session.add(task, flush=False)
-        self.pending += 1
-        self._bytes += cost
-        if self.pending >= self._batch:
-            self.commit()
-
-    def commit(self) -> None:
-        """Put the batch on disk."""
-        if self.pending:
-            self._session.flush()
-            self.committed += self.pending
-            self.pending = 0
-            self._bytes = 0.0
-
-    def close(self) -> int:
-        """Close the session, and return how many tasks could not be written."""
-        try:
-            self._session.close()
-        except Error:
-            self._session.store.discard()  # the caller reports it, and nothing tries again
-            return self.pending
-        self.committed += self.pending
-        self.pending = 0
-        return 0
 
 
 # -- tasks --------------------------------------------------------------------
@@ -189,6 +128,8 @@ def task_from_line(line: bytes) -> Task | None:
 
     Raise ValueError, which says what is wrong, if it is broken.
     """
+    if len(line) > LINE_BYTES:
+        raise ValueError(f"it is longer than {LINE_BYTES >> 20} MiB")
     if not line.strip():
         return None
     value = parse_json(line)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import click
 
@@ -12,32 +12,30 @@ from ...records.ids import parse_id
 from ...store.record_view import StoredTasks
 from ..completion import complete_ids
 from ..console import complain, open_session, style_on
+from ..fields_text import object_lines
 from ..input import ids_from_args
-
-_HELP = """Show every field of the tasks with these IDs; '-' reads IDs from standard input, one a line.
-
-They may be tasks inside collections, too. The class of a task need not be installed. With --json, each task
-is a line of JSON, the same as in 'gc3session dump', which has the fields without loss.
-
-\b
-    $ gc3session show runs Task.17
-    $ gc3session select runs 'returncode != 0' --limit 3 | gc3session show runs -
-"""
+from .listing import TaskLines
 
 
-@click.command(help=_HELP, short_help="Show every field of some tasks.")
+@click.command(short_help="Show every field of some tasks.")
 @click.argument("session")
 @click.argument("ids", metavar="ID...", nargs=-1, required=True, shell_complete=complete_ids)
 @click.option("--json", "as_json", is_flag=True, help="Write the line of each task in a dump.")
 def show(session: str, ids: tuple[str, ...], as_json: bool) -> int:
-    """Show each of the tasks, and return the exit status."""
+    """Show every field of the tasks with these IDs; '-' reads IDs from standard input, one a line.
+
+    They may be tasks inside collections, too. The class of a task need not be installed. With --json, each task
+    is a line of JSON, the same as in 'gc3session dump', which has the fields without loss.
+
+        $ gc3session show runs Task.17
+        $ gc3session select runs 'returncode != 0' --limit 3 | gc3session show runs -
+    """
     failed = False
     with open_session(session, read_only=True) as source:
         shown = _json_lines(source) if as_json else _text_lines(source)
         for id_ in ids_from_args(ids):
             try:
-                for line in shown(id_):
-                    sys.stdout.write(line)
+                sys.stdout.write(shown(id_))
             except NotFound:
                 complain(f"there is no task {id_} in {session}; 'gc3session list -r' shows which there are")
                 failed = True
@@ -47,35 +45,29 @@ def show(session: str, ids: tuple[str, ...], as_json: bool) -> int:
     return 1 if failed else 0
 
 
-def _text_lines(session: Session) -> Callable[[str], Iterator[str]]:
+def _text_lines(session: Session) -> Callable[[str], str]:
     """Return the function that gives the lines of text for the task of an ID."""
-    from ..fields_text import object_lines
-
     style = style_on(sys.stdout)
     before = ""
 
-    def lines(id_: str) -> Iterator[str]:
+    def lines(id_: str) -> str:
         nonlocal before
-        task = session.store.load(id_)
-        yield before
-        for line in object_lines(task, style):
-            yield f"{line}\n"
+        text = before + "".join(f"{line}\n" for line in object_lines(session.store.load(id_), style))
         before = "\n"
+        return text
 
     return lines
 
 
-def _json_lines(session: Session) -> Callable[[str], Iterator[str]]:
+def _json_lines(session: Session) -> Callable[[str], str]:
     """Return the function that gives the line of JSON for the task of an ID."""
-    from ..task_lines import TaskLines
-
     tasks, writer = StoredTasks(session.store), TaskLines(session)
 
-    def lines(id_: str) -> Iterator[str]:
+    def line(id_: str) -> str:
         parsed = parse_id(id_)
         task = tasks.get(parsed[1]) if parsed else None
         if task is None or task.persistent_id != id_:
             raise NotFound(f"there is no task {id_}")
-        yield writer.of(task)
+        return writer.of(task)
 
-    return lines
+    return line

@@ -1,41 +1,36 @@
-"""`gc3session watch`: how far a session has come, on a live screen."""
+"""`gc3session watch`: how far a session has come, drawn again and again on a terminal."""
 
 from __future__ import annotations
 
 import os
-import select
 import sys
-import termios
-import time
-import tty
+from collections.abc import Callable
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, Final
+from typing import Final
 
 import click
 
-from ... import FailedTask, Progress, Session, State
-from ...query.progress import Watch
-from ..console import STATE_COLOURS, complain, escaped, open_session, quantity, state_colour, wait_while_read
+from ... import FailedTask, Progress, State
+from ...query.progress import watch as looks_at
+from ..console import (
+    complain,
+    escaped,
+    open_session,
+    quantity,
+    state_colour,
+    style_on,
+    terminal_width,
+    wait_while_read,
+)
 from ..interrupts import Interrupts
-from ..table import terminal
+from ..table import folded, width
 
-if TYPE_CHECKING:
-    from rich.console import Console, RenderableType
-
-_FAILURES_WRITTEN: Final = 10  # at most, below the line of a look
-_RESIZE_SECONDS: Final = 0.2  # after which a new size of the terminal is noticed
-_DISABLED: Final = b"\0"  # no key: _POSIX_VDISABLE of Linux
-
-_HELP = """Show how far SESSION has come: how many tasks are in each state, how many have TERMINATED a minute, how
-much time is left at this rate, and the latest failures (tasks that are UNKNOWN, or TERMINATED with a return
-code other than 0).
-
-On a terminal this is a live screen, until q is pressed or all tasks have TERMINATED; elsewhere, each look
-writes a line. Tasks inside collections don't count. The session is only read.
-"""
+_FAILURES_WRITTEN: Final = 10  # at most, below the figures of a look
+_BAR_WIDTH: Final = 40  # of the longest bar
+_LABEL_WIDTH: Final = 24  # to which the names of states are cut
 
 
-@click.command(help=_HELP, short_help="Show live how far a session has come.")
+@click.command(short_help="Show live how far a session has come.")
 @click.argument("session")
 @click.option(
     "--interval",
@@ -45,105 +40,99 @@ writes a line. Tasks inside collections don't count. The session is only read.
     show_default=True,
     help="The time between two looks.",
 )
-@click.option("--once", is_flag=True, help="Look once, and end.")
+@click.option("--once", is_flag=True, help="Look once, and write a line.")
 def watch(session: str, interval: float, once: bool) -> int:
-    """Show the session's progress, and return the exit status."""
-    console = None if once or os.environ.get("TERM", "") in ("", "dumb", "unknown") else terminal()
+    """Show how far SESSION has come: tasks in each state, their rate, the time left, and the latest failures.
+
+    The rate is how many have TERMINATED a minute; failures are tasks that are UNKNOWN, or TERMINATED with a return
+    code other than 0.
+
+    On a terminal this is drawn again at each look, until all tasks have TERMINATED or Ctrl-C is pressed; elsewhere,
+    each look writes a line. Tasks inside collections don't count. The session is only read.
+    """
+    lines_only = once or not sys.stdout.isatty() or os.environ.get("TERM", "") in ("", "dumb", "unknown")
     with open_session(session, read_only=True) as source, Interrupts() as interrupts:
-        watching = _Watching(source, interval, interrupts)
-        if console is None:
-            watching.as_lines(once)
-        else:
-            _write_line(watching.on_screen(console), set())  # this stays when the screen is gone
+
+        def wait(seconds: float) -> None:
+            with interrupts.ending("interrupted"):
+                wait_while_read(seconds)
+
+        write = _line_writer() if lines_only else _drawing(source.name)
+        for progress in looks_at(source._index, interval, source._is_there, wait):
+            write(progress)
+            if once:
+                break
         if not (once or source._is_there()):
             complain(f"{session} is no longer there")
     return 0
 
 
-class _Watching:
-    """One run of the command."""
+def _line_writer() -> Callable[[Progress], None]:
+    """Return the function that writes a line for a look, and one for each failure that was not among the last ones."""
+    written: set[str] = set()
 
-    def __init__(self, session: Session, interval: float, interrupts: Interrupts) -> None:
-        self._session = session
-        self._watch = Watch(session._index)
-        self._interval = interval
-        self._interrupts = interrupts
+    def write(progress: Progress) -> None:
+        states = ", ".join(f"{progress.counts[state]:,} {escaped(state)}" for state in _sorted(progress))
+        parts = [f"{quantity(progress.total, 'task')}{': ' if states else ''}{states}", *_pace(progress)]
+        sys.stdout.write(f"{_clock(progress.time)}  {'; '.join(parts)}\n")
+        failures = [_failure_line(failure) for failure in progress.failures[:_FAILURES_WRITTEN]]
+        for line in reversed(failures):
+            if line not in written:
+                sys.stdout.write(f"  failed: {line}\n")
+        written.clear()
+        written.update(failures)
 
-    def as_lines(self, once: bool) -> None:
-        """Write a line at each look until all is done."""
-        written: set[str] = set()
-        while True:
-            progress = self._watch.look()
-            with self._interrupts.ending("interrupted"):
-                _write_line(progress, written)
-                if once or progress.is_done or not self._session._is_there():
-                    return
-                wait_while_read(self._interval)
-
-    def on_screen(self, console: Console) -> Progress:
-        """Show a live screen until all is done or q is pressed; return what it showed in the end."""
-        from rich.live import Live
-
-        with _Keyboard() as keyboard, Live(console=console, screen=True, auto_refresh=False) as live:
-            while True:
-                progress = self._watch.look()
-                if progress.is_done or not self._session._is_there():
-                    return progress
-                end = time.monotonic() + self._interval
-                size = None
-                while (left := end - time.monotonic()) > 0:
-                    if size != console.size:
-                        size = console.size
-                        live.update(_screen(self._session, progress, console), refresh=True)
-                    with self._interrupts.ending("interrupted"):
-                        keys = keyboard.pressed(min(left, _RESIZE_SECONDS))
-                    if "q" in keys.lower():
-                        return progress
+    return write
 
 
-class _Keyboard:
-    r"""Within `with`, keys come as they are pressed, without waiting for the end of a line, and aren't echoed.
+def _drawing(name: str) -> Callable[[Progress], None]:
+    """Return the function that draws a look over the one before, in lines that are cut to the terminal's width."""
+    style = style_on(sys.stdout)
+    drawn = 0  # lines
 
-    In the end the terminal's modes are restored. Ctrl-C asks to end, as always; Ctrl-Z and Ctrl-\ do
-    nothing, as they would leave the terminal in these modes. If stdin isn't a terminal there are no keys.
-    """
+    def write(progress: Progress) -> None:
+        nonlocal drawn
+        columns = terminal_width(sys.stdout) or 0
+        rows = (os.get_terminal_size(sys.stdout.fileno()).lines or 24) - 1
+        lines = _picture(name, progress, columns)[:rows]
+        lines += [("", "")] * (min(drawn, rows) - len(lines))
+        text = "\n".join(f"\x1b[K{style(folded(line, columns - 1)[0], colour)}" for line, colour in lines)
+        sys.stdout.write(f"\x1b[{min(drawn, rows)}A{text}\n" if drawn else f"{text}\n")
+        drawn = len(lines)
 
-    def __init__(self) -> None:
-        self._modes: list[Any] | None = None
-        self._fd: int | None = None
-
-    def __enter__(self) -> _Keyboard:
-        if sys.stdin is not None and sys.stdin.isatty():
-            self._fd = sys.stdin.fileno()
-            self._modes = termios.tcgetattr(self._fd)
-            tty.setcbreak(self._fd)
-            modes = termios.tcgetattr(self._fd)
-            modes[6][termios.VSUSP] = modes[6][termios.VQUIT] = _DISABLED
-            termios.tcsetattr(self._fd, termios.TCSADRAIN, modes)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._fd is not None and self._modes is not None:
-            try:
-                termios.tcsetattr(self._fd, termios.TCSADRAIN, self._modes)
-            except termios.error:  # the terminal is gone
-                self._modes = None
-
-    def pressed(self, seconds: float) -> str:
-        """Wait for keys, at most *seconds*, and return them; '' if there are none."""
-        if not select.select([] if self._fd is None else [self._fd], [], [], seconds)[0] or self._fd is None:
-            return ""
-        keys = os.read(self._fd, 64)
-        if not keys:  # the terminal is gone: it would be ready for ever
-            self._fd = None
-        return keys.decode(errors="replace")
+    return write
 
 
-# -- what is shown ------------------------------------------------------------
+def _picture(name: str, progress: Progress, columns: int) -> list[tuple[str, str]]:
+    """Return the lines of a look with their styles."""
+    lines = [
+        (f"{escaped(name)}  {quantity(progress.total, 'task')}", "bold"),
+        (_clock(progress.time), "dim"),
+        ("", ""),
+    ]
+    names = {state: folded(escaped(state), _LABEL_WIDTH)[0] for state in _sorted(progress)}
+    widest = max(map(width, names.values()), default=0)
+    for state, text in names.items():
+        share, count = progress.counts[state] / progress.total, f"{progress.counts[state]:,}"
+        bar = "█" * round(_BAR_WIDTH * share)
+        gap = " " * (widest - width(text))
+        lines.append(
+            (
+                f"{text}{gap}  {count:>{len(f'{progress.total:,}')}}  {100 * share:5.1f} %  {bar}",
+                state_colour(state),
+            )
+        )
+    lines += [("", ""), (", ".join(_pace(progress)) or "measuring how fast it goes", "")]
+    if progress.failures:
+        lines += [("", ""), ("Latest failures", "bold")]
+    for failure in progress.failures[:_FAILURES_WRITTEN]:
+        lines.append((_failure_line(failure), state_colour(failure.state, failure.returncode)))
+    return lines
 
 
-def _sorted_states(counts: dict[str, int]) -> list[str]:
-    return sorted(counts, key=lambda state: (State.ALL.index(state) if state in State.ALL else 99, state))
+def _sorted(progress: Progress) -> list[str]:
+    """Return the states of the tasks in the order in which tasks go through them."""
+    return sorted(progress.counts, key=lambda state: (State.ALL.index(state) if state in State.ALL else 99, state))
 
 
 def _pace(progress: Progress) -> list[str]:
@@ -155,13 +144,8 @@ def _pace(progress: Progress) -> list[str]:
     if progress.left is None:
         return ["none TERMINATED lately"]
     rate = f"{progress.rate:,.0f}" if progress.rate >= 10 else f"{progress.rate:.1f}"
-    return [f"{rate} TERMINATED a minute", f"{_span(progress.left)} left"]
-
-
-def _span(seconds: float) -> str:
-    if seconds >= 365 * 86400:
-        return "years"
-    return str(timedelta(seconds=round(seconds)))
+    left = "years" if progress.left >= 365 * 86400 else str(timedelta(seconds=round(progress.left)))
+    return [f"{rate} TERMINATED a minute", f"{left} left"]
 
 
 def _clock(time: datetime) -> str:
@@ -172,50 +156,3 @@ def _failure_line(failure: FailedTask) -> str:
     when = "" if failure.time is None else f"{_clock(failure.time)}  "
     code = "" if failure.returncode is None else f" {failure.returncode}"
     return f"{when}{escaped(failure.id)}  {escaped(failure.state)}{code}  {escaped(failure.name or '-')}"
-
-
-def _write_line(progress: Progress, written: set[str]) -> None:
-    """Write a line for a look, and one for each failure that isn't among those *written* at the last look."""
-    states = ", ".join(f"{progress.counts[state]:,} {escaped(state)}" for state in _sorted_states(progress.counts))
-    parts = [f"{quantity(progress.total, 'task')}{': ' if states else ''}{states}", *_pace(progress)]
-    sys.stdout.write(f"{_clock(progress.time)}  {'; '.join(parts)}\n")
-    lines = [_failure_line(failure) for failure in progress.failures[:_FAILURES_WRITTEN]]
-    for line in reversed(lines):
-        if line not in written:
-            sys.stdout.write(f"  failed: {line}\n")
-    written.clear()
-    written.update(lines)
-
-
-def _screen(session: Session, progress: Progress, console: Console) -> RenderableType:
-    """Return the screen, with as many of the failures as there is room for and no line wrapped."""
-    from rich.console import Group
-    from rich.progress_bar import ProgressBar
-    from rich.table import Table
-    from rich.text import Text
-
-    def text(content: str, style: str = "") -> Text:
-        return Text(content, style, no_wrap=True, overflow="ellipsis")
-
-    head = text(escaped(session.name), "bold")
-    head.append(f"  {quantity(progress.total, 'task')}", "not bold")
-    clock = text(_clock(progress.time), "dim")
-    states = Table.grid(padding=(0, 2, 0, 0), expand=True)
-    states.add_column(no_wrap=True)
-    states.add_column(ratio=1, min_width=4)
-    states.add_column(justify="right", no_wrap=True)
-    states.add_column(justify="right", no_wrap=True)
-    for state in _sorted_states(progress.counts):
-        count, colour = progress.counts[state], STATE_COLOURS.get(state, "white")
-        bar = ProgressBar(progress.total, count, complete_style=colour, finished_style=colour)
-        share = f"{100 * count / progress.total:.1f} %"
-        states.add_row(text(escaped(state), colour), bar, text(f"{count:,}"), text(share))
-    lines: list[RenderableType] = [head, clock, Text(""), states, Text("")]
-    lines.append(text(", ".join(_pace(progress)) or "measuring how fast it goes"))
-    room = console.size.height - 8 - len(progress.counts)
-    if progress.failures and room > 0:
-        lines += [Text(""), text("Latest failures", "bold")]
-        for failure in progress.failures[:room]:
-            lines.append(text(_failure_line(failure), state_colour(failure.state, failure.returncode) or ""))
-    lines.append(text("q: quit", "dim"))
-    return Group(*lines[: console.size.height - 1])

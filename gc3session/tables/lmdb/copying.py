@@ -10,29 +10,29 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
+from contextlib import closing
 from itertools import islice
-from typing import Any, Final
+from typing import Final
 
 import lmdb
 
-from ...errors import CorruptStore, UnknownFormat
-from ...system.filesystem import give_owner, require_room, sync, write_error
+from ...errors import CorruptStore
+from ...system.filesystem import KnownFile, give_owner, opened_directory, path_of, require_room, sync, write_error
 from ...system.temporary import delete_tree
-from ..interface import PLAIN_TABLES, SET_TABLES, Compacted, OnProgress
-from .data_file.meta import MetaPage, meta_pages_of, newest_meta_page_of, opened_data_file
+from ..interface import Compacted, OnProgress
+from .data_file.meta import MetaPage, meta_pages_of, newest_meta_page, opened_data_file
 from .data_file.verification import mark_trusted
-from .environment import Environment, compacted_name, unmap_pages
+from .environment import COMPACTED, Environment, compacted_name, unmap_pages
 from .errors import translated
-from .opening import Transaction
-from .sharing import exclusive_lock
+from .locks import exclusive_lock
+from .opening import Transaction, path_for_lmdb
 
 _PIECE: Final = 8 << 20  # bytes copied at once
 _ITEMS: Final = 1000  # copied at once
 _TRANSACTION: Final = 32 << 20  # bytes of items written in one transaction
 _SPARE_MAP: Final = 64 << 20  # bytes of a map beyond what is expected to be written
 _Item = tuple[bytes, bytes] | tuple[memoryview, memoryview]
-_IS_SET_TABLE: Final = {name.encode(): name in SET_TABLES for name in (*PLAIN_TABLES, *SET_TABLES)}
 
 
 # -- page by page
@@ -108,7 +108,10 @@ def compact(env: Environment, progress: OnProgress) -> Compacted:
         env.close()
         try:
             with exclusive_lock(env.path):
-                return _replace(env, progress)
+                try:
+                    return _replace(env, progress)
+                finally:
+                    env.forget_data_file()  # also where the renaming has failed after it was done
         except lmdb.Error as error:
             raise translated(error, env.path) from error
         except OSError as error:
@@ -117,21 +120,30 @@ def compact(env: Environment, progress: OnProgress) -> Compacted:
 
 
 def _replace(env: Environment, progress: OnProgress) -> Compacted:
-    before = os.stat(env.data)
+    former = env.data_file
+    before = os.fstat(former.fd)
     temporary = compacted_name(env.path)
     delete_tree(temporary)
     os.mkdir(temporary)
     try:
-        path = os.path.join(temporary, "data.mdb")
-        with _new_file(path) as out:
-            give_owner(path, env.data)
-            transaction = _fill(env, temporary, progress)
-            meta = newest_meta_page_of(path)._replace(transaction=transaction)
-            _write_meta_pages(out, meta)
-            os.truncate(out, meta.size)
-            os.utime(out, ns=(before.st_atime_ns, before.st_mtime_ns))  # the time of the last commit
-            os.fsync(out)
-        os.rename(path, env.data)
+        with opened_directory(env.path) as place, opened_directory(temporary) as made:
+            out = os.open("data.mdb", os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666, dir_fd=made)
+            with closing(KnownFile(out, os.path.join(temporary, "data.mdb"))) as new:
+                give_owner(path_of(new.fd, new.path), path_of(former.fd, former.path))
+                with (
+                    path_for_lmdb(env.path, place, former, None) as source,
+                    path_for_lmdb(temporary, made, new, None) as target,
+                ):
+                    inodes = [file.status.st_ino for file in (former, new)]
+                    transaction = _fill(env, source, target, inodes, progress)
+                meta = newest_meta_page(new.path, new.fd)._replace(transaction=transaction)
+                _write_meta_pages(new.fd, meta)
+                os.truncate(new.fd, meta.size)
+                os.utime(new.fd, ns=(before.st_atime_ns, before.st_mtime_ns))  # the time of the last commit
+                os.fsync(new.fd)
+            os.rename("data.mdb", "data.mdb", src_dir_fd=made, dst_dir_fd=place)
+        with contextlib.suppress(OSError):  # those who know the former file must open the session again then
+            os.utime(former.fd, ns=(COMPACTED, COMPACTED))
         mark_trusted(env.path)
     finally:
         delete_tree(temporary)
@@ -143,109 +155,66 @@ def _map_size(size: int) -> int:
     return (size + _SPARE_MAP) // 4096 * 4096
 
 
-def _fill(env: Environment, target: str, progress: OnProgress) -> int:
-    """Write all items to the empty file in the directory *target*. Return the number of the last transaction read."""
-    size = _map_size(os.stat(env.data).st_size)
-    source = lmdb.open(env.path, map_size=size, create=False, readonly=True, lock=False, max_dbs=16)
-    try:
-        with source.begin() as reader:
-            names = set(reader.cursor().iternext(values=False))
-        if names != _IS_SET_TABLE.keys():
-            raise UnknownFormat(
-                f"{env.path} doesn't have the tables of a store of this format, so it isn't compacted: upgrade gc3session"
-            )
-        tables = {
-            name: source.open_db(name, create=False, dupsort=sets, dupfixed=sets)
-            for name, sets in _IS_SET_TABLE.items()
-        }
-        with source.begin() as reader, source.begin(buffers=True) as lean_reader:
-            _copy_tables(env, reader, lean_reader, tables, target, progress)
-            number: int = reader.id()
-            return number
-    finally:
-        source.close()
+def _fill(env: Environment, source: str, target: str, inodes: list[int], progress: OnProgress) -> int:
+    """Write all items of the data file in the directory *source* to the empty one in *target*.
 
-
-def _copy_tables(
-    env: Environment,
-    reader: Transaction,
-    lean_reader: Transaction,
-    tables: Mapping[bytes, Any],
-    target: str,
-    progress: OnProgress,
-) -> None:
-    """Write all items that *reader* sees, in transactions whose numbers stay below its own.
-
-    *lean_reader* sees the same; it takes no memory for the items, but twice the time.
+    The *inodes* are those of the two files. Return the number of the last transaction that was read.
     """
-    meta = newest_meta_page_of(env.data)
-    used = used_pages(meta, reader, tables.values()) * meta.page_size
-    require_room(env.path, used, "the compacted store")
-    new = lmdb.open(
-        target,
-        lock=False,
-        map_size=_map_size(2 * used),
-        max_dbs=16,
-        sync=False,  # nobody uses the file yet; in the end all of it is synced
-        lib_version=0,
-    )
-    try:
-        limit = max(_TRANSACTION, 2 * used // reader.id())
-        inodes = [os.stat(os.path.join(directory, "data.mdb")).st_ino for directory in (env.path, target)]
-        handles = _copy_items(reader, lean_reader, tables, new, limit, inodes, progress, used)
-        with new.begin() as copy:
-            for name, table in tables.items():
-                if copy.stat(handles[name])["entries"] != reader.stat(table)["entries"]:
-                    raise CorruptStore(
-                        f"{env.path}: the table {name.decode()} is damaged and can't be read to its end; nothing was"
-                        " changed. Restore the store from a backup"
-                    )
-    finally:
-        new.close()
+    former = env.data_file
+    size = _map_size(os.fstat(former.fd).st_size)
+    with (
+        lmdb.open(source, map_size=size, create=False, readonly=True, lock=False) as old_env,
+        old_env.begin() as reader,
+        old_env.begin(buffers=True) as lean_reader,  # which takes no memory for the items, but twice the time
+    ):
+        meta = newest_meta_page(former.path, former.fd)
+        used = used_pages(meta) * meta.page_size
+        require_room(env.path, used, "the compacted store")
+        number: int = reader.id()
+        limit = max(_TRANSACTION, 2 * used // number)  # so that the numbers of its transactions stay below
+        large = reader.stat()["overflow_pages"] > 0
+        items = (lean_reader if large else reader).cursor().iternext()
+        # Nobody uses the new file yet; in the end all of it is synced.
+        with lmdb.open(target, map_size=_map_size(2 * used), lock=False, sync=False, lib_version=0) as new_env:
+            _copy_items(items, new_env, limit, inodes, progress, used)
+            if new_env.stat()["entries"] != reader.stat()["entries"]:
+                raise CorruptStore(
+                    f"{env.path} is damaged and can't be read to its end; nothing was changed. Restore it from a backup"
+                )
     progress(used, used)
+    return number
 
 
 def _copy_items(
-    reader: Transaction,
-    lean_reader: Transaction,
-    tables: Mapping[bytes, Any],
+    items: Iterator[_Item],
     new: lmdb.Environment,
     limit: int,
     inodes: list[int],
     progress: OnProgress,
     used: int,
-) -> dict[bytes, Any]:
-    """Write the items of all tables to *new*, at most some *limit* bytes in a transaction. Return its tables.
+) -> None:
+    """Write items to *new*, at most some *limit* bytes in a transaction.
 
-    *lean_reader* reads the tables with large values, which LMDB has put on pages of their own. The *inodes* are
-    those of the two files, whose pages are unmapped after each transaction.
+    The *inodes* are those of the two files, whose pages are unmapped after each transaction.
     """
-    handles: dict[bytes, Any] = {}
     done = uncommitted = 0
     writer: Transaction = new.begin(write=True)
     try:
-        for name, table in tables.items():
-            handles[name] = new.open_db(
-                name, txn=writer, dupsort=_IS_SET_TABLE[name], dupfixed=_IS_SET_TABLE[name]
-            )
-            large = reader.stat(table)["overflow_pages"] > 0
-            items = (lean_reader if large else reader).cursor(table).iternext()
-            while chunk := list(islice(items, _ITEMS)):
-                for part in _parts(chunk, limit):
-                    if uncommitted > limit:
-                        writer.commit()
-                        for inode in inodes:
-                            unmap_pages(inode)
-                        uncommitted, writer = 0, new.begin(write=True)
-                    writer.cursor(handles[name]).putmulti(part, append=True)
-                    size = _size(part)
-                    done, uncommitted = done + size, uncommitted + size
-                    progress(min(done, used), used)
+        while chunk := list(islice(items, _ITEMS)):
+            for part in _parts(chunk, limit):
+                if uncommitted > limit:
+                    writer.commit()
+                    for inode in inodes:
+                        unmap_pages(inode)
+                    uncommitted, writer = 0, new.begin(write=True)
+                writer.cursor().putmulti(part, append=True)
+                size = _size(part)
+                done, uncommitted = done + size, uncommitted + size
+                progress(min(done, used), used)
     except BaseException:
         writer.abort()
         raise
     writer.commit()
-    return handles
 
 
 def _size(items: list[_Item]) -> int:
@@ -260,13 +229,6 @@ def _parts(items: list[_Item], limit: int) -> Iterator[list[_Item]]:
         yield from ([item] for item in items)
 
 
-def used_pages(meta: MetaPage, reader: Transaction, tables: Iterable[Any]) -> int:
-    """Return how many pages are in use in the state of *meta*, which *reader* sees; the others are free.
-
-    The counts are LMDB's own, which may be some pages off after a key with many values was deleted.
-    """
-    pages = 2 + meta.free.pages + meta.main.pages
-    for table in tables:
-        stat = reader.stat(table)
-        pages += stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"]
-    return pages
+def used_pages(meta: MetaPage) -> int:
+    """Return how many pages are in use in the state of *meta*; the others are free."""
+    return 2 + meta.free.pages + meta.main.pages

@@ -3,6 +3,7 @@
 LMDB breaks in silence if its rules aren't kept. They are kept here and in registry.py, and nowhere else:
 
 - a process opens the environment of a directory once: `registry.acquire`;
+- its files are those that were opened, from before a transaction to write until after its commit: `ensure_in_place`;
 - no transaction is open while the process forks, and the child opens the environment again: registry.py;
 - the map grows only while this process has no transaction open: `idle`;
 - a write transaction begins and ends in one thread: `writing`;
@@ -17,22 +18,31 @@ import re
 import threading
 import weakref
 from collections.abc import Iterator
-from typing import Any, Final
+from time import monotonic
+from typing import Final
 
 import lmdb
 
-from ...errors import CorruptStore, Error
-from ...system.filesystem import sync, write_error
-from ...system.signals import signal_safe
+from ...errors import Error, OpenError, WriteError
+from ...system.filesystem import KnownFile, sync, write_error
 from ...system.temporary import delete_tree
-from .data_file.verification import check_before_opening, mark_trusted, missing_bytes
+from .data_file.verification import check_before_opening, mark_trusted
 from .errors import MustReopen, translated
-from .opening import Transaction, open_files, open_tables
-from .sharing import shared_lock
+from .locks import DATA, is_alive, is_locked, users
+from .opening import OpenFiles, Transaction, open_files
 
+_READER_CHECK: Final = 60.0  # seconds after which a writer looks for slots of dead readers, ...
+_GROWTH: Final = 1.1  # ... or when the file has become so many times as large
+_REPLACED: Final = (
+    "is gone, or another file than it was: the store was moved, destroyed or made anew since it was opened"
+)
 _MADV_DONTNEED: Final = 4
 # Only maps that are shared and not writable: nothing in them could be lost.
 _MAP_OF_DATA_FILE: Final = re.compile(rb"([0-9a-f]+)-([0-9a-f]+) r--s \S+ \S+ (\d+) .*/data\.mdb\n")
+
+
+COMPACTED: Final = 0
+"""The time of change (mtime, in ns) that a data file gets when a compacted one has taken its place."""
 
 
 class Environment:
@@ -44,26 +54,24 @@ class Environment:
         writing: the lock held for each write transaction, which may wait long for another process.
         reading: the lock held for each read transaction, which copies what it needs and ends. A
             thread that takes both takes `writing` first.
-        tables: the handles of the tables by their names, while it is open.
+        is_open: whether it can be read; the files alone may be open before that.
     """
 
     def __init__(self, path: str, read_only: bool, map_size: int, verify: bool | None) -> None:
         self.path = path
         self.verify = verify
-        self.data = os.path.join(path, "data.mdb")
+        self.data = os.path.join(path, DATA)
         self.read_only = read_only
         self.users: weakref.WeakSet[object] = weakref.WeakSet()
         self.locked = True
-        self.tables: dict[str, Any] = {}
+        self.is_open = False
         self.renew_locks()
         self._map_size = map_size
-        self._lmdb: lmdb.Environment | None = None
-        self._half_open: lmdb.Environment | None = None  # its files are open, its tables not yet
-        self._to_close: list[lmdb.Environment] = []
+        self._files: OpenFiles | None = None
+        self._data: KnownFile | None = None
         self._page_size = 4096
         self._filled_to = 0  # the last page of the data file when it was looked at for a gap
-        self._file_id: tuple[int, int] | None = None
-        self._sharing_lock = -1  # a descriptor whose lock keeps the data file from being replaced (sharing.py)
+        self._checked = (-_READER_CHECK, 0)  # when slots of dead readers were looked for, and the last page then
         self._name_on_disk = False
 
     def renew_locks(self) -> None:
@@ -75,60 +83,125 @@ class Environment:
     # -- opening
 
     @property
-    def is_open(self) -> bool:
-        return self._lmdb is not None
+    def was_replaced(self) -> bool:
+        """Whether the data file at its path is another than the one that was opened, and not that one compacted."""
+        return self._is_other() and self._data is not None and os.fstat(self._data.fd).st_mtime_ns != COMPACTED
+
+    def _is_other(self) -> bool:
+        """Return whether the data file at its path is another than the one that was opened."""
+        return self._data is not None and not self._data.is_in_place()
 
     @property
-    def was_replaced(self) -> bool:
-        """Whether the open file is no longer the one at its path, because that was moved or replaced."""
-        return self._lmdb is not None and self._file_id != _file_id(self.data)
+    def data_file(self) -> KnownFile:
+        """The data file as it was last opened; it stays open while all else is closed."""
+        assert self._data is not None
+        return self._data
+
+    def forget_data_file(self) -> None:
+        """Take the data file that is there for the right one, while nobody else can have it open."""
+        self._data = None
 
     def opened(self) -> lmdb.Environment:
         """Return the open environment; to be called with `reading` or `writing` held."""
-        env = self._lmdb
-        if env is None:
+        files = self._files
+        if files is None or not self.is_open:
             with self._opening:
-                env = self._lmdb or self._open()
-        return env
+                files = self._files if self._files and self.is_open else self._open()
+        return files.env
 
-    def _open(self) -> lmdb.Environment:
+    def _open(self) -> OpenFiles:
         walked_through = check_before_opening(self.path, verify=self.verify)
-        # It stays half open until all is done: after an interruption the next attempt goes on from there.
-        if self._half_open is None:
-            self._half_open = self._open_files()
-        env = self._half_open
+        files = self._files or self._open_files()
+        env = files.env
         try:
             if self.locked and not self.read_only:
-                env.reader_check()
-            while not self.tables:
-                try:
-                    self.tables = open_tables(env, create=False)
-                except lmdb.MapResizedError:  # another process has grown the map since it was opened here
-                    env.set_mapsize(0)
+                self._check_readers(env)
+            if self.locked:
+                self._check_lock_table(env)
             self._map_size = env.info()["map_size"]
         except lmdb.Error as error:
             self.close()
-            if isinstance(error, lmdb.NotFoundError):
-                raise CorruptStore(f"{self.path} is not a store of gc3session: {error}") from error
             raise translated(error, self.path) from error
+        except BaseException:
+            self.close()
+            raise
         self._page_size = env.stat()["psize"]
-        self._file_id = _file_id(self.data)
-        self._lmdb, self._half_open = env, None
+        self.is_open = True  # last
         if walked_through and not self.read_only:
             mark_trusted(self.path)
-        return env
+        return files
 
-    def _open_files(self) -> lmdb.Environment:
-        self._finish_closing()  # of an opening or closing that a signal has interrupted
-        self._sharing_lock = shared_lock(self.path)
+    def _open_files(self) -> OpenFiles:
+        files = open_files(self.path, read_only=self.read_only, map_size=self._map_size)
+        if self.was_replaced:
+            files.close()
+            raise OpenError(f"{self.data} {_REPLACED}. Close the session and open it again")
+        self._files, self._data, self.locked = files, files.data, files.lock is not None
+        if self.locked and not self.read_only:
+            delete_tree(compacted_name(self.path))  # nobody compacts now, so the process that made it died
+        return files
+
+    def _check_lock_table(self, env: lmdb.Environment) -> None:
+        """Raise OpenError if `lock.mdb` tells of another data file.
+
+        LMDB believes it if another process has it open, and would read and write the wrong state.
+        """
+        before = env.info()["last_txnid"]
+        while True:
+            try:
+                with env.begin() as txn:
+                    known = txn.id()
+                break
+            except lmdb.MapResizedError:  # another process has grown the map meanwhile
+                env.set_mapsize(0)
+        if not before - 1 <= known <= env.info()["last_txnid"]:  # one less if a writer was killed
+            raise OpenError(self._wrong_lock_table())
+
+    def _wrong_lock_table(self) -> str:
+        others = ", ".join(map(str, users(self.path)))
+        return (
+            f"{self.path}: lock.mdb tells of another data.mdb, which was replaced while process {others or '(unknown)'}"
+            " has it open: end that, and open the session again"
+        )
+
+    # -- the files, and who writes, with `writing` held
+
+    def writer_lock(self) -> KnownFile:
+        """Return `writer.lock`, which the caller locks. Raise WriteError if the data file isn't that of before."""
+        if not self.is_open and self.was_replaced:
+            raise WriteError(f"{self.data} {_REPLACED}; nothing was written. Close the session and open it again")
+        self.opened()
+        files = self._files
+        assert files is not None
+        assert files.writer is not None
+        return files.writer
+
+    def is_busy(self) -> bool:
+        """Return whether another process, or thread, writes at the moment."""
+        if not self.writing.acquire(blocking=False):
+            return True
         try:
-            if self._sharing_lock >= 0 and not self.read_only:
-                delete_tree(compacted_name(self.path))  # nobody compacts now, so the process that made it died
-            env, self.locked = open_files(self.path, read_only=self.read_only, map_size=self._map_size)
-            return env
-        except BaseException:
-            self._end_sharing()
-            raise
+            self.opened()
+            return self._files is not None and self._files.writer is not None and is_locked(self._files.writer.fd)
+        finally:
+            self.writing.release()
+
+    def ensure_in_place(self) -> None:
+        """Raise WriteError if the files that are open here are no longer at their paths."""
+        files = self._files
+        assert files is not None
+        for file in (files.data, files.lock, files.writer):
+            if file is not None and not file.is_in_place():
+                raise WriteError(
+                    f"{file.path} {_REPLACED}; nothing was written. Close the session and open it again"
+                )
+
+    def ensure_kept(self) -> None:
+        """Raise WriteError if the data file is no longer at its path after a commit."""
+        if self._is_other():
+            raise WriteError(
+                f"{self.data} {_REPLACED}; what was just written is lost with it. Close the session and open it again"
+            )
 
     # -- transactions, with `reading` or `writing` held
 
@@ -141,10 +214,14 @@ class Environment:
             self._sync_name()
         for attempt in range(3):
             env = self.opened()
-            if self._sharing_lock < 0 and self.was_replaced and os.path.lexists(self.data):
-                raise MustReopen  # the store was compacted, and the file that is open here is the former one
+            if not self.locked and self._is_other() and os.path.lexists(self.data):
+                raise MustReopen  # which this process couldn't keep another one from doing
             try:
-                return env.begin(write=write)
+                txn = env.begin(write=write)
+                if write and txn.id() != env.info()["last_txnid"] + 1:
+                    txn.abort()
+                    raise WriteError(f"{self._wrong_lock_table()}; nothing was written")
+                return txn
             except lmdb.MapResizedError:
                 raise
             except lmdb.ReadersFullError as error:
@@ -165,9 +242,7 @@ class Environment:
         """
         try:
             with self._opening:
-                env = self._lmdb or self._half_open
-                if env is None:
-                    env = self._half_open = self._open_files()
+                env = (self._files or self._open_files()).env
             env.reader_check()
             return env.begin()
         except lmdb.Error as error:
@@ -175,7 +250,7 @@ class Environment:
 
     def last_transaction(self) -> int:
         """Return the number of the last committed transaction."""
-        return (self._half_open or self.opened()).info()["last_txnid"]
+        return (self._files.env if self._files else self.opened()).info()["last_txnid"]
 
     def has_newer_commit(self, txn: Transaction) -> bool:
         """Return whether there has been a commit since *txn*, a read transaction, began."""
@@ -196,23 +271,31 @@ class Environment:
             ) from error
         self._name_on_disk = True
 
-    def fill_gap(self) -> None:
-        """Lengthen the data file to all its pages; a file that stays short would look truncated."""
-        env = self.opened()
-        last_page = env.info()["last_pgno"]
-        if last_page == self._filled_to:
-            return
-        self._filled_to = last_page
-        if os.stat(self.data).st_size >= (last_page + 1) * self._page_size:
-            return
-        with contextlib.suppress(lmdb.Error, OSError, CorruptStore):  # at worst the next opening takes longer
-            txn = env.begin(write=True)  # so that no other process writes there meanwhile
-            try:
-                missing = missing_bytes(self.data)
-                if missing:
-                    os.truncate(self.data, os.stat(self.data).st_size + missing)
-            finally:
-                txn.abort()
+    def after_commit(self) -> None:
+        """Do what is left to do after a commit, while other processes can't write."""
+        files = self._files
+        assert files is not None
+        last_page = files.env.info()["last_pgno"]
+        if last_page != self._filled_to:
+            self._filled_to = last_page
+            size = (last_page + 1) * self._page_size
+            if os.fstat(files.data.fd).st_size < size:
+                # LMDB leaves pages at the end unwritten that it has freed again; then the file would look truncated.
+                with contextlib.suppress(OSError):  # at worst the next opening takes longer
+                    os.posix_fallocate(files.data.fd, size - 1, 1)
+        time, page = self._checked
+        if monotonic() > time + _READER_CHECK or last_page > page * _GROWTH:
+            with contextlib.suppress(lmdb.Error):
+                self._check_readers(files.env)
+
+    def _check_readers(self, env: lmdb.Environment) -> None:
+        """Free the slots of dead readers, which would keep pages from being used again."""
+        self._checked = monotonic(), env.info()["last_pgno"]
+        env.reader_check()
+
+    def is_alive(self, pid: int) -> bool:
+        """Return whether the process that has slots under that number lives."""
+        return self._files is None or self._files.lock is None or is_alive(self._files.lock.fd, pid)
 
     def release_memory(self) -> None:
         """Take the pages that were read out of this process's resident set.
@@ -221,12 +304,12 @@ class Environment:
         which takes it back when memory is needed; but until then it counts as memory of this process, by which
         batch systems judge and end programs. What is read next comes from the system's cache.
         """
-        if self._file_id is not None:
-            unmap_pages(self._file_id[1])
+        if self._data is not None:
+            unmap_pages(self._data.status.st_ino)
 
     # -- while no transaction is open
 
-    @signal_safe
+    @contextlib.contextmanager
     def idle(self) -> Iterator[None]:
         """Wait until this process has no transaction open here; none can begin within `with`."""
         with self.writing, self.reading:
@@ -261,20 +344,9 @@ class Environment:
 
     def close(self) -> None:
         """Close it, while it is idle; the next transaction opens it again."""
-        self._to_close += [env for env in (self._lmdb, self._half_open) if env is not None]
-        self._lmdb, self._half_open, self.tables, self._filled_to = None, None, {}, 0
-        self._finish_closing()
-
-    def _finish_closing(self) -> None:
-        for env in self._to_close:
-            env.close()
-        self._to_close = []
-        self._end_sharing()
-
-    def _end_sharing(self) -> None:
-        fd, self._sharing_lock = self._sharing_lock, -1
-        if fd >= 0:
-            os.close(fd)
+        files, self._files, self.is_open, self._filled_to = self._files, None, False, 0
+        if files is not None:
+            files.close()
 
 
 def compacted_name(directory: str) -> str:
@@ -292,11 +364,3 @@ def unmap_pages(inode: int) -> None:
             if int(found[3]) == inode:
                 begin, end = int(found[1], 16), int(found[2], 16)
                 libc.madvise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), _MADV_DONTNEED)
-
-
-def _file_id(path: str) -> tuple[int, int] | None:
-    try:
-        status = os.stat(path)
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino

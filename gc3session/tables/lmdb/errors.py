@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import errno
+import os
 
 import lmdb
 
-from ...errors import CorruptStore, Error, ReadOnlyError, StoreFull, WriteError
+from ...errors import CorruptStore, Error, OpenError, ReadOnlyError, StoreFull, WriteError
 from ...system.filesystem import NO_RIGHT, NO_ROOM
 
 _FULL = (errno.EIO, *NO_ROOM)  # LMDB makes EIO of a short write
@@ -27,7 +28,13 @@ def translated(error: lmdb.Error, path: str) -> Error:
     if code in _FULL:
         return StoreFull(
             f"{message}; the disk is full, a quota is reached, or the disk fails. Nothing of this"
-            " transaction was written; make room and flush again"
+            " transaction was written; make room and call again"
+        )
+    if isinstance(error, lmdb.LockError) and code == errno.EAGAIN:
+        return OpenError(
+            f"{path} is open in another container, by a program that has the process number {os.getpid()} there as"
+            " this one has it here, and LMDB can't tell them apart: run both in one PID namespace (as `docker run"
+            " --pid=host` does), or wait until that program ends"
         )
     if isinstance(error, lmdb.ReadersFullError):
         return Error(f"{message}; too many processes read at once: wait for some of them to end")

@@ -37,7 +37,7 @@ def figures(env: Environment, meta: MetaPage, reader: Transaction) -> list[Figur
 
 def _file(env: Environment, meta: MetaPage, reader: Transaction) -> Figure:
     size = os.stat(env.data).st_size
-    used = used_pages(meta, reader, env.tables.values()) * meta.page_size
+    used = used_pages(meta) * meta.page_size
     free = max(0, meta.size - used)
     reclaimable = max(0, size - used)
     text = f"{size_text(size)}: {size_text(used)} in use, {size_text(free)} free for later writes"
@@ -63,7 +63,7 @@ def _readers(env: Environment) -> Figure:
         {
             "pid": int(pid),
             "transaction": None if transaction == "-" else int(transaction),
-            "stale": not os.path.exists(f"/proc/{pid}"),
+            "stale": not env.is_alive(int(pid)),
         }
         for pid, transaction in _READER.findall(opened.readers())
         if int(pid) != os.getpid()
@@ -74,7 +74,7 @@ def _readers(env: Environment) -> Figure:
     if live:
         text += f": {live}"
     if stale:
-        text += f"; stale, of processes that are dead, freed when the session is next opened to write: {stale}"
+        text += f"; stale, of processes that are dead, freed by who writes within a minute: {stale}"
     return Figure("reader slots", text, {"readers": found, "slots": slots})
 
 

@@ -8,12 +8,15 @@ temporary file without a name (about a GiB a second), and the slot is given back
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import IO
 
+import attrs
+
 from ...errors import CorruptStore, Error, WriteError
-from ...system.signals import signal_safe
 from ...system.temporary import keeping
 from ..interface import Contents
 from .data_file.contents import LmdbContents
@@ -21,19 +24,18 @@ from .data_file.meta import newest_meta_page, opened_data_file
 from .data_file.pages import Pages, Problem
 from .data_file.structure import check_structure
 from .environment import Environment
+from .locks import writers_waiting
 from .opening import Transaction
 from .registry import acquire, release
 
 _PIECE = 1 << 24  # bytes copied at once
-_PROGRESS_STEP = 64  # pages checked between two reports of progress
 _ATTEMPTS = 100
 
 
-@signal_safe
+@contextmanager
 def contents(
     directory: str,
     problem: Problem,
-    progress: Callable[[int, int], None],
     held: Callable[[], None],
     *,
     map_size: int,
@@ -44,8 +46,8 @@ def contents(
     Args:
         directory: the directory of the environment.
         problem: called with each fault in the structure.
-        progress: called with how many pages have been checked, and how many there are.
-        held: called once the state is held, before the search for faults.
+        held: called once the state is held, before the search for faults. Nobody commits meanwhile; if that can't be
+            had, and somebody does, another state is held, and it is called again.
         map_size: for an environment that isn't open yet.
         in_write: whether the caller holds the write lock, so that nobody else can commit meanwhile.
 
@@ -53,34 +55,32 @@ def contents(
     """
     path = os.path.join(directory, "data.mdb")
     with opened_data_file(path) as file:
-        state = _HeldState(directory, path, file, problem, map_size=map_size, in_write=in_write)
+        state = _HeldState(directory, path, file, problem, map_size, in_write)
         try:
-            state.take()
-            held()
-            total = state.pages.meta.last_page + 1
-
-            def count(done: int) -> None:
-                state.tick()
-                if done % _PROGRESS_STEP == 0:
-                    progress(done, total)
-
-            check_structure(state.pages, problem, count)
+            with nullcontext() if in_write else writers_waiting(directory):
+                state.take(held)
+            check_structure(state.pages, problem, state.tick)
             yield LmdbContents(state.pages, state.tick)
         finally:
-            state.slot = None  # first, in a single step: a signal's handler may raise in what follows
             state.close()
 
 
-def _slot(env: Environment) -> Generator[Transaction, None, None]:
-    """Yield a transaction that holds the newest state until the generator is dropped."""
-    with env.reading:
-        transaction = env.hold()
-        try:
-            yield transaction
-        finally:
-            transaction.abort()
+@contextmanager
+def _slot(directory: str, user: object, map_size: int) -> Iterator[tuple[Environment, Transaction]]:
+    """Yield the environment in *directory*, and a transaction that holds its newest state within `with`."""
+    env = acquire(directory, user, True, map_size, None)
+    try:
+        with env.reading:
+            transaction = env.hold()
+            try:
+                yield env, transaction
+            finally:
+                transaction.abort()
+    finally:
+        release(env, user)
 
 
+@attrs.define(eq=False)
 class _HeldState:
     """The pages of one state, which nobody overwrites until this is closed.
 
@@ -89,88 +89,72 @@ class _HeldState:
 
     Attributes:
         pages: the pages; set by `take`.
-        slot: the reader's slot, which is given back when the generator is dropped; None without a slot.
     """
 
-    pages: Pages
-    slot: Generator[Transaction, None, None] | None = None
+    _directory: str
+    _path: str
+    _file: IO[bytes]
+    _problem: Problem
+    _map_size: int
+    _in_write: bool
+    pages: Pages = attrs.field(init=False)
+    _slot: ExitStack = attrs.field(factory=ExitStack)  # holds the reader's slot, if there is one
+    _env: Environment | None = None  # None without a slot
+    _transaction: Transaction = None
+    _copy: IO[bytes] | None = None
 
-    def __init__(
-        self, directory: str, path: str, file: IO[bytes], problem: Problem, *, map_size: int, in_write: bool
-    ) -> None:
-        self._directory = directory
-        self._path = path
-        self._file = file
-        self._problem = problem
-        self._map_size = map_size
-        self._in_write = in_write
-        self._env: Environment | None = None
-        self._transaction: Transaction = None
-        self._copy: IO[bytes] | None = None
-
-    def take(self) -> None:
-        """Hold the newest state, by a reader's slot or in a copy."""
+    def take(self, then: Callable[[], None]) -> None:
+        """Hold the newest state, by a reader's slot or in a copy, and call *then* before anybody has committed."""
         fd = self._file.fileno()
         # Raises if the meta pages are damaged, before LMDB sees them.
         self.pages = Pages(self._path, fd, newest_meta_page(self._path, fd))
         if self._in_write:
-            return
+            return then()
         for _ in range(_ATTEMPTS):
+            newest = newest_meta_page(self._path, fd).transaction  # which a killed writer may have told no reader
             held = self._hold()
             self.pages = Pages(self._path, fd, newest_meta_page(self._path, fd, held))
             if held is None:
-                return
+                return then()
             env = self._env
             assert env is not None
             if held == self.pages.meta.transaction:
-                if env.locked and len(env.users) == 1 and env.read_only:
-                    return
-                self._copy_pages()
-                if env.locked or newest_meta_page(self._path, fd).transaction == held:
-                    return
+                if not (env.locked and len(env.users) == 1 and env.read_only):
+                    self._copy_pages()
+                then()
+                if newest_meta_page(self._path, fd).transaction == newest:
+                    return None
             self._give_back()
         raise Error(
             f"{self._path} is being written without pause, so that no state of it can be held; check it again when"
-            " less is being written, or ask its owner for the right to write lock.mdb"
+            " less is being written, or ask its owner for the right to write lock.mdb and writer.lock"
         )
 
     def _hold(self) -> int | None:
         """Take a reader's slot. Return the number of the transaction that it holds, or None if LMDB can't give one."""
         try:
-            self._env = acquire(self._directory, self, True, self._map_size, None)
-            self.slot = _slot(self._env)
-            self._transaction = next(self.slot)
+            slot = _slot(self._directory, self, self._map_size)
+            self._env, self._transaction = self._slot.enter_context(slot)
             return int(self._transaction.id())
         except (CorruptStore, WriteError) as error:
             # The file is too damaged for LMDB; what can be read is read without it.
-            self._give_back()
             self._problem(str(error))
             return None
-        except BaseException:
-            self._give_back()
-            raise
 
     def _give_back(self) -> None:
         """Give back the slot and the environment."""
-        self._transaction = self.slot = None
-        if self._env is not None:
-            release(self._env, self)
-            self._env = None
+        self._env = None
+        self._slot.close()
 
     def _copy_pages(self) -> None:
         """Copy the pages into a temporary file, and give the slot back."""
-        size = min(os.fstat(self._file.fileno()).st_size, self.pages.marks * self.pages.size)
         with keeping(f"a copy of {self._path}, made because others write to it meanwhile,"):
             if self._copy is None:
-                self._copy = tempfile.TemporaryFile()  # noqa: SIM115 (`close` closes it)
-            done = 0
+                self._copy = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 (`close` closes it)
             self._copy.truncate(0)
-            while done < size:
-                piece = os.pread(self._file.fileno(), min(_PIECE, size - done), done)
-                if not piece:
-                    break
-                os.pwrite(self._copy.fileno(), piece, done)
-                done += len(piece)
+            for file in (self._file, self._copy):
+                file.seek(0)
+            shutil.copyfileobj(self._file, self._copy, _PIECE)
         self.pages.fd = self._copy.fileno()
         self._give_back()
 

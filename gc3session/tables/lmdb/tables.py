@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
+from fcntl import LOCK_UN, flock
 from itertools import islice, takewhile
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import lmdb
 
 from ...errors import ClosedError, Error, InvalidArgument, NetworkFilesystemError, ReadOnlyError
 from ...system.filesystem import NETWORK_FILESYSTEMS, filesystem_of, sync
-from ...system.number_set import Numbers
-from ...system.signals import signal_safe
 from ..interface import (
     MALFORMED,
     Compacted,
@@ -23,7 +22,7 @@ from ..interface import (
     NoTables,
     OnProgress,
     Reader,
-    Salvaged,
+    Remains,
     Tables,
     Writer,
     no_progress,
@@ -34,7 +33,9 @@ from .data_file.meta import meta_pages_of
 from .environment import Environment
 from .errors import MustReopen, malformed, translated
 from .figures import figures, filesystem_figure
+from .locks import lock_to_write
 from .opening import DEFAULT_MAP_SIZE, Transaction, create_environment
+from .ranges import RANGES
 from .registry import acquire, discard, exclusive, release
 
 T = TypeVar("T")
@@ -43,58 +44,31 @@ T = TypeVar("T")
 class _LmdbReader(Reader):
     """One LMDB transaction. What it returns are copies, which stay valid after its end."""
 
-    __slots__ = ("_env", "_tables", "_txn", "serial")
+    __slots__ = ("_env", "_txn", "serial")
 
-    def __init__(self, txn: Transaction, tables: dict[str, Any], env: Environment | None = None) -> None:
+    def __init__(self, txn: Transaction, env: Environment | None = None) -> None:
         self._txn = txn
         self._env = env
-        self._tables = tables
         self.serial = txn.id()
 
-    def newest(self) -> int:
-        return self.serial if self._env is None else self._env.last_transaction()
-
     def get(self, table: str, key: bytes) -> bytes | None:
-        return self._txn.get(key, db=self._tables[table])  # type: ignore[no-any-return]
+        return self._txn.get(RANGES[table] + key)  # type: ignore[no-any-return]
 
     def get_many(self, table: str, keys: Sequence[bytes]) -> list[Item]:
-        return self._txn.cursor(self._tables[table]).getmulti(keys)  # type: ignore[no-any-return]
+        range_ = RANGES[table]
+        items = self._txn.cursor().getmulti([range_ + key for key in keys])
+        return [(key[1:], value) for key, value in items]
 
     def scan(self, table: str, start: bytes, limit: int | None = None, prefix: bytes = b"") -> list[Item]:
-        cursor = self._txn.cursor(self._tables[table])
-        if not (cursor.set_range(start) if start else cursor.first()):
+        range_ = RANGES[table]
+        cursor = self._txn.cursor()
+        if not cursor.set_range(range_ + start):
             return []
-        items = islice(cursor.iternext(), limit)
-        return list(takewhile(lambda item: item[0].startswith(prefix), items) if prefix else items)
-
-    def entries(self, table: str) -> int:
-        return self._txn.stat(self._tables[table])["entries"]  # type: ignore[no-any-return]
-
-    def values(self, table: str, key: bytes, start: bytes, limit: int) -> list[bytes]:
-        cursor = self._txn.cursor(self._tables[table])
-        return list(islice(cursor.iternext_dup(), limit)) if cursor.set_range_dup(key, start) else []
-
-    def first_values(self, table: str, key: bytes, starts: Iterable[bytes]) -> list[bytes | None]:
-        cursor = self._txn.cursor(self._tables[table])
-        find, value = cursor.set_range_dup, cursor.value
-        return [value() if find(key, start) else None for start in starts]
-
-    def last_value(self, table: str, key: bytes) -> bytes | None:
-        cursor = self._txn.cursor(self._tables[table])
-        return cursor.value() if cursor.set_key(key) and cursor.last_dup() else None
-
-    def count(self, table: str, key: bytes) -> int:
-        cursor = self._txn.cursor(self._tables[table])
-        return cursor.count() if cursor.set_key(key) else 0
-
-    def counts(self, table: str, prefix: bytes) -> list[tuple[bytes, int]]:
-        cursor = self._txn.cursor(self._tables[table])
-        found = []
-        at_key = cursor.set_range(prefix)
-        while at_key and cursor.key().startswith(prefix):
-            found.append((cursor.key(), cursor.count()))
-            at_key = cursor.next_nodup()
-        return found
+        prefix = range_ + prefix
+        items = list(islice(cursor.iternext(), limit)) if limit else cursor.iternext()
+        if limit and items and items[-1][0].startswith(prefix):
+            return [(key[1:], value) for key, value in items]
+        return [(key[1:], value) for key, value in takewhile(lambda item: item[0].startswith(prefix), items)]
 
     def release_memory(self) -> None:
         if self._env is not None:
@@ -105,29 +79,16 @@ class _LmdbWriter(_LmdbReader, Writer):
     __slots__ = ()
 
     def put(self, table: str, items: Sequence[Item]) -> None:
+        range_ = RANGES[table]
         if len(items) == 1:
-            self._txn.put(*items[0], db=self._tables[table])
+            self._txn.put(range_ + items[0][0], items[0][1])
         else:
-            self._txn.cursor(self._tables[table]).putmulti(items)
+            self._txn.cursor().putmulti([(range_ + key, value) for key, value in items])
 
     def delete(self, table: str, keys: Iterable[bytes]) -> None:
-        db = self._tables[table]
+        range_ = RANGES[table]
         for key in keys:
-            self._txn.delete(key, db=db)
-
-    def put_values(self, table: str, key: bytes, values: Sequence[bytes]) -> None:
-        if not values:
-            return
-        cursor = self._txn.cursor(self._tables[table])
-        last = cursor.value() if cursor.set_key(key) and cursor.last_dup() else b""
-        # Appending leaves no room in the pages; values out of order it wouldn't store.
-        cursor.putmulti([(key, value) for value in values], append=last < values[0])
-
-    def delete_values(self, table: str, key: bytes, values: Iterable[bytes]) -> None:
-        cursor = self._txn.cursor(self._tables[table])
-        for value in values:
-            if cursor.set_key_dup(key, value):
-                cursor.delete()
+            self._txn.delete(range_ + key)
 
 
 _NO_TABLES = NoTables()
@@ -163,6 +124,36 @@ def _recover(env: Environment, failure: Exception) -> None:
         env.suspend()
 
 
+def _transact(env: Environment, unit: Callable[[Writer], T], committed: Callable[[T], None]) -> T:
+    """Run *unit* in a transaction, and confirm it; nobody else can write meanwhile."""
+    txn = env.begin(write=True)
+
+    def confirm() -> None:
+        env.ensure_kept()
+        committed(result)
+
+    try:
+        result = unit(_LmdbWriter(txn))
+        txn.commit()
+        confirm()
+    except BaseException as error:
+        if not _has_ended(txn):
+            txn.abort()
+        elif not isinstance(error, (lmdb.Error, Error)):
+            confirm()  # Ctrl-C came after the commit
+        raise
+    env.after_commit()
+    return result
+
+
+def _place(path: str) -> str:
+    """Return the real path of an environment; a symbolic link in its own place isn't followed, and never opened."""
+    above, name = os.path.split(path.rstrip(os.sep))
+    if name in ("", os.curdir, os.pardir):
+        return os.path.realpath(path)
+    return os.path.join(os.path.realpath(above), name)
+
+
 class LmdbTables(Tables):
     """The tables in an LMDB environment, a directory of its own.
 
@@ -186,7 +177,7 @@ class LmdbTables(Tables):
         allow_network_filesystem: bool = False,
         verify: bool | None = None,
     ) -> None:
-        self.path = os.path.realpath(os.fspath(path))
+        self.path = _place(os.fspath(path))
         self.url = StoreURL.of_path(self.path)
         self.read_only = read_only
         self._map_size = map_size
@@ -214,7 +205,7 @@ class LmdbTables(Tables):
             self._env = acquire(self.path, self, self.read_only, self._map_size, self._verify)
         return self._env
 
-    @signal_safe
+    @contextmanager
     def read(self) -> Iterator[Reader]:
         env = self._environment()
         if env is None:
@@ -228,7 +219,7 @@ class LmdbTables(Tables):
                     failure = error
                 else:
                     try:
-                        yield _LmdbReader(txn, env.tables, env)
+                        yield _LmdbReader(txn, env)
                     except BaseException as error:
                         _ensure_same(env, txn, error)
                         if isinstance(error, lmdb.Error):
@@ -246,7 +237,6 @@ class LmdbTables(Tables):
     def contents(
         self,
         problem: Callable[[str], None],
-        progress: OnProgress = no_progress,
         held: Callable[[], None] = lambda: None,
         *,
         writer: Writer | None = None,
@@ -255,30 +245,21 @@ class LmdbTables(Tables):
 
         if self._closed:
             raise ClosedError(f"the store {self.url} is closed")
-        return contents(self.path, problem, progress, held, map_size=self._map_size, in_write=writer is not None)
+        return contents(self.path, problem, held, map_size=self._map_size, in_write=writer is not None)
 
-    def schema_copies(self) -> Iterator[Item]:
-        from .data_file.salvage import schemas_in
+    def remains(self) -> AbstractContextManager[Remains]:
+        from .data_file.remains import remains
 
-        return schemas_in(self.path)
+        return remains(self.path)
 
     def exclusive(self) -> AbstractContextManager[None]:
         return exclusive(self.path)
 
-    def rebuild(
-        self,
-        keep: Callable[[str], None],
-        listed: Numbers,
-        finish: Callable[[Tables, Salvaged], None],
-        *,
-        dry_run: bool,
-    ) -> Salvaged | None:
-        from .data_file.salvage import readable, rebuild
+    def rebuild(self, keep: Callable[[str], None], fill: Callable[[Tables], None]) -> None:
+        from .data_file.remains import rebuild
 
-        if dry_run:
-            return readable(self.path, listed)
         with self.exclusive():
-            return rebuild(self.path, lambda path: LmdbTables(path, map_size=self._map_size), keep, listed, finish)
+            rebuild(self.path, lambda path: LmdbTables(path, map_size=self._map_size), keep, fill)
 
     def get(self, table: str, key: bytes) -> bytes | None:
         env = self._env
@@ -286,10 +267,14 @@ class LmdbTables(Tables):
             with env.reading:
                 try:
                     with env.begin() as txn:
-                        return txn.get(key, db=env.tables[table])  # type: ignore[no-any-return]
+                        return txn.get(RANGES[table] + key)  # type: ignore[no-any-return]
                 except (lmdb.Error, MustReopen):
                     pass  # `read` below recovers from it, or raises
         return super().get(table, key)
+
+    def is_busy(self) -> bool:
+        env = self._environment()
+        return env is not None and env.is_busy()
 
     def write(
         self,
@@ -301,27 +286,26 @@ class LmdbTables(Tables):
             raise ReadOnlyError(f"the store {self.url} was opened read-only")
         env = self._environment()
         if env is None:
+            if self.before_create is not None:
+                self.before_create()
             create_environment(self.path, self._fill)
             env = self._environment()
             assert env is not None
         with env.writing:
             while True:
                 try:
-                    txn = env.begin(write=True)
-                    ready = False
+                    lock = env.writer_lock()
                     try:
-                        result = unit(_LmdbWriter(txn, env.tables))
-                        ready = True
-                        txn.commit()
-                        committed(result)
-                    except BaseException as error:
-                        # The handler of a signal may raise right after the commit, or later.
-                        if ready and not isinstance(error, lmdb.Error) and _has_ended(txn):
-                            committed(result)
-                        else:
-                            txn.abort()
-                        raise
-                    return result
+                        lock_to_write(lock)
+                        env.ensure_in_place()
+                        return _transact(env, unit, committed)
+                    finally:
+                        # Here, and by no function: Ctrl-C may come as one begins, and all others would wait.
+                        if lock.fd >= 0:
+                            try:  # noqa: SIM105 (it is such a function)
+                                flock(lock.fd, LOCK_UN)
+                            except OSError:
+                                pass  # nothing can be locked there
                 except (lmdb.MapFullError, lmdb.MapResizedError, MustReopen) as error:
                     failure: Exception = error
                 except lmdb.PanicError as error:
@@ -334,15 +318,9 @@ class LmdbTables(Tables):
                 aborted()
                 _recover(env, failure)
 
-    def _fill(self, txn: Transaction, tables: dict[str, Any]) -> None:
+    def _fill(self, txn: Transaction) -> None:
         if self.on_create is not None:
-            self.on_create(_LmdbWriter(txn, tables))
-
-    def after_write(self) -> None:
-        env = self._env
-        if env is not None and env.is_open:
-            with env.writing:
-                env.fill_gap()
+            self.on_create(_LmdbWriter(txn))
 
     def figures(self) -> list[Figure]:
         while True:

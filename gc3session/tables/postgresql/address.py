@@ -15,12 +15,14 @@ from ...errors import InvalidArgument
 
 DEFAULT_SCHEMA: Final = "gc3session"
 
+_ENCODING: Final = {"client_encoding": "utf8"}
+
 _SECRETS: Final = ("password", "sslpassword")
 _FILES: Final = ("passfile", "sslcert", "sslkey", "sslrootcert", "sslcrl")
 _OPTIONS: Final = frozenset(
     """
     host port user dbname passfile service require_auth channel_binding connect_timeout application_name
-    fallback_application_name client_encoding options keepalives keepalives_idle keepalives_interval keepalives_count
+    fallback_application_name options keepalives keepalives_idle keepalives_interval keepalives_count
     tcp_user_timeout sslmode sslnegotiation sslcompression sslcert sslkey sslcertmode sslrootcert sslcrl sslcrldir
     sslsni ssl_min_protocol_version ssl_max_protocol_version min_protocol_version max_protocol_version requirepeer
     gssencmode krbsrvname target_session_attrs load_balance_hosts
@@ -29,16 +31,8 @@ _OPTIONS: Final = frozenset(
 """Options of libpq that a URL may set. The URL may come with a directory that somebody else has made.
 
 With others libpq would write to any file (sslkeylogfile), or send what is meant for one host to
-another (hostaddr, servicefile, gssdelegation).
+another (hostaddr, servicefile, gssdelegation).  The encoding is ours, whatever that of the database is.
 """
-_DEFAULTS: Final = {
-    "application_name": "gc3session",
-    "connect_timeout": "10",
-    # So it takes about a minute to notice that the server is gone without having closed the connection.
-    "keepalives_idle": "30",
-    "keepalives_interval": "10",
-    "keepalives_count": "3",
-}
 _READ_ALIKE: Final = re.compile(
     r"[^:/?#]+://([^@/?#]*@)?[^@/?#]*(/[^@?#]*)?(\?[^@#]*)?"
 )  # libpq and urlsplit split such a URL in the same places
@@ -60,6 +54,21 @@ class Address(NamedTuple):
     url: str
     schema: str
     options: dict[str, Any]
+
+    def within(self, patience: float) -> Address:
+        """Return it so that a server which has vanished without a word is noticed in that many seconds.
+
+        What the URL says of that holds, however.
+        """
+        seconds = max(1, int(patience))
+        limits = {
+            "connect_timeout": min(max(2, seconds), 10),  # to libpq 1 means 2
+            "keepalives_idle": max(1, seconds // 2),
+            "keepalives_interval": max(1, seconds // 6),
+            "keepalives_count": 3,
+            "tcp_user_timeout": 1000 * seconds,
+        }
+        return self._replace(options={**limits, **self.options})
 
     def __repr__(self) -> str:
         return f"<Address {self.url}>"
@@ -97,7 +106,7 @@ def address_of(url: str) -> Address:
     except (psycopg.Error, ValueError) as error:
         raise InvalidArgument(f"{_shown(parts)}: {' '.join(str(error).split())}") from None
     _check(options, parts)
-    return Address(_text(open_), schema, {**_DEFAULTS, **options, **secrets})
+    return Address(_text(open_), schema, {"application_name": "gc3session", **options, **secrets, **_ENCODING})
 
 
 def _check(options: dict[str, Any], parts: SplitResult) -> None:

@@ -2,8 +2,8 @@
 
 This is a pool of our own because psycopg_pool connects in threads of its own. There the reason
 why the server refuses is only logged, and the caller waits until a timeout; a program that forks
-would have threads that it never started; and a connection whose user was interrupted by a signal's
-handler would be counted as in use for ever.
+would have threads that it never started; and a connection whose user was interrupted by Ctrl-C
+would be counted as in use for ever.
 """
 
 from __future__ import annotations
@@ -23,14 +23,19 @@ from psycopg.conninfo import make_conninfo
 
 from ...errors import StoreUnreachable
 from ...system.forks import ENVIRONMENTS, at_fork
-from ...system.signals import signal_safe
 from .address import Address
+from .arrays import BigintArray, BigintArrayDumper, ByteaArray, ByteaArrayDumper
 from .errors import Connection, Refused, is_lost, refused, translated
 
 _FIRST_PATIENCE: Final = 5.0  # seconds to wait, at most, for a server that has not been reached before
+_PREPARED_FROM: Final = 2  # times that a statement has been executed
 _MOST_IDLE: Final = 4  # connections that are kept open for the next transactions
 
-_ABOUT: Final = b"SELECT coalesce(current_setting('synchronous_commit', true) = 'off', false), pg_backend_pid()"
+_ABOUT: Final = (
+    b"SELECT pg_backend_pid(), current_setting('synchronous_commit', true), current_setting('lock_timeout', true),"
+    b" current_setting('idle_in_transaction_session_timeout', true), current_setting('plan_cache_mode', true)"
+)
+_LEAST_IDLE: Final = 10.0  # seconds
 
 
 class Patience:
@@ -56,20 +61,17 @@ class Connections:
     Args:
         address: of the store.
         patience: seconds to wait for a server that has been reached before.
-
-    Attributes:
-        lazy: connections on which a commit, by the site's setting, returns before it is on the server's disk.
     """
 
     def __init__(self, address: Address, patience: float) -> None:
-        self.lazy: weakref.WeakSet[Connection] = weakref.WeakSet()
+        self._settings: weakref.WeakKeyDictionary[Connection, list[bytes]] = weakref.WeakKeyDictionary()
         self._address = address
         self._conninfo = make_conninfo("", **address.options)
         self._patience = patience
         self._reached = False  # whether the server has been reached before
         self._closed = False
         self._idle: list[Connection] = []
-        self._open: weakref.WeakSet[Connection] = weakref.WeakSet()  # weak: one that a signal has lost is closed
+        self._open: weakref.WeakSet[Connection] = weakref.WeakSet()  # weak: one that Ctrl-C has lost is closed
         self._lock = threading.Lock()
         _all.add(self)
 
@@ -110,20 +112,44 @@ class Connections:
                 # The server may have been starting when it refused, and up when it was asked why.
                 if last or isinstance(failure.error, StoreUnreachable):
                     raise failure from None  # libpq's exception holds the password
+        connection.adapters.register_dumper(ByteaArray, ByteaArrayDumper)
+        connection.adapters.register_dumper(BigintArray, BigintArrayDumper)
         self._open.add(connection)
         try:
-            [(lazy, backend)] = connection.execute(_ABOUT).fetchall()
+            self._set_up(connection)
         except psycopg.Error as error:
             message = translated(error, connection, self._address.url, reading=True)
             self.drop(connection)
             raise Refused(message, temporary=is_lost(connection)) from None
-        if lazy:
-            self.lazy.add(connection)
-        if backend != connection.info.backend_pid:
-            # There is a pooler in between. It may have another process of the server do each
-            # transaction, which doesn't know the statements that were prepared before.
-            connection.prepare_threshold = None
         return connection
+
+    def _set_up(self, connection: Connection) -> None:
+        """Have the server flush each commit, wait no longer than told for locks, and hide no rows without a word."""
+        [(backend, synchronous, lock_timeout, idle, plans)] = connection.execute(_ABOUT).fetchall()
+        settings = [b"row_security = off"]
+        if synchronous == "off":
+            settings.append(b"synchronous_commit = on")
+        # What the site or the URL says is left.  A transaction of ours that has stopped is ended while others wait for it.
+        if lock_timeout == "0":
+            settings.append(b"lock_timeout = %d" % max(1, 1000 * self._patience))
+        if idle == "0":
+            settings.append(
+                b"idle_in_transaction_session_timeout = %d" % (1000 * max(self._patience / 2, _LEAST_IDLE))
+            )
+        if plans is not None:  # the plans for any keys are as good as those for the keys at hand
+            settings.append(b"plan_cache_mode = force_generic_plan")
+        if backend == connection.info.backend_pid:
+            connection.execute(b"; ".join(b"SET " + setting for setting in settings))
+            connection.prepare_threshold = _PREPARED_FROM
+        else:
+            # There is a pooler in between. It may have another process of the server do each
+            # transaction, which doesn't know the statements that were prepared before, nor settings.
+            connection.prepare_threshold = None
+            self._settings[connection] = [b"SET LOCAL " + setting for setting in settings]
+
+    def local_settings(self, connection: Connection) -> list[bytes]:
+        """Return the statements by which each transaction on a connection is to begin."""
+        return self._settings.get(connection, [])
 
     def give(self, connection: Connection) -> None:
         """Take back a connection; close it if it is lost, still in a transaction, or not needed."""
@@ -143,13 +169,10 @@ class Connections:
         """Close a connection; a transaction that is open in it is rolled back."""
         if not self.has(connection):  # the parent's: its descriptor may be that of another file here
             return
-        with self._lock:
-            if connection in self._idle:  # given back before, but a signal's handler raised right after
-                self._idle.remove(connection)
         connection.close()
         self._open.discard(connection)
 
-    @signal_safe
+    @contextlib.contextmanager
     def one(self) -> Iterator[Connection]:
         """Lend a connection, for `with`."""
         connection = self.take()

@@ -20,6 +20,7 @@ from ...errors import (
     StoreUnreachable,
     WriteError,
 )
+from ..interface import MISCOUNTED
 from .address import Address
 
 Connection = psycopg.Connection[tuple[Any, ...]]
@@ -36,8 +37,11 @@ beside very many others, and free again once that one has ended.
 _FULL: Final = ("53100", OUT_OF_MEMORY, "53400")
 _DENIED: Final = ("42501", "28000", "28P01")
 _DAMAGED: Final = ("XX001", "XX002")
+LOCKED: Final = "55P03"
+"""SQLSTATE: a lock of others was waited for, until the time was up."""
 _GONE: Final = ("42P01", "3F000")  # a table, the schema
 _READ_ONLY: Final = "25006"
+_MISCOUNTED: Final = "23514"  # a number of the table `counts` below 0
 _STANDBY: Final = (
     "0A000"  # "feature not supported": the only one of ours is a serializable transaction on a standby
 )
@@ -61,8 +65,13 @@ def speaks_of_loss(error: BaseException, connection: Connection) -> bool:
     return is_lost(connection) or (isinstance(error, psycopg.OperationalError) and not error.sqlstate)
 
 
-def translated(error: psycopg.Error, connection: Connection | None, url: str, *, reading: bool = False) -> Error:
-    """Return our exception for one of the server's, which came while *reading* or while writing."""
+def translated(
+    error: psycopg.Error, connection: Connection | None, url: str, *, reading: bool = False, holders: str = ""
+) -> Error:
+    """Return our exception for one of the server's, which came while *reading* or while writing.
+
+    If a lock was waited for, *holders* says who has it.
+    """
     message = f"{url}: PostgreSQL says: {_server_message(error)}"
     if not reading:
         message += "; nothing of this transaction was written"
@@ -80,8 +89,14 @@ def translated(error: psycopg.Error, connection: Connection | None, url: str, *,
         return CorruptStore(
             f"{message}; a table of the store was dropped or renamed: restore it from a backup of the database"
         )
+    if state == _MISCOUNTED:
+        return CorruptStore(f"{url}: {MISCOUNTED}; nothing of this transaction was written")
     if connection is None or is_lost(connection):
         return StoreUnreachable(f"{message}; try again once the server is up")
+    if state == LOCKED:
+        who = f": {holders}" if holders else ", by a transaction that has ended meanwhile"
+        message += f"; what was waited for is locked{who}; try again when that has ended, or end it (pg_terminate_backend)"
+        return StoreUnreachable(message) if reading else WriteError(message)
     if state == _CANCELED:
         message += "; raise the server's statement_timeout"
         return (
@@ -97,7 +112,7 @@ def translated(error: psycopg.Error, connection: Connection | None, url: str, *,
             )
         else:
             message += "; make room on the server"
-        return StoreUnreachable(message) if reading else StoreFull(f"{message} and flush again")
+        return StoreUnreachable(message) if reading else StoreFull(f"{message} and call again")
     return OpenError(message) if reading else WriteError(message)
 
 

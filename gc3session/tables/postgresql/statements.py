@@ -1,9 +1,8 @@
 """The statements for the tables on PostgreSQL.
 
 Each table of tables/interface.py is a table of the schema with two columns of type bytea, which
-PostgreSQL sorts by bytes, as it has to be. The schema has three more tables::
+PostgreSQL sorts by bytes, as it has to be.  The schema has two more tables::
 
-    counts    tab text, key bytea -> n bigint   how many values a key of a set table has
     commits   token bytea -> through boolean    whether the transaction with that token was committed
     layout    version integer                   of all this; tables of another version are refused
 """
@@ -14,81 +13,62 @@ from typing import Final
 
 from psycopg import sql
 
-from ..interface import PLAIN_TABLES, SET_TABLES
+from ..interface import COUNTS, META, TABLES
 
-LAYOUT: Final = 1
+LAYOUT: Final = 2
 """The version of this layout."""
 
-_PLAIN = {
+_NUMBER = "('x' || encode({}.value, 'hex'))::bit(64)::bigint"
+_ANY_TABLE = {
     "get": "SELECT value FROM {t} WHERE key = %b",
     "get_many": "SELECT key, value FROM {t} WHERE key = ANY(%b::bytea[])",
     "between": "SELECT key, value FROM {t} WHERE key BETWEEN %b AND %b",
-    "scan": "SELECT key, value FROM {t} WHERE key >= %b ORDER BY key LIMIT %b::bigint",
-    "scan_to": "SELECT key, value FROM {t} WHERE key >= %b AND key < %b ORDER BY key LIMIT %b::bigint",
-    "entries": "SELECT count(*) FROM {t}",
+    "read": "SELECT {name}::text, key, value FROM {t} WHERE key = ANY(%b::bytea[])",
+    "lock": "SELECT {name}::text, key, value FROM {t} WHERE key = ANY(%b::bytea[]) ORDER BY key FOR NO KEY UPDATE",
+    "scan": "SELECT key, value FROM {t} WHERE key >= %b AND key < %b ORDER BY key LIMIT %b::bigint",
+    "scan_many": (
+        "SELECT key, value FROM unnest(%b::bytea[], %b::bytea[]) AS p (first, after)"
+        " JOIN {t} ON key >= first AND key < after ORDER BY key"
+    ),
     "put": (
         "INSERT INTO {t} (key, value) SELECT * FROM unnest(%b::bytea[], %b::bytea[])"
         " ON CONFLICT (key) DO UPDATE SET value = excluded.value"
     ),
-    "put_one": "INSERT INTO {t} (key, value) VALUES (%b, %b) ON CONFLICT (key) DO UPDATE SET value = excluded.value",
-    "delete": "DELETE FROM {t} WHERE key = ANY(%b::bytea[])",
-    "copy": "COPY {t} (key, value) FROM STDIN (FORMAT BINARY)",
-}
-_SET = {
-    "scan": "SELECT key, value FROM {t} WHERE key >= %b ORDER BY key, value LIMIT %b::bigint",
-    "scan_to": ("SELECT key, value FROM {t} WHERE key >= %b AND key < %b ORDER BY key, value LIMIT %b::bigint"),
-    "entries": "SELECT coalesce(sum(n), 0)::bigint FROM {counts} WHERE tab = {name}",
-    "values": "SELECT value FROM {t} WHERE key = %b AND value >= %b ORDER BY value LIMIT %b::bigint",
-    "first_values": (
-        "SELECT (SELECT value FROM {t} WHERE key = %b AND value >= s.start ORDER BY value LIMIT 1)"
-        " FROM unnest(%b::bytea[]) WITH ORDINALITY AS s (start, place) ORDER BY s.place"
+    "grow": (
+        "INSERT INTO {t} AS c (key, value) SELECT k, int8send(n) FROM unnest(%b::bytea[], %b::bigint[]) AS u (k, n)"
+        f" ON CONFLICT (key) DO UPDATE SET value = int8send({_NUMBER.format('c')} + {_NUMBER.format('excluded')})"
     ),
-    "last_value": "SELECT value FROM {t} WHERE key = %b ORDER BY value DESC LIMIT 1",
-    "count": "SELECT n FROM {counts} WHERE tab = {name} AND key = %b",
-    "counts": "SELECT key, n FROM {counts} WHERE tab = {name} AND key >= %b AND n > 0 ORDER BY key",
-    "counts_to": (
-        "SELECT key, n FROM {counts} WHERE tab = {name} AND key >= %b AND key < %b AND n > 0 ORDER BY key"
+    "vanish": (
+        "DELETE FROM {t} AS c USING unnest(%b::bytea[], %b::bigint[]) AS u (k, n)"
+        f" WHERE key = k AND {_NUMBER.format('c')} = n"
     ),
-    "put": (
-        "WITH added AS (INSERT INTO {t} (key, value) SELECT %b::bytea, v FROM unnest(%b::bytea[]) AS v"
-        " ON CONFLICT DO NOTHING RETURNING 1)"
-        " INSERT INTO {counts} AS c (tab, key, n) VALUES ({name}, %b, (SELECT count(*) FROM added))"
-        " ON CONFLICT (tab, key) DO UPDATE SET n = c.n + excluded.n"
-    ),
-    "added": (
-        "INSERT INTO {counts} AS c (tab, key, n) VALUES ({name}, %b, %b::bigint)"
-        " ON CONFLICT (tab, key) DO UPDATE SET n = c.n + excluded.n"
-    ),
-    "delete_values": (
-        "WITH gone AS (DELETE FROM {t} WHERE key = %b AND value = ANY(%b::bytea[]) RETURNING 1)"
-        " UPDATE {counts} SET n = n - (SELECT count(*) FROM gone) WHERE tab = {name} AND key = %b"
+    "shrink": (
+        f"UPDATE {{t}} AS c SET value = int8send(greatest({{least}}{_NUMBER.format('c')} - n))"
+        f" FROM unnest(%b::bytea[], %b::bigint[]) AS u (k, n) WHERE key = k AND {_NUMBER.format('c')} <> n"
     ),
     "delete": "DELETE FROM {t} WHERE key = ANY(%b::bytea[])",
-    "next_key": "SELECT key FROM {t} WHERE key > %b ORDER BY key LIMIT 1",
-    "miscounted": (
-        "SELECT coalesce(c.key, v.key), coalesce(c.n, 0), coalesce(v.n, 0)"
-        " FROM (SELECT key, count(*) AS n FROM {t} GROUP BY key) AS v"
-        " FULL JOIN (SELECT key, n FROM {counts} WHERE tab = {name}) AS c ON c.key = v.key"
-        " WHERE coalesce(c.n, 0) <> coalesce(v.n, 0) ORDER BY 1"
-    ),
-    "recount": (
-        "INSERT INTO {counts} (tab, key, n) VALUES ({name}, %b, %b::bigint)"
-        " ON CONFLICT (tab, key) DO UPDATE SET n = excluded.n"
-    ),
-    "uncount": "DELETE FROM {counts} WHERE tab = {name} AND key = ANY(%b::bytea[])",
     "copy": "COPY {t} (key, value) FROM STDIN (FORMAT BINARY)",
 }
 _OTHERS = {
     "commit": "INSERT INTO {commits} (token, through) VALUES (%b, true)",
+    "forget": "DELETE FROM {commits} WHERE token = ANY(%b::bytea[])",
     "prevent": "INSERT INTO {commits} (token, through) VALUES (%b, false)",
-    # In the order in which most transactions change the tables, so that deadlocks are rare.
-    "keep_out": (
-        "LOCK TABLE {late}, {late_members}, {members}, {states}, {records}, {sessions}, {meta}, {schemas}"
-        " IN SHARE ROW EXCLUSIVE MODE"
-    ),
-    "went_through": "SELECT through FROM {commits} WHERE token = %b",
-    "forget": "DELETE FROM {commits} WHERE token = %b",
+    "keep_out": f"LOCK TABLE {', '.join(f'{{{table}}}' for table in TABLES)} IN SHARE ROW EXCLUSIVE MODE",
+    "flush": "UPDATE {commits} SET at = clock_timestamp() WHERE token = %b AND through RETURNING through",
     "forget_old": "DELETE FROM {commits} WHERE token = ANY(%b::bytea[]) OR at < now() - interval '30 days'",
+    # Who has locked something for as long as was waited for it: those who wait themselves don't count.
+    "holders": (
+        "SELECT DISTINCT format('process %%s of the server, %%s, user %%s at %%s, in a transaction since %%s (%%s)',"
+        " a.pid, coalesce(nullif(a.application_name, ''), 'a program without a name'), a.usename,"
+        " coalesce(host(a.client_addr), 'the same machine'), coalesce(a.xact_start::text, 'some time'),"
+        " coalesce(a.state, 'of another user'))"
+        " FROM pg_locks AS l JOIN pg_stat_activity AS a ON a.pid = l.pid JOIN pg_class AS c ON c.oid = l.relation"
+        " JOIN pg_namespace AS n ON n.oid = c.relnamespace"
+        " WHERE n.nspname = {schema_name} AND l.granted AND l.mode <> 'AccessShareLock' AND a.pid <> pg_backend_pid()"
+        " AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+        " AND a.wait_event_type IS DISTINCT FROM 'Lock'"
+        " AND coalesce(a.xact_start <= clock_timestamp() - make_interval(secs => %b::float8), true)"
+    ),
     "sizes": (
         "SELECT table_name::text, pg_total_relation_size((quote_ident(table_schema) || '.'"
         " || quote_ident(table_name))::regclass)::bigint FROM information_schema.tables WHERE table_schema = {schema_name} ORDER BY table_name"
@@ -104,14 +84,10 @@ _OTHERS = {
 }
 _CREATE_TABLES = (
     *(
-        f"CREATE TABLE IF NOT EXISTS {{{name}}} (key bytea PRIMARY KEY, value bytea NOT NULL)"
-        for name in PLAIN_TABLES
+        f"CREATE TABLE IF NOT EXISTS {{{table}}} (key bytea PRIMARY KEY, value bytea NOT NULL"
+        f"{' CHECK (get_byte(value, 0) < 128)' if table == COUNTS else ''})"
+        for table in TABLES
     ),
-    *(
-        f"CREATE TABLE IF NOT EXISTS {{{name}}} (key bytea, value bytea, PRIMARY KEY (key, value))"
-        for name in SET_TABLES
-    ),
-    "CREATE TABLE IF NOT EXISTS {counts} (tab text, key bytea, n bigint NOT NULL, PRIMARY KEY (tab, key))",
     (
         "CREATE TABLE IF NOT EXISTS {commits}"
         " (token bytea PRIMARY KEY, through boolean NOT NULL, at timestamptz NOT NULL DEFAULT now())"
@@ -133,8 +109,9 @@ class Statements:
     """
 
     def __init__(self, schema: str) -> None:
-        every = (*PLAIN_TABLES, *SET_TABLES, "counts", "commits", "layout")
-        names: dict[str, sql.Composable] = {table: sql.Identifier(schema, table) for table in every}
+        names: dict[str, sql.Composable] = {
+            table: sql.Identifier(schema, table) for table in (*TABLES, "commits", "layout")
+        }
         names["schema"] = sql.Identifier(schema)
         names["schema_name"] = sql.Literal(schema)
         names = {name: sql.SQL(quoted.as_string(None).replace("%", "%%")) for name, quoted in names.items()}
@@ -142,14 +119,13 @@ class Statements:
         def bytes_of(text: str, **more: sql.Composable) -> bytes:
             return sql.SQL(text).format(**names, **more).as_bytes(None)
 
-        self._of: dict[tuple[str, str], bytes] = {}
-        for tables, texts in ((PLAIN_TABLES, _PLAIN), (SET_TABLES, _SET)):
-            for table in tables:
-                for what, text in texts.items():
-                    self._of[table, what] = bytes_of(text, t=names[table], name=sql.Literal(table))
-                self._of[table, "copy"] = self._of[table, "copy"].replace(b"%%", b"%")
-        for what, text in _OTHERS.items():
-            self._of["", what] = bytes_of(text)
+        self._of = {("", what): bytes_of(text) for what, text in _OTHERS.items()}
+        for table in TABLES:
+            for what, text in _ANY_TABLE.items():
+                # Too low a number of records doesn't keep anybody from writing; a check tells it.
+                least = sql.SQL("0, " if table == META else "")
+                self._of[table, what] = bytes_of(text, t=names[table], name=sql.Literal(table), least=least)
+            self._of[table, "copy"] = self._of[table, "copy"].replace(b"%%", b"%")
         self.layout_name = sql.Identifier(schema, "layout").as_string(None)
         self.create_schema = bytes_of("CREATE SCHEMA IF NOT EXISTS {schema}")
         self.create_tables = [bytes_of(text) for text in _CREATE_TABLES]

@@ -1,43 +1,50 @@
 """Tables of bytes on PostgreSQL, or a database that speaks its protocol.
 
-Write transactions are serializable, and several run at once. One that the server can't put in an
-order with the others, or whose connection is lost before the commit, runs again from the start.
+Several write transactions run at once.  Each locks the rows of the sessions that it changes, then the
+records that it overwrites, and sees what was committed before that (READ COMMITTED).  One that turns
+out to need the rows of more sessions begins again with all of them, so that no two wait for each
+other.  One whose connection is lost before the commit, or that a server which knows only
+serializable transactions can't put in an order with others, runs again from the start.
 
 Each transaction inserts a row with a random *token*. If the connection is lost while the server
 commits, a row with the same token is inserted on another connection. That insert waits for the
 transaction to end. It fails if the transaction was committed; if it succeeds, the transaction can
 never be committed any more.
+
+A commit doesn't wait for the disk itself but has another one do so, which changes the row of that
+token and comes right behind it: the server's log is written in order.  So what is locked is free
+before that, and several writers of one session are flushed together.
 """
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final, TypeVar
 
 import psycopg
 from psycopg import errors as server
+from psycopg import pq
 
 from ...errors import ClosedError, CommitUnknown, Error, ReadOnlyError, UnknownFormat, WriteError
-from ...system.number_set import Numbers
-from ...system.signals import signal_safe
-from ..interface import Contents, Figure, NoTables, OnProgress, Reader, Salvaged, Tables, Writer, no_progress
+from ..interface import Contents, Figure, NoTables, Reader, Tables, Writer
 from .address import address_of
+from .arrays import ByteaArray
 from .connections import Connections, Patience
-from .errors import AGAIN, OUT_OF_MEMORY, Connection, is_lost, speaks_of_loss, translated
+from .errors import AGAIN, LOCKED, OUT_OF_MEMORY, Connection, is_lost, speaks_of_loss, translated
 from .figures import figures
 from .statements import LAYOUT, Statements
-from .transaction import PostgresqlReader, PostgresqlWriter
+from .transaction import LocksMissing, PostgresqlReader, PostgresqlWriter
 
 T = TypeVar("T")
-
-DEFAULT_PATIENCE: Final = 60.0  # seconds
 
 _BEGIN_READING: Final = (
     b"BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"  # sees one state, and never has to run again
 )
-_BEGIN_WRITING: Final = b"BEGIN ISOLATION LEVEL SERIALIZABLE"  # not READ WRITE: the site may forbid that
-_DURABLY: Final = b"; SET LOCAL synchronous_commit = on"  # LOCAL: a pooler lends the connection to others
+_MAY_BE_IDLE: Final = b"SET LOCAL idle_in_transaction_session_timeout = 0"  # as it keeps nobody from anything
+_BEGIN_WRITING: Final = b"BEGIN ISOLATION LEVEL READ COMMITTED"  # not READ WRITE: the site may forbid that
+_MOST_TOKENS: Final = 64  # of transactions that went through, before these are deleted
 _UNKNOWN: Final = "40003"  # SQLSTATE: the server itself doesn't know whether it has committed
 _CREATED_BY_ANOTHER: Final = (
     server.UniqueViolation,
@@ -49,50 +56,6 @@ _CREATED_BY_ANOTHER: Final = (
 
 def _ignore(result: object) -> None:
     pass
-
-
-class _Reading:
-    """A read transaction."""
-
-    def __init__(self, owner: PostgresqlTables) -> None:
-        self._owner = owner
-        self._connection: Connection | None = None
-
-    def begin(self) -> Reader:
-        owner = self._owner
-        if not owner.exists():
-            return NoTables()
-        self._connection = owner._begin(_BEGIN_READING)
-        return PostgresqlReader(self._connection, owner._statements, self._renew)
-
-    def _renew(self) -> Connection:
-        """Begin again on a new connection, as the present one was lost before anything was read."""
-        assert self._connection is not None
-        self._owner._connections.drop(self._connection)
-        self._connection = None
-        self._connection = self._owner._begin(_BEGIN_READING)
-        return self._connection
-
-    def end(self, error: BaseException | None) -> None:
-        """End the transaction, and raise our exception if *error* is one of psycopg's."""
-        connection, owner = self._connection, self._owner
-        if connection is None or not owner._connections.has(connection):
-            return
-        try:
-            connection.execute(b"COMMIT" if error is None else b"ROLLBACK")
-        except psycopg.Error as failure:  # a lost connection does no harm: everything has been read
-            if error is None and not is_lost(connection):
-                raise translated(failure, connection, owner.url, reading=True) from failure
-        else:
-            self._connection = None
-            owner._connections.give(connection)
-        if isinstance(error, psycopg.Error):
-            raise translated(error, connection, owner.url, reading=True) from error
-
-    def drop(self) -> None:
-        """Close its connection, unless `end` has given that back."""
-        if self._connection is not None:
-            self._owner._connections.drop(self._connection)
 
 
 class PostgresqlTables(Tables):
@@ -107,8 +70,8 @@ class PostgresqlTables(Tables):
 
     concurrent_writers = True
 
-    def __init__(self, url: str, *, read_only: bool = False, patience: float = DEFAULT_PATIENCE) -> None:
-        address = address_of(url)
+    def __init__(self, url: str, *, read_only: bool = False, patience: float) -> None:
+        address = address_of(url).within(patience)
         self.url = address.url
         self.read_only = read_only
         self.patience = patience
@@ -117,6 +80,7 @@ class PostgresqlTables(Tables):
         self._connections = Connections(address, patience)
         self._exist = False
         self._closed = False
+        self._ahead: dict[str, Sequence[bytes]] = {}
         self._tokens: list[bytes] = []  # of transactions that are known to have been committed
 
     # -- creating
@@ -158,120 +122,90 @@ class PostgresqlTables(Tables):
                         isinstance(error, _CREATED_BY_ANOTHER) or error.sqlstate in AGAIN or is_lost(connection)
                     )
                     if not again or not patience.wait():
-                        raise translated(error, connection, self.url) from error
+                        raise self._translated(error, connection) from error
                     continue
             self._transact(lambda writer: writer.fill(self.on_create), _ignore)
 
     # -- reading
 
-    def _begin(self, statement: bytes) -> Connection:
-        """Return a connection on which *statement* has begun a transaction; a lost one is replaced."""
+    def _begin(self, *, writing: bool = False) -> tuple[Connection, list[bytes]]:
+        """Return a connection, and the statements that begin a transaction on it."""
         if self._closed:
             raise ClosedError(f"the store {self.url} is closed")
-        while True:
-            connection = self._connections.take()
+        connection = self._connections.take()
+        settings = self._connections.local_settings(connection)
+        return connection, [_BEGIN_WRITING, *settings] if writing else [_BEGIN_READING, *settings, _MAY_BE_IDLE]
+
+    def _end(self, reader: PostgresqlReader, statement: bytes = b"ROLLBACK") -> None:
+        """End a transaction, and give its connection back to the others."""
+        connection = reader.connection
+        if self._connections.has(connection):
             try:
-                durably = _DURABLY if statement is _BEGIN_WRITING and connection in self._connections.lazy else b""
-                connection.execute(statement + durably, prepare=False)
-                return connection
-            except psycopg.Error as error:
-                reading = statement is _BEGIN_READING
-                failure = None if is_lost(connection) else translated(error, connection, self.url, reading=reading)
-                self._connections.drop(connection)
-                if failure is not None:
-                    raise failure from error
-            except BaseException:
-                self._connections.drop(connection)
-                raise
+                with contextlib.suppress(psycopg.Error):
+                    reader.leave()
+                if connection.pgconn.transaction_status != pq.TransactionStatus.IDLE:
+                    with contextlib.suppress(psycopg.Error):
+                        connection.execute(statement)
+            finally:
+                if reader.spoiled:
+                    self._connections.drop(connection)
+                else:
+                    self._connections.give(connection)  # which closes it unless the transaction has ended
 
-    def _give_back(self, connection: Connection) -> None:
-        """Roll back the transaction on a connection, and give it back to the others."""
-        if not self._connections.has(connection):
-            return
-        try:
-            connection.execute(b"ROLLBACK")
-        except psycopg.Error:
-            self._connections.drop(connection)  # which rolls back, too
-        except BaseException:
-            self._connections.drop(connection)
-            raise
-        else:
-            self._connections.give(connection)
+    def _renewed(self, connection: Connection) -> tuple[Connection, list[bytes]]:
+        """Begin again on a new connection, as the present one was lost before anything was read."""
+        self._connections.drop(connection)
+        return self._begin()
 
-    def _ask(self, statement: bytes, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+    def _ask(self, statement: bytes, parameters: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
         """Return the rows that one statement reads; if the connection is lost, it runs again on a new one."""
         while True:
-            with self._connections.one() as connection:
-                try:
-                    return connection.execute(statement, parameters, binary=True).fetchall()
-                except psycopg.Error as error:
-                    if not is_lost(connection):
-                        raise translated(error, connection, self.url, reading=True) from error
-
-    @signal_safe
-    def read(self) -> Iterator[Reader]:
-        reading = _Reading(self)
-        error: BaseException | None = None
-        try:
-            yield reading.begin()
-        except BaseException as raised:
-            error = raised
-            raise
-        finally:
+            connection = self._connections.take()
+            settings = self._connections.local_settings(connection)
+            reader = PostgresqlReader(connection, self._statements, [b"BEGIN", *settings] if settings else [])
             try:
-                reading.end(error)
+                return reader._answer(statement, parameters)
+            except psycopg.Error as error:
+                if not is_lost(connection):
+                    raise self._translated(error, connection, reading=True) from error
             finally:
-                reading.drop()
+                self._end(reader)
 
-    @signal_safe
+    def _translated(self, error: psycopg.Error, connection: Connection, *, reading: bool = False) -> Error:
+        """Return our exception for one of the server's; if a lock of others was waited for, it says who they are."""
+        holders = ""
+        if error.sqlstate == LOCKED:
+            with contextlib.suppress(Error):
+                holders = "; ".join(row[0] for row in self._ask(self._statements("holders"), (self.patience,)))
+        return translated(error, connection, self.url, reading=reading, holders=holders)
+
+    @contextlib.contextmanager
+    def read(self) -> Iterator[Reader]:
+        if not self.exists():
+            yield NoTables()
+            return
+        connection, begin = self._begin()
+        reader = PostgresqlReader(connection, self._statements, begin, self._renewed)
+        try:
+            yield reader
+        except BaseException as error:
+            self._end(reader)
+            if isinstance(error, psycopg.Error):
+                raise self._translated(error, reader.connection, reading=True) from error
+            raise
+        self._end(reader)
+
     def contents(
         self,
         problem: Callable[[str], None],
-        progress: OnProgress = no_progress,
         held: Callable[[], None] = lambda: None,
         *,
         writer: Writer | None = None,
-    ) -> Iterator[Contents]:
-        """Do what `Tables.contents` does; the structure below the tables are the counts of each key's values."""
+    ) -> contextlib.AbstractContextManager[Contents]:
         if writer is not None:
             assert isinstance(writer, PostgresqlWriter)
             writer.keep_others_out()
-        with self.read() as reader:
-            assert isinstance(reader, PostgresqlReader)
-            _ = reader.serial  # the first statement fixes the state
-            held()
-            for table, key, counted, there in reader.miscounted():
-                problem(f"{table}, key {key.hex()}: {counted:,} values are counted, but there are {there:,}")
-            yield reader
-
-    def rebuild(
-        self,
-        keep: Callable[[str], None],
-        listed: Numbers,
-        finish: Callable[[Tables, Salvaged], None],
-        *,
-        dry_run: bool,
-    ) -> Salvaged:
-        """Count each key's values again in the set tables."""
-
-        def recount(writer: PostgresqlWriter) -> int:
-            writer.keep_others_out()
-            wrong = list(writer.miscounted())
-            for table, key, _, there in wrong:
-                writer.recount(table, key, there)
-            return len(wrong)
-
-        if dry_run:
-            with self.read() as reader:
-                assert isinstance(reader, PostgresqlReader)
-                wrong = sum(1 for _ in reader.miscounted())
-        else:
-            wrong = self._transact(recount, _ignore)
-        message = f"counts: the values of {wrong:,} keys of members and states are counted again"
-        found = Salvaged(message, members=True, replaced="")
-        if not dry_run:
-            finish(self, found)
-        return found
+        return super().contents(problem, held)
 
     def get(self, table: str, key: bytes) -> bytes | None:
         if not self.exists():
@@ -287,6 +221,7 @@ class PostgresqlTables(Tables):
         committed: Callable[[T], None] = _ignore,
         aborted: Callable[[], object] = lambda: None,
     ) -> T:
+        self.pending_commit = None
         if self.read_only:
             raise ReadOnlyError(f"the store {self.url} was opened read-only")
         if not self._exist:
@@ -295,46 +230,54 @@ class PostgresqlTables(Tables):
 
     def _transact(self, unit: Callable[[PostgresqlWriter], T], committed: Callable[[T], None]) -> T:
         """Run *unit* in one transaction after another until one is committed; see `write`."""
-        patience = Patience(self.patience)
-        self.pending_commit = None
+        patience: Patience | None = None  # from the first failure on
+        sessions: set[bytes] = set()
         while True:
-            former: bytes | None = None
+            former: list[bytes] = []
             commit_sent = False
-            connection = self._begin(_BEGIN_WRITING)
+            connection, begin = self._begin(writing=True)
+            writer = PostgresqlWriter(connection, self._statements, begin, sessions, self._ahead)
             try:
-                writer = PostgresqlWriter(connection, self._statements)
                 token = secrets.token_bytes(16)
-                former = self._tokens.pop() if self._tokens else None
+                if len(self._tokens) >= _MOST_TOKENS:
+                    former, self._tokens = self._tokens, []
                 result = unit(writer)
-                writer.send()
                 commit_sent = True
-                writer.commit(token, former)
-                _call_to_the_end(committed, result)  # what a signal raises must not hide the commit
+                writer.commit(
+                    token, former, flushed_later=len(begin) == 1
+                )  # behind a pooler the site may not flush
+                committed(result)
             except BaseException as error:
                 if not self._connections.has(connection):  # this is a child, and it is the parent's transaction
                     raise
                 failure = state = None
                 if isinstance(error, psycopg.Error):
-                    failure, state = translated(error, connection, self.url), error.sqlstate
+                    failure, state = self._translated(error, connection), error.sqlstate
                 lost = speaks_of_loss(error, connection)
-                if former is not None:
-                    self._tokens.append(former)
-                if commit_sent and (lost or state in (None, _UNKNOWN)):
+                self._tokens += former
+                if isinstance(error, LocksMissing):
+                    self._end(writer)
+                    continue
+                idle = (
+                    connection.pgconn.transaction_status == pq.TransactionStatus.IDLE
+                )  # only the flush has failed
+                if commit_sent and (lost or idle or state in (None, _UNKNOWN)):
                     self._connections.drop(connection)
                     if self._went_through(token, error):
                         self._tokens.append(token)
-                        _call_to_the_end(committed, result)
+                        committed(result)
                         if failure is not None:
                             return result
                         raise
                 elif lost:
                     self._connections.drop(connection)
                 else:
-                    self._give_back(connection)
+                    self._end(writer)
                 if failure is None:
                     raise
                 if not lost and state not in (*AGAIN, _UNKNOWN):
                     raise failure from error
+                patience = patience or Patience(self.patience)
                 if not patience.wait():
                     raise (failure if lost or state == OUT_OF_MEMORY else self._too_busy()) from error
                 continue
@@ -355,8 +298,8 @@ class PostgresqlTables(Tables):
         except BaseException as failure:
             self.pending_commit = CommitUnknown(
                 f"{self.url}: the server was lost while it committed ({' '.join(str(error).split())}), and can't be"
-                " asked what became of it: what was to be written is kept; the next call finds out whether it was,"
-                " so call again (flush) once the server is up",
+                " asked what became of it: the next call finds out whether it was done, or has done nothing, so call"
+                " again once the server is up",
                 lambda: self._resolve(token),
             )
             if isinstance(failure, Error):
@@ -372,18 +315,13 @@ class PostgresqlTables(Tables):
                     try:
                         connection.execute(self._statements("prevent"), (token,))
                     except server.UniqueViolation:
-                        rows = connection.execute(self._statements("went_through"), (token,)).fetchall()
-                        return bool(
-                            rows and rows[0][0]
-                        )  # False if an earlier call inserted the row, to prevent it
+                        # No row if an earlier call has prevented it.
+                        return bool(connection.execute(self._statements("flush"), (token,)).fetchall())
                     return False
                 except psycopg.Error as error:
                     again = speaks_of_loss(error, connection) or error.sqlstate in AGAIN
                     if not again or not patience.wait():
-                        raise translated(error, connection, self.url) from error
-
-    def after_write(self) -> None:
-        pass
+                        raise self._translated(error, connection) from error
 
     # -- ending
 
@@ -405,7 +343,7 @@ class PostgresqlTables(Tables):
         if connection is None:
             return
         try:
-            connection.execute(self._statements("forget_old"), (self._tokens,), binary=True)
+            connection.execute(self._statements("forget_old"), (ByteaArray(self._tokens),), binary=True)
             self._tokens = []
         except psycopg.Error:  # they do no harm: another program deletes them when they are old
             self._connections.drop(connection)
@@ -414,11 +352,3 @@ class PostgresqlTables(Tables):
 
     def discard(self) -> None:
         self.close()
-
-
-def _call_to_the_end(committed: Callable[[T], None], result: T) -> None:
-    try:
-        committed(result)
-    except BaseException:  # raised by a signal's handler
-        committed(result)
-        raise

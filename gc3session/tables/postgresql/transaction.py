@@ -1,34 +1,53 @@
 """The tables on PostgreSQL, as one transaction sees and changes them.
 
-What a transaction writes is sent only before it reads the same table, and at the commit: many
-statements at once (a pipeline). Very many rows are sent by COPY.
+What doesn't give an answer waits until something does, and is sent together with that (a pipeline):
+what begins the transaction, the locks, and the changes.  Very many new rows are sent by COPY.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import sys
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, count, pairwise
 from struct import Struct
-from typing import Any, Final
+from typing import Any, ClassVar, Final, TypeVar
 
 import psycopg
 
 from ...errors import CorruptStore
 from ...format.frame import RECORD_KEY
-from ..interface import META, SET_TABLES, Item, Reader, Writer
+from ..interface import INDEX, META, SESSIONS, TABLES, Item, Reader, Writer
+from .arrays import BigintArray, ByteaArray
 from .errors import Connection, is_lost
 from .statements import LAYOUT, Statements
 
+S = TypeVar("S")
+
+Statement = tuple[bytes, tuple[Any, ...]]
+"""With its parameters."""
+
+Changes = dict[str, dict[bytes, bytes | None]]
+"""Table -> key -> value, None if it is missing."""
+
 _COPIED_FROM: Final = 256  # rows: if there are as many, COPY is faster than a statement with all of them
 _ROWS: Final = 4096  # rows that are put together for COPY at a time, and keys in one statement
+_MOST_WAITING: Final = 16384  # changes of a table that wait to be sent
+_AHEAD: Final = (INDEX, META)  # tables of which only those items are read that a locked session row guards
+_FEW: Final = 16
+_COMBINED: Final = 8  # statements
+_LAST: Final = b"\xff" * 1024  # after all keys
 _COPY_HEAD: Final = b"PGCOPY\n\xff\r\n\0" + bytes(8)
 _COPY_END: Final = b"\xff\xff"
 _serials = count(1 << 64)  # for servers that don't identify a state: each transaction counts as another one
 _COLUMNS: Final = Struct(">hi")
 _SIZE: Final = Struct(">i")
+
+
+def _parts(sequence: Sequence[S]) -> Iterator[Sequence[S]]:
+    """Give a sequence by parts that one statement takes."""
+    return (sequence[i : i + _ROWS] for i in range(0, len(sequence), _ROWS))
 
 
 def _after_prefix(prefix: bytes) -> bytes | None:
@@ -47,27 +66,41 @@ def _identifies_states(connection: Connection) -> bool:
 
 
 class PostgresqlReader(Reader):
-    """A transaction that has begun; what it returns stays valid after its end.
+    """A transaction, which begins with the first answer; what it returns stays valid after its end.
 
     Args:
-        connection: on which the transaction has begun.
+        connection: on which no transaction is open.
         statements: for the tables.
-        renew: called if that connection is lost before anything was read; returns another one,
-            on which a new transaction has begun.
+        begin: the statements that begin the transaction.
+        renew: called with the connection if that is lost before anything was read; returns another
+            one, and what begins a transaction there.
+
+    Attributes:
+        spoiled: whether the connection isn't to be used again: after a failure the server skips what
+            else was sent, and psycopg believes that it has prepared statements there.
     """
 
+    _locks_out: ClassVar[bool] = False
+
     def __init__(
-        self, connection: Connection, statements: Statements, renew: Callable[[], Connection] | None = None
+        self,
+        connection: Connection,
+        statements: Statements,
+        begin: Iterable[bytes],
+        renew: Callable[[Connection], tuple[Connection, Iterable[bytes]]] | None = None,
     ) -> None:
         self.connection = connection
+        self.spoiled = False
         self._statements = statements
         self._renew = renew
+        self._waiting: list[
+            tuple[Statement, tuple[str, ...]]
+        ] = []  # to be sent; and the tables that it reads for later
+        self._locked: Changes = {}  # what nobody else changes
         self._serial: int | None = None
-        # What `expect` has read: table -> key -> value.
-        self._items: dict[str, dict[bytes, bytes | None]] = {}
-        # What `expect_values` has read: table and key -> start -> first value, and the same as value -> starts.
-        self._firsts: dict[tuple[str, bytes], dict[bytes, bytes | None]] = {}
-        self._starts: dict[tuple[str, bytes], dict[bytes, list[bytes]]] = {}
+        self._pipeline: psycopg.Pipeline | None = None
+        self._pipelines = contextlib.ExitStack()
+        self._wait((statement, ()) for statement in begin)
 
     @property
     def serial(self) -> int:  # type: ignore[override]
@@ -80,112 +113,96 @@ class PostgresqlReader(Reader):
                 self._serial = next(_serials)
         return self._serial
 
-    def newest(self) -> int:
-        """Return the `serial` of this transaction: it may stay open although others commit, as it costs them nothing."""
-        return self.serial
+    def _wait(self, statements: Iterable[Statement], *tables: str) -> None:
+        """Have statements wait until something is read, or the transaction ends; they may read some tables for later."""
+        self._waiting += [(statement, tables) for statement in statements]
 
     def _rows(self, table: str, what: str, *parameters: Any) -> list[Any]:
         return self._answer(self._statements(what, table), parameters)
 
-    def _answer(self, statement: bytes, parameters: Sequence[Any] = ()) -> list[Any]:
+    def _answer(self, statement: bytes, parameters: tuple[Any, ...] = ()) -> list[Any]:
         while True:
             try:
-                rows = self.connection.execute(statement, parameters, binary=True).fetchall()
+                rows = self._send((statement, parameters))
             except psycopg.Error:
                 if self._renew is None or not is_lost(self.connection):
                     raise
-                self.connection = self._renew()
+                self.connection, begin = self._renew(self.connection)
+                self.spoiled = False
+                self._waiting.clear()
+                self._wait((statement, ()) for statement in begin)
             else:
                 self._renew = None
                 return rows
 
-    def _column(self, table: str, what: str, *parameters: Any) -> list[Any]:
-        return [row[0] for row in self._rows(table, what, *parameters)]
+    def _send(self, *statements: Statement, last: bool = False) -> list[Any]:
+        """Send what waits, and some statements; return the rows that the last one gives.
 
-    def expect(self, table: str, keys: Iterable[bytes]) -> None:
-        known = self._items.setdefault(table, {})
-        wanted = [key for key in dict.fromkeys(keys) if key not in known]
-        if len(wanted) > 1:
-            known.update(dict.fromkeys(wanted))
-            known.update(self.get_many(table, wanted))
+        Unless they are the *last* of a transaction that locks others out, the pipeline stays open: leaving it,
+        psycopg has the server forget that a transaction which is idle for too long is to be ended.
+        """
+        together = [*self._waiting, *((statement, ()) for statement in statements)]
+        if len(together) == 1 and not self._locks_out:
+            cursors = [self.connection.execute(*together[0][0], binary=True)]
+        else:
+            stay = self._locks_out and not last
+            cursors = self._send_together([statement for statement, _ in together], stay=stay)
+        self._waiting.clear()
+        for (_, tables), cursor in zip(together, cursors, strict=True):
+            for table, key, value in cursor.fetchall() if tables else ():
+                self._locked[table][key] = value
+        return cursors[-1].fetchall() if cursors and cursors[-1].description else []
 
-    def expect_values(self, table: str, key: bytes, starts: Iterable[bytes]) -> None:
-        known = self._firsts.setdefault((table, key), {})
-        wanted = [start for start in dict.fromkeys(starts) if start not in known]
-        if len(wanted) > 1:
-            firsts = self.first_values(table, key, wanted)
-            known.update(zip(wanted, firsts, strict=True))
-            starts = self._starts.setdefault((table, key), {})
-            for start, value in zip(wanted, firsts, strict=True):
-                if value is not None:
-                    starts.setdefault(value, []).append(start)
+    def _send_together(self, statements: list[Statement], *, stay: bool) -> list[psycopg.Cursor[Any]]:
+        """Execute statements in a pipeline, which is to *stay* open; return their cursors."""
+        cursors: list[psycopg.Cursor[Any]] = []
+        failure: BaseException | None = None
+        handled = sys.exception()
+        try:
+            if self._pipeline is None and statements:
+                self._pipeline = self._pipelines.enter_context(self.connection.pipeline())
+            try:
+                cursors += [self.connection.execute(*statement, binary=True) for statement in statements]
+                if stay and self._pipeline is not None:
+                    self._pipeline.sync()
+            except BaseException as error:  # noqa: BLE001 (raised below: psycopg would print it on stderr if another follows)
+                failure = error
+            if not stay or failure is not None:
+                self.leave()
+        except Exception as error:  # noqa: BLE001 (any: psycopg may fail in other ways when it is interrupted)
+            failure = failure or _interruption(error, handled) or error
+        if failure is not None:
+            self.spoiled = True
+            raise failure from None
+        return cursors
+
+    def leave(self) -> None:
+        """Leave the pipeline, as the transaction is to end."""
+        self._pipeline = None
+        self._pipelines.close()
 
     def get(self, table: str, key: bytes) -> bytes | None:
-        known = self._items.get(table)
-        if known is not None and key in known:
-            return known[key]
-        return next(iter(self._column(table, "get", key)), None)
+        rows = self._rows(table, "get", key)
+        return rows[0][0] if rows else None
 
     def get_many(self, table: str, keys: Sequence[bytes]) -> list[Item]:
         found: dict[bytes, bytes] = {}
-        for some in (keys[i : i + _ROWS] for i in range(0, len(keys), _ROWS)):
+        for some in _parts(keys):
             if len(some) > 1 and len(some[0]) == len(some[-1]) == 8 and _are_dense(some):
                 found.update(self._rows(table, "between", some[0], some[-1]))
             else:
-                found.update(self._rows(table, "get_many", list(some)))
+                found.update(self._rows(table, "get_many", ByteaArray(some)))
         return [(key, found[key]) for key in keys if key in found]
 
     def scan(self, table: str, start: bytes, limit: int | None = None, prefix: bytes = b"") -> list[Item]:
-        start = max(start, prefix)
-        end = _after_prefix(prefix)
-        if end is None:
-            return self._rows(table, "scan", start, limit)
-        return self._rows(table, "scan_to", start, end, limit)
+        return self._rows(table, "scan", max(start, prefix), _after_prefix(prefix) or _LAST, limit)
 
-    def entries(self, table: str) -> int:
-        return int(self._column(table, "entries")[0])
-
-    def values(self, table: str, key: bytes, start: bytes, limit: int) -> list[bytes]:
-        known = self._firsts.get((table, key)) if limit == 1 else None
-        if known is not None and start in known:
-            first = known[start]
-            return [] if first is None else [first]
-        return self._column(table, "values", key, start, limit)
-
-    def first_values(self, table: str, key: bytes, starts: Iterable[bytes]) -> list[bytes | None]:
-        wanted = list(starts)
-        found: list[bytes | None] = []
-        for i in range(0, len(wanted), _ROWS):
-            found += self._column(table, "first_values", key, wanted[i : i + _ROWS])
+    def scan_many(self, table: str, prefixes: Sequence[bytes]) -> list[Item]:
+        found: list[Item] = []
+        for some in _parts(prefixes):
+            ends = ByteaArray(_after_prefix(prefix) or _LAST for prefix in some)
+            found += self._rows(table, "scan_many", ByteaArray(some), ends)
         return found
-
-    def keys(self, table: str) -> Iterator[bytes]:
-        """Yield the keys that a table has, whether their values are counted right or not."""
-        if table not in SET_TABLES:
-            yield from super().keys(table)
-            return
-        key = b""
-        while found := self._column(table, "next_key", key):
-            key = found[0]
-            yield key
-
-    def miscounted(self) -> Iterator[tuple[str, bytes, int, int]]:
-        """Yield the keys with a wrong count: table, key, how many values are counted, how many there are."""
-        for table in SET_TABLES:
-            for key, counted, there in self._rows(table, "miscounted"):
-                yield table, key, counted, there
-
-    def last_value(self, table: str, key: bytes) -> bytes | None:
-        return next(iter(self._column(table, "last_value", key)), None)
-
-    def count(self, table: str, key: bytes) -> int:
-        return next(iter(self._column(table, "count", key)), 0)
-
-    def counts(self, table: str, prefix: bytes) -> list[tuple[bytes, int]]:
-        end = _after_prefix(prefix)
-        if end is None:
-            return self._rows(table, "counts", prefix)
-        return self._rows(table, "counts_to", prefix, end)
 
 
 def _are_dense(keys: Sequence[bytes]) -> bool:
@@ -194,18 +211,10 @@ def _are_dense(keys: Sequence[bytes]) -> bool:
     return 0 < last - first < 2 * len(keys) and all(a < b for a, b in pairwise(keys))
 
 
-def _values_to_copy(key: bytes, values: Sequence[bytes]) -> Iterator[bytes]:
-    """Yield rows of one key and *values*, all of one length, in the format of a binary COPY."""
-    head = _COLUMNS.pack(2, len(key)) + key + _SIZE.pack(len(values[0]))
-    for i in range(0, len(values), _ROWS):
-        yield head + head.join(values[i : i + _ROWS])
-
-
 def _items_to_copy(items: Sequence[Item]) -> Iterator[bytes]:
     """Yield rows of *items*, whose keys are of one length, in the format of a binary COPY."""
     size = _SIZE.pack
-    for i in range(0, len(items), _ROWS):
-        some = items[i : i + _ROWS]
+    for some in _parts(items):
         head = _COLUMNS.pack(2, len(some[0][0]))
         yield b"".join(chain.from_iterable((head, key, size(len(v)), v) for key, v in some))
 
@@ -223,56 +232,159 @@ def _interruption(error: Exception, handled: BaseException | None) -> BaseExcept
     return None
 
 
+class LocksMissing(Exception):
+    """A transaction needs the rows of more sessions than it has locked: it begins again, and locks all of them first."""
+
+
 class PostgresqlWriter(PostgresqlReader, Writer):
-    """A transaction that changes the tables; `send` sends the changes that wait in this program."""
+    """A transaction that changes the tables.
 
-    def __init__(self, connection: Connection, statements: Statements) -> None:
-        super().__init__(connection, statements)
-        self._waiting: list[tuple[bytes, tuple[Any, ...]]] = []  # statements and their parameters
-        self._copied: Counter[tuple[str, bytes]] = Counter()  # table and key -> values sent, but not yet counted
-        self._touched: set[str] = set()  # tables that these two will change
+    Args:
+        connection: on which no transaction is open.
+        statements: for the tables.
+        begin: the statements that begin the transaction.
+        sessions: those whose rows are to be locked, as keys; they become more, if LocksMissing is raised.
+        ahead: what is read with these rows, as the transaction before has read it: table -> few keys.  It becomes
+            what this one reads.
+    """
 
-    def _rows(self, table: str, what: str, *parameters: Any) -> list[Any]:
-        if table in self._touched:
-            self.send()
-        return super()._rows(table, what, *parameters)
+    _locks_out = True
 
-    def _later(self, table: str, what: str, *parameters: Any) -> None:
-        self._touched.add(table)
-        self._waiting.append((self._statements(what, table), parameters))
+    def __init__(
+        self,
+        connection: Connection,
+        statements: Statements,
+        begin: Iterable[bytes],
+        sessions: set[bytes],
+        ahead: dict[str, Sequence[bytes]],
+    ) -> None:
+        super().__init__(connection, statements, begin)
+        self._sessions = sessions
+        self._ahead = ahead
+        self._has_locked = False
+        self._locked = {table: {} for table in TABLES}
+        self._changes: Changes = {table: {} for table in TABLES}
+        self._counts: dict[str, dict[bytes, int]] = {table: {} for table in TABLES}  # by how much numbers grow
 
-    def send(self) -> None:
-        """Send the changes that wait."""
-        waiting, self._waiting = self._waiting, []
-        if self._copied:
-            counts = [(self._statements("added", table), (key, n)) for (table, key), n in self._copied.items()]
-            waiting[:0] = counts
-            self._copied.clear()
-        self._touched.clear()
-        if len(waiting) == 1:
-            self.connection.execute(*waiting[0])
-        elif waiting:
-            self._send_together(waiting)
+    # -- reading
 
-    def _send_together(self, waiting: list[tuple[bytes, tuple[Any, ...]]]) -> None:
-        failure: BaseException | None = None
-        handled = sys.exception()
-        try:
-            with self.connection.pipeline():
-                try:
-                    for statement, parameters in waiting:
-                        # After a failure the server skips the rest of the pipeline: psycopg would believe
-                        # that a statement was prepared there.
-                        self.connection.execute(statement, parameters, prepare=False)
-                except BaseException as error:  # noqa: BLE001 (raised below: psycopg would print it on stderr if another follows)
-                    failure = error
-        except Exception as error:  # noqa: BLE001 (any: psycopg may fail in other ways when it is interrupted)
-            raise failure or _interruption(error, handled) or error from None
-        if failure is not None:
-            raise failure
+    def get(self, table: str, key: bytes) -> bytes | None:
+        if key in self._changes[table]:
+            return self._changes[table][key]
+        if any(table in tables for _, tables in self._waiting):
+            self._send()
+        if key in self._locked[table]:
+            return self._locked[table][key]
+        if key in self._counts[table]:
+            self._have_changes_wait(table)
+        value = super().get(table, key)
+        if table == SESSIONS and value is not None and key in self._sessions:
+            raise LocksMissing  # the row has come into being since it was to be locked
+        return value
+
+    def get_many(self, table: str, keys: Sequence[bytes]) -> list[Item]:
+        if any(table in tables for _, tables in self._waiting):
+            self._send()
+        if table in _AHEAD and len(keys) <= _FEW:
+            self._ahead[table] = keys
+        known = self._locked[table]
+        if known and not self._changes[table] and all(key in known for key in keys):
+            return [(key, value) for key in keys if (value := known[key]) is not None]
+        self._have_changes_wait(table)
+        return super().get_many(table, keys)
+
+    def scan(self, table: str, start: bytes, limit: int | None = None, prefix: bytes = b"") -> list[Item]:
+        self._have_changes_wait(table)
+        return super().scan(table, start, limit, prefix)
+
+    def scan_many(self, table: str, prefixes: Sequence[bytes]) -> list[Item]:
+        self._have_changes_wait(table)
+        return super().scan_many(table, prefixes)
+
+    def lock(self, table: str, keys: Iterable[bytes]) -> None:
+        wanted = {*keys}
+        if table == SESSIONS:
+            if self._has_locked and wanted <= self._sessions:
+                return
+            self._sessions |= wanted
+            if self._has_locked:
+                raise LocksMissing
+            wanted = self._sessions
+        self._has_locked = True
+        self._have_changes_wait(table)
+        new = sorted(wanted - self._locked[table].keys())
+        self._wait(((self._statements("lock", table), (ByteaArray(some),)) for some in _parts(new)), table)
+        ahead = {**self._ahead}  # other threads may change it
+        if table == SESSIONS and ahead:
+            for other, some in ahead.items():
+                self._locked[other].update(dict.fromkeys(some))
+            text = b" UNION ALL ".join(self._statements("read", other) for other in ahead)
+            self._wait([(text, (*map(ByteaArray, ahead.values()),))], *ahead)
+
+    # -- writing
+
+    def put(self, table: str, items: Sequence[Item]) -> None:
+        self._change(table, dict(items))
+
+    def add(self, table: str, items: Sequence[Item]) -> None:
+        if len(items) < _COPIED_FROM:
+            self.put(table, items)
+            return
+        self._have_changes_wait(table)
+        self._send(last=True)  # in a pipeline there can't be a COPY
+        with self.connection.cursor().copy(self._statements("copy", table)) as copy:
+            copy.write(_COPY_HEAD)
+            for some in _items_to_copy(items):
+                copy.write(some)
+            copy.write(_COPY_END)
+
+    def delete(self, table: str, keys: Iterable[bytes]) -> None:
+        self._change(table, dict.fromkeys(keys))
+
+    def _change(self, table: str, items: dict[bytes, bytes] | dict[bytes, None]) -> None:
+        changes, known = self._changes[table], self._locked[table]
+        changes.update(items)
+        if known:
+            known.update((key, value) for key, value in items.items() if key in known)
+        if len(changes) > _MOST_WAITING:
+            self._have_changes_wait(table)
+            self._send()
+
+    def count(self, table: str, key: bytes, change: int) -> None:
+        counts = self._counts[table]
+        counts[key] = counts.get(key, 0) + change
+
+    def _have_changes_wait(self, table: str) -> None:
+        """Have the changes of a table wait to be sent."""
+        if self._changes[table]:
+            self._wait(self._putting(table))
+        if self._counts[table]:
+            self._wait(self._counting(table))
+
+    def _putting(self, table: str) -> Iterator[Statement]:
+        """Give the statements that make the changes, of which there are none then."""
+        items = sorted(self._changes[table].items())
+        self._changes[table].clear()
+        for gone in _parts([key for key, value in items if value is None]):
+            yield self._statements("delete", table), (ByteaArray(gone),)
+        for some in _parts([item for item in items if item[1] is not None]):
+            yield self._statements("put", table), (*map(ByteaArray, zip(*some, strict=True)),)
+
+    def _counting(self, table: str) -> Iterator[Statement]:
+        """Give those that change numbers."""
+        items = sorted(self._counts[table].items())
+        self._counts[table].clear()
+        for sign, statements in ((-1, ("vanish", "shrink")), (1, ("grow",))):
+            for some in _parts([(key, sign * change) for key, change in items if sign * change > 0]):
+                keys, changes = ByteaArray(key for key, _ in some), BigintArray(change for _, change in some)
+                for what in statements:
+                    yield self._statements(what, table), (keys, changes)
+
+    # -- the whole transaction
 
     def fill(self, on_create: Callable[[Writer], None] | None) -> None:
         """Fill new tables, unless another process has done so; their version is written last, and marks them as complete."""
+        self.keep_others_out()
         if not self._rows("", "layout"):
             if self.scan(META, b"", 1):
                 raise CorruptStore(
@@ -281,86 +393,40 @@ class PostgresqlWriter(PostgresqlReader, Writer):
                 )
             if on_create is not None:
                 on_create(self)
-            self._later("", "made")
+            self._wait([(self._statements("made"), ())])
 
     def keep_others_out(self) -> None:
-        """Wait until nobody else writes, and let nobody write before this transaction ends.
+        """Wait until nobody else writes, and let nobody write before this transaction ends."""
+        self._send((self._statements("keep_out"), ()))
 
-        To be called first: the state that the transaction sees is the one of its first statement.
+    def commit(self, token: bytes, former: list[bytes], flushed_later: bool) -> None:
+        """Send the changes that wait and the commit, which stores *token* and deletes *former* ones.
+
+        They are one statement if they are few: no two of them change the same row.  If it is to be *flushed
+        later*, the commit leaves what is locked to the others before it is on the server's disk, which the
+        transaction after it waits for: so these others don't wait for each other's flush.
         """
-        self.connection.execute(self._statements("keep_out"), ())
-
-    def recount(self, table: str, key: bytes, there: int) -> None:
-        """Set the count of a key's values to how many are there."""
-        self._later(table, "recount", key, there)
-
-    def commit(self, token: bytes, former: bytes | None) -> None:
-        """Send the changes that wait and the commit, which stores *token* and deletes a *former* one."""
-        self._waiting.append((self._statements("commit"), (token,)))
-        if former is not None:
-            self._waiting.append((self._statements("forget"), (former,)))
-        self._waiting.append((b"COMMIT", ()))
-        self.send()
-
-    def _forget(self, table: str, keys: Iterable[bytes]) -> None:
-        """Forget what `expect` has read of keys that are about to change."""
-        known = self._items.get(table)
-        if known is not None:
-            for key in keys:
-                known.pop(key, None)
-
-    def put(self, table: str, items: Sequence[Item]) -> None:
-        self._forget(table, (key for key, _ in items))
-        if len(items) == 1:
-            self._later(table, "put_one", *items[0])
-            return
-        rows = list(dict(items).items())
-        for some in (rows[i : i + _ROWS] for i in range(0, len(rows), _ROWS)):
-            self._later(table, "put", *map(list, zip(*some, strict=True)))
-
-    def add(self, table: str, items: Sequence[Item]) -> None:
-        if len(items) < _COPIED_FROM:
-            if items:
-                self.put(table, items)
-            return
-        self._forget(table, (key for key, _ in items))
-        self._copy(table, _items_to_copy(items))
-
-    def delete(self, table: str, keys: Iterable[bytes]) -> None:
-        gone = list(keys)
-        self._forget(table, gone)
-        for key in gone:
-            self._firsts.pop((table, key), None)
-        for some in (gone[i : i + _ROWS] for i in range(0, len(gone), _ROWS)):
-            self._later(table, "delete", some)
-            if table in SET_TABLES:
-                self._later(table, "uncount", some)
-
-    def put_values(self, table: str, key: bytes, values: Sequence[bytes]) -> None:
-        self._firsts.pop((table, key), None)
-        if len(values) < _COPIED_FROM:
-            if values:
-                self._later(table, "put", key, list(values), key)
-            return
-        self._copy(table, _values_to_copy(key, values))
-        self._touched.add(table)
-        self._copied[table, key] += len(values)
-
-    def _copy(self, table: str, rows: Iterable[bytes]) -> None:
-        """Send new rows, which are in the format of COPY."""
-        self.send()
-        with self.connection.cursor().copy(self._statements("copy", table)) as copy:
-            copy.write(_COPY_HEAD)
-            for some in rows:
-                copy.write(some)
-            copy.write(_COPY_END)
-
-    def delete_values(self, table: str, key: bytes, values: Iterable[bytes]) -> None:
-        gone = list(values)
-        known = self._firsts.get((table, key))
-        if known is not None:
-            for value in gone:
-                for start in self._starts.get((table, key), {}).get(value, ()):
-                    known.pop(start, None)
-        for some in (gone[i : i + _ROWS] for i in range(0, len(gone), _ROWS)):
-            self._later(table, "delete_values", key, some, key)
+        statements: list[Statement] = []
+        for table, changes in self._changes.items():
+            if changes:
+                statements += self._putting(table)
+        statements.append((self._statements("commit"), (token,)))
+        if former:
+            statements.append((self._statements("forget"), (ByteaArray(former),)))
+        for table, counts in reversed(self._counts.items()):
+            if counts:
+                statements += self._counting(table)
+        if 1 < len(statements) <= _COMBINED:
+            *some, last = [text for text, _ in statements]
+            parts = b", ".join(b"s%d AS (%s)" % (i, text) for i, text in enumerate(some))
+            statements = [(b"WITH %s %s" % (parts, last), tuple(chain.from_iterable(p for _, p in statements)))]
+        self._wait(statements)
+        if flushed_later:
+            early = (
+                (b"SET LOCAL synchronous_commit = off", ()),
+                (b"COMMIT", ()),
+                (self._statements("flush"), (token,)),
+            )
+            self._send(*early, last=True)
+        else:
+            self._send((b"COMMIT", ()), last=True)

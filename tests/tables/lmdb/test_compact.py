@@ -18,7 +18,7 @@ from pathlib import Path
 import lmdb.verify
 import pytest
 
-from children import Child, Died, in_child, run_python, start_python
+from children import Child, Died, in_child, let_others_in, run_python, start_python
 from consistency import check, read_tables
 from examples import Simulation, Sweep
 from gc3session import (
@@ -32,7 +32,7 @@ from gc3session import (
     TemporarySession,
     make_store,
 )
-from gc3session.tables.lmdb.data_file.meta import MetaPage, meta_pages_of, newest_meta_page_of
+from gc3session.tables.lmdb.data_file.meta import MetaPage, meta_pages_of, newest_meta_page, newest_meta_page_of
 from test_cli import one_error, run
 
 KILLS, KILLS_IN_LONG_FORM = 30, 1000
@@ -81,7 +81,7 @@ def test_room_is_given_back_and_all_is_as_before(session: Session) -> None:
     assert list(session.check()) == []
     session.add(Task(jobname="after"))
     assert session.stats() == {"NEW": len(ids) + 3}
-    assert sorted(os.listdir(data_of(session).parent)) == ["checked", "data.mdb", "lock.mdb"]
+    assert sorted(os.listdir(data_of(session).parent)) == ["checked", "data.mdb", "lock.mdb", "writer.lock"]
 
 
 def test_compacted_file_has_the_number_of_the_last_transaction_on_both_meta_pages(session: Session) -> None:
@@ -106,11 +106,11 @@ def test_numbers_of_its_own_transactions_stay_below_that_which_the_file_gets(
     given = newest_meta_page_of(os.fspath(data_of(session))).transaction
     own: list[int] = []
 
-    def noted(path: str) -> MetaPage:
-        own.append(newest_meta_page_of(path).transaction)
-        return newest_meta_page_of(path)
+    def noted(path: str, fd: int) -> MetaPage:
+        own.append(newest_meta_page(path, fd).transaction)
+        return newest_meta_page(path, fd)
 
-    monkeypatch.setattr("gc3session.tables.lmdb.copying.newest_meta_page_of", noted)
+    monkeypatch.setattr("gc3session.tables.lmdb.copying.newest_meta_page", noted)
     monkeypatch.setattr("gc3session.tables.lmdb.copying._TRANSACTION", 1000)  # bytes
     monkeypatch.setattr("gc3session.tables.lmdb.copying._ITEMS", 10)
     session.compact()
@@ -405,8 +405,7 @@ def test_forked_child_does_not_stand_in_the_way_and_goes_on_with_the_new_file(ma
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
 def test_reader_who_may_lock_nothing_goes_on_with_the_new_file(tmp_path: Path) -> None:
     path = tmp_path / "s"
-    for directory in (tmp_path, *list(tmp_path.parents)[:3]):
-        directory.chmod(0o755)
+    let_others_in(tmp_path)
     with Session(path) as session:
         ids = fill(session, 300)
     (path / "jobs").chmod(0o711)  # not to be listed, and so not to be locked
@@ -472,7 +471,9 @@ def test_killed_at_any_instant_it_leaves_all_tasks_and_a_session_that_opens(
             assert kept <= session.list_ids()
             assert len(session) <= len(kept) + 1  # that of a call which had not returned
             kept = session.list_ids()
-        assert sorted(os.listdir(path / "jobs")) == ["checked", "data.mdb", "lock.mdb"], "leftovers are deleted"
+        assert sorted(os.listdir(path / "jobs")) == ["checked", "data.mdb", "lock.mdb", "writer.lock"], (
+            "leftovers are deleted"
+        )
     assert left_behind, "no kill came in the middle"
     check(path)
     assert lmdb.verify.verify(os.fspath(path / "jobs" / "data.mdb")) == []
@@ -497,7 +498,7 @@ def test_failure_of_any_step_changes_nothing_and_the_session_works_on(
         with pytest.raises(StoreFull if number == errno.ENOSPC else Exception, match="nothing was changed"):
             session.compact()
     assert file_of(session) == before
-    assert sorted(os.listdir(data_of(session).parent)) == ["checked", "data.mdb", "lock.mdb"]
+    assert sorted(os.listdir(data_of(session).parent)) == ["checked", "data.mdb", "lock.mdb", "writer.lock"]
     assert list(session.ids()) == ids
     session.add(Task())
     session.compact()
@@ -514,7 +515,7 @@ def test_interruption_changes_nothing(session: Session) -> None:
         session.compact(progress=interrupt)
     assert file_of(session) == before
     assert list(session.ids()) == ids
-    assert sorted(os.listdir(data_of(session).parent)) == ["checked", "data.mdb", "lock.mdb"]
+    assert sorted(os.listdir(data_of(session).parent)) == ["checked", "data.mdb", "lock.mdb", "writer.lock"]
     session.add(Task())
 
 
@@ -551,7 +552,7 @@ def test_full_disk_in_the_middle(tmp_path: Path) -> None:
             session.compact()
     """
     assert "disk is full" in run_python(script, tmp_path / "s")
-    assert sorted(os.listdir(tmp_path / "s" / "jobs")) == ["checked", "data.mdb", "lock.mdb"]
+    assert sorted(os.listdir(tmp_path / "s" / "jobs")) == ["checked", "data.mdb", "lock.mdb", "writer.lock"]
     check(tmp_path / "s")
 
 

@@ -23,11 +23,12 @@ GROW = """
 """
 
 
-def test_writer_that_begins_again_holds_no_mirror(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Found by the crash kit: of two writers one waited for the store, the other for the mirror, for ever."""
+def test_writer_that_begins_again_has_given_up_what_it_planned(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
     session.add(Task())
     prepare, begin = session._mirror.plan, Environment.begin
-    full = [lmdb.MapFullError("as it comes at a commit, after the mirror was locked")]
+    full = [lmdb.MapFullError("as it comes at a commit, after the mirror was opened")]
 
     def prepare_and_find_no_room(*args: Any) -> Any:
         mark = prepare(*args)
@@ -36,7 +37,7 @@ def test_writer_that_begins_again_holds_no_mirror(session: Session, monkeypatch:
         return mark
 
     def noting_begin(self: Environment, write: bool = False) -> Any:
-        assert not (write and session._mirror._locked)
+        assert not (write and session._mirror._file >= 0)
         return begin(self, write)
 
     monkeypatch.setattr(session._mirror, "plan", prepare_and_find_no_room)

@@ -216,13 +216,13 @@ def test_tables_of_another_version_are_refused(postgresql_url: str, tmp_path: Pa
         statements = session.store.tables._statements  # type: ignore[attr-defined]
     with connected(postgresql_url) as connection:
         connection.execute(
-            statements("layout").replace(b"SELECT version FROM", b"UPDATE") + b" SET version = 2", ()
+            statements("layout").replace(b"SELECT version FROM", b"UPDATE") + b" SET version = 3", ()
         )
-    with pytest.raises(UnknownFormat, match="version 2"):
+    with pytest.raises(UnknownFormat, match="version 3"):
         Session(tmp_path / "session")
     with connected(postgresql_url) as connection:
         connection.execute(
-            statements("layout").replace(b"SELECT version FROM", b"UPDATE") + b" SET version = 1", ()
+            statements("layout").replace(b"SELECT version FROM", b"UPDATE") + b" SET version = 2", ()
         )
 
 
@@ -279,7 +279,6 @@ def test_commits_wait_for_the_disk_whatever_the_site_says(postgresql_url: str) -
     with make_store(f"{postgresql_url}&options=-c%20synchronous_commit%3Doff") as store:
         store.save(Task())
         tables: Any = store.tables
-        assert tables._ask(b"SHOW synchronous_commit") == [("off",)], "more was changed than the transaction"
         settings = [tables.write(lambda writer: writer._answer(b"SHOW synchronous_commit")) for _ in range(10)]
     assert settings == [[("on",)]] * 10
 
@@ -303,13 +302,15 @@ def backend(session: Session) -> int:
 
 
 def on_machine(host: str, path: Path, url: str, count: int) -> list[str]:
-    """Add tasks as a machine of that name would: its boot is in the mirror's mark."""
+    """Add tasks as a machine of that name would: its boot is in the note of the mirror."""
     gc3session.index.mirror._boot_id = lambda: f"boot of {host}"  # type: ignore[assignment]
     with Session(path, store_or_url=url) as session:
         ids = []
         for i in range(count):
             ids.append(session.add(Simulation(jobname=f"{host}/{i}")))
-            assert set(ids) <= set(read_mirror(path))
+            if i % 20 == 0:
+                session.flush()
+                assert set(ids) <= set(read_mirror(path))
         return ids
 
 
@@ -329,6 +330,7 @@ def test_two_machines_work_on_one_store_at_once(postgresql_url: str, tmp_path: P
             order = list(session.tasks)
             assert set(order) == ({*ids[0], *ids[1]} if same else set(mine))
             assert [id_ for id_ in order if id_ in set(mine)] == mine
+            session.flush()
         assert check(path) == order
 
 
@@ -347,10 +349,9 @@ def test_a_writer_does_not_wait_for_that_of_another_session(postgresql_url: str,
             assert len(two) == 41
 
         def one_unit(writer: object) -> None:
-            row = one._index
-            assert row.session(writer) is not None  # type: ignore[arg-type]
+            writer.lock("sessions", [one._index.identity])  # type: ignore[attr-defined]
             writer.put("records", [(b"\xff" * 8, b"x")])  # type: ignore[attr-defined]
-            writer.send()  # type: ignore[attr-defined]
+            assert writer.scan("records", b"\xff")  # type: ignore[attr-defined]
             writer.delete("records", [b"\xff" * 8])  # type: ignore[attr-defined]
 
         one.store.tables.write(unit)
@@ -394,6 +395,9 @@ def test_any_walk_over_sessions_on_postgresql_agrees_with_the_model(
     class OnPostgresql(walk.Walk):  # type: ignore[misc,name-defined]
         def new_url(self) -> str:
             return next(postgresql_urls)
+
+        def _mirror_agrees(self, directory: str, ids: set[str]) -> None:
+            pass  # it follows at the end, when it is checked
 
     for number in range(1000 if long_form else 3):
         seed = random.randrange(1 << 32)
@@ -452,14 +456,14 @@ def test_read_whose_connection_was_lost_before_it_read_anything_is_made_again(
 ) -> None:
     with Session(tmp_path / "session", store_or_url=postgresql_url) as session, connected(postgresql_url) as other:
         id_ = session.add(Task())
-        for read in (lambda reader: reader.serial, lambda reader: len(reader.counts("states", b""))):
+        for read in (lambda reader: reader.serial, lambda reader: len(reader.scan("counts", b""))):
             with session.store.reading() as reader:
                 other.execute("SELECT pg_terminate_backend(%s, 10000)", (reader.connection.info.backend_pid,))
                 assert read(reader)
         with pytest.raises(StoreUnreachable), session.store.reading() as reader:
-            assert reader.count("states", b"") == 0
+            assert reader.get("states", b"") is None
             other.execute("SELECT pg_terminate_backend(%s, 10000)", (reader.connection.info.backend_pid,))
-            reader.count("states", b"")  # of another state of the store
+            reader.get("states", b"")  # of another state of the store
         assert session.list_ids() == {id_}
 
 
@@ -479,6 +483,7 @@ def test_removing_many_takes_few_round_trips(
     statements.clear()
     session.remove_many(ids[:600])
     assert len(statements) < 60
+    session.flush()
     assert check(tmp_path / "session") == ids[600:]
     statements.clear()
     session.destroy()

@@ -226,12 +226,12 @@ REFUSED = {
     ),
     "statements that take too long": Refused(locked, StoreUnreachable, "raise the server's statement_timeout"),
     "tables of another version": Refused(
-        changed("UPDATE {}.layout SET version = 2", "UPDATE {}.layout SET version = 1"), UnknownFormat, "upgrade gc3session"
+        changed("UPDATE {}.layout SET version = 3", "UPDATE {}.layout SET version = 2"), UnknownFormat, "upgrade gc3session"
     ),
     "records of another version": Refused(
         changed(
+            r"UPDATE {}.meta SET value = '\x03' WHERE key = 'format'",
             r"UPDATE {}.meta SET value = '\x02' WHERE key = 'format'",
-            r"UPDATE {}.meta SET value = '\x01' WHERE key = 'format'",
         ),
         UnknownFormat,
         "upgrade gc3session",

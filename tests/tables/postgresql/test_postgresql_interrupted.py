@@ -1,8 +1,7 @@
-"""Connections that end, and signals that come, at any instant of a commit: each task whose call returned is there once."""
+"""Connections that end at any instant, also between parent and child: each task whose call returned is there once."""
 
 from __future__ import annotations
 
-import contextlib
 import os
 import random
 import secrets
@@ -20,12 +19,11 @@ import pytest
 from consistency import check
 from gc3session import ClosedError, Session, Task, make_store
 from gc3session.tables.postgresql.address import address_of
-from gc3session.tables.postgresql.connections import Connections
 from gc3session.tables.postgresql.transaction import PostgresqlWriter
 
 
 class Interrupted(Exception):
-    """Raised by the handler of a signal."""
+    """Raised in the child."""
 
 
 @pytest.fixture
@@ -80,147 +78,16 @@ def test_connections_end_at_any_instant(session: Session, url: str) -> None:
     have_ids(session, tasks)
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of psycopg's pipeline
-@pytest.mark.parametrize("error", [KeyboardInterrupt, Interrupted])
-def test_signals_come_during_the_commit(
-    session: Session, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
-) -> None:
-    chance = random.Random(3)
-    commit = PostgresqlWriter.commit
-
-    def interrupted(*_: object) -> None:
-        raise error
-
-    def interrupted_commit(self: PostgresqlWriter, *args: Any) -> None:
-        signal.setitimer(signal.ITIMER_REAL, chance.uniform(0.0001, 0.003))
-        try:
-            commit(self, *args)
-        finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-
-    monkeypatch.setattr(PostgresqlWriter, "commit", interrupted_commit)
-    former = signal.signal(signal.SIGALRM, interrupted)
-    tasks: list[Task] = []
-    caught = 0
-    try:
-        while caught < 25:
-            some = [Task() for _ in range(20)]
-            tasks += some
-            try:
-                session.add_many(some)
-            except error:
-                caught += 1
-    finally:
-        signal.signal(signal.SIGALRM, former)
-        monkeypatch.undo()
-    have_ids(session, tasks)
-
-
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of psycopg's pipeline
-@pytest.mark.parametrize("error", [KeyboardInterrupt, Interrupted])
-def test_signals_come_at_any_instant_and_leave_no_transaction_open(
-    session: Session, url: str, error: type[BaseException]
-) -> None:
-    """One that was left open would have the next write of the same tasks wait for ever."""
-    chance = random.Random(5)
-
-    def interrupted(*_: object) -> None:
-        raise error
-
-    former = signal.signal(signal.SIGALRM, interrupted)
-    tasks: list[Task] = []
-    kept = []  # as an interactive shell keeps the last one, with the variables of all functions
-    try:
-        while len(kept) < 30:
-            some = [Task() for _ in range(600)]
-            tasks += some
-            try:
-                signal.setitimer(signal.ITIMER_REAL, chance.uniform(0.001, 0.02))
-                try:
-                    session.add_many(some)
-                finally:
-                    signal.setitimer(signal.ITIMER_REAL, 0)
-            except error as caught:
-                kept.append(caught)
-    finally:
-        signal.signal(signal.SIGALRM, former)
-    have_ids(session, tasks)
-    options = address_of(url).options
-    with psycopg.connect(**{**options, "application_name": "test"}, autocommit=True) as connection:
-        statement = "SELECT query FROM pg_stat_activity WHERE application_name = %s AND backend_xid IS NOT NULL"
-        assert connection.execute(statement, (options["application_name"],)).fetchall() == []
-
-
-@pytest.mark.parametrize("where", [(PostgresqlWriter, "put_values"), (PostgresqlWriter, "send")])
-@pytest.mark.parametrize("number", [100, 3000])
-def test_what_a_signal_has_left_open_is_ended_before_the_next_write(
-    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: tuple[type, str], number: int
-) -> None:
-    """Its rows are the ones that the next write has, too, which would wait for its end."""
-
-    def interrupted(*_: object) -> None:
-        monkeypatch.undo()
-        raise Interrupted
-
-    waiting_ends = f"{url}&options=-c%20lock_timeout%3D2000"
-    with Session(tmp_path / "session", store_or_url=waiting_ends) as session:
-        session.add(Task())
-        tasks = [Task() for _ in range(3000)]
-        monkeypatch.setattr(*where, interrupted)
-        with pytest.raises(Interrupted) as caught:
-            session.add_many(tasks)
-        more = [Task() for _ in range(number)]
-        session.add_many(more)
-        have_ids(session, tasks + more)
-        del caught  # which holds the variables of all functions until here, as an interactive shell does
-
-
-@pytest.mark.parametrize("which", [0, 1, 2])
-@pytest.mark.parametrize("number", [1, 100, 3000])
-def test_a_signal_right_after_a_commit_does_not_hide_it(
-    session: Session, monkeypatch: pytest.MonkeyPatch, number: int, which: int
-) -> None:
-    """A call takes one commit, or some, as numbers for tasks are taken by others."""
-    commit, give = PostgresqlWriter.commit, Connections.give
-    commits = 0
-
-    def interrupted(*_: object) -> None:
-        monkeypatch.setattr(Connections, "give", give)
-        raise Interrupted
-
-    def commit_and_be_interrupted(self: PostgresqlWriter, *args: Any) -> None:
-        nonlocal commits
-        commit(self, *args)
-        if commits == which:
-            monkeypatch.setattr(Connections, "give", interrupted)
-        commits += 1
-
-    monkeypatch.setattr(PostgresqlWriter, "commit", commit_and_be_interrupted)
-    tasks: list[Task] = []
-    while commits <= which:
-        some = [Task() for _ in range(number)]
-        tasks += some
-        if commits < which:
-            with contextlib.suppress(Interrupted):
-                session.add_many(some)
-        else:
-            with pytest.raises(Interrupted):
-                session.add_many(some)
-    some = [Task() for _ in range(number)]
-    session.add_many(some)
-    have_ids(session, tasks + some)
-
-
 def test_a_child_that_is_forked_in_the_middle_leaves_the_parents_transaction_alone(
     session: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its connection's descriptor is that of another file by then."""
-    put_values = PostgresqlWriter.put_values
+    add = PostgresqlWriter.add
     children: list[int] = []
     parent = os.getpid()
 
-    def put_and_fork(self: PostgresqlWriter, *args: Any) -> None:
-        put_values(self, *args)
+    def add_and_fork(self: PostgresqlWriter, *args: Any) -> None:
+        add(self, *args)
         if not children:
             descriptor = self.connection.pgconn.socket
             children.append(os.fork())
@@ -232,7 +99,7 @@ def test_a_child_that_is_forked_in_the_middle_leaves_the_parents_transaction_alo
                 raise Interrupted
 
     sockets: list[socket.socket] = []
-    monkeypatch.setattr(PostgresqlWriter, "put_values", put_and_fork)
+    monkeypatch.setattr(PostgresqlWriter, "add", add_and_fork)
     tasks = [Task() for _ in range(600)]
     try:
         session.add_many(tasks)

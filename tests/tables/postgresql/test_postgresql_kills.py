@@ -17,6 +17,8 @@ from children import Child
 from consistency import check
 from examples import Simulation
 from gc3session import CommitUnknown, Session, StoreUnreachable, Task, make_store
+from gc3session.tables.postgresql.statements import Statements
+from gc3session.tables.postgresql.transaction import PostgresqlWriter
 from postgresql_server import Server
 
 WRITERS = 4
@@ -102,21 +104,19 @@ class LostAtCommit:
         self.cuts = 0
 
     def install(self, monkeypatch: pytest.MonkeyPatch, times: int) -> None:
-        from gc3session.tables.postgresql.transaction import PostgresqlWriter
-
         commit = PostgresqlWriter.commit
 
-        def cut(writer: PostgresqlWriter, token: bytes, former: bytes | None) -> None:
+        def cut(writer: PostgresqlWriter, token: bytes, former: list[bytes], flushed_later: bool) -> None:
             if self.cuts >= times:
-                commit(writer, token, former)
+                commit(writer, token, former, flushed_later)
                 return
             self.cuts += 1
             pid = writer.connection.info.backend_pid
             if self.before:
                 os.kill(pid, signal.SIGTERM)
-                commit(writer, token, former)
+                commit(writer, token, former, flushed_later)
             else:
-                commit(writer, token, former)
+                commit(writer, token, former, flushed_later)
                 os.kill(pid, signal.SIGTERM)
                 while True:  # until the server has gone: the answer to the commit is as good as lost
                     writer.connection.execute(b"SELECT 1")
@@ -145,37 +145,58 @@ def test_connection_lost_at_the_commit_neither_loses_nor_doubles(
 
 
 @pytest.mark.parametrize("before", [True, False])
+@pytest.mark.parametrize("way", ["add", "add_many", "transaction", "flush"])
 def test_commit_whose_outcome_nobody_can_tell_is_settled_later(
-    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: bool
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: bool, way: str
 ) -> None:
+    """A durable call has been done or has done nothing; what `flush=False` has accepted is kept."""
     session = Session(tmp_path / "session", store_or_url=server.url(), patience=0.1)
-    first = session.add(Task(jobname="first"))
-    from gc3session.tables.postgresql.transaction import PostgresqlWriter
-
+    first = session.load(session.add(Task(jobname="first")))
     commit = PostgresqlWriter.commit
 
-    def die(writer: PostgresqlWriter, token: bytes, former: bytes | None) -> None:
+    def die(writer: PostgresqlWriter, token: bytes, former: list[bytes], flushed_later: bool) -> None:
         if not before:
-            commit(writer, token, former)
+            commit(writer, token, former, flushed_later)
         server.kill()
         writer.connection.execute(b"SELECT 1")
 
+    def call(task: Task) -> None:
+        if way == "add":
+            session.add(task)
+        elif way == "add_many":
+            session.add_many([task])
+        elif way == "transaction":
+            with session.transaction():
+                first.state = "CHANGED"
+                session.save(first)
+                session.add(task)
+        else:
+            session.flush()
+
     task = Task(jobname="second")
+    if way == "flush":
+        session.add(task, flush=False)
     with monkeypatch.context() as patch:
         patch.setattr(PostgresqlWriter, "commit", die)
         with pytest.raises(CommitUnknown, match="call again"):
-            session.add(task)
+            call(task)
     with pytest.raises(StoreUnreachable):
         session.add(Task(jobname="third"))
     with pytest.raises(StoreUnreachable):
         len(session)
     server.start()
-    assert len(session) == 2
-    assert session.add(task) == task.persistent_id
+    done = not before or way == "flush"
+    assert len(session) == 1 + done
+    assert (task.persistent_id is not None) == done
+    session.flush()
+    assert len(list(Session(tmp_path / "session", read_only=True))) == 1 + done
+    call(task)
+    assert first.state == ("CHANGED" if way == "transaction" else "NEW")
     third = session.add(Task(jobname="third"))
-    assert list(session.tasks) == [first, task.persistent_id, third]
+    assert list(session.tasks) == [first.persistent_id, task.persistent_id, third]
+    assert session.stats() == ({"CHANGED": 1, "NEW": 2} if way == "transaction" else {"NEW": 3})
     session.close()
-    assert check(tmp_path / "session") == [first, task.persistent_id, third]
+    assert check(tmp_path / "session") == [first.persistent_id, task.persistent_id, third]
 
 
 class Interrupted(BaseException):
@@ -188,13 +209,11 @@ def test_interruption_of_the_wait_for_a_server_that_was_lost_while_it_committed_
 ) -> None:
     session = Session(tmp_path / "session", store_or_url=server.url())
     ids = [session.add(Task(jobname="first"))]
-    from gc3session.tables.postgresql.transaction import PostgresqlWriter
-
     commit = PostgresqlWriter.commit
 
-    def die(writer: PostgresqlWriter, token: bytes, former: bytes | None) -> None:
+    def die(writer: PostgresqlWriter, token: bytes, former: list[bytes], flushed_later: bool) -> None:
         if not before:
-            commit(writer, token, former)
+            commit(writer, token, former, flushed_later)
         server.kill()
         signal.setitimer(signal.ITIMER_REAL, 0.2)
         writer.connection.execute(b"SELECT 1")
@@ -218,29 +237,26 @@ def test_interruption_of_the_wait_for_a_server_that_was_lost_while_it_committed_
 def test_an_unknown_commit_of_numbers_is_none_of_the_batch(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is found out whether the numbers were taken; the records that were to have them are just written."""
+    """Numbers that may have been taken are not used; what waits in the batch is not taken for written."""
     session = Session(tmp_path / "session", store_or_url=server.url(), patience=0.1)
-    stored = session.save(Task(jobname="stored"))
-    others = [session.add(Task()) for _ in range(3)]
-    with Session(tmp_path / "session") as other:
-        others += other.add_many(Task() for _ in range(40))
-    session.load(stored, add=True, flush=False)  # it needs a number after all of these
-    write = session.store.tables.write
+    ids = [session.add(Task()), session.add(Task(jobname="waits"), flush=False)]
+    session.store.sequence.reset()  # the next task needs new numbers
+    commit = PostgresqlWriter.commit
 
-    def lost(unit: Callable[..., object], *args: object) -> object:
-        if args:
-            return write(unit, *args)
+    def die(writer: PostgresqlWriter, token: bytes, former: list[bytes], flushed_later: bool) -> None:
+        commit(writer, token, former, flushed_later)
         server.kill()
-        session.store.tables.pending_commit = CommitUnknown("lost", lambda: True)
-        raise session.store.tables.pending_commit
+        writer.connection.execute(b"SELECT 1")
 
-    with monkeypatch.context() as patch:
-        patch.setattr(session.store.tables, "write", lost)
-        with pytest.raises(CommitUnknown):
-            session.flush()
-    server.start()
+    for flush in (True, False):
+        with monkeypatch.context() as patch:
+            patch.setattr(PostgresqlWriter, "commit", die)
+            with pytest.raises(CommitUnknown):
+                session.add(Task(), flush=flush)
+        server.start()
+    ids.append(session.add(Task()))
     session.close()
-    assert check(tmp_path / "session") == [*others, stored]
+    assert check(tmp_path / "session") == ids
 
 
 def test_batch_is_kept_while_the_server_is_away(server: Server, tmp_path: Path) -> None:
@@ -277,3 +293,32 @@ def test_transaction_that_is_prevented_can_never_commit(server: Server, tmp_path
         old.execute(insert, (other,))
         assert tables._resolve(other) is True  # type: ignore[attr-defined]
     store.close()
+
+
+def failing_once(what: str, statements: Callable[..., bytes]) -> Callable[..., bytes]:
+    """Return what gives a statement that fails in the place of the first that does this, and then the right ones."""
+    texts = [b"SELECT 1 / (length(%b::bytea) - 16)"]
+    return lambda self, asked, table="": texts.pop() if asked == what and texts else statements(self, asked, table)
+
+
+@pytest.mark.parametrize("failing", [False, True], ids=["", "flush fails"])
+def test_what_has_returned_is_on_the_servers_disk(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: bool
+) -> None:
+    """The commit itself doesn't wait for it; what comes behind it does, or whoever asks what became of the commit."""
+    server.stop()
+    server.start(wal_writer_delay="10s")  # so that nobody else flushes it
+    path, names = tmp_path / "session", list[str]()
+    Session(path, store_or_url=server.url()).close()
+    for n in range(4):
+        with Session(path) as session:
+            session.add(Task(jobname=f"before {n}"))
+            names += [f"before {n}", f"task {n}"]
+            with monkeypatch.context() as patch:
+                if failing:
+                    patch.setattr(Statements, "__call__", failing_once("flush", Statements.__call__))
+                session.add(Task(jobname=f"task {n}"))
+            server.kill()
+            server.start(wal_writer_delay="10s")
+            assert [task.jobname for task in session] == names
+    check(path)

@@ -8,17 +8,17 @@ A page::
 
     at   bytes
      0   8      its number
-     8   2      of a page of values of one length (LEAF2): that length
+     8   2      not used here
     10   2      flags: branch, leaf, overflow, meta, ...
     12   2      where its free space begins; of an overflow page (4): how many pages the run has
     14   2      where its free space ends
     16   2 * n  where its nodes are, sorted by key
 
-A node: size of the value (4), flags (2), size of the key (2), key, value. In a branch page the
-first six bytes are the number of a page instead, whose keys are not less than the node's.
-The value is that of the key, or, as the flags say, the number of the first page of an overflow
-run (BIG), the description of another tree (SUB), a small page inside this one with several values of
-the key (DUP), or the description of the tree of these (SUB and DUP).
+A node: size of the value (4), flags (2), size of the key (2), key, value; it begins at an even place, and nodes
+fill the page from the end of its free space on. In a branch page the first six bytes are the number of a page
+instead, whose keys are not less than the node's.
+The value is that of the key or, as the flags say, the number of the first page of an overflow run
+(BIG).  LMDB knows more kinds of pages and nodes, for other tables than this library's.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from typing import Final, NamedTuple
 
 from .meta import PAGE_HEADER, MetaPage
 
-BRANCH, LEAF, OVERFLOW, LEAF2 = 0x01, 0x02, 0x04, 0x20
-BIG, SUB, DUP = 0x01, 0x02, 0x04
-SET_FLAGS: Final = 0x14  # MDB_DUPSORT | MDB_DUPFIXED
+BRANCH, LEAF, OVERFLOW = 0x01, 0x02, 0x04
+BIG: Final = 0x01
 
-_NODE_KINDS: Final = (0, BIG, SUB, DUP, SUB | DUP)
+_NODE_KINDS: Final = (0, BIG)
+_LONGEST_KEY: Final = 511  # bytes
 _NODE: Final = Struct("=HHHH")
 _RUN_LENGTH: Final = Struct("=I")
 _PAGE_NUMBER: Final = Struct("=Q")
@@ -101,9 +101,7 @@ class Pages:
         Raise DamagedPage if the run can't hold the value. It may be longer than the value needs: LMDB
         leaves it so when a value is made smaller in the transaction that has written it.
         """
-        if len(node.data) < 8:
-            raise DamagedPage("a value's overflow run has no page number")
-        first: int = _PAGE_NUMBER.unpack_from(node.data)[0]
+        first = self._first_page(node)
         page = self.read(first)
         flags = flags_of(page)
         (count,) = _RUN_LENGTH.unpack_from(page, 12)
@@ -114,21 +112,29 @@ class Pages:
             raise DamagedPage(f"the file ends inside the overflow run that begins at page {first}")
         return first, count
 
-    def value(self, node: Node) -> bytes:
-        """Return the value of a node that has one value. Raise DamagedPage if it is cut off."""
+    def _first_page(self, node: Node) -> int:
+        if len(node.data) < 8:
+            raise DamagedPage("a value's overflow run has no page number")
+        first: int = _PAGE_NUMBER.unpack_from(node.data)[0]
+        if not 1 < first <= self.meta.last_page:
+            raise DamagedPage(f"page {first} is referred to, but the pages are 2 to {self.meta.last_page}")
+        return first
+
+    def value(self, node: Node, *, sound: bool = True) -> bytes:
+        """Return the value of a node. Raise DamagedPage if it is cut off or, unless *sound* is False, in a damaged run."""
         if not node.flags & BIG:
             return node.data
-        first, _ = self.run(node)
+        first = self.run(node)[0] if sound else self._first_page(node)
         value = os.pread(self.fd, node.size, first * self.size + 16)
         if len(value) < node.size:
             raise DamagedPage(f"the file ends inside the overflow run that begins at page {first}")
         return value
 
     def nodes(self, page: bytes, problem: Problem) -> list[Node]:
-        """Return the nodes of a leaf page; a page of values of one length (LEAF2) has none."""
+        """Return the nodes of a leaf page."""
         number, _, _, _, upper = PAGE_HEADER.unpack_from(page)
         found = []
-        header, end = _NODE.unpack_from, self.size
+        header, end, room = _NODE.unpack_from, self.size, self.size - upper
         for place in self._places(page, problem):
             if not upper <= place <= end - 8:
                 problem(f"page {number} has a node outside its borders")
@@ -137,16 +143,21 @@ class Pages:
             begin = place + 8 + key_size
             size = low | high << 16
             stop = begin + (8 if flags & BIG else size)
-            if stop > end or flags not in _NODE_KINDS:
+            if stop > end or flags not in _NODE_KINDS or not 0 < key_size <= _LONGEST_KEY:
                 problem(f"page {number} has a node with impossible sizes or flags")
                 continue
+            room -= (stop - place + 1) & ~1
             found.append(Node(page[place + 8 : begin], flags, size, page[begin:stop]))
+        if room:
+            problem(f"page {number} has nodes that overlap, or gaps between them")
         return found
 
     def _places(self, page: bytes, problem: Problem) -> tuple[int, ...]:
         number, _, _, lower, upper = PAGE_HEADER.unpack_from(page)
-        if not 16 <= lower <= upper <= self.size or lower % 2:
+        is_possible = 16 <= lower <= upper <= self.size
+        if not is_possible or lower % 2:
             problem(f"page {number} has impossible borders of its free space")
+        if not is_possible:
             return ()
         return unpack_from(f"={(lower - 16) // 2}H", page, 16)
 
@@ -154,34 +165,20 @@ class Pages:
         """Return the least key and the number of each page below a branch page; the first key is b''."""
         number, _, _, _, upper = PAGE_HEADER.unpack_from(page)
         found: list[tuple[bytes, int]] = []
+        room = self.size - upper
         for place in self._places(page, problem):
             if not upper <= place <= self.size - 8:
                 problem(f"page {number} has a node outside its borders")
                 continue
             low, high, top, key_size = _NODE.unpack_from(page, place)
+            if key_size > _LONGEST_KEY:
+                problem(f"page {number} has a node with impossible sizes or flags")
+            room -= (8 + key_size + 1) & ~1
             key = page[place + 8 : place + 8 + key_size] if found else b""
             found.append((key, low | high << 16 | top << 32))
+        if room:
+            problem(f"page {number} has nodes that overlap, or gaps between them")
         return found
-
-    def fixed(self, page: bytes, width: int, problem: Problem) -> list[bytes]:
-        """Return the values of a page of values of one length, which may be a small page inside a node."""
-        number, own_width, _, lower, _ = PAGE_HEADER.unpack_from(page)
-        count = (lower - 16) // 2
-        if own_width != width or width == 0 or lower < 16 or 16 + count * width > len(page):
-            problem(f"page {number} has impossible values of {own_width} bytes")
-            return []
-        return [page[at : at + width] for at in range(16, 16 + count * width, width)]
-
-    def small_page(self, node: Node, problem: Problem) -> list[bytes]:
-        """Return the values of a key from the small page inside its node."""
-        if len(node.data) < 16:
-            problem("the values of a key are cut off")
-            return []
-        _, width, flags, _, _ = PAGE_HEADER.unpack_from(node.data)
-        if flags & (LEAF | LEAF2) != LEAF | LEAF2:
-            problem("the values of a key are not what they should be")
-            return []
-        return self.fixed(node.data, width, problem)
 
 
 def number_of(page: bytes) -> int:
@@ -194,9 +191,3 @@ def flags_of(page: bytes) -> int:
     """Return the flags of a page."""
     flags: int = PAGE_HEADER.unpack_from(page)[2]
     return flags
-
-
-def width_of(page: bytes) -> int:
-    """Return the size of the values of a page of values of one length."""
-    width: int = PAGE_HEADER.unpack_from(page)[1]
-    return width

@@ -5,46 +5,39 @@ once. Keys must be in order, and inside the borders that the branch pages above 
 each tree must be those of its pages. Pages that are listed as free must not be in use.
 
 Allowed, because LMDB itself leaves such files: a file that ends before pages that are free; overflow
-runs that are longer than their values; pages that are neither used nor free; wrong counts of the
-pages of a set table, on which nothing depends.
+runs that are longer than their values; pages that are neither used nor free.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from itertools import pairwise
+from operator import xor
 from struct import Struct, unpack_from
 from sys import byteorder
 
 import attrs
 
-from ....errors import CorruptStore
-from ...interface import PLAIN_TABLES, SET_TABLES
-from .meta import Tree, newest_meta_page, opened_data_file
-from .pages import BIG, DUP, SET_FLAGS, SUB, DamagedPage, Node, Pages, Problem, number_of
+from .meta import Tree
+from .pages import BIG, DamagedPage, Node, Pages, Problem, number_of
 from .walk import Walk
 
 _NUMBER = Struct("=Q")
-_TREE_SIZE = 48  # bytes
 
 
-def trees_of(pages: Pages, problem: Problem) -> dict[str, Tree]:
-    """Return the trees of those tables of a state that can be read, by their names."""
-    used = pages.new_marks()
-    return dict(_Structure(pages, problem, used).tables())
-
-
-def check_structure(pages: Pages, problem: Problem, progress: Callable[[int], None] = lambda used: None) -> bytes:
+def check_structure(
+    pages: Pages, problem: Problem, tick: Callable[[], None] = lambda: None
+) -> tuple[bytes, bytes]:
     """Check the structure of a state.
 
     Args:
         pages: the pages of the state.
         problem: called with each fault.
-        progress: called with how many pages have been checked.
+        tick: called before each page.
 
-    Return the marks of the free pages.
+    Return the marks of the pages that the tree of items leads to, and those of the free pages.
     """
-    return _Structure(pages, problem, pages.new_marks(), progress).check()
+    return _Structure(pages, problem, pages.new_marks(), tick).check()
 
 
 @attrs.define
@@ -52,54 +45,22 @@ class _Structure:
     _pages: Pages
     _report: Problem
     _used: bytearray
-    _progress: Callable[[int], None] = lambda used: None
+    _tick: Callable[[], None]
     _faults: int = 0
-    _done: int = 0
 
     def _problem(self, fault: str) -> None:
         self._faults += 1
         self._report(fault)
 
-    def check(self) -> bytes:
+    def check(self) -> tuple[bytes, bytes]:
         if self._pages.meta.last_page >= self._pages.marks:
             self._problem(
                 f"the last page is said to be {self._pages.meta.last_page}, far beyond the end of the file"
             )
-        tables = dict(self.tables())
-        for name in (*PLAIN_TABLES, *SET_TABLES):
-            if name not in tables:
-                self._problem(f"there is no table {name!r}")
-        for name, tree in tables.items():
-            self._check_table(name, tree)
-        before = int.from_bytes(self._used, "big")
+        self._check_items()
+        reached = bytes(self._used)
         self._check_free()
-        free = int.from_bytes(self._used, "big") ^ before
-        return free.to_bytes(len(self._used), "big")
-
-    def tables(self) -> Iterator[tuple[str, Tree]]:
-        """Yield the name and the tree of each table that the tree of tables names."""
-        pages, tree = self._pages, self._pages.meta.main
-        problem = self._problem_of("the tree of tables")
-        if tree.flags:
-            problem(f"has the flags {tree.flags:#x}")
-        faults_before = self._faults
-        walk = Walk(pages, tree, self._used, problem)
-        found = 0
-        for node in self._items(walk, problem):
-            found += 1
-            name = node.key.decode(errors="backslashreplace")
-            if node.flags != SUB or len(node.data) != _TREE_SIZE:
-                problem(f"has an item {name!r} that isn't a table")
-                continue
-            described = Tree.from_bytes(node.data)
-            expected = SET_FLAGS if name in SET_TABLES else 0 if name in PLAIN_TABLES else None
-            if expected is None:
-                problem(f"has the unknown table {name!r}")
-            elif described.flags != expected:
-                problem(f"has flags {described.flags:#x} for the table {name!r} instead of {expected:#x}")
-            else:
-                yield name, described
-        self._compare(problem, tree, walk, 0, found, faults_before)
+        return reached, bytes(map(xor, reached, self._used))
 
     def _problem_of(self, what: str) -> Problem:
         return lambda fault: self._problem(f"{what}: {fault}")
@@ -108,8 +69,7 @@ class _Structure:
         """Yield the nodes of a tree; report keys that aren't in order."""
         last: bytes | None = None
         for page, least, end in walk:
-            self._done += 1
-            self._progress(self._done)
+            self._tick()
             nodes = self._pages.nodes(page, problem)
             if not nodes:
                 problem(f"page {number_of(page)} is empty")
@@ -122,18 +82,14 @@ class _Structure:
                 problem(f"page {number_of(page)} has keys outside the borders that the page above sets")
             yield from nodes
 
-    def _check_table(self, name: str, tree: Tree) -> None:
-        problem = self._problem_of(f"table {name!r}")
+    def _check_items(self) -> None:
+        tree, problem = self._pages.meta.main, self._problem_of("the tree of items")
+        if tree.flags:
+            problem(f"has the flags {tree.flags:#x}")
         faults_before = self._faults
         walk = Walk(self._pages, tree, self._used, problem)
         overflows = entries = 0
         for node in self._items(walk, problem):
-            if node.flags & (SUB | DUP):
-                if name in SET_TABLES and node.flags & DUP:
-                    entries += self._check_values(node, problem)
-                else:
-                    problem(f"the item {node.key.hex()} is of a kind that such a table doesn't have")
-                continue
             entries += 1
             if node.flags & BIG:
                 overflows += self._check_run(node, walk, problem)
@@ -149,34 +105,6 @@ class _Structure:
         walk.use(first, count)
         return count
 
-    def _check_values(self, node: Node, problem: Problem) -> int:
-        """Check the set of values of a key, and return how many values it has."""
-        if not node.flags & SUB:
-            values = self._pages.small_page(node, problem)
-            if not _ascending(values):
-                problem(f"the values of {node.key.hex()} are out of order")
-            return len(values)
-        if len(node.data) != _TREE_SIZE:
-            problem(f"the values of {node.key.hex()} are not described")
-            return 0
-        tree = Tree.from_bytes(node.data)
-        faults_before = self._faults
-        walk = Walk(self._pages, tree, self._used, problem)
-        last, count = b"", 0
-        for page, least, end in walk:
-            self._done += 1
-            self._progress(self._done)
-            values = self._pages.fixed(page, tree.width, problem)
-            if not values:
-                problem(f"page {number_of(page)} is empty")
-                continue
-            if not (last < values[0] and _ascending(values) and _inside(values[0], values[-1], least, end)):
-                problem(f"page {number_of(page)} has values of {node.key.hex()} out of order")
-            last = values[-1]
-            count += len(values)
-        self._compare(_problem_of_key(problem, node.key), tree, walk, 0, count, faults_before)
-        return count
-
     def _compare(
         self, problem: Problem, tree: Tree, walk: Walk, overflows: int, entries: int, faults_before: int
     ) -> None:
@@ -190,8 +118,7 @@ class _Structure:
             ("entries", entries, tree.entries),
             ("levels", walk.deepest, tree.depth),
         ):
-            # LMDB counts the pages of a key's values with those of the table, and miscounts when sets shrink.
-            if found != expected and not (tree.flags == SET_FLAGS and what.endswith("pages")):
+            if found != expected:
                 problem(f"{found} {what} found, {expected} expected")
 
     def _check_free(self) -> None:
@@ -203,7 +130,7 @@ class _Structure:
         lists: list[bytes] = []
         for node in self._items(walk, problem, _integer):
             entries += 1
-            if node.flags & (SUB | DUP) or len(node.key) != 8:
+            if len(node.key) != 8:
                 problem("has an item that isn't a list of pages")
                 continue
             if _NUMBER.unpack(node.key)[0] > self._pages.meta.transaction:
@@ -235,54 +162,12 @@ class _Structure:
                 return
 
 
-def _problem_of_key(problem: Problem, key: bytes) -> Problem:
-    return lambda fault: problem(f"the values of {key.hex()}: {fault}")
-
-
 def _integer(key: bytes) -> int:
     """Return the key of a list of free pages as a number; -1 for the empty border below all keys."""
     return int.from_bytes(key, byteorder) if key else -1
-
-
-def _ascending(values: list[bytes]) -> bool:
-    return all(a < b for a, b in pairwise(values))
 
 
 def _inside(
     first: bytes, last: bytes, least: bytes, end: bytes | None, order: Callable[[bytes], object] = bytes
 ) -> bool:
     return not order(first) < order(least) and (end is None or order(last) < order(end))  # type: ignore[operator]
-
-
-def problems_of(path: str, limit: int = 20) -> list[str]:
-    """Return the first *limit* faults in the structure of the data file *path*.
-
-    Beside a live writer the walk may meet pages of two states; then it is repeated.
-    """
-    found: list[str] = []
-    with opened_data_file(path) as file:
-        for _ in range(10):
-            found = []
-            try:
-                before = newest_meta_page(path, file.fileno())
-                check_structure(Pages(path, file.fileno(), before), _limited(found, limit))
-            except CorruptStore as error:
-                return [str(error)]
-            except _Enough:
-                pass
-            if not found or newest_meta_page(path, file.fileno()).transaction == before.transaction:
-                break
-    return found
-
-
-class _Enough(Exception):
-    """As many faults have been found as were asked for."""
-
-
-def _limited(found: list[str], limit: int) -> Problem:
-    def problem(fault: str) -> None:
-        found.append(fault)
-        if len(found) >= limit:
-            raise _Enough
-
-    return problem

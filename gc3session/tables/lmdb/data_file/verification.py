@@ -27,9 +27,10 @@ from pathlib import Path
 from typing import Final
 
 from ....errors import CorruptStore, OpenError
-from ....system.filesystem import is_holes
-from .meta import data_file, lock_file, newest_meta_page_of
-from .structure import problems_of
+from ....system.filesystem import is_holes, opened_directory
+from .meta import data_file, lock_file, newest_meta_page, newest_meta_page_of, opened_data_file
+from .pages import Pages
+from .structure import check_structure
 
 MARK: Final = "checked"
 """The name of the mark."""
@@ -40,6 +41,7 @@ _MACHINE_IDS: Final = (
     "/proc/sys/kernel/random/boot_id",  # if there is neither of those, marks are valid until the next boot
 )
 _MARK_DELAY_NS: Final = 10 * 10**9  # that may pass between the time in the mark and its writing
+_ATTEMPTS: Final = 10  # to walk through a file that is being written
 _MARK_SIZE: Final = 200  # bytes that a mark has at most
 
 
@@ -81,18 +83,29 @@ def _check(directory: str, verify: bool | None) -> bool:
     return True
 
 
+class _Fault(Exception):
+    """Ends a walk at the first fault; the message says what it is."""
+
+
+def _stop(fault: str) -> None:
+    raise _Fault(fault)
+
+
 def _walk_through(path: str, status: os.stat_result) -> None:
     """Raise CorruptStore if a page that LMDB would use isn't as it should be."""
     if is_holes(status):  # a walk takes memory for each page
         raise CorruptStore(f"{path} is all holes: {status.st_size:,} bytes; restore it from a backup")
-    before = newest_meta_page_of(path).transaction
-    problems = problems_of(path, 1)
-    if not problems:
-        return
-    if newest_meta_page_of(path).transaction == before:
-        raise CorruptStore(
-            f"{path} is truncated or damaged ({problems[0]}); restore it from a backup, or try 'gc3session repair'"
-        )
+    with opened_data_file(path) as file:
+        for _ in range(_ATTEMPTS):
+            meta = newest_meta_page(path, file.fileno())
+            try:
+                check_structure(Pages(path, file.fileno(), meta), _stop)
+                return
+            except _Fault as fault:  # beside a live writer these may be pages of two states
+                if newest_meta_page(path, file.fileno()).transaction == meta.transaction:
+                    raise CorruptStore(
+                        f"{path} is truncated or damaged ({fault}); restore it from a backup, or try 'gc3session repair'"
+                    ) from fault
     raise OpenError(
         f"{path} wasn't made here, and another process writes to it so often that it can't be checked: wait for"
         " that process to end or, if you trust the person who made the file, open it with verify=False"
@@ -150,12 +163,13 @@ def is_trusted(directory: str) -> bool:
 
 def mark_trusted(directory: str) -> None:
     """Mark the data file in *directory* as made or walked through here, if the mark can be written."""
-    path = os.path.join(directory, MARK)
-    with contextlib.suppress(OSError):  # without the mark the next opening takes longer
-        line = _mark(os.lstat(os.path.join(directory, "data.mdb")).st_ino, time.time_ns())
-        if os.path.lexists(path):
-            os.unlink(path)
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    # Without the mark the next opening takes longer.
+    with contextlib.suppress(OSError), opened_directory(directory) as place:
+        line = _mark(os.lstat("data.mdb", dir_fd=place).st_ino, time.time_ns())
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(MARK, dir_fd=place)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        fd = os.open(MARK, flags, 0o666, dir_fd=place)
         try:
             os.write(fd, line)
         finally:

@@ -1,12 +1,11 @@
-"""Trees of pages: walking through one, and finding the leaf page of a key."""
+"""Walking through a tree of pages."""
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Callable, Iterator
 
 from .meta import MAX_DEPTH, Tree
-from .pages import BRANCH, LEAF, LEAF2, DamagedPage, Pages, Problem, flags_of, number_of
+from .pages import BRANCH, LEAF, DamagedPage, Pages, Problem, flags_of, number_of
 
 
 class Walk:
@@ -18,6 +17,7 @@ class Walk:
         used: the marks of the pages that this walk or an earlier one has used; see `Pages.new_marks`.
         problem: called with each fault.
         order: returns what a key is compared by.
+        start: pages whose keys are all less are left out.
 
     Attributes:
         branches: how many branch pages have been found so far.
@@ -32,12 +32,14 @@ class Walk:
         used: bytearray,
         problem: Problem,
         order: Callable[[bytes], object] = bytes,
+        start: bytes = b"",
     ) -> None:
         self._pages = pages
         self._tree = tree
         self._used = used
         self._problem = problem
         self._order = order
+        self._start = start
         self.branches = self.leaves = self.deepest = 0
 
     def use(self, number: int, count: int = 1) -> bool:
@@ -71,7 +73,7 @@ class Walk:
             if flags == BRANCH and depth < MAX_DEPTH:
                 self.branches += 1
                 ahead += reversed(self._below(page, depth, least, end))
-            elif flags in (LEAF, LEAF | LEAF2):
+            elif flags == LEAF:
                 self.leaves += 1
                 if depth != self._tree.depth:
                     self._problem(f"page {number} is a leaf at depth {depth} of {self._tree.depth}")
@@ -94,26 +96,7 @@ class Walk:
                 self._problem(f"page {number_of(page)} has its keys out of order")
                 break
         return [
-            (number, depth + 1, key, stop) for (_, number), key, stop in zip(children, keys, ends, strict=True)
+            (number, depth + 1, key, stop)
+            for (_, number), key, stop in zip(children, keys, ends, strict=True)
+            if not self._start or stop is None or stop > self._start
         ]
-
-
-def find_leaf(pages: Pages, tree: Tree, key: bytes) -> bytes | None:
-    """Return the leaf page in which *key* is if the tree has it. Raise DamagedPage if a page on the way is damaged."""
-    number = tree.root
-    for _ in range(MAX_DEPTH):
-        if number is None:
-            return None
-        page = pages.read(number)
-        flags = flags_of(page)
-        if flags & LEAF:
-            return page
-        children = pages.children(page, _raise) if flags == BRANCH else []
-        if not children:
-            raise DamagedPage(f"page {number} is neither branch nor leaf: its flags are {flags:#x}")
-        number = children[bisect_right([k for k, _ in children[1:]], key)][1]
-    raise DamagedPage(f"the tree of page {tree.root} is too deep")
-
-
-def _raise(problem: str) -> None:
-    raise DamagedPage(problem)

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, TypeVar
 from .index import CHUNK
 
 if TYPE_CHECKING:
+    from ..index.entries import Entry
     from ..tables.interface import Reader
-    from .entries import Entry
     from .index import Index
 
 Page = TypeVar("Page")
@@ -25,11 +25,11 @@ class Pages(Iterator[Page]):
         index: of the session.
         read: called with a reader and the entries of a page while the store is locked.
         states: only entries in these states; None for all.
-        after: the order after which to begin.
+        after: the N after which to begin.
         size: entries in the first page; each page has twice as many as the one before, up to CHUNK.
 
     Attributes:
-        after: the order of the last entry that has been read.
+        after: the N of the last entry that has been read.
     """
 
     def __init__(

@@ -174,6 +174,17 @@ def postgresql_url(postgresql_urls: Iterator[str]) -> str:
     return next(postgresql_urls)
 
 
+@pytest.fixture
+def role(postgresql: Server) -> Iterator[str]:
+    """A user of the server who may log in, and nothing else."""
+    name = f"role{secrets.token_hex(4)}"
+    with postgresql.connect() as connection:
+        connection.execute(sql.SQL("CREATE ROLE {} LOGIN").format(sql.Identifier(name)))
+        yield name
+        connection.execute(sql.SQL("DROP OWNED BY {}").format(sql.Identifier(name)))
+        connection.execute(sql.SQL("DROP ROLE {}").format(sql.Identifier(name)))
+
+
 @pytest.fixture(scope="module", params=KINDS)
 def shared_session(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Session]:
     """A session, on each kind of store, for all tests of a module."""

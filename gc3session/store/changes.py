@@ -161,10 +161,9 @@ class Changes:
                 if type(obj) is not cls:
                     cls = type(obj)
                     values, pack = layout_of(cls).values, self.encoder.packer.pack
-                if stamp.store is store and not self._is_noted(obj, stamp):
-                    start = crc32(head(stamp.schema.number, stamp.revision, stamp.home), stamp.number & 0xFFFFFFFF)
-                    if crc32(pack(values(obj)), start) == stamp.checksum:
-                        continue
+                is_known = stamp.store is store and not self._is_noted(obj, stamp)
+                if is_known and _checksum(stamp, pack(values(obj))) == stamp.checksum:
+                    continue
             except (NewReference, AttributeError, Error, *UNPACKABLE):
                 self.encoder, cls = Encoder(self._refer), None
             own = stamp_of(obj)

@@ -30,7 +30,7 @@ from ..errors import (
 )
 from ..format.frame import RECORD_KEY, schema_number_or_0
 from ..index.entries import moved_key
-from ..index.index_writer import IndexWriter
+from ..index.index_writer import IndexWriter, Listener
 from ..index.membership import Membership
 from ..index.states import StateNames
 from ..records.batch import REMOVED, Batch
@@ -466,12 +466,14 @@ class Store(StoreStaging):
 
     def _release_listeners(self) -> builtins.list[str]:
         """Have all mirrors drop what they were to do; return what to warn of."""
-        return [index.listener.release() for index in self.indexes if index.listener is not None]
+        return [listener.release() for listener in self._listeners()]
+
+    def _listeners(self) -> builtins.list[Listener]:
+        return [index.listener for index in self.indexes if index.listener is not None]
 
     def _check_sessions(self) -> None:
-        for index in self.indexes:
-            if index.listener is not None:
-                index.listener.check()
+        for listener in self._listeners():
+            listener.check()
 
     def _check_not_moved(self, writer: Writer) -> None:
         for _, moved in writer.get_many(META, [moved_key(index.identity) for index in self.indexes]):
@@ -482,9 +484,8 @@ class Store(StoreStaging):
             )
 
     def _after_commit(self, block: Committed, *, batch: bool = True) -> None:
-        for index in self.indexes:  # first: if a session isn't there any more, nothing is acknowledged
-            if index.listener is not None:
-                index.listener.write()
+        for listener in self._listeners():  # first: if a session isn't there any more, nothing is acknowledged
+            listener.write()
         if block is not None:
             self.sequence.use_block(block)
         if batch:

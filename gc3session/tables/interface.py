@@ -332,9 +332,8 @@ class Tables(ABC):
 
         If the unit raises, nothing is written. It runs again from the start if there was no room,
         or if another transaction came in between, so its effects outside the transaction must allow
-        for that. Before it runs again *aborted* is called to release every lock that the unit took,
-        because the process that may write meanwhile may be waiting for one of them. (With
-        `concurrent_writers` the locks were taken before, and are kept.)
+        for that. Before it begins again *aborted* is called, so that what the unit has planned outside is given
+        up while others may write; with `concurrent_writers` it isn't, as nothing is planned there.
 
         After the commit *committed* is called with the result, before any fork; once more if Ctrl-C
         interrupts the commit or it, so calling it a second time must do no harm.

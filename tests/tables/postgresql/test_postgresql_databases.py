@@ -86,17 +86,6 @@ def test_environment_does_not_say_the_encoding_of_the_client(
 # -- rows that are hidden -------------------------------------------------------
 
 
-@pytest.fixture
-def role(postgresql: Server) -> Iterator[str]:
-    """A user who may log in, and nothing else."""
-    name = f"role{secrets.token_hex(4)}"
-    with postgresql.connect() as connection:
-        connection.execute(sql.SQL("CREATE ROLE {} LOGIN").format(sql.Identifier(name)))
-        yield name
-        connection.execute(sql.SQL("DROP OWNED BY {}").format(sql.Identifier(name)))
-        connection.execute(sql.SQL("DROP ROLE {}").format(sql.Identifier(name)))
-
-
 @pytest.mark.parametrize("table", ["records", "index", "counts", "sessions"])
 @pytest.mark.parametrize("pooled", [False, True])
 def test_rows_that_are_hidden_from_a_user_are_told(

@@ -88,17 +88,6 @@ def base(postgresql: Server, tmp_path: Path) -> Iterator[Base]:
     made.sql("DROP SCHEMA IF EXISTS {} CASCADE", "DROP SCHEMA IF EXISTS gone CASCADE")
 
 
-@pytest.fixture
-def role(postgresql: Server) -> Iterator[str]:
-    """A user who may log in, and nothing else."""
-    name = f"role{secrets.token_hex(4)}"
-    with postgresql.connect() as connection:
-        connection.execute(sql.SQL("CREATE ROLE {} LOGIN").format(sql.Identifier(name)))
-        yield name
-        connection.execute(sql.SQL("DROP OWNED BY {}").format(sql.Identifier(name)))
-        connection.execute(sql.SQL("DROP ROLE {}").format(sql.Identifier(name)))
-
-
 # -- situations ---------------------------------------------------------------
 
 Situation = Callable[[Base, str], contextlib.AbstractContextManager[str]]

@@ -81,14 +81,14 @@ class Schema:
             raise CorruptRecord("its values are no list")
         if len(values) != len(self.fields):
             raise CorruptRecord(f"it has {len(values)} values for the {len(self.fields)} fields of its schema")
-        if self.kind != PERSISTABLE and not isinstance(values[self.fields.index("state")], str):
+        if self.kind != PERSISTABLE and type(values[self.fields.index("state")]) is not str:
             raise CorruptRecord("its state isn't text")
-        if self.kind == COLLECTION and not isinstance(values[self.fields.index("tasks")], list):
+        if self.kind == COLLECTION and type(values[self.fields.index("tasks")]) is not list:
             raise CorruptRecord("its tasks aren't a list")
 
     def state(self, values: list[Any]) -> str:
         """Return the state in the values of a record, '' if its kind has none."""
-        return "" if self.kind == PERSISTABLE else str(values[self.fields.index("state")])
+        return "" if self.kind == PERSISTABLE else values[self.fields.index("state")]
 
 
 def schema_or_bytes(number: int, data: bytes) -> Schema | bytes:

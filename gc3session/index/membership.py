@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from itertools import groupby, repeat
 from typing import Any
 
-from ..errors import CorruptRecord
+from ..errors import CorruptRecord, CorruptStore
 from ..format.frame import RECORD_KEY, header_of
 from ..records.sequence import NEXT_KEY
 from ..tables.interface import HOLDERS, META, RECORDS, Reader
@@ -89,6 +89,11 @@ class Membership:
     def count(self, reader: Reader) -> int:
         """Return how many entries there are."""
         row = Row.read(reader, self.identity)
+        if row is not None and row.total > RECORD_KEY.unpack(reader.get(META, NEXT_KEY) or bytes(8))[0]:
+            raise CorruptStore(
+                f"session {self.identity.hex()} has more tasks by its row than the store ever had records:"
+                " 'gc3session repair' counts them"
+            )
         count = len(self.joined) + (0 if row is None else row.total)
         # Another process may have done the same meanwhile.
         return count - len(self.kinds(reader, self.adopted)) - len(self.kinds(reader, self.left))

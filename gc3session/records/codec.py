@@ -117,11 +117,15 @@ def _reader(fields: tuple[str, ...]) -> Callable[[Any], list[Any]]:
 
 def _builder(layout: Layout) -> Callable[[list[Any], Any, int, int, Schema, int, int], Persistable]:
     """Return the function that builds an object."""
+    kinds = [("state", "str"), ("tasks", "list")][: layout.kind]
+    wrong = " or ".join(f"obj.{field}.__class__ is not {kind}" for field, kind in kinds) or "False"
     state = "obj.state" if layout.kind != PERSISTABLE else "''"
     targets = "".join(f"obj.{field}, " for field in layout.fields)
     source = f"""def build(values, store, number, revision, schema, home, checksum):
     obj = new(twin)
     {f"{targets} = values" if targets else "[] = values"}
+    if {wrong}:
+        raise TypeError
     obj._stamp = make(Stamp, (store, number, revision, {state}, schema, home, checksum, None))
     obj.__class__ = cls
     return obj

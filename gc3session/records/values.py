@@ -514,6 +514,9 @@ def _unattrs(parts: list[Any]) -> Any:
     return value
 
 
+_PLAIN_DTYPE: Final = re.compile(r"[<>|][A-Za-z][0-9]*(\[[0-9]*[A-Za-z]+\])?").fullmatch
+
+
 def _dtype(numpy: Any, listed: Any) -> Any:
     """Return the dtype that `_listed` was given; structured ones are lists of fields."""
 
@@ -521,11 +524,18 @@ def _dtype(numpy: Any, listed: Any) -> Any:
         name, inner, *shape = parts
         return (
             tuple(name) if isinstance(name, list) else name,
-            [field(p) for p in inner] if isinstance(inner, list) else inner,
+            inner_of(inner),
             *(tuple(s) for s in shape),
         )
 
-    dtype = numpy.lib.format.descr_to_dtype([field(p) for p in listed] if isinstance(listed, list) else listed)
+    def inner_of(inner: Any) -> Any:
+        if isinstance(inner, list):
+            return [field(p) for p in inner]
+        if not _PLAIN_DTYPE(inner):  # NumPy would also take a text of fields, parts of which it compiles
+            raise ValueError(f"not a dtype: {inner!r:.50}")
+        return inner
+
+    dtype = numpy.lib.format.descr_to_dtype(inner_of(listed))
     if dtype.hasobject:
         raise ValueError("a dtype that holds objects")
     return dtype

@@ -189,8 +189,7 @@ class Loader:
             if (revision | home) >> 63:
                 raise ValueError("its header has impossible numbers")
             schema = self._schema(schema_number_)
-            if len(values) != len(schema.fields):
-                raise ValueError(f"{len(values)} values for {len(schema.fields)} fields")
+            schema.check(values)
         except (ValueError, TypeError, AttributeError) as error:
             raise CorruptRecord(f"it is not a record: {error}") from error
         return schema, revision, home, values

@@ -212,7 +212,7 @@ class StoreStaging(StoreReading):
         schema = self.schemas.to_write(obj, layout, layout.name if former is None else former.name)
         number = self.sequence.next()
         self.batch.restamp(obj, Stamp(self, number, 0, "", schema, home, 0, None))
-        self.loader.note(number, obj)
+        self.batch.set_item(self.loader.live, number, ref(obj))
         return number
 
     def _refer(self, obj: Persistable) -> int:

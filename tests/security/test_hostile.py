@@ -7,7 +7,7 @@ import shutil
 import struct
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from gc3session import (
     ReadOnlyError,
     Session,
     Task,
+    TaskCollection,
     check_session,
     dump_session,
     repair_session,
@@ -34,7 +35,7 @@ from gc3session.format.schema import Schema
 from gc3session.records.json_values import FieldsEncoder, NotJSON
 from gc3session.records.values import Decoder, references
 from gc3session.tables.lmdb.data_file.verification import MARK, check_before_opening, is_trusted, mark_trusted
-from raw_tables import Raw, members, n4, unsealed
+from raw_tables import Raw, members, n4, n8, unsealed
 
 PAGE = 4096
 
@@ -320,19 +321,19 @@ def spoil(path: Path, table: str, change: Callable[[bytes, bytes], bytes]) -> No
 @pytest.mark.parametrize(
     "row",
     [
-        [1, 1 << 63, None, None],
-        [1, -1, None, None],
-        [0, 0, None, None],
-        [1 << 32, 0, None, None],
-        [1, 0, None, None, 7],
-        [1, 0, [1], None],
-        [1, 0, ["x", 1], None],
-        [1, 0, None, [1, 1 << 62, 1 << 62, "x"]],
-        [1, 0, None, [1, 10, 11, "x", 0, b"", []]],
-        [1, 0, None, [1, 10, 0, "x", 11, b"", []]],
-        [1, 0, None, [1, 10, 0, "x", 0, "", []]],
-        [1, 0, None, [1, 10, 0, "x", 0, b"", [[0, 1 << 62]]]],
-        [1, 0, None, [1, 10, 0, "x", 0, b"", [[-5, 7]]]],
+        [1, 1 << 63, None],
+        [1, -1, None],
+        [0, 0, None],
+        [1 << 32, 0, None],
+        [1, 0, None, 7],
+        [1, 0, [1]],
+        [1, 0, "x"],
+        [1, 0, [1, 1 << 62, 1 << 62, "x"]],
+        [1, 0, [1, 10, 11, "x", 0, b"", []]],
+        [1, 0, [1, 10, 0, "x", 11, b"", []]],
+        [1, 0, [1, 10, 0, "x", 0, "", []]],
+        [1, 0, [1, 10, 0, "x", 0, b"", [[0, 1 << 62]]]],
+        [1, 0, [1, 10, 0, "x", 0, b"", [[-5, 7]]]],
         [1, 2],
         {},
         7,
@@ -343,6 +344,45 @@ def test_a_row_that_can_not_be_is_refused_and_does_not_fill_the_disk(path: Path,
     with pytest.raises(CorruptStore):
         Session(path)
     assert sorted(os.listdir(path)) == ["created", "jobs", "session_ids.txt", "store.url"]
+
+
+@pytest.mark.parametrize("total", [1 << 20, 1 << 31, 1 << 60])
+def test_a_total_beyond_what_was_ever_stored_takes_no_memory(path: Path, total: int) -> None:
+    with Raw(path) as raw:
+        raw.change_row(total=total)
+    with Session(path, read_only=True) as session:
+        # `list` makes room for as many as there are said to be, before it asks for any.
+        for uses in (len, lambda s: list(s.tasks)):
+            with pytest.raises(CorruptStore, match="repair"):
+                uses(session)
+    repair_session(path)
+    with Session(path) as session:
+        assert len(list(session.tasks)) == 21
+
+
+@pytest.mark.parametrize("state", [None, 7, b"NEW", [], msgpack.ExtType(13, b"\x92\xa1x\xa1y")])
+def test_a_state_that_is_no_text_makes_its_record_unreadable(path: Path, state: object) -> None:
+    with Raw(path) as raw:
+        at = unsealed(raw.get("schemas", n4(1)))[3].index("state")
+        raw.change_record(3, lambda body: [*body[:3], [*body[3][:at], state, *body[3][at + 1 :]]])
+    with Session(path) as session:
+        for _ in range(2):  # the second time it is known how such a record is built
+            with pytest.raises(LoadError, match="state"):
+                session.load("Task.3")
+            assert session.load("Task.4").jobname == "t3"
+        assert sum(task is not None for task in readable(session)) == 20
+
+
+def readable(session: Session) -> Iterator[Task]:
+    """Give the tasks that can be read."""
+    tasks = iter(session)
+    while True:
+        try:
+            yield next(tasks)
+        except StopIteration:
+            return
+        except LoadError:
+            continue
 
 
 @pytest.mark.parametrize("place", [0, 1, 2])
@@ -495,6 +535,20 @@ def test_a_shape_that_no_array_has_is_refused(shape: object) -> None:
             Decoder(int).unpack(msgpack.packb(data))
 
 
+@pytest.mark.parametrize(
+    "listed", ["(1000000000,)i8", "(2,3)f4", "i1,i1", "a{", "float", "object", "", "<f8\n", ["x"]]
+)
+@pytest.mark.parametrize("inside", [False, True])
+def test_numpy_compiles_no_text_of_a_record(listed: object, inside: bool) -> None:
+    pytest.importorskip("numpy")
+    data = msgpack.packb([[["field", listed]] if inside else listed, [1], bytes(8)])
+    compiled = []
+    sys.addaudithook(lambda event, args: compiled.append(args) if event == "compile" else None)
+    with pytest.raises(CorruptRecord):
+        Decoder(int).unpack(msgpack.packb(msgpack.ExtType(18, data)))
+    assert compiled == []
+
+
 def test_references_in_bytes_that_are_no_value_are_none() -> None:
     for data in (b"", b"\xc1", b"\xdd\xff\xff\xff\xff", b"\x81\x80\x01", b"\xa1\xff\xc0"):
         assert references(msgpack.ExtType(1, data)) == []
@@ -560,3 +614,16 @@ def test_arrays_are_shown_without_what_controls_a_terminal(path: Path) -> None:
         task.history = [array, [array]]
         for line in object_lines(task, lambda text, style: text):
             assert line.isprintable(), line
+
+
+def test_after_an_undone_transaction_numbers_that_are_in_use_lead_to_their_records(path: Path) -> None:
+    with Raw(path) as raw:
+        raw.put("meta", b"next N", n8(1))
+    with Session(path) as session:
+        with pytest.raises(ZeroDivisionError), session.transaction():
+            new = [Task(jobname="new"), TaskCollection(tasks=[Task(jobname="new")])]
+            session.add_many(new)
+            raise ZeroDivisionError
+        assert [task.jobname for task in session][:3] == ["t0", "t1", "t2"]
+        assert new[0].persistent_id is None
+    repair_session(path)

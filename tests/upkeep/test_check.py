@@ -181,6 +181,7 @@ FAULTS: dict[str, tuple[Callable[[Raw], Any], list[tuple[str, str]]]] = {
     ),
     "entry of a strange key": (lambda raw: raw.put("index", n4(1) + b"x", b"y"), [("index", "session 1, ")]),
     "count of session 0": (lambda raw: raw.put("counts", struct.pack(">III", 0, 1, 1), n8(1)), [("index", "counts 00000000")]),
+    "entry of session 0": (lambda raw: raw.put_members(1, session=0), [("index", "index 00000000")]),
     "holder that is session 0": (lambda raw: raw.put("holders", n8(3) + n4(0), b""), [("index", "holders ")]),
     "count that is wrong": (lambda raw: raw.put_count(8), [("index", "session 1, schema 1")]),
     "count that is missing": (

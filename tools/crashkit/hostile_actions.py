@@ -341,7 +341,8 @@ def problem(name: str, status: int, out: bytes, err: bytes) -> str:
     code = os.waitstatus_to_exitcode(status)
     if code == WRONG or b"Traceback (most recent call last)" in err:
         lines = err.decode("utf-8", "replace").strip().splitlines() or ["?"]
-        return f"no documented error: {lines[-1][:300]}"
+        where = "".join(f"\n     {line[-150:]}" for line in lines[-7:-1])
+        return f"no documented error: {lines[-1][:300]}{where}"
     if code not in STATUSES:
         return f"exit status {code}"
     if name != "dump" or err:  # a dump is JSON, and its text is escaped there

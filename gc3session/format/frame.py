@@ -86,12 +86,19 @@ def head(schema: int, revision: int, home: int) -> bytes:
     return bytes([_ARRAY_OF_4]) + msgpack.packb(schema) + msgpack.packb(revision) + msgpack.packb(home)  # type: ignore[no-any-return]
 
 
+@lru_cache(4096)
+def _short_header(start: bytes) -> Header | None:
+    """Return the header of a record that begins with *start*, if each of its numbers is one byte."""
+    is_short = len(start) == 4 and start[0] == _ARRAY_OF_4 and start[1:].isascii()
+    return Header(start[1], start[2], start[3], 4) if is_short else None
+
+
 def header_of(record: bytes) -> Header:
     """Return the header of a record. Raise CorruptRecord if there is none. The checksum is not verified."""
-    start = record[:4]
-    if len(start) == 4 and start[0] == _ARRAY_OF_4 and start[1:].isascii():
-        return Header(start[1], start[2], start[3], 4)
-    if not start or start[0] != _ARRAY_OF_4:
+    header = _short_header(record[:4])
+    if header is not None:
+        return header
+    if record[:1] != bytes([_ARRAY_OF_4]):
         raise CorruptRecord("it has no header")
     parts = []
     at = 1

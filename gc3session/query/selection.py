@@ -17,7 +17,7 @@ from ..format.frame import schema_number_or_0
 from ..format.schema import Schema
 from ..store.pages import Pages
 from ..store.record_view import StoredTask, StoredTasks, UnreadableTask
-from ..tasks import Persistable, T_co, class_tag, stamp_of
+from ..tasks import Persistable, T_co, class_tag, get_stamp
 from .conditions import Condition, pattern
 from .field_path import field_of, last_event
 from .times import aware
@@ -33,6 +33,9 @@ Time = datetime | timedelta | str
 Where = str | Condition | Iterable[str | Condition]
 
 Page = TypeVar("Page")
+
+_TOGETHER: Final = 32
+"""Objects that are made at a time: they stay in the processor's cache until they are looked at."""
 
 _FIRST_PAGE: Final = 16  # entries: a few tasks of a selection are often enough
 
@@ -182,8 +185,11 @@ class Selected(Iterator[T_co]):
         # Not by a bound method: in a cycle with its pages, a loop that is left would end only when that is collected.
         self._pages = self._paged(partial(Selected._with_records, weakref.proxy(self)))
         self._fits = filters.fit_fields if filters.need_fields else None
+        self._rest: tuple[list[Entry], list[bytes | None]] = ([], [])  # of the page, no objects yet
+        self._version = -1  # of the store's batch, for which these are right
+        self._made_to = 0  # the N up to which objects were made
         self._ready: list[Persistable | LoadError] = []  # the last one is the next one
-        self._given: list[Persistable] = []  # of the page, which the caller may change
+        self._given: list[Persistable] = []  # objects that were made together, which the caller may change
 
     def _paged(self, read: Callable[[Reader, list[Entry]], Page]) -> Pages[Page]:
         return Pages(self.index, read, states=self.filters.read_states, size=self._first_page)
@@ -195,22 +201,36 @@ class Selected(Iterator[T_co]):
                 task = ready.pop()
                 if isinstance(task, LoadError):
                     raise task
-                # It may have been removed since it was read.
-                if stamp_of(task) is not None and (fits is None or fits(task)):
-                    return task  # type: ignore[return-value]
-            after = self._pages.after
-            self.finish_page()
-            with self._store.lock:  # no record changes between its reading and the making of the object
                 try:
-                    ready, self._given = self._store.objects(*next(self._pages))
+                    get_stamp(task)
+                except AttributeError:  # it has been removed since it was read
+                    continue
+                if fits is None or fits(task):
+                    return task  # type: ignore[return-value]
+            self.finish_page()
+            with self._store.lock:  # no record changes here between its reading and the making of the object
+                try:
+                    ready, self._given = self._store.objects(*self._next_records())
                 except BaseException:
-                    self._pages.after = after  # the next call reads this page again
+                    self._pages.after, self._rest = self._made_to, ([], [])  # the next call reads these again
                     raise
+                self._made_to = self._pages.after if not self._rest[0] else self._rest[0][0][0] - 1
             ready.reverse()
             self._ready = ready
 
+    def _next_records(self) -> tuple[list[Entry], list[bytes | None]]:
+        """Return some entries, of a new page if this one is done or its records may have been changed here since."""
+        entries, records = self._rest
+        if not entries or self._version != self._store.batch.version:
+            if entries:
+                self._pages.after = self._made_to
+            entries, records = next(self._pages)
+            self._version = self._store.batch.version
+        self._rest = entries[_TOGETHER:], records[_TOGETHER:]
+        return entries[:_TOGETHER], records[:_TOGETHER]
+
     def finish_page(self) -> None:
-        """Have the tasks of the page, which the caller may have kept for a while, looked at later."""
+        """Have the tasks that were given looked at, those that the caller has kept later."""
         if self._given:
             given, self._given = self._given, []
             self._store.remember(given)

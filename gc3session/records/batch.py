@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import MutableMapping
+from itertools import repeat
 from typing import Any
 
 from ..tasks import Origin, Persistable, Stamp, field_names, mark_of, restamp
@@ -55,6 +56,17 @@ class Batch:
         self.set_item(self.states, number, state)
         self.set_item(self.bases, number, base)
         self.bytes += STAGED_BYTES + len(record)
+
+    def stage_many(
+        self, records: dict[int, bytes], states: dict[int, str], bases: dict[int, tuple[int, str]]
+    ) -> None:
+        """Put records into the batch, none of which is there yet."""
+        self.version += 1
+        for column, new in ((self.records, records), (self.states, states), (self.bases, bases)):
+            if self.journal is not None:
+                self.journal += zip(repeat(column), new, repeat(None))
+            column.update(new)  # type: ignore[arg-type]
+        self.bytes += STAGED_BYTES * len(records) + sum(map(len, records.values()))
 
     def unstage(self, number: int) -> None:
         """Take a record out of the batch, if it is there."""

@@ -142,7 +142,7 @@ class Encoder:
         except UNPACKABLE as error:
             self._explain(parts, error)
 
-        if may_hold_bytes(packed) and any(holds_bytearray(part) for _, part in parts()):
+        if may_hold_bytes(packed) and holds_bytearray(value):
             self._find_unstorable(parts)
         return packed
 

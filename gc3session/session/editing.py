@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from collections import deque
 from collections.abc import Iterator
 from types import TracebackType
 from typing import Any, Final, Generic
@@ -12,13 +11,10 @@ from weakref import WeakSet
 from ..errors import Error, InvalidArgument
 from ..query.selection import Filters, Selected
 from ..store.index import CHUNK, Index
-from ..tasks import Persistable, T
+from ..tasks import Persistable, T, get_stamp, stamp_of
 
 PART: Final = 4096
 """Changed tasks that are saved in one transaction."""
-
-PAGES: Final = 2
-"""Pages that are held after a loop has gone on: the program may have put the tasks into a list, to change them later."""
 
 
 class Edit(Generic[T]):
@@ -27,22 +23,23 @@ class Edit(Generic[T]):
     See `SessionBase.edit`.
 
     Attributes:
-        changed: tasks that were changed and are not saved yet, in the order of the loop.
         is_open: whether the block is being run.
     """
 
     def __init__(self, index: Index, asked: Filters) -> None:
-        self._index = index
         self._store = index.store
+        self._index = index
         self._asked = asked
         self._loops: WeakSet[_Loop] = WeakSet()
-        self._saved: str | None = None  # the ID of the last task that has been saved
-        self._pages: deque[list[Persistable]] = deque()  # which loops gave, not looked at yet
-        self.changed: list[Persistable] = []  # in the order of the loop, not saved yet
+        self._saved = 0  # the N of the last task that has been saved
+        self._given: set[int] = set()  # Ns of what loops gave: of all that may have changed since it was saved
+        self._most = 2 * PART  # of these, before it is looked which haven't changed
+        self._unsaved = 0  # changed objects of the store, as something was saved last
         self.is_open = False
 
     def __enter__(self) -> Edit[T]:
         self._store.ensure_writable()
+        self._unsaved = len(self._store.changes)
         self.is_open = True
         return self
 
@@ -61,48 +58,63 @@ class Edit(Generic[T]):
     ) -> None:
         self.is_open = False
         for loop in [*self._loops]:
-            self._pages.append([*loop._given])  # the loop may go on after the block
-        self._look(0)
+            self.note(loop._given)  # the loop may go on after the block
         if error is not None:
             self._give_up(error)
             return
         try:
-            self.save()
+            self._save()
         except BaseException as failure:
             self._give_up(failure)
             raise
 
-    def hold(self, tasks: list[Persistable]) -> None:
-        """Hold a page of tasks that a loop gave, and look for changes in those of a former one."""
-        self._pages.append(tasks)
-        self._look(PAGES)
-        if len(self.changed) >= PART:
-            self.save()
+    def note(self, tasks: list[Persistable]) -> None:
+        """Have tasks that a loop gave saved, if they are changed."""
+        self._given.update(get_stamp(task).number for task in tasks if stamp_of(task) is not None)
 
-    def _look(self, pages: int) -> None:
-        while len(self._pages) > pages:
-            tasks = {id(task): task for task in self._pages.popleft()}.values()
-            self.changed += [task for task in tasks if task.persistent_id is not None and task.changed]
+    def save_part(self) -> None:
+        """Save what has been changed, if that is much."""
+        changes = self._store.changes
+        if len(changes) - self._unsaved >= PART:
+            self._save()
+        if len(self._given) > self._most:
+            self._store.look_at_all()
+            alive = {n for n in self._given if self._store.loader.living(n) is not None}
+            self._given &= alive | changes.numbers()
+            self._most = max(2 * PART, 2 * len(self._given))
 
-    def save(self) -> None:
+    def _save(self) -> None:
         """Save what has been changed."""
-        tasks = [task for task in self.changed if task.persistent_id is not None]  # else it has been removed since
-        if tasks:
-            with self._store.unit(flush=True):
-                for task in tasks:
-                    self._store.stage(task)
-            self._saved = tasks[-1].persistent_id
-        self.changed.clear()
+        store = self._store
+        last = self._saved
+
+        def choose(changed: list[int]) -> list[int]:
+            nonlocal last
+            chosen = [number for number in changed if number in self._given]
+            last = chosen[-1] if chosen else last
+            return chosen
+
+        with store.unit(flush=True):
+            store.stage_changed(choose)
+        self._saved, self._unsaved = last, len(store.changes)
 
     def _give_up(self, error: BaseException) -> None:
         store = self._store
-        for task in self.changed:
-            with contextlib.suppress(Error):  # it was removed, or can't be read any more
-                store.refresh(task)
-        saved = "saved" if store.batch.journal is None else "in the transaction"
+        with store.lock:
+            store.look_at_all()
+            given_up = sorted(self._given & store.changes.numbers())
+            for number in given_up:
+                task = store.loader.living(number)
+                if task is None:
+                    store.changes.records.pop(number)
+                    continue
+                with contextlib.suppress(Error):  # it was removed, or can't be read any more
+                    store.refresh(task)
+        with store.reading() as reader:
+            saved = f"all up to {store.name_of(reader, self._saved)}.{self._saved}" if self._saved else "nothing"
+        where = "saved" if store.batch.journal is None else "in the transaction"
         error.add_note(
-            f"edit: {f'nothing is {saved}' if self._saved is None else f'all up to {self._saved} is {saved}'};"
-            f" what was changed in {len(self.changed)} tasks after that is given up"
+            f"edit: {saved} is {where}; what was changed in {len(given_up)} tasks after that is given up"
         )
 
 
@@ -113,20 +125,16 @@ class _Loop(Selected[Any]):
         super().__init__(index, asked, CHUNK)
         self._edit = edit
 
-    def taken(self) -> list[Persistable]:
-        """Return the tasks of the page, which is done with."""
-        given, self._given = self._given, []
-        return given
-
     def finish_page(self) -> None:
-        if self._edit.is_open:
-            self._edit.hold(self.taken())
-        else:
-            super().finish_page()
+        is_open = self._edit.is_open
+        if is_open:
+            self._edit.note(self._given)
+        super().finish_page()
+        if is_open:
+            self._edit.save_part()
 
     def __del__(self) -> None:
         edit = getattr(self, "_edit", None)
         if edit is not None and edit.is_open:  # the caller has left the loop, not the block
-            edit._pages.append(self.taken())
-        else:
-            super().__del__()
+            edit.note(self._given)
+        super().__del__()

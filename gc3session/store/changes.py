@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable
+from sys import getrefcount
 from typing import Final, NamedTuple
 from zlib import crc32
 
@@ -29,6 +30,10 @@ HELD: Final = 1024
 
 _TOGETHER: Final = 64
 """Objects that are looked at together, if they were loaded one by one."""
+
+
+_ALONE: Final = next(getrefcount(obj) for obj in [object()])
+"""References to an object that nobody has but a list, and the loop over it that counts them."""
 
 
 class ChangedRecord(NamedTuple):
@@ -66,7 +71,7 @@ class Changes:
     """The unsaved changes of one store.
 
     Args:
-        keep: object -> the record to keep in its place; None if it can't be kept so now.
+        keep: objects -> the records to keep in their place, by N, of those of which that can be done now.
         is_own: stamp -> whether it is one of this store.
         stored: N -> its committed record, or None.
 
@@ -79,7 +84,7 @@ class Changes:
 
     def __init__(
         self,
-        keep: Callable[[Persistable], ChangedRecord | None],
+        keep: Callable[[list[Persistable]], dict[int, ChangedRecord]],
         is_own: Callable[[Stamp], bool],
         stored: Callable[[int], bytes | None],
     ) -> None:
@@ -154,21 +159,27 @@ class Changes:
     def look_at(self, objs: Iterable[Persistable]) -> None:
         """Look at objects which are about to be let go, and hold those that have changed."""
         cls: type[Persistable] | None = None
-        store: object = None  # this one, as stamps have it
+        own_store: object = None  # this one, as stamps have it
+        objects, records = self.objects, self.records
         for obj in objs:
             try:  # the short way, for very many that haven't changed
-                stamp = get_stamp(obj)
+                if id(obj) in objects:
+                    continue
+                store, number, revision, _, schema, home, checksum, _ = get_stamp(obj)
                 if type(obj) is not cls:
                     cls = type(obj)
                     values, pack = layout_of(cls).values, self.encoder.packer.pack
-                is_known = stamp.store is store and not self._is_noted(obj, stamp)
-                if is_known and _checksum(stamp, pack(values(obj))) == stamp.checksum:
+                if (
+                    store is own_store
+                    and number not in records
+                    and crc32(head(schema.number, revision, home) + pack(values(obj)), number) == checksum
+                ):
                     continue
             except (NewReference, AttributeError, Error, *UNPACKABLE):
                 self.encoder, cls = Encoder(self._refer), None
             own = stamp_of(obj)
             if own is not None and self._is_own(own):
-                store = own.store
+                own_store = own.store
                 if self.is_changed(obj, own):
                     self.note(obj, own.number)
 
@@ -225,23 +236,41 @@ class Changes:
         """Keep the oldest half of the changed objects as records, if there are many."""
         if len(self.objects) <= self.limit:
             return
-        for obj in [*self.objects.values()][: len(self.objects) // 2]:
-            kept = self._keep(obj)
-            if kept is not None:
-                self.records[get_stamp(obj).number] = kept
-                self.objects.pop(id(obj), None)
+        self._keep_records([*self.objects.values()][: len(self.objects) // 2])
         # Some can't be kept, such as those of the batch: they aren't all tried again at once.
         self.limit = max(HELD, 2 * len(self.objects))
 
+    def _keep_records(self, objs: list[Persistable]) -> None:
+        """Keep the records of objects that have been changed in their place, if that can be done now."""
+        kept = self._keep(objs)
+        self.records.update(kept)
+        for obj in objs:
+            if get_stamp(obj).number in kept:
+                del self.objects[id(obj)]
+
     def remember(self, objs: list[Persistable]) -> None:
+        """Look at objects that have been loaded, and are let go now; hold the others, and look at those of long ago."""
+        alone: list[Persistable] = []
+        held: list[Persistable] = []
+        for obj in objs:
+            (alone if getrefcount(obj) == _ALONE + (id(obj) in self.objects) else held).append(obj)
+        self.look_at(alone)
+        changed = [obj for obj in alone if id(obj) in self.objects]
+        if changed:
+            self._keep_records(changed)
+        if held:
+            self.hold(held)
+
+    def hold(self, objs: list[Persistable]) -> None:
         """Hold objects that have been loaded, and look at those that were loaded long ago."""
         recent = self._recent
         if recent and len(recent[-1]) + len(objs) <= _TOGETHER:
             recent[-1] += objs
         else:
-            recent.append(objs[:])
+            recent.append(objs)
         self._held += len(objs)
         while self._held - len(recent[0]) >= HELD:
             oldest = recent.popleft()
             self._held -= len(oldest)
             self.look_at(oldest)
+            self.let_go()

@@ -14,7 +14,8 @@ After the commit the mirrors follow.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from itertools import chain
+from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import ConflictError, CorruptRecord
 from ..format.frame import RECORD_KEY, Header, header_of, schema_number_or_0, with_home
@@ -53,7 +54,6 @@ class Commit:
         self._index_writer = index_writer
         self._stored: dict[int, tuple[bytes, Header | None]] = {}  # records that are there, of those concerned
         self._homes: dict[int, int] = {}  # N -> the home that its record gets, if that isn't what it says
-        self._staged_homes: dict[int, int] = {}  # N of an update -> the home that its staged record says
 
     def write(self) -> None:
         """Write records and index entries.  Raise ConflictError if a stored record isn't as the batch expects."""
@@ -61,8 +61,9 @@ class Commit:
         updates, removed = sorted(batch.updates()), sorted(batch.removals())
         self._read(sorted({*updates, *removed, *(n for index in indexes for n in (*index.left, *index.adopted))}))
         self._check_conflicts(updates + removed)
-        moves = self._moves(updates)
-        self._prepare(updates + removed, removed, moves)
+        holding = {n: self._holding(n) for n in (*updates, *removed) if n in self._stored}
+        moves = self._moves(updates, holding)
+        self._prepare(removed, moves, holding)
         for number in removed:
             self._remove(number)
         for index in indexes:
@@ -141,19 +142,18 @@ class Commit:
         """Return the numbers of the sessions that hold a stored record."""
         return self._index_writer.holding(number, self._home(number))
 
-    def _prepare(self, changed: list[int], removed: list[int], moves: Moves) -> None:
+    def _prepare(self, removed: list[int], moves: Moves, holding: dict[int, list[int]]) -> None:
         """Lock the sessions that hold what changes, and read those of their entries that probably do."""
-        stored = filter(self._stored.__contains__, changed)
         own = {index.known_number for index in self._store.indexes}
-        self._index_writer.lock({session for number in stored for session in self._holding(number)} - own)
+        self._index_writer.lock({*chain.from_iterable(holding.values())} - own)
         places = [
             (session, block * BLOCK, kind)
             for (session, *kinds), numbers in moves.items()
             for block in {number // BLOCK for number in numbers}
             for kind in kinds
         ]
-        for number in filter(self._stored.__contains__, removed):
-            places += [(session, number, self._kind_before(number)) for session in self._holding(number)]
+        for number in filter(holding.__contains__, removed):
+            places += [(session, number, self._kind_before(number)) for session in holding[number]]
         self._index_writer.read(places)
 
     # -- what leaves
@@ -227,8 +227,8 @@ class Commit:
         entries: list[tuple[int, int]] = []
         store, batch = self._store, self._batch
         for number in sorted(index.joined):
-            record = batch.records.get(number)
             if number in index.adopted:
+                record = batch.records.get(number)
                 if number not in self._stored and record is None:
                     living = self._store.loader.living(number)
                     id_ = f"Unreadable.{number}" if living is None else str(living.persistent_id)
@@ -239,11 +239,15 @@ class Commit:
                     )
                 if not self._adopt(index, session, number):
                     continue
-            elif header_of(batch.records[number]).home != session:
-                self._settle(session, number)
-            schema = schema_number_or_0(record or self._stored[number][0])
+                schema = schema_number_or_0(record or self._stored[number][0])
+                state = store.state_of(self._writer, number) or ""
+            else:  # a new one
+                schema, _, home, _ = header_of(batch.records[number])
+                state = batch.states[number]
+                if home != session:
+                    self._settle(session, number)
             entries.append((number, schema))
-            kinds.setdefault((schema, store.state_of(self._writer, number) or ""), []).append(number)
+            kinds.setdefault((schema, state), []).append(number)
         states = self._index_writer.states
         self._index_writer.add(
             session, {Kind(schema, states.number(state)): n for (schema, state), n in kinds.items()}
@@ -271,23 +275,29 @@ class Commit:
 
     # -- what changes
 
-    def _moves(self, updates: list[int]) -> Moves:
-        """Return which records get another state or schema."""
-        batch, states = self._batch, self._index_writer.states
-        moves: Moves = {}
+    def _moves(self, updates: list[int], holding: dict[int, list[int]]) -> Moves:
+        """Return which records get another state or schema; *holding* are the sessions that hold each."""
+        bases, records, states = self._batch.bases, self._batch.records, self._batch.states
+        alike: dict[tuple[Any, ...], list[int]] = {}
         for number in updates:
-            before, staged = self._kind_before(number), header_of(batch.records[number])
-            self._staged_homes[number] = staged.home
-            after = Kind(staged.schema, states.number(batch.states[number]))
-            if before != after:
-                for session in self._holding(number):
-                    moves.setdefault((session, before, after), []).append(number)
+            header = self._stored[number][1]
+            before, after = header and header.schema, header_of(records[number]).schema
+            key = before, bases[number][1], after, states[number], *holding[number]
+            alike.setdefault(key, []).append(number)
+        moves: Moves = {}
+        for (_, _, schema, state, *sessions), numbers in alike.items():
+            before, kind = self._kind_before(numbers[0]), Kind(schema, self._index_writer.states.number(state))
+            if before != kind:
+                for session in sessions:
+                    moves.setdefault((session, before, kind), []).extend(numbers)
+        for numbers in moves.values():
+            numbers.sort()
         return moves
 
     def _with_home_there(self, number: int) -> bytes:
         """Return a staged record with the home that the stored one has, or gets."""
         record, home = self._batch.records[number], self._home(number)
-        return record if self._staged_homes[number] == home else with_home(number, record, home)
+        return record if header_of(record).home == home else with_home(number, record, home)
 
     def _with_new_home(self, number: int) -> bytes:
         record = self._batch.records[number]

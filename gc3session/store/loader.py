@@ -60,6 +60,7 @@ class Loader:
         self._layouts: dict[int, Layout] = {}  # by schema number
         self._classes = 0
         self._unpack = functools.partial(msgpack.unpackb, strict_map_key=False, ext_hook=self._build_plain)
+        self._unpacker = self._new_unpacker()
         self._shells: dict[int, Persistable] = {}
         self._to_fill: list[tuple[int, bytes]] = []
 
@@ -113,6 +114,39 @@ class Loader:
         if len(self.live) > self.limit:
             self.sweep()
         return obj
+
+    def together(self, numbers: list[int], records: list[bytes | None]) -> list[Persistable] | None:
+        """Return new objects for some records; None, with nothing done, if one of them takes the long way (see `quick`).
+
+        The records are one stream of msgpack: each is followed by its checksum.
+        """
+        if not self.live.keys().isdisjoint(numbers) and any(self.living(n) is not None for n in numbers):
+            return None
+        builders, keeper, objs = self._builders, self._keeper(), list[Persistable]()
+        try:
+            self._unpacker.feed(b"".join(records))  # type: ignore[arg-type]  # for None, too, it takes the long way
+            items = list(self._unpacker)
+            checksums = [crc32(record[:-TAIL], number) for record, number in zip(records, numbers, strict=True)]  # type: ignore[index]
+            if items[1::2] != checksums:
+                raise ValueError
+            for (schema_number, revision, home, values), number, checksum in zip(
+                items[::2], numbers, checksums, strict=True
+            ):
+                if (revision | home) >> 63:  # no revision could follow
+                    raise ValueError
+                build, schema = builders[schema_number]
+                objs.append(build(values, keeper, number, revision, schema, home, checksum))
+        except (_Reference, CorruptRecord, *DAMAGE):
+            self._unpacker = self._new_unpacker()  # with nothing left in it
+            return None
+        self.live.update(zip(numbers, map(ref, objs), strict=True))
+        self.built += objs
+        if len(self.live) > self.limit:
+            self.sweep()
+        return objs
+
+    def _new_unpacker(self) -> msgpack.Unpacker:
+        return msgpack.Unpacker(strict_map_key=False, ext_hook=self._build_plain, max_buffer_size=0)
 
     def _build_plain(self, code: int, data: bytes) -> Any:
         if code == REFERENCE:

@@ -196,13 +196,15 @@ class StoreReading:
         """
         loaded: list[Persistable | LoadError] = []
         self.loader.notice_classes()
-        quick = self.loader.quick
-        let_go = self.changes.records
+        numbers, let_go = [number for number, _ in entries], self.changes.records
         try:
-            for (number, schema), record in zip(entries, records, strict=True):
-                if record is not None:
-                    obj = None if let_go and number in let_go else quick(number, record)
-                    loaded.append(self._object(number, schema, record) if obj is None else obj)
+            together = self.loader.together(numbers, records) if let_go.keys().isdisjoint(numbers) else None
+            if together is not None:
+                loaded += together
+            else:
+                for (number, schema), record in zip(entries, records, strict=True):
+                    if record is not None:
+                        loaded.append(self._object(number, schema, record))
         finally:
             built, self.loader.built = self.loader.built, []
         return loaded, [] if self.read_only else built

@@ -6,7 +6,7 @@ import sys
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import islice
+from itertools import islice, repeat
 from typing import Any, Final
 from weakref import ref
 from zlib import crc32
@@ -230,7 +230,9 @@ class StoreStaging(StoreReading):
     ) -> tuple[Schema, bytes, str]:
         """Return the schema, the record and the state that *obj* is to be stored with."""
         layout = layout_of(type(obj))
-        schema = self.schemas.to_write(obj, layout, stamp.schema.name)
+        schema = self.schemas.of_class(layout)
+        if stamp.schema is not schema or stamp.leftover:
+            schema = self.schemas.to_write(obj, layout, stamp.schema.name)
         names, values = layout.fields, layout.checked_values(obj)
         if schema.fields != names:
             fields = {**dict(zip(names, values, strict=True)), **extras_of(obj)[1]}
@@ -294,16 +296,31 @@ class StoreStaging(StoreReading):
             )
         return original
 
-    def kept_record(self, obj: Persistable) -> ChangedRecord | None:
-        """Return the record of an object with unsaved changes which is to be let go; None if that can't be done now."""
-        stamp = stamp_of(obj)
-        if stamp is None or not stamp.revision or stamp.number in self.batch.records:
-            return None
-        try:
-            _, record, state = self._encoded(obj, stamp, stamp.revision + 1, self.changes.encoder)
-        except (NewReference, Error):
-            return None  # what is wrong with it is said when it is saved
-        return ChangedRecord(record, state, stamp.revision, stamp.state)
+    def kept_records(self, objs: Iterable[Persistable]) -> dict[int, ChangedRecord]:
+        """Return the records of objects with unsaved changes which are to be let go; those that can't be made now are left out."""
+        kept: dict[int, ChangedRecord] = {}
+        cls: type[Persistable] | None = None
+        encoder = self.changes.encoder
+        for obj in objs:
+            stamp = stamp_of(obj)
+            if stamp is None or not stamp.revision or stamp.number in self.batch.records:
+                continue
+            _, number, revision, former_state, schema, home, _, leftover = stamp
+            if type(obj) is not cls:
+                cls = type(obj)
+                layout = layout_of(cls)
+                own, has_state = self.schemas.of_class(layout), layout.kind != PERSISTABLE
+            try:
+                if schema is own and not leftover:  # the short way, for very many
+                    body = encoder.pack(layout.checked_values(obj), lambda: ())
+                    record = seal(number, head(schema.number, revision + 1, home) + body)
+                    state = obj.state if has_state else ""  # type: ignore[attr-defined]
+                else:
+                    _, record, state = self._encoded(obj, stamp, revision + 1, encoder)
+            except (NewReference, Error):
+                continue  # what is wrong with it is said when it is saved
+            kept[number] = ChangedRecord(record, state, revision, former_state)
+        return kept
 
     def stage_new(self, objs: Sequence[Persistable], index: Membership) -> int:
         """Encode new objects and add them to *index*: the short way, for very many.
@@ -540,29 +557,38 @@ class StoreStaging(StoreReading):
             for obj in sorted(changes.objects.values(), key=lambda obj: get_stamp(obj).number):
                 if get_stamp(obj).number in chosen and id(obj) in changes.objects:
                     self.stage(obj)
-            for number, kept in sorted(changes.records.items()):
-                if number in chosen:
-                    living = self.loader.living(number)
-                    if living is None:
-                        self._stage_kept(number, kept)
-                    else:
-                        self.stage(living)
+            kept = {number: changes.records[number] for number in sorted(changes.records.keys() & chosen)}
+            for number in [*kept]:
+                living = self.loader.living(number)
+                if living is not None:
+                    self.stage(living)
+                    del kept[number]
+            self._stage_kept(kept)
 
     def look_at_all(self) -> None:
         """Look at all objects that are alive for changes inside their values."""
         self.changes.look_at([obj for held in [*self.loader.live.values()] if (obj := held()) is not None])
         self.changes.look_at_recent()
 
-    def _stage_kept(self, number: int, kept: ChangedRecord) -> None:
-        staged = self.batch.records.get(number)
-        base: tuple[int, str] | None = (kept.revision, kept.former_state)
-        if staged is not None:
-            if revision_of(staged) != kept.revision:
+    def _stage_kept(self, kept: dict[int, ChangedRecord]) -> None:
+        """Put the records of changed objects that were let go into the batch."""
+        batch, records = self.batch, self.changes.records
+        for number in [*(kept.keys() & batch.records.keys())]:
+            one = kept.pop(number)
+            if revision_of(batch.records[number]) != one.revision:
                 with self.reading() as reader:
                     raise _saved_elsewhere(f"{self.name_of(reader, number)}.{number}")
-            base = self.batch.bases.get(number)
-        self.batch.set_item(self.changes.records, number, None)
-        self.batch.stage(number, kept.record, kept.state, base)
+            batch.set_item(records, number, None)
+            batch.stage(number, one.record, one.state, batch.bases.get(number))
+        if batch.journal is not None:
+            batch.journal += zip(repeat(records), kept, kept.values())
+        for number in kept:
+            del records[number]
+        batch.stage_many(
+            {number: one.record for number, one in kept.items()},
+            {number: one.state for number, one in kept.items()},
+            {number: (one.revision, one.former_state) for number, one in kept.items()},
+        )
 
 
 def asyncio_task() -> Any:

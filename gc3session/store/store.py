@@ -88,7 +88,7 @@ class Store(StoreStaging):
         self.batch = Batch()
         self.indexes: builtins.list[Membership] = []
         self.changes = Changes(
-            self.kept_record,
+            self.kept_records,
             lambda stamp: self.is_same(stamp.store),
             lambda number: None if self._closed else self._committed(number),
         )
@@ -155,7 +155,8 @@ class Store(StoreStaging):
                 built, self.loader.built = self.loader.built, []
             if get_stamp(obj).schema.name != name:
                 raise self._not_found(id_)
-            self.remember(built)
+            if not self.read_only:
+                self.changes.hold(built)
             return obj
 
     def _give_up(self, number: int) -> None:

@@ -1136,7 +1136,7 @@ def test_changes_that_can_not_be_kept_as_records_are_not_tried_again_and_again(
     session.add_many(tasks, flush=why != "in the batch")
     calls: list[Any] = []
     keep = session.store.changes._keep
-    monkeypatch.setattr(session.store.changes, "_keep", lambda obj: (calls.append(1), keep(obj))[1])
+    monkeypatch.setattr(session.store.changes, "_keep", lambda objs: (calls.extend(objs), keep(objs))[1])
     for n, task in enumerate(tasks):
         task.returncode = n
         if why == "unstorable":

@@ -6,17 +6,14 @@ class with the same fields.
 
 from __future__ import annotations
 
-import json
 import os
-import pickle
 import secrets
 import shutil
 import sqlite3
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from itertools import chain, count, islice, starmap
+from itertools import chain, islice, starmap
 from operator import attrgetter
 from struct import Struct
 from typing import Any, ClassVar, Final, Protocol
@@ -28,6 +25,7 @@ import lmdb
 from gc3session import Session, Task
 
 BATCH: Final = 100_000  # tasks that are recorded, or changed, in one transaction
+MAP: Final = 1 << 35  # bytes of address space; valgrind doesn't give as much as usual
 STATES: Final = ("NEW", "SUBMITTED", "RUNNING", "TERMINATED")
 
 
@@ -89,7 +87,9 @@ class Target(Protocol):
     url: str
     name: ClassVar[str]
     job: ClassVar[type[Any]] = PlainJob
-    most: ClassVar[int] = sys.maxsize  # tasks that it is given; fewer if all would take too long
+    is_for_all_threads: ClassVar[bool] = True  # or each needs one of its own, on the same directory
+    read_only: bool = False  # whether a session is opened that can't write; the others can always
+    rewrites: int = 0  # how often all tasks have been changed
 
     def __init__(self, directory: str, url: str) -> None:
         self.directory = directory
@@ -101,6 +101,13 @@ class Target(Protocol):
 
     def close(self) -> None:
         """Close the store."""
+
+    def reopen(self, *, read_only: bool) -> None:
+        """Have it open, as one that can only read or as one that can write."""
+        if read_only != self.read_only:
+            self.close()
+            self.read_only = read_only
+            self.open()
 
     def delete(self) -> None:
         """Delete the store, which is closed."""
@@ -135,6 +142,9 @@ class Target(Protocol):
     def iterate(self) -> Iterator[AnyJob]:
         """Give all tasks as objects."""
 
+    def iterate_stored(self) -> Iterator[Any]:
+        """Give what is stored of all tasks, and make no objects."""
+
     def change_all(self, state: str) -> None:
         """Load every task, change its state, and record it; all are on disk afterwards."""
 
@@ -153,7 +163,7 @@ class Gc3session(Target):
     job = Job
 
     def open(self) -> None:
-        self.session = Session(self.directory)
+        self.session = Session(self.directory, read_only=self.read_only, map_size=MAP)
 
     def close(self) -> None:
         self.session.close()
@@ -186,6 +196,9 @@ class Gc3session(Target):
     def iterate(self) -> Iterator[AnyJob]:
         return iter(self.session)
 
+    def iterate_stored(self) -> Iterator[Any]:
+        return self.session.select().stored()
+
     def change_all(self, state: str) -> None:
         for task in self.session:
             task.state = state
@@ -209,7 +222,7 @@ class RawLimit(Target):
     _key = Struct(">Q").pack
 
     def open(self) -> None:
-        self._env = lmdb.open(self.directory, map_size=1 << 40, max_dbs=2, lib_version=0)
+        self._env = lmdb.open(self.directory, map_size=MAP, max_dbs=2, lib_version=0)
         self._records: Any = self._env.open_db(b"records")
         self._members: Any = self._env.open_db(b"members")
         self._next = self.count() + 1
@@ -252,7 +265,10 @@ class RawLimit(Target):
                 PlainJob(*unpack(txn.get(key)))
 
     def iterate(self) -> Iterator[AnyJob]:
-        return starmap(PlainJob, map(unpack, self._env.begin(db=self._records).cursor().iternext(keys=False)))
+        return starmap(PlainJob, self.iterate_stored())
+
+    def iterate_stored(self) -> Iterator[Any]:
+        return map(unpack, self._env.begin(db=self._records).cursor().iternext(keys=False))
 
     def change_all(self, state: str) -> None:
         def changed(items: Iterable[tuple[bytes, bytes]]) -> Iterator[tuple[bytes, bytes]]:
@@ -271,16 +287,17 @@ class RawLimit(Target):
             return int(txn.stat(self._members)["entries"])
 
 
-class SqliteMsgpack(Target):
-    """sqlite3: a row a task, with a msgpack array of its fields, and its state, which has an index."""
+class Sqlite(Target):
+    """sqlite3, as a user writes it in 20 lines: a row a task, with its state and a msgpack array of its fields."""
 
-    name = "sqlite3 msgpack"
+    name = "sqlite3"
+    is_for_all_threads = False
 
     _insert = "INSERT INTO tasks (state, task) VALUES (?, ?)"
 
     def open(self) -> None:
         os.makedirs(self.directory, exist_ok=True)
-        self._db = sqlite3.connect(os.path.join(self.directory, "tasks.db"), isolation_level=None)
+        self._db = sqlite3.connect(os.path.join(self.directory, "tasks.db"), timeout=60, isolation_level=None)
         self._db.execute("PRAGMA journal_mode=WAL")
         self._db.execute("PRAGMA synchronous=FULL")
         self._db.execute(
@@ -291,14 +308,8 @@ class SqliteMsgpack(Target):
     def close(self) -> None:
         self._db.close()
 
-    def _encode(self, task: AnyJob) -> Any:
-        return pack(fields_of(task))
-
-    def _decode(self, data: Any) -> AnyJob:
-        return PlainJob(*unpack(data))
-
-    def _row(self, task: AnyJob) -> tuple[str, Any]:
-        return task.state, self._encode(task)
+    def _row(self, task: AnyJob) -> tuple[str, bytes]:
+        return task.state, pack(fields_of(task))
 
     def record_many(self, tasks: list[AnyJob]) -> None:
         if not self._db.in_transaction:
@@ -319,15 +330,18 @@ class SqliteMsgpack(Target):
 
     def load(self, keys: list[int]) -> None:
         for key in keys:
-            self._decode(self._db.execute("SELECT task FROM tasks WHERE id = ?", (key,)).fetchone()[0])
+            PlainJob(*unpack(self._db.execute("SELECT task FROM tasks WHERE id = ?", (key,)).fetchone()[0]))
 
     def iterate(self) -> Iterator[AnyJob]:
-        return map(self._decode, chain.from_iterable(self._db.execute("SELECT task FROM tasks ORDER BY id")))
+        return starmap(PlainJob, self.iterate_stored())
+
+    def iterate_stored(self) -> Iterator[Any]:
+        return map(unpack, chain.from_iterable(self._db.execute("SELECT task FROM tasks ORDER BY id")))
 
     def change_all(self, state: str) -> None:
         def changed() -> Iterator[tuple[str, Any, int]]:
             for key, data in self._db.execute("SELECT id, task FROM tasks ORDER BY id").fetchall():
-                task = self._decode(data)
+                task = PlainJob(*unpack(data))
                 change_state(task, state)
                 yield *self._row(task), key
 
@@ -340,78 +354,6 @@ class SqliteMsgpack(Target):
 
     def count(self) -> int:
         return int(self._db.execute("SELECT count(*) FROM tasks").fetchone()[0])
-
-
-class SqliteJson(SqliteMsgpack):
-    """The same with a JSON object of the fields in each row."""
-
-    name = "sqlite3 JSON"
-
-    def _encode(self, task: AnyJob) -> str:
-        return json.dumps(dict(zip(FIELDS, fields_of(task), strict=True)))
-
-    def _decode(self, data: str) -> AnyJob:
-        return PlainJob(**json.loads(data))
-
-
-class PickleFiles(Target):
-    """A pickle file a task; only `add` and `remove` wait for the disk."""
-
-    name = "pickle files"
-    most = 3_000  # a file takes a hundred times as long as a record
-
-    def open(self) -> None:
-        os.makedirs(self.directory, exist_ok=True)
-        self._numbers = count(self.count())
-
-    def _write(self, task: AnyJob, path: str, *, durably: bool = False) -> None:
-        with open(path, "wb") as file:
-            pickle.dump(task, file)
-            if durably:
-                file.flush()
-                os.fsync(file.fileno())
-
-    def _read(self, path: str) -> Any:
-        with open(path, "rb") as file:
-            return pickle.load(file)
-
-    def _sync_directory(self) -> None:
-        fd = os.open(self.directory, os.O_RDONLY)
-        os.fsync(fd)
-        os.close(fd)
-
-    def record_many(self, tasks: list[AnyJob]) -> None:
-        for task in tasks:
-            self._write(task, os.path.join(self.directory, f"{next(self._numbers)}"))
-
-    def add(self, task: AnyJob) -> None:
-        path = os.path.join(self.directory, f"{next(self._numbers)}")
-        self._write(task, f"{path}.tmp", durably=True)
-        os.rename(f"{path}.tmp", path)
-        self._sync_directory()
-
-    def remove(self, key: str) -> None:
-        os.unlink(key)
-        self._sync_directory()
-
-    def keys(self) -> Iterable[str]:
-        return [entry.path for entry in os.scandir(self.directory)]
-
-    def load(self, keys: list[str]) -> None:
-        for path in keys:
-            self._read(path)
-
-    def iterate(self) -> Iterator[AnyJob]:
-        return map(self._read, self.keys())
-
-    def change_all(self, state: str) -> None:
-        for path in self.keys():
-            task = self._read(path)
-            change_state(task, state)
-            self._write(task, path)
-
-    def count(self) -> int:
-        return len(os.listdir(self.directory))
 
 
 class OnPostgresql(Gc3session):
@@ -481,5 +423,5 @@ class ExecuteMany(Copy):
         self._cursor.executemany("INSERT INTO copied (key, value) VALUES (%b, %b)", tasks)
 
 
-ON_LMDB: Final = (Gc3session, RawLimit, SqliteMsgpack, SqliteJson, PickleFiles)
+ON_LMDB: Final = (Gc3session, RawLimit, Sqlite)
 ON_POSTGRESQL: Final = (OnPostgresql, Copy, ExecuteMany, Gc3session)

@@ -255,9 +255,8 @@ def scale(args: argparse.Namespace, stores: Stores) -> str:
         stores.shared[Gc3session, args.scale] = store
         rows = rows_of_growth(args.scale, [Gc3session])
         meanwhile = partial(measure, rows, stores, growth)
-        for took in steps(store.directory, args.scale, args.processes, meanwhile):
-            parts = " ".join(map(text_of, took.wall))
-            lines.append([took.title, parts, *map(text_of, (took.cpu, took.memory, took.bytes_on_disk))])
+        for title, wall, *others in steps(store.directory, args.scale, args.processes, meanwhile):
+            lines.append([title, " ".join(map(text_of, wall)), *map(text_of, others)])
             progress(*lines[-1])
     titles = [f"{args.scale:,} tasks", "us a task, part by part", "us of CPU", "MiB", "bytes on disk a task"]
     return f"{markdown(titles, lines)}\n{tables(growth, [Gc3session], 2)}\n{NOTES_ON_SCALE}"

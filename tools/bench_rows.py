@@ -151,9 +151,8 @@ class Stores(ExitStack):
             store = self.shared[target, tasks] = self.enter_context(self.new(target))
             for first, number in in_chunks(tasks):
                 store.record_many(store.prepare(build(store.job, number, first)))
-                if (first + number) % BATCH == 0:
+                if is_last(first + number, tasks):
                     store.commit()
-            store.commit()
         store = self.shared[target, tasks]
         store.reopen(read_only=read_only)
         return store
@@ -162,6 +161,11 @@ class Stores(ExitStack):
 def in_chunks(tasks: int) -> Iterator[tuple[int, int]]:
     """Give the first task and the number of tasks of each turn."""
     return ((first, min(CHUNK, tasks - first)) for first in range(0, tasks, CHUNK))
+
+
+def is_last(number: int, tasks: int) -> bool:
+    """Return whether a transaction ends when so many of the tasks are recorded."""
+    return number % BATCH == 0 or number == tasks
 
 
 def some_keys(store: Target, tasks: int, number: int) -> list[Any]:
@@ -175,7 +179,7 @@ def some_keys(store: Target, tasks: int, number: int) -> list[Any]:
 def record(stores: Stores, target: type[Target], tasks: int, *, many: bool) -> Iterator[Turn]:
     """Record tasks in an empty store, and let go of the objects."""
 
-    def work(recorded: list[Any], *, commit: bool) -> None:
+    def work(recorded: list[Any], commit: bool) -> None:
         (store.record_many if many else store.record)(recorded)
         recorded.clear()
         if commit:
@@ -184,8 +188,7 @@ def record(stores: Stores, target: type[Target], tasks: int, *, many: bool) -> I
     with stores.new(target) as store:
         for first, number in in_chunks(tasks):
             recorded = store.prepare(build(store.job, number, first))
-            commit = (first + number) % BATCH == 0 or first + number == tasks
-            yield Turn(stores.timed(partial(work, commit=commit), recorded), number)
+            yield Turn(stores.timed(work, recorded, is_last(first + number, tasks)), number)
 
 
 def build_only(stores: Stores, target: type[Target], tasks: int) -> Iterator[Turn]:

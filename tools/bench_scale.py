@@ -11,14 +11,12 @@ from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any, Final
 
-import attrs
 from bench_rows import CHUNK, bytes_on_disk
 from bench_targets import STATES, Job, build
 
 from gc3session import Session
 
-MILLION: Final = 1_000_000
-PARTS: Final = 10  # if that makes smaller ones
+LARGEST_PART: Final = 1_000_000
 EDITED: Final = "EDITED"
 LOOK_EVERY: Final = 0.02  # seconds, at the memory
 
@@ -26,23 +24,9 @@ Step = Callable[[Session[Any], list[range]], Iterator[None]]
 """Does something with the tasks of each part, and yields after it."""
 
 
-@attrs.frozen
-class Took:
-    """What a step took.
-
-    Attributes:
-        title: what was done.
-        wall: microseconds a task in each part, by the clock.
-        cpu: microseconds of CPU a task.
-        memory: by how many MiB at most the anonymous memory of a process grew.
-        bytes_on_disk: a task, afterwards.
-    """
-
-    title: str
-    wall: list[float]
-    cpu: float
-    memory: float
-    bytes_on_disk: float
+Took = tuple[str, list[float], float, float, float]
+"""What was done; microseconds a task in each part; microseconds of CPU a task; the MiB by which the anonymous memory of
+a process grew at most; bytes on disk a task afterwards."""
 
 
 def record(session: Session[Any], parts: list[range]) -> Iterator[None]:
@@ -133,7 +117,7 @@ def steps(path: str, tasks: int, processes: int, between: Callable[[], None]) ->
 
     *between* is called while all tasks are there.
     """
-    size = MILLION if tasks > PARTS * MILLION / 2 else -(-tasks // PARTS)
+    size = min(-(-tasks // 10), LARGEST_PART)
     parts = [range(first, min(first + size, tasks)) for first in range(0, tasks, size)]
     whole = [range(tasks)]
 
@@ -142,7 +126,7 @@ def steps(path: str, tasks: int, processes: int, between: Callable[[], None]) ->
             walls, cpu, memory = zip(*pool.map(partial(in_process, step, path), shares), strict=True)
         numbers = (sum(map(len, some)) for some in zip(*shares, strict=True))
         wall = [max(each) / number * 1e6 for *each, number in zip(*walls, numbers, strict=True)]
-        return Took(title, wall, sum(cpu) / tasks * 1e6, max(memory), bytes_on_disk(path) / tasks)
+        return title, wall, sum(cpu) / tasks * 1e6, max(memory), bytes_on_disk(path) / tasks
 
     ways = range(processes)
     yield do("build and `add_many`", record, *([part[way::processes] for part in parts] for way in ways))

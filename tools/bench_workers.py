@@ -24,8 +24,9 @@ Adds = tuple[int, float, float]
 """How many tasks were added, and in how many seconds by the clock and of CPU."""
 
 
-def add_for(store: Target, barrier: Any, seconds: float) -> Adds:
+def add_for(open_store: Callable[[], Target], barrier: Any, seconds: float) -> Adds:
     """Add tasks one by one for so long, once all workers are ready."""
+    store = open_store()
     tasks = build(store.job, int(seconds * MOST_A_SECOND))
     barrier.wait(READY_WITHIN)
     wall, cpu, done = time.perf_counter(), time.thread_time(), 0
@@ -33,15 +34,6 @@ def add_for(store: Target, barrier: Any, seconds: float) -> Adds:
         store.add(tasks[done])
         done += 1
     return done, time.perf_counter() - wall, time.thread_time() - cpu
-
-
-def open_and_add(target: type[Target], directory: str, barrier: Any, seconds: float) -> Adds:
-    """Do it in a store that this worker opens for itself."""
-    store = target(directory, "")
-    try:
-        return add_for(store, barrier, seconds)
-    finally:
-        store.close()
 
 
 def durable_adds(store: Target, workers: int, seconds: float, manager: SyncManager | None = None) -> Adds:
@@ -52,14 +44,11 @@ def durable_adds(store: Target, workers: int, seconds: float, manager: SyncManag
     else:
         pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"))
         barrier = manager.Barrier(workers)
-    if manager is None and store.is_for_all_threads:
-        work = partial(add_for, store, barrier, seconds)
-    else:
-        work = partial(open_and_add, type(store), store.directory, barrier, seconds)
+    is_shared = manager is None and store.is_for_all_threads
+    open_store = (lambda: store) if is_shared else partial(type(store), store.directory, "")
     with pool:
-        tasks, wall, cpu = zip(
-            *(each.result() for each in [pool.submit(work) for _ in range(workers)]), strict=True
-        )
+        work = [pool.submit(add_for, open_store, barrier, seconds) for _ in range(workers)]
+        tasks, wall, cpu = zip(*(each.result() for each in work), strict=True)
     return sum(tasks), max(wall), sum(cpu)
 
 

@@ -50,8 +50,8 @@ NOTES: Final = (
 )
 NOTES_ON_POSTGRESQL: Final = f"Ratios are to the column that has 1.00 x.  Transactions of {BATCH:,} tasks."
 NOTES_ON_SCALE: Final = (
-    "Microseconds a task, for each part of the tasks in turn.  Each step is a process of its own; the memory is what it"
-    " grew by, without pages of files.  Recording has a batch of 64 MiB."
+    "Times are those a task of each tenth, or million, in turn.  Each step is a process of its own; the memory is by how"
+    " much its own grew, without pages of files.  Recording has a batch of 64 MiB."
 )
 
 
@@ -244,7 +244,7 @@ def workers(args: argparse.Namespace, stores: Stores) -> str:
         lines.append([title, *map(text_of, figures)])
         progress(*lines[-1])
     titles = ["durable adds a second", "gc3session", "us of CPU", "sqlite3", "us of CPU", "ratio"]
-    return f"{markdown(titles, lines)}\nEach works for {seconds:g} s, {rounds} times; these are the medians."
+    return f"{markdown(titles, lines)}\nMedians; rounds of {seconds:g} s: {rounds}."
 
 
 def scale(args: argparse.Namespace, stores: Stores) -> str:
@@ -255,10 +255,11 @@ def scale(args: argparse.Namespace, stores: Stores) -> str:
         stores.shared[Gc3session, args.scale] = store
         rows = rows_of_growth(args.scale, [Gc3session])
         meanwhile = partial(measure, rows, stores, growth)
-        for title, wall, *others in steps(store.directory, args.scale, args.processes, meanwhile):
-            lines.append([title, " ".join(map(text_of, wall)), *map(text_of, others)])
+        for title, wall, cpu, *others in steps(store.directory, args.scale, args.processes, meanwhile):
+            by_parts = (" ".join(map(text_of, each)) for each in (wall, cpu))
+            lines.append([title, *by_parts, *map(text_of, others)])
             progress(*lines[-1])
-    titles = [f"{args.scale:,} tasks", "us a task, part by part", "us of CPU", "MiB", "bytes on disk a task"]
+    titles = [f"{args.scale:,} tasks", "us a task", "us of CPU", "peak memory, MiB", "bytes on disk a task"]
     return f"{markdown(titles, lines)}\n{tables(growth, [Gc3session], 2)}\n{NOTES_ON_SCALE}"
 
 

@@ -24,9 +24,9 @@ Step = Callable[[Session[Any], list[range]], Iterator[None]]
 """Does something with the tasks of each part, and yields after it."""
 
 
-Took = tuple[str, list[float], float, float, float]
-"""What was done; microseconds a task in each part; microseconds of CPU a task; the MiB by which the anonymous memory of
-a process grew at most; bytes on disk a task afterwards."""
+Took = tuple[str, list[float], list[float], float, float]
+"""What was done; microseconds a task in each part, by the clock and of CPU; the MiB by which the anonymous memory of a
+process grew at most; bytes on disk a task afterwards."""
 
 
 def record(session: Session[Any], parts: list[range]) -> Iterator[None]:
@@ -54,7 +54,8 @@ def summing(tasks: Iterator[Any], parts: list[range], value: Callable[[Any], int
             number += 1
             total += value(task)
         yield
-    expect((number, total), (parts[-1].stop, sum(n % 64 for n in range(parts[-1].stop))))
+    cycles, rest = divmod(parts[-1].stop, 64)  # of `cores` in what `build` makes
+    expect((number, total), (parts[-1].stop, cycles * sum(range(64)) + sum(range(rest))))
 
 
 def edit(session: Session[Any], parts: list[range]) -> Iterator[None]:
@@ -88,22 +89,26 @@ def expect(found: object, right: object) -> None:
         raise RuntimeError(f"the session has answered {found!r} instead of {right!r}")
 
 
-def in_process(step: Step, path: str, parts: list[range]) -> tuple[list[float], float, float]:
+def in_process(step: Step, path: str, parts: list[range]) -> tuple[tuple[float, ...], tuple[float, ...], float]:
     """Do a step in this process; return the seconds that each part took, those of CPU, and the MiB of memory."""
 
+    def now() -> tuple[float, float]:
+        return time.perf_counter(), time.process_time()
+
     def work() -> None:
-        ends.extend(time.perf_counter() for _ in step(session, parts))
-        ends[-1] = time.perf_counter()  # what the step does in the end is in its last part
+        ends.extend(now() for _ in step(session, parts))
+        ends[-1] = now()  # what the step does in the end is in its last part
 
     with Session(path) as session, ThreadPoolExecutor(1) as thread:
         before = peak = anonymous_memory()
-        ends, cpu = [time.perf_counter()], time.process_time()
+        ends = [now()]
         worker = thread.submit(work)
         while not worker.done():
             peak = max(peak, anonymous_memory())
             time.sleep(LOOK_EVERY)
         worker.result()  # raises what was raised
-        return [end - start for start, end in pairwise(ends)], time.process_time() - cpu, peak - before
+    wall, cpu = (tuple(end - start for start, end in pairwise(clock)) for clock in zip(*ends, strict=True))
+    return wall, cpu, peak - before
 
 
 def anonymous_memory() -> float:
@@ -123,10 +128,11 @@ def steps(path: str, tasks: int, processes: int, between: Callable[[], None]) ->
 
     def do(title: str, step: Step, *shares: list[range]) -> Took:
         with ProcessPoolExecutor(len(shares), multiprocessing.get_context("spawn")) as pool:
-            walls, cpu, memory = zip(*pool.map(partial(in_process, step, path), shares), strict=True)
-        numbers = (sum(map(len, some)) for some in zip(*shares, strict=True))
+            walls, cpus, memory = zip(*pool.map(partial(in_process, step, path), shares), strict=True)
+        numbers = [sum(map(len, some)) for some in zip(*shares, strict=True)]
         wall = [max(each) / number * 1e6 for *each, number in zip(*walls, numbers, strict=True)]
-        return title, wall, sum(cpu) / tasks * 1e6, max(memory), bytes_on_disk(path) / tasks
+        cpu = [sum(each) / number * 1e6 for *each, number in zip(*cpus, numbers, strict=True)]
+        return title, wall, cpu, max(memory), bytes_on_disk(path) / tasks
 
     ways = range(processes)
     yield do("build and `add_many`", record, *([part[way::processes] for part in parts] for way in ways))

@@ -77,8 +77,9 @@ def test_a_session_at_scale_is_recorded_read_edited_checked_and_emptied(processe
     words = ["build and", "iterate", "read without", "change", "`check`, ", "`remove_many`", "`check` of"]
     for title, word in zip(steps, words, strict=True):
         assert title.startswith(word)
-        assert len(steps[title]["us a task, part by part"][0].split()) == (1 if "check" in title else 10)
-        assert number(steps[title]["us of CPU"][0]) > 0
+        for times in ("us a task", "us of CPU"):
+            assert len(steps[title][times][0].split()) == (1 if "check" in title else 10)
+            assert min(map(number, steps[title][times][0].split())) >= 0
         assert number(steps[title]["bytes on disk a task"][0]) > 0
     assert [title.partition(",")[0] for title in growth] == [
         "open + `len`",

@@ -185,7 +185,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="30,000 tasks; takes about a minute")
     parser.add_argument("--tasks", type=int, metavar="N", help="(default: 1,000,000, some ten minutes)")
     parser.add_argument("--only", default="", metavar="TEXT", help="the rows whose first cell has this text")
-    parser.add_argument("--instructions", action="store_true", help="count instructions, too; needs valgrind")
+    parser.add_argument("--instructions", action="store_true", help="count them, too; needs valgrind")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--store", metavar="URL", help="measure this PostgreSQL server; URL without 'schema='")
     what.add_argument("--scale", type=int, metavar="N", help="do everything with a session of N tasks")

@@ -305,11 +305,7 @@ def rows_on_lmdb(tasks: int) -> list[Row]:
         row("load at random in a session that can write", "3.0 x", partial(load, read_only=False)),
         bytes_of("bytes on disk a task, new", "155 bytes", disk_usage),
         row("change the state of every task and `save_all`", "2.2 x", change, runs=REWRITES),
-        bytes_of(
-            f"bytes on disk a task, all rewritten {REWRITES} times",
-            "400 bytes",
-            partial(disk_usage, rewrites=REWRITES),
-        ),
+        bytes_of("bytes on disk a task, all rewritten twice", "400 bytes", partial(disk_usage, rewrites=REWRITES)),
         row("build a task (in no other row)", "1.4 x", build_only, targets=[Gc3session, RawLimit]),
         *rows_of_growth(tasks, ON_LMDB),
     ]

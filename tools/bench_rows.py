@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import random
-import re
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -73,11 +73,13 @@ class Counting:
         """Return how many instructions a call takes in user space."""
         self @ partial(function, *args)
         file = next(self._files)
-        total = re.search(r"^totals: (\d+)", file.read_text(), re.MULTILINE)
+        if not file.exists():
+            raise RuntimeError(
+                f"callgrind doesn't see the function {self.function} in {sys.executable}; use another Python"
+            )
+        lines = file.read_text().splitlines()
         file.unlink()
-        if total is None:
-            raise RuntimeError(f"{file} of callgrind has no line 'totals:'")
-        return (int(total[1]) - self._overhead,)
+        return (next(int(line.split()[1]) for line in lines if line.startswith("totals:")) - self._overhead,)
 
     def __matmul__(self, work: Callable[[], object]) -> None:
         work()

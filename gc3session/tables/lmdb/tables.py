@@ -158,7 +158,7 @@ class LmdbTables(Tables):
     """The tables in an LMDB environment, a directory of its own.
 
     Args:
-        path: the directory; it is made by the first write.
+        url: `lmdb:///path`, `lmdb:path` or the path of the directory, which is made by the first write.
         read_only: never write, not even a lock where the rights forbid it.
         map_size: bytes of address space to begin with; the map grows when it is full.
         allow_network_filesystem: use the store even where LMDB's locks and memory maps don't
@@ -170,14 +170,17 @@ class LmdbTables(Tables):
 
     def __init__(
         self,
-        path: str | os.PathLike[str],
+        url: str | os.PathLike[str],
         *,
         read_only: bool = False,
         map_size: int = DEFAULT_MAP_SIZE,
         allow_network_filesystem: bool = False,
         verify: bool | None = None,
     ) -> None:
-        self.path = _place(os.fspath(path))
+        path = StoreURL(url).path
+        if not path:
+            raise InvalidArgument(f"{url!r} names no path; write lmdb:///absolute/path")
+        self.path = _place(path)
         self.url = StoreURL.of_path(self.path)
         self.read_only = read_only
         self._map_size = map_size
@@ -365,25 +368,4 @@ class LmdbTables(Tables):
         discard(self.path)
 
 
-def _from_url(
-    url: str,
-    *,
-    read_only: bool = False,
-    map_size: int = DEFAULT_MAP_SIZE,
-    allow_network_filesystem: bool = False,
-    verify: bool | None = None,
-) -> LmdbTables:
-    """Return the tables at `lmdb:///path` or `lmdb:path`, which are percent-encoded."""
-    path = StoreURL(url).path
-    if not path:
-        raise InvalidArgument(f"{url!r} names no path; write lmdb:///absolute/path")
-    return LmdbTables(
-        path,
-        read_only=read_only,
-        map_size=map_size,
-        allow_network_filesystem=allow_network_filesystem,
-        verify=verify,
-    )
-
-
-register("lmdb", _from_url)
+register("lmdb", LmdbTables)

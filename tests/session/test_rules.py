@@ -27,7 +27,7 @@ from gc3session import (
     make_store,
 )
 from gc3session.tables.interface import Writer
-from gc3session.tables.lmdb.data_file.verification import missing_bytes
+from gc3session.tables.lmdb.data_file.meta import meta_pages_of
 
 MakeSession = Callable[..., Session]
 
@@ -261,4 +261,6 @@ def test_data_file_is_as_long_as_its_pages_after_each_commit(session: Session) -
         writer.delete("records", keys)
 
     session.store.write(lambda index_writer, writer: take_and_free(writer))
-    assert missing_bytes(os.path.join(session.path, "jobs", "data.mdb")) == 0
+    data = os.path.join(session.path, "jobs", "data.mdb")
+    newest = max(meta_pages_of(data), key=lambda meta: meta.transaction)
+    assert os.stat(data).st_size >= newest.size

@@ -21,6 +21,7 @@ import lmdb
 from ...errors import CorruptStore, OpenError, ReadOnlyError
 from ...system.filesystem import DESCRIPTORS, KnownFile, opened_directory, path_of, write_error
 from ...system.temporary import made_whole
+from .data_file.meta import LARGEST_LOCK_FILE
 from .data_file.verification import mark_trusted
 from .errors import translated
 from .locks import DATA, LOCK, WRITER_LOCK, keep_locks, wait_for_replacement
@@ -30,7 +31,6 @@ DEFAULT_MAP_SIZE: Final = 1 << 40
 
 _SMALLEST_MAP = 1 << 24  # bytes
 _LOCK_FILE_SIZE: Final = 73_728  # bytes, for some more slots than _MAX_READERS
-_LARGEST_LOCK_FILE: Final = 1 << 24  # bytes; LMDB maps all of it
 _MAX_READERS: Final = 1022  # the first opener's number counts; with LMDB's own 126 even opening fails for some
 _ATTEMPTS: Final = 100  # to open files that are being replaced
 _FLAGS: Final = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -191,7 +191,7 @@ def _known(path: str, directory: int, name: str, flags: int) -> KnownFile:
         if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
             raise _irregular(path, name) from error
         raise
-    if not stat.S_ISREG(file.status.st_mode) or (name != DATA and file.status.st_size > _LARGEST_LOCK_FILE):
+    if not stat.S_ISREG(file.status.st_mode) or (name != DATA and file.status.st_size > LARGEST_LOCK_FILE):
         raise _irregular(path, name)
     return file
 

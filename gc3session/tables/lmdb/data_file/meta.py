@@ -36,8 +36,10 @@ MAX_DEPTH: Final = 32
 PAGE_HEADER: Final = Struct("=QHHHH")
 """With this each page begins; see pages.py."""
 
+LARGEST_LOCK_FILE: Final = 1 << 24
+"""Bytes; LMDB maps all of it, and those that are made here have 72 KiB."""
+
 _FREE_FLAGS: Final = 0x08  # MDB_INTEGERKEY
-_LARGEST_LOCK_FILE: Final = 1 << 24  # bytes; LMDB maps all of it, and those that are made here have 72 KiB
 _MAGIC: Final = 0xBEEFC0DE
 _NO_PAGE: Final = (1 << 64) - 1
 _TREE: Final = Struct("=IHHQQQQQ")
@@ -51,38 +53,11 @@ _REMEDY: Final = "restore it from a backup, or try 'gc3session repair'"
 # -- opening
 
 
-def regular_file(path: str) -> os.stat_result | None:
-    """Return the status of *path*, or None if nothing is there.
-
-    Raise CorruptStore if it is anything but a regular file: LMDB would follow a symbolic link
-    and write into its target, or wait forever on a FIFO. Raise OpenError if the rights don't allow to look.
-    """
-    try:
-        status = os.lstat(path)
-    except FileNotFoundError:
-        return None
-    except PermissionError as error:
-        raise OpenError(f"{path} can't be read: {error.strerror}; ask its owner for the rights") from error
-    if not stat.S_ISREG(status.st_mode):
-        raise CorruptStore(f"{path} is not a regular file; a store is never opened through one that isn't")
-    return status
-
-
-def lock_file(directory: str) -> os.stat_result | None:
-    """Return the status of `lock.mdb`, or None if there is none. Raise CorruptStore if it can't be a lock file."""
-    status = regular_file(os.path.join(directory, "lock.mdb"))
-    if status is not None and status.st_size > _LARGEST_LOCK_FILE:
-        raise CorruptStore(
-            f"{directory}/lock.mdb is not a lock file of LMDB: delete it while nobody uses the session"
-        )
-    return status
-
-
 def can_be_lock_file(path: str) -> bool:
     """Return whether *path* can be a lock file of LMDB, or isn't there."""
     try:
         status = os.lstat(path)
-        if not stat.S_ISREG(status.st_mode) or status.st_size > _LARGEST_LOCK_FILE:
+        if not stat.S_ISREG(status.st_mode) or status.st_size > LARGEST_LOCK_FILE:
             return False
         with open(path, "rb") as file:
             head = file.read(4)
@@ -91,20 +66,26 @@ def can_be_lock_file(path: str) -> bool:
     return not head.strip(b"\0") or head == _MAGIC.to_bytes(4, byteorder)  # a new one is all zeros
 
 
-def data_file(path: str) -> os.stat_result:
-    """Return the status of the data file *path*. Raise CorruptStore if it is missing, empty, or not a file."""
-    status = regular_file(path)
-    if status is None or status.st_size == 0:
-        raise CorruptStore(f"{path} is {'missing' if status is None else 'empty'}; restore it from a backup")
-    return status
-
-
 @contextmanager
 def opened_data_file(path: str) -> Iterator[IO[bytes]]:
-    """Open a data file for reading. Raise CorruptStore or OpenError as `data_file` does."""
-    data_file(path)
+    """Open a data file for reading.
+
+    Raise CorruptStore if it is missing, empty, or anything but a regular file: LMDB would follow a symbolic link
+    and write into its target, or wait forever on a FIFO. Raise OpenError if the rights don't allow to read it.
+    """
     try:
+        status = os.lstat(path)
+        if not stat.S_ISREG(status.st_mode):
+            raise CorruptStore(f"{path} is not a regular file; a store is never opened through one that isn't")
+        if not status.st_size:
+            raise CorruptStore(f"{path} is empty; restore it from a backup")
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError as error:
+        raise CorruptStore(f"{path} is missing; restore it from a backup") from error
+    except NotADirectoryError as error:
+        raise CorruptStore(
+            f"{os.path.dirname(path)} is not the directory of a store; restore it from a backup"
+        ) from error
     except OSError as error:
         raise OpenError(f"{path} can't be read: {error.strerror}; ask its owner for the rights") from error
     with open(fd, "rb", buffering=0) as file:
@@ -221,11 +202,6 @@ def meta_pages_of(path: str) -> tuple[MetaPage, MetaPage]:
     """Return both meta pages of the data file *path*. Raise as `opened_data_file` and `read_meta_pages` do."""
     with opened_data_file(path) as file:
         return read_meta_pages(path, file.fileno())
-
-
-def newest_meta_page_of(path: str) -> MetaPage:
-    """Return the meta page of the newest committed state in the data file *path*. Raise as `meta_pages_of` does."""
-    return max(meta_pages_of(path), key=lambda meta: meta.transaction)
 
 
 def _parsed(path: str, fd: int, number: int, page_size: int = 4096) -> MetaPage:

@@ -28,7 +28,7 @@ from typing import Final
 
 from ....errors import CorruptStore, OpenError
 from ....system.filesystem import is_holes, opened_directory
-from .meta import data_file, lock_file, newest_meta_page, newest_meta_page_of, opened_data_file
+from .meta import newest_meta_page, opened_data_file
 from .pages import Pages
 from .structure import check_structure
 
@@ -53,19 +53,13 @@ def check_before_opening(directory: str, *, verify: bool | None) -> bool:
 
     The two meta pages are always checked. The whole file is walked through if *verify* is True; and
     if it is None, unless the file is trusted and doesn't look short. LMDB leaves pages at the end
-    unwritten that it has freed again; the store fills that gap after each commit (`missing_bytes`), so
-    that only a killed writer or a truncation leaves a short file.
+    unwritten that it has freed again; the store fills that gap after each commit, so that only a killed writer
+    or a truncation leaves a short file.
 
     Return whether the file was walked through.
     """
     try:
         return _check(directory, verify)
-    except NotADirectoryError as error:
-        raise CorruptStore(f"{directory} is not the directory of a store; restore it from a backup") from error
-    except PermissionError as error:
-        raise OpenError(
-            f"{error.filename or directory} can't be read: {error.strerror}; ask its owner for the rights"
-        ) from error
     except OSError as error:
         raise OpenError(
             f"{error.filename or directory} can't be read: {error.strerror}; try again, and look after the disk"
@@ -74,12 +68,12 @@ def check_before_opening(directory: str, *, verify: bool | None) -> bool:
 
 def _check(directory: str, verify: bool | None) -> bool:
     path = os.path.join(directory, "data.mdb")
-    status = data_file(path)
-    lock_file(directory)
-    missing = missing_bytes(path)
-    if verify is False or (verify is None and not missing and is_trusted(directory)):
-        return False
-    _walk_through(path, status)
+    with opened_data_file(path) as file:
+        fd = file.fileno()
+        is_short = os.fstat(fd).st_size < newest_meta_page(path, fd).size
+        if verify is False or (verify is None and not is_short and is_trusted(directory)):
+            return False
+        _walk_through(path, fd)
     return True
 
 
@@ -91,30 +85,25 @@ def _stop(fault: str) -> None:
     raise _Fault(fault)
 
 
-def _walk_through(path: str, status: os.stat_result) -> None:
+def _walk_through(path: str, fd: int) -> None:
     """Raise CorruptStore if a page that LMDB would use isn't as it should be."""
+    status = os.fstat(fd)
     if is_holes(status):  # a walk takes memory for each page
         raise CorruptStore(f"{path} is all holes: {status.st_size:,} bytes; restore it from a backup")
-    with opened_data_file(path) as file:
-        for _ in range(_ATTEMPTS):
-            meta = newest_meta_page(path, file.fileno())
-            try:
-                check_structure(Pages(path, file.fileno(), meta), _stop)
-                return
-            except _Fault as fault:  # beside a live writer these may be pages of two states
-                if newest_meta_page(path, file.fileno()).transaction == meta.transaction:
-                    raise CorruptStore(
-                        f"{path} is truncated or damaged ({fault}); restore it from a backup, or try 'gc3session repair'"
-                    ) from fault
+    for _ in range(_ATTEMPTS):
+        meta = newest_meta_page(path, fd)
+        try:
+            check_structure(Pages(path, fd, meta), _stop)
+            return
+        except _Fault as fault:  # beside a live writer these may be pages of two states
+            if newest_meta_page(path, fd).transaction == meta.transaction:
+                raise CorruptStore(
+                    f"{path} is truncated or damaged ({fault}); restore it from a backup, or try 'gc3session repair'"
+                ) from fault
     raise OpenError(
         f"{path} wasn't made here, and another process writes to it so often that it can't be checked: wait for"
         " that process to end or, if you trust the person who made the file, open it with verify=False"
     )
-
-
-def missing_bytes(path: str) -> int:
-    """Return how many bytes the data file is shorter than its pages; 0 if it isn't shorter."""
-    return max(0, newest_meta_page_of(path).size - os.stat(path).st_size)
 
 
 # -- the mark

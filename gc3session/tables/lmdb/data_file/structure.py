@@ -11,6 +11,7 @@ runs that are longer than their values; pages that are neither used nor free.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from itertools import pairwise
 from operator import xor
 from struct import Struct, unpack_from
@@ -65,8 +66,12 @@ class _Structure:
     def _problem_of(self, what: str) -> Problem:
         return lambda fault: self._problem(f"{what}: {fault}")
 
-    def _items(self, walk: Walk, problem: Problem, order: Callable[[bytes], object] = bytes) -> Iterator[Node]:
-        """Yield the nodes of a tree; report keys that aren't in order."""
+    def _items(
+        self, tree: Tree, walk: Walk, problem: Problem, order: Callable[[bytes], object] = bytes
+    ) -> Iterator[Node]:
+        """Yield the nodes of a tree; report what is wrong with them, or that they aren't as many as the tree says."""
+        faults_before = self._faults
+        overflows = entries = 0
         last: bytes | None = None
         for page, least, end in walk:
             self._tick()
@@ -80,35 +85,11 @@ class _Structure:
                 last = node.key
             if nodes and not _inside(nodes[0].key, nodes[-1].key, least, end, order):
                 problem(f"page {number_of(page)} has keys outside the borders that the page above sets")
-            yield from nodes
-
-    def _check_items(self) -> None:
-        tree, problem = self._pages.meta.main, self._problem_of("the tree of items")
-        if tree.flags:
-            problem(f"has the flags {tree.flags:#x}")
-        faults_before = self._faults
-        walk = Walk(self._pages, tree, self._used, problem)
-        overflows = entries = 0
-        for node in self._items(walk, problem):
-            entries += 1
-            if node.flags & BIG:
-                overflows += self._check_run(node, walk, problem)
-        self._compare(problem, tree, walk, overflows, entries, faults_before)
-
-    def _check_run(self, node: Node, walk: Walk, problem: Problem) -> int:
-        """Check the overflow run of a value, and return how many pages it has."""
-        try:
-            first, count = self._pages.run(node)
-        except DamagedPage as error:
-            problem(f"the item {node.key.hex()}: {error}")
-            return 0
-        walk.use(first, count)
-        return count
-
-    def _compare(
-        self, problem: Problem, tree: Tree, walk: Walk, overflows: int, entries: int, faults_before: int
-    ) -> None:
-        """Compare what a walk has found with what the tree's description says, unless the walk has met damage."""
+            for node in nodes:
+                entries += 1
+                if node.flags & BIG:
+                    overflows += self._check_run(node, walk, problem)
+                yield node
         if self._faults > faults_before:
             return
         for what, found, expected in (
@@ -121,27 +102,35 @@ class _Structure:
             if found != expected:
                 problem(f"{found} {what} found, {expected} expected")
 
+    def _check_items(self) -> None:
+        tree, problem = self._pages.meta.main, self._problem_of("the tree of items")
+        if tree.flags:
+            problem(f"has the flags {tree.flags:#x}")
+        for _ in self._items(tree, Walk(self._pages, tree, self._used, problem), problem):
+            pass
+
+    def _check_run(self, node: Node, walk: Walk, problem: Problem) -> int:
+        """Check the overflow run of a value, and return how many pages it has."""
+        try:
+            first, count = self._pages.run(node)
+        except DamagedPage as error:
+            problem(f"the item {node.key.hex()}: {error}")
+            return 0
+        walk.use(first, count)
+        return count
+
     def _check_free(self) -> None:
-        tree = self._pages.meta.free
-        problem = self._problem_of("the list of free pages")
-        faults_before = self._faults
+        tree, problem = self._pages.meta.free, self._problem_of("the list of free pages")
         walk = Walk(self._pages, tree, self._used, problem, _integer)
-        overflows = entries = 0
         lists: list[bytes] = []
-        for node in self._items(walk, problem, _integer):
-            entries += 1
+        for node in self._items(tree, walk, problem, _integer):
             if len(node.key) != 8:
                 problem("has an item that isn't a list of pages")
                 continue
             if _NUMBER.unpack(node.key)[0] > self._pages.meta.transaction:
                 problem(f"has pages of the transaction {_NUMBER.unpack(node.key)[0]}, which has not begun")
-            if node.flags & BIG:
-                overflows += self._check_run(node, walk, problem)
-            try:
+            with suppress(DamagedPage):  # reported by _check_run
                 lists.append(self._pages.value(node))
-            except DamagedPage:  # reported by _check_run
-                continue
-        self._compare(problem, tree, walk, overflows, entries, faults_before)
         for data in lists:
             self._check_list(data, walk, problem)
 

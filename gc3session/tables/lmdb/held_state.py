@@ -65,21 +65,6 @@ def contents(
             state.close()
 
 
-@contextmanager
-def _slot(directory: str, user: object, map_size: int) -> Iterator[tuple[Environment, Transaction]]:
-    """Yield the environment in *directory*, and a transaction that holds its newest state within `with`."""
-    env = acquire(directory, user, True, map_size, None)
-    try:
-        with env.reading:
-            transaction = env.hold()
-            try:
-                yield env, transaction
-            finally:
-                transaction.abort()
-    finally:
-        release(env, user)
-
-
 @attrs.define(eq=False)
 class _HeldState:
     """The pages of one state, which nobody overwrites until this is closed.
@@ -133,11 +118,15 @@ class _HeldState:
     def _hold(self) -> int | None:
         """Take a reader's slot. Return the number of the transaction that it holds, or None if LMDB can't give one."""
         try:
-            slot = _slot(self._directory, self, self._map_size)
-            self._env, self._transaction = self._slot.enter_context(slot)
+            self._env = acquire(self._directory, self, True, self._map_size, None)
+            self._slot.callback(release, self._env, self)
+            self._slot.enter_context(self._env.reading)
+            self._transaction = self._env.hold()
+            self._slot.callback(self._transaction.abort)
             return int(self._transaction.id())
         except (CorruptStore, WriteError) as error:
             # The file is too damaged for LMDB; what can be read is read without it.
+            self._give_back()
             self._problem(str(error))
             return None
 

@@ -248,13 +248,10 @@ class Environment:
         except lmdb.Error as error:
             raise translated(error, self.path) from error
 
-    def last_transaction(self) -> int:
-        """Return the number of the last committed transaction."""
-        return (self._files.env if self._files else self.opened()).info()["last_txnid"]
-
     def has_newer_commit(self, txn: Transaction) -> bool:
         """Return whether there has been a commit since *txn*, a read transaction, began."""
-        return bool(self.last_transaction() != txn.id())
+        env = self._files.env if self._files else self.opened()
+        return bool(env.info()["last_txnid"] != txn.id())
 
     def _sync_name(self) -> None:
         """Have the directory's name on disk before the first commit returns.

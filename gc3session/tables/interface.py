@@ -1,21 +1,7 @@
 """Tables of bytes: what a store is built on, and what a new kind of store has to provide.
 
-The tables, their keys and values (numbers are big-endian)::
-
-    table      key                                                    value
-    meta       name                                                   b'format', b'store', b'next ...' (store/reading.py)
-    schemas    schema number (4)                                      schema (format/schema.py)
-    states     state number (4)                                       its name (index/entries.py)
-    sessions   identity (16)                                          session row (index/entries.py)
-    counts     session (4), schema number (4), state number (4)       how many members (8)
-    index      session (4), block (8), schema number (4), state (4)   members (index/entries.py)
-    holders    N (8), session (4)                                     nothing
-    unique     session (4), a unique key                              N (8)
-    metadata   session (4), name                                      a value, sealed
-    leases     N (8), session (4)                                     lease, sealed
-    records    N (8)                                                  record (format/frame.py)
-
-Each key has one value; the items of a table are sorted by the bytes of their keys.
+FORMAT.md says which keys and values each table has. A key has one value; the items of a table are sorted by the
+bytes of their keys.
 """
 
 from __future__ import annotations

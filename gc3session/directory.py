@@ -1,10 +1,4 @@
-"""The session directory: `created`, `session_ids.txt`, `store.url`, `jobs/` and `finished`.
-
-`store.url` is one line: the URL of the store, which is relative if the store is inside the directory, then a `#`
-and the session's identity, 32 hexadecimal digits that were drawn at random when the session was made::
-
-    lmdb:jobs#5f1c7ad5e8b44f9c8d5c9f8a0e6b2d31
-"""
+"""The session directory: `created`, `session_ids.txt`, `store.url`, `jobs/` and `finished`, as in FORMAT.md."""
 
 from __future__ import annotations
 
@@ -132,17 +126,6 @@ class SessionDirectory:
         self._check_plain(self.jobs, self.path)
         return StoreURL.of_path(self.jobs)
 
-    def _relative(self, url: StoreURL) -> str:
-        """Return *url* as `store.url` has it: relative if the store is inside the directory."""
-        if "#" in url or "\n" in url:
-            raise InvalidArgument(f"the URL of a store can't have a '#' or a line break: {str(url)!r}")
-        if not url.is_lmdb:
-            return url
-        place = os.path.realpath(url.path)
-        if url.is_inside(self.path):
-            return f"lmdb:{quote(os.path.relpath(place, os.path.realpath(self.path)))}"
-        return StoreURL.of_path(place)
-
     def store_url(self) -> tuple[StoreURL, bytes]:
         """Return the URL of the store, absolute, and the session's identity.
 
@@ -153,9 +136,9 @@ class SessionDirectory:
                 text = file.read(65536).decode()
         except (OSError, UnicodeDecodeError) as error:
             raise DamagedSession(f"{self.url_file} can't be read ({error}); restore it from a backup") from error
-        return self._parsed(text)
+        return self.parsed(text)
 
-    def _parsed(self, text: str) -> tuple[StoreURL, bytes]:
+    def parsed(self, text: str) -> tuple[StoreURL, bytes]:
         """Return what `store_url` returns if `store.url` holds *text*."""
         match = _STORE_URL.fullmatch(text)
         if match is None:
@@ -176,23 +159,25 @@ class SessionDirectory:
         return StoreURL.of_path(place) if is_inside else url, identity
 
     def line(self, url: str, identity: bytes) -> str:
-        """Return the line of `store.url` for the store at *url* and the session's identity."""
-        return f"{self._relative(StoreURL(url))}#{identity.hex()}\n"
+        """Return the line of `store.url` for a store and the session's identity; its URL is relative if it is inside."""
+        store = StoreURL(url)
+        if "#" in store or "\n" in store:
+            raise InvalidArgument(f"the URL of a store can't have a '#' or a line break: {str(store)!r}")
+        text = str(store)
+        if store.is_lmdb:
+            place = os.path.realpath(store.path)
+            inside = os.path.relpath(place, os.path.realpath(self.path))
+            text = f"lmdb:{quote(inside)}" if self.holds(store) else StoreURL.of_path(place)
+        return f"{text}#{identity.hex()}\n"
 
-    def moved(self, line: str, *, write: bool) -> tuple[StoreURL, bytes]:
-        """Return what `store_url` returns for the *line* of a session that was moved to another store.
-
-        With *write* the line is also written to `store.url`.
-        """
-        parsed = self._parsed(line)
-        if write:
-            try:
-                write_durably(self.url_file, line.encode())
-            except OSError as error:
-                raise WriteError(
-                    f"{self.url_file} can't be written: {error.strerror}; open the session again"
-                ) from error
-        return parsed
+    def write_line(self, line: str) -> None:
+        """Write the line of a session that was moved to another store to `store.url`."""
+        try:
+            write_durably(self.url_file, line.encode())
+        except OSError as error:
+            raise WriteError(
+                f"{self.url_file} can't be written: {error.strerror}; open the session again"
+            ) from error
 
     def _check_plain(self, place: str, above: str) -> None:
         """Raise DamagedSession if *place*, or anything between it and *above*, exists but isn't a directory."""
@@ -216,10 +201,6 @@ class SessionDirectory:
     def holds(self, url: str) -> bool:
         """Return whether the store at *url* is inside the directory."""
         return StoreURL(url).is_inside(self.path)
-
-    def has_other_store(self, url: str) -> bool:
-        """Return whether there is a store in the directory although the session's own, at *url*, is elsewhere."""
-        return os.path.lexists(self.jobs) and not self.holds(url)
 
     def check_no_tasks(self, url: str) -> None:
         """Raise DamagedSession if the mirror lists tasks, though the store at *url* is missing."""

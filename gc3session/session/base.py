@@ -53,6 +53,11 @@ class SessionBase(Generic[T]):
 
         self._selection = selection
 
+    @property
+    def store_url(self) -> str:
+        """The URL of the session's store."""
+        return self.store.url
+
     # -- adding
 
     def add(self, task: Persistable, flush: bool = True) -> str:

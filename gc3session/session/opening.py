@@ -9,11 +9,11 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from ..directory import SessionDirectory
-from ..errors import DamagedSession
-from ..index.entries import Row
-from ..store.store import Store
+from ..errors import DamagedSession, OpenError
+from ..index.entries import Row, coming_key, moved_key
+from ..store.store import Store, make_store
+from ..tables.interface import META, SESSIONS
 from ..tables.urls import StoreURL, without_password
-from .relocation import complete_move, delete_former_store
 
 StoreOpener = Callable[..., Store]
 """`make_store` with the options that the session was given: called with a URL, and `read_only` to insist on that."""
@@ -61,8 +61,12 @@ def open_existing(
         if note is not None:
             opened.close()
             opened = _follow(directory, identity, note, open_store)
-        if not opened.store.read_only and directory.has_other_store(opened.store.url):
-            delete_former_store(directory)
+        if (
+            not opened.store.read_only
+            and not directory.holds(opened.store.url)
+            and os.path.lexists(directory.jobs)
+        ):
+            _delete_former_store(directory)
     except BaseException:
         opened.close()
         raise
@@ -71,7 +75,7 @@ def open_existing(
 
 def _follow(directory: SessionDirectory, former: bytes, note: str, open_store: StoreOpener) -> OpenedStore:
     """Return the store that the session has moved to, as the *note* in the former one says."""
-    url, identity = directory.moved(note, write=False)
+    url, identity = directory.parsed(note)
     _check_known(directory, url, identity, open_store)
     store = open_store(url)
     try:
@@ -81,6 +85,34 @@ def _follow(directory: SessionDirectory, former: bytes, note: str, open_store: S
         store.close()
         raise
     return OpenedStore(store, identity, owned=True)
+
+
+def complete_move(target: Store, directory: SessionDirectory, identity: bytes, line: str) -> None:
+    """Do what is left after the transaction that has moved a session from one store to another.
+
+    Args:
+        target: the store that it has moved to.
+        directory: where the session is.
+        identity: the one that it had in the old store.
+        line: what `store.url` is to say. That is written last: until then, each opening does all of this.
+    """
+    target.write(lambda index_writer, writer: writer.delete(META, [coming_key(identity)]), numbers=False)
+    directory.write_line(line)
+
+
+def _delete_former_store(directory: SessionDirectory) -> None:
+    """Delete a store in the session directory that all of its sessions have left, such as one of an interrupted move."""
+    try:
+        store = make_store(directory.own_store_url())
+    except OpenError:  # something else is there
+        return
+    with store:
+        with store.reading() as reader:
+            sessions = [identity for identity, _ in reader.scan(SESSIONS, b"")]
+            left = bool(sessions) and all(reader.get(META, moved_key(one)) is not None for one in sessions)
+        if left:
+            store.discard()
+            directory.delete_store(store.url)
 
 
 def make_new(

@@ -124,11 +124,6 @@ class Session(SessionBase[T]):
             raise
 
     @property
-    def store_url(self) -> str:
-        """The URL of the session's store."""
-        return self.store.url
-
-    @property
     def created(self) -> float | None:
         """When the session was started, in seconds since 1970; None if that isn't known."""
         return self._directory.timestamp("start")
@@ -320,11 +315,6 @@ class TemporarySession(SessionBase[T]):
         else:
             store = make_store(store_or_url, batch_bytes=batch_bytes, **store_options)
         super().__init__(store, secrets.token_bytes(16), owns_store=owned)
-
-    @property
-    def store_url(self) -> str:
-        """The URL of the session's store."""
-        return self.store.url
 
     def _tidy(self) -> None:
         if self.store.tables.exists():

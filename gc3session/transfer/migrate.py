@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 from ..errors import InvalidArgument, WriteError
 from ..index.entries import coming_key, moved_key
 from ..index.index_writer import IndexWriter
-from ..session.relocation import complete_move
+from ..session.opening import complete_move
 from ..session.session import Session
 from ..snapshots.copying import copy_records
 from ..snapshots.snapshot import Snapshot

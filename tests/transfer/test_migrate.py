@@ -376,7 +376,7 @@ def test_a_session_whose_moving_was_killed_is_read_without_a_write(tmp_path: Pat
     filled(path).close()
 
     def moved_but_for_the_url() -> None:
-        gc3session.directory.SessionDirectory.moved = lambda *_, **__: os._exit(0)  # type: ignore[method-assign]
+        gc3session.directory.SessionDirectory.write_line = lambda *_, **__: os._exit(0)  # type: ignore[method-assign]
         migrate(path, tmp_path / "elsewhere")
 
     with pytest.raises(Died):

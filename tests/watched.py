@@ -71,8 +71,8 @@ def lines(place: Path) -> dict[str, list[str]]:
         "repair": [session], "forget": [session, first, "--yes"], "remove": [session, second, "--yes"],
         "compact": [session], "migrate": [session, f"lmdb://{out}/store"], "destroy": [session, "--yes"],
     }  # fmt: skip
-    if arguments.keys() != _COMMANDS.keys():
-        raise LookupError(f"no line for {_COMMANDS.keys() - arguments.keys()}")
+    if arguments.keys() != set(_COMMANDS):
+        raise LookupError(f"no line for {set(_COMMANDS) - arguments.keys()}")
     return arguments
 
 

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from contextlib import suppress
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Final
+from typing import Final
 
 import click
 
 from .. import Error, Session, State
 from .console import Failure, open_session
-
-if TYPE_CHECKING:
-    from click.shell_completion import CompletionItem
 
 SHELLS: Final = ("bash", "zsh", "fish")
 
@@ -20,17 +17,6 @@ _SILENT: Final = (Error, Failure, OSError)  # a shell has no place for their mes
 _VARIABLE: Final = "_GC3SESSION_COMPLETE"
 _IDS_OFFERED: Final = 50
 _IDS_READ: Final = 5000  # in search of those that fit
-
-
-class SessionPath(click.types.StringParamType):
-    """The path of a session."""
-
-    def shell_complete(
-        self, ctx: click.Context, param: click.Parameter, incomplete: str
-    ) -> list[CompletionItem[Any]]:
-        from click.shell_completion import CompletionItem
-
-        return [CompletionItem(incomplete, type="dir")]
 
 
 def complete_states(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:

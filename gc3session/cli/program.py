@@ -14,34 +14,20 @@ from typing import Any, Final, TextIO
 import click
 
 from .. import Error, OpenError
-from .completion import SHELLS, SessionPath, script
+from .completion import SHELLS, script
 from .console import Failure, complain, os_error_text
 
 _INTERRUPTED: Final = 128 + signal.SIGINT
 _BROKEN_PIPE: Final = 128 + signal.SIGPIPE  # what a shell reports for a program that SIGPIPE has ended
 
-_COMMANDS: Final = {
-    "record": "record",
-    "import-wf": "import_wf",
-    "info": "info",
-    "list": "listing",
-    "select": "listing",
-    "show": "show",
-    "log": "log",
-    "watch": "watch",
-    "dump": "dump",
-    "load": "load",
-    "diff": "diff",
-    "backup": "backup",
-    "compact": "compact",
-    "check": "check",
-    "repair": "repair",
-    "remove": "bulk",
-    "forget": "bulk",
-    "destroy": "destroy",
-    "migrate": "migrate",
-}
-"""The module of each command, in the order in which `--help` lists them."""
+_COMMANDS: Final = tuple(
+    "record import-wf info list select show log watch dump load diff backup compact check repair remove forget"
+    " destroy migrate".split()
+)
+"""In the order in which `--help` lists them."""
+
+_MODULES: Final = {"list": "listing", "select": "listing", "remove": "bulk", "forget": "bulk"}
+"""The modules of those commands that have none of their own name."""
 
 
 class _Program(click.Group):
@@ -52,14 +38,15 @@ class _Program(click.Group):
         # Each command is imported when it is needed, so that it starts without what the others use.
         if cmd_name not in _COMMANDS:
             return None
-        module = importlib.import_module(f".commands.{_COMMANDS[cmd_name]}", __package__)
+        name = _MODULES.get(cmd_name, cmd_name.replace("-", "_"))
+        module = importlib.import_module(f".commands.{name}", __package__)
         commands = (each for each in vars(module).values() if isinstance(each, click.Command))
         command = next(each for each in commands if each.name == cmd_name)
         # The lines of examples stay as they are behind a \b.
         command.help = inspect.cleandoc(command.help or "").replace("\n\n    $", "\n\n\b\n    $")
         for parameter in command.params:
             if parameter.name == "session":
-                parameter.type = SessionPath()
+                parameter.type = click.Path(file_okay=False, readable=False)  # for completion
         return command
 
     def resolve_command(

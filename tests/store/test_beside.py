@@ -100,7 +100,7 @@ def assert_shown(name: str, ran: Ran, status: int = 0) -> None:
 
 
 def test_all_commands_are_one_or_the_other() -> None:
-    assert WRITING | INSPECTING.keys() == _COMMANDS.keys()
+    assert WRITING | INSPECTING.keys() == set(_COMMANDS)
     assert not WRITING & INSPECTING.keys()
 
 

@@ -285,16 +285,23 @@ def pid_namespace() -> int:
 
 
 def write_durably(path: str, contents: bytes, *, replace: bool = True, mtime: float | None = None) -> None:
-    """Write the file *path*; after a power cut the old file is there or the new one, whole.
+    """Write the file *path* as `written_durably` does."""
+    with written_durably(path, replace=replace, mtime=mtime) as file:
+        file.write(contents)
+
+
+@contextlib.contextmanager
+def written_durably(path: str, *, replace: bool = True, mtime: float | None = None) -> Iterator[IO[bytes]]:
+    """Give a file that is at *path* at the end; after a power cut the old file is there or the new one, whole.
 
     Its time of change is *mtime* (seconds since 1970), or now. Raise FileExistsError if there is a file
-    and *replace* is False.
+    and *replace* is False. If the block raises, nothing is left of the new file.
     """
     temporary = temporary_name(path)
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
     try:
         with open(fd, "wb") as file:
-            file.write(contents)
+            yield file
             file.flush()
             if mtime is not None:
                 os.utime(fd, (mtime, mtime))

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import IO, Any, Final, cast
 
 from ..errors import InvalidArgument
-from ..system.filesystem import sync, temporary_name
+from ..system.filesystem import written_durably
 
 _GZIP_LEVEL: Final = 6
 _BUFFER: Final = 1 << 20  # bytes
@@ -29,19 +29,8 @@ def written(file: str | os.PathLike[str] | IO[bytes]) -> Iterator[IO[bytes]]:
             yield out
         return
     path = os.path.realpath(path)
-    temporary = temporary_name(path)
-    try:
-        with open(temporary, "xb", _BUFFER) as plain:
-            with _compressing(path, plain) as out:
-                yield out
-            plain.flush()
-            os.fsync(plain.fileno())
-        os.replace(temporary, path)
-        sync(os.path.dirname(path))
-    except BaseException:
-        if os.path.lexists(temporary):
-            os.unlink(temporary)
-        raise
+    with written_durably(path) as plain, _compressing(path, plain) as out:
+        yield out
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from typing import Final
 
 from ..directory import SessionDirectory
 from ..errors import DamagedSession
-from ..system.filesystem import opened_regular, sync, temporary_name, write_durably
+from ..system.filesystem import opened_regular, sync, write_durably, written_durably
 
 DAMAGED: Final = "damaged"
 """The name of the directory."""
@@ -64,15 +64,9 @@ class Quarantine:
             try:
                 os.link(path, place, follow_symlinks=False)
             except OSError:  # it is on another filesystem, or on one without links
-                self._copy(path, place)
+                with opened_regular(path) as source, written_durably(place) as copy:
+                    shutil.copyfileobj(source, copy)
         self._sync()
-
-    def _copy(self, path: str, place: str) -> None:
-        temporary = temporary_name(place)
-        with opened_regular(path) as source, open(temporary, "xb") as target:  # "x": never through a link
-            shutil.copyfileobj(source, target)
-            os.fsync(target.fileno())
-        os.rename(temporary, place)
 
     def _free_path(self, name: str) -> str:
         """Return a path here that isn't in use: that of *name*, or with `.1`, `.2` and so on."""

@@ -20,14 +20,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import stat
 import time
 from functools import cache
 from pathlib import Path
 from typing import Final
 
 from ....errors import CorruptStore, OpenError
-from ....system.filesystem import is_holes, opened_directory
+from ....system.filesystem import is_holes, opened_directory, opened_regular
 from .meta import newest_meta_page, opened_data_file
 from .pages import Pages
 from .structure import check_structure
@@ -128,23 +127,14 @@ def is_trusted(directory: str) -> bool:
     """Return whether the data file in *directory* was made or walked through by this user, on this machine."""
     if not _machine():
         return False
-    user = os.geteuid()
     try:
         data = os.lstat(os.path.join(directory, "data.mdb"))
-        fd = os.open(os.path.join(directory, MARK), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        with opened_regular(os.path.join(directory, MARK)) as file:
+            mark, line = os.fstat(file.fileno()), file.read(_MARK_SIZE)
     except OSError:
         return False
-    try:
-        mark = os.fstat(fd)
-        if not stat.S_ISREG(mark.st_mode) or mark.st_uid != user or data.st_uid != user:
-            return False
-        line = os.read(fd, _MARK_SIZE)
-    except OSError:
-        return False
-    finally:
-        os.close(fd)
     digits = line.partition(b" ")[0]
-    if not digits.isdigit():
+    if {mark.st_uid, data.st_uid} != {os.geteuid()} or not digits.isdigit():
         return False
     time_ns = int(digits)
     return abs(mark.st_ctime_ns - time_ns) < _MARK_DELAY_NS and line == _mark(data.st_ino, time_ns)

@@ -48,7 +48,11 @@ def copy_data(env: Environment, transaction: int, target: str, progress: OnProgr
     if meta is None:
         return False
     require_room(os.path.dirname(target), meta.size, "the copy")
-    with _new_file(target) as out, opened_data_file(env.data) as source:
+    with (
+        open(target, "xb", buffering=0) as file,
+        opened_data_file(env.data) as source,
+    ):  # "x": never through a link
+        out = file.fileno()
         position = 2 * meta.page_size
         os.lseek(out, position, os.SEEK_SET)
         while position < meta.size:
@@ -77,20 +81,6 @@ def _write_meta_pages(fd: int, meta: MetaPage) -> None:
         os.pwrite(fd, page, number * meta.page_size)
 
 
-@contextlib.contextmanager
-def _new_file(path: str) -> Iterator[int]:
-    """Yield a descriptor of a new file, which is deleted if the block raises."""
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
-    try:
-        yield fd
-    except BaseException:
-        if os.path.lexists(path):
-            os.unlink(path)
-        raise
-    finally:
-        os.close(fd)
-
-
 # -- compacted
 
 
@@ -111,7 +101,7 @@ def compact(env: Environment, progress: OnProgress) -> Compacted:
                 try:
                     return _replace(env, progress)
                 finally:
-                    env.forget_data_file()  # also where the renaming has failed after it was done
+                    env.data_file = None  # also where the renaming has failed after it was done
         except lmdb.Error as error:
             raise translated(error, env.path) from error
         except OSError as error:
@@ -121,6 +111,7 @@ def compact(env: Environment, progress: OnProgress) -> Compacted:
 
 def _replace(env: Environment, progress: OnProgress) -> Compacted:
     former = env.data_file
+    assert former is not None
     before = os.fstat(former.fd)
     temporary = compacted_name(env.path)
     delete_tree(temporary)
@@ -161,6 +152,7 @@ def _fill(env: Environment, source: str, target: str, inodes: list[int], progres
     The *inodes* are those of the two files. Return the number of the last transaction that was read.
     """
     former = env.data_file
+    assert former is not None
     size = _map_size(os.fstat(former.fd).st_size)
     with (
         lmdb.open(source, map_size=size, create=False, readonly=True, lock=False) as old_env,
@@ -168,7 +160,7 @@ def _fill(env: Environment, source: str, target: str, inodes: list[int], progres
         old_env.begin(buffers=True) as lean_reader,  # which takes no memory for the items, but twice the time
     ):
         meta = newest_meta_page(former.path, former.fd)
-        used = used_pages(meta) * meta.page_size
+        used = meta.used
         require_room(env.path, used, "the compacted store")
         number: int = reader.id()
         limit = max(_TRANSACTION, 2 * used // number)  # so that the numbers of its transactions stay below
@@ -227,8 +219,3 @@ def _parts(items: list[_Item], limit: int) -> Iterator[list[_Item]]:
         yield items
     else:
         yield from ([item] for item in items)
-
-
-def used_pages(meta: MetaPage) -> int:
-    """Return how many pages are in use in the state of *meta*; the others are free."""
-    return 2 + meta.free.pages + meta.main.pages

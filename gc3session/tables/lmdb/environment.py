@@ -55,6 +55,8 @@ class Environment:
         reading: the lock held for each read transaction, which copies what it needs and ends. A
             thread that takes both takes `writing` first.
         is_open: whether it can be read; the files alone may be open before that.
+        data_file: the data file as it was last opened, which stays open while all else is closed; None before that,
+            and once another one has been put in its place while nobody could have it open.
     """
 
     def __init__(self, path: str, read_only: bool, map_size: int, verify: bool | None) -> None:
@@ -68,7 +70,7 @@ class Environment:
         self.renew_locks()
         self._map_size = map_size
         self._files: OpenFiles | None = None
-        self._data: KnownFile | None = None
+        self.data_file: KnownFile | None = None
         self._page_size = 4096
         self._filled_to = 0  # the last page of the data file when it was looked at for a gap
         self._checked = (-_READER_CHECK, 0)  # when slots of dead readers were looked for, and the last page then
@@ -85,21 +87,15 @@ class Environment:
     @property
     def was_replaced(self) -> bool:
         """Whether the data file at its path is another than the one that was opened, and not that one compacted."""
-        return self._is_other() and self._data is not None and os.fstat(self._data.fd).st_mtime_ns != COMPACTED
+        return (
+            self._is_other()
+            and self.data_file is not None
+            and os.fstat(self.data_file.fd).st_mtime_ns != COMPACTED
+        )
 
     def _is_other(self) -> bool:
         """Return whether the data file at its path is another than the one that was opened."""
-        return self._data is not None and not self._data.is_in_place()
-
-    @property
-    def data_file(self) -> KnownFile:
-        """The data file as it was last opened; it stays open while all else is closed."""
-        assert self._data is not None
-        return self._data
-
-    def forget_data_file(self) -> None:
-        """Take the data file that is there for the right one, while nobody else can have it open."""
-        self._data = None
+        return self.data_file is not None and not self.data_file.is_in_place()
 
     def opened(self) -> lmdb.Environment:
         """Return the open environment; to be called with `reading` or `writing` held."""
@@ -136,7 +132,7 @@ class Environment:
         if self.was_replaced:
             files.close()
             raise OpenError(f"{self.data} {_REPLACED}. Close the session and open it again")
-        self._files, self._data, self.locked = files, files.data, files.lock is not None
+        self._files, self.data_file, self.locked = files, files.data, files.lock is not None
         if self.locked and not self.read_only:
             delete_tree(compacted_name(self.path))  # nobody compacts now, so the process that made it died
         return files
@@ -212,7 +208,7 @@ class Environment:
         """
         if write and not self._name_on_disk:
             self._sync_name()
-        for attempt in range(3):
+        for is_last in (False, True):
             env = self.opened()
             if not self.locked and self._is_other() and os.path.lexists(self.data):
                 raise MustReopen  # which this process couldn't keep another one from doing
@@ -225,11 +221,9 @@ class Environment:
             except lmdb.MapResizedError:
                 raise
             except lmdb.ReadersFullError as error:
-                if attempt or not env.reader_check():
+                if is_last or not env.reader_check():
                     raise translated(error, self.path) from error
             except lmdb.PanicError as error:
-                if attempt:
-                    raise translated(error, self.path) from error
                 raise MustReopen from error
             except lmdb.Error as error:
                 raise translated(error, self.path) from error
@@ -301,8 +295,8 @@ class Environment:
         which takes it back when memory is needed; but until then it counts as memory of this process, by which
         batch systems judge and end programs. What is read next comes from the system's cache.
         """
-        if self._data is not None:
-            unmap_pages(self._data.status.st_ino)
+        if self.data_file is not None:
+            unmap_pages(self.data_file.status.st_ino)
 
     # -- while no transaction is open
 

@@ -14,7 +14,6 @@ from typing import Any, Final
 from ...system.filesystem import filesystem_of, write_cache_of
 from ...text import size_text
 from ..interface import Figure
-from .copying import used_pages
 from .data_file.meta import MetaPage
 from .environment import Environment
 from .opening import Transaction
@@ -37,7 +36,7 @@ def figures(env: Environment, meta: MetaPage, reader: Transaction) -> list[Figur
 
 def _file(env: Environment, meta: MetaPage, reader: Transaction) -> Figure:
     size = os.stat(env.data).st_size
-    used = used_pages(meta) * meta.page_size
+    used = meta.used
     free = max(0, meta.size - used)
     reclaimable = max(0, size - used)
     text = f"{size_text(size)}: {size_text(used)} in use, {size_text(free)} free for later writes"

@@ -148,6 +148,11 @@ class MetaPage(NamedTuple):
         """The bytes of all pages up to the last one."""
         return (self.last_page + 1) * self.page_size
 
+    @property
+    def used(self) -> int:
+        """The bytes of the pages that are in use; the others are free."""
+        return (2 + self.free.pages + self.main.pages) * self.page_size
+
     def to_bytes(self, number: int) -> bytes:
         """Return meta page *number* (0 or 1), which says this."""
         page = bytearray(self.page_size)

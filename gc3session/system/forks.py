@@ -102,7 +102,7 @@ def _take_all() -> None:
 
 def _take_others(patience: float) -> Lock | None:
     """Take the locks that are still missing. Return the one that wasn't free in time, or None."""
-    while missing := [lock for lock in _all_locks() if lock not in _held.locks]:
+    while missing := [lock for layer in _layers for lock in layer.locks() if lock not in _held.locks]:
         for lock in missing:
             if not _take(lock, timeout=patience):
                 return lock
@@ -113,10 +113,6 @@ def _take(lock: Lock, timeout: float = -1) -> bool:
     """Acquire a lock and note it, in one call of C: no Ctrl-C comes in between, after which all would wait for ever."""
     _held.locks.extend(filter(methodcaller("acquire", timeout=timeout), [lock]))
     return _held.locks[-1:] == [lock]
-
-
-def _all_locks() -> list[Lock]:
-    return [lock for layer in _layers for lock in layer.locks()]
 
 
 def _release() -> None:

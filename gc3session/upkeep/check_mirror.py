@@ -161,7 +161,8 @@ class MirrorCheck:
             if offset + length <= os.fstat(fd).st_size:
                 os.pwrite(fd, b" " * length, offset)
         hashes = lines = 0
-        for line in _lines(copy.file):
+        copy.file.seek(0)
+        for line in iter(lambda: copy.file.readline(_LONGEST_LINE), b""):
             if line.strip(b" ") != b"\n":
                 hashes, lines = hashes + hash(line), lines + 1
         if (hashes, lines) == (self._hashes, total):
@@ -174,8 +175,3 @@ class MirrorCheck:
         )
         listed = "other tasks than the session's" if lines == total else f"{lines} tasks instead of {total}"
         yield Finding("mirror", mirror.name, f"it lists {listed}: {cause}")
-
-
-def _lines(file: IO[bytes]) -> Iterator[bytes]:
-    file.seek(0)
-    return iter(lambda: file.readline(_LONGEST_LINE), b"")

@@ -99,14 +99,6 @@ def _knows(tables: Tables, identity: bytes) -> bool:
         return False
 
 
-def _home_in(record: bytes) -> int:
-    """Return the home of a record, 0 if that can't be read."""
-    try:
-        return header_of(record).home
-    except CorruptRecord:
-        return 0
-
-
 class _Repair:
     def __init__(self, directory: SessionDirectory, dry_run: bool, options: dict[str, Any]) -> None:
         self._directory = directory
@@ -367,7 +359,11 @@ class _Repair:
             listed, inside = bool(len(self._listed)), self._directory.holds(tables.url)
             if known is not None and (known in rows or not listed or not inside):
                 return known
-            lost = {_home_in(record) for _, record in contents.walk(RECORDS)} - numbers - {0}
+            lost = set[int]()
+            for _, record in contents.walk(RECORDS):
+                with contextlib.suppress(CorruptRecord):
+                    lost.add(header_of(record).home)
+            lost -= numbers | {0}
         if len(lost) == 1 and (known is not None or not rows):  # it has tasks, but neither a row nor a name
             return known or secrets.token_bytes(16)
         if len(rows) > 1 or lost:

@@ -19,10 +19,10 @@ import attrs
 from ...errors import CorruptStore, Error, WriteError
 from ...system.temporary import keeping
 from ..interface import Contents
-from .data_file.contents import LmdbContents
 from .data_file.meta import newest_meta_page, opened_data_file
 from .data_file.pages import Pages, Problem
 from .data_file.structure import check_structure
+from .data_file.walk import LmdbContents
 from .environment import Environment
 from .locks import writers_waiting
 from .opening import Transaction

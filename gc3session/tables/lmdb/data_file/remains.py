@@ -16,11 +16,11 @@ from ....system.filesystem import give_owner, is_holes, sync, temporary_name
 from ....system.temporary import delete_leftovers, delete_tree
 from ...interface import Remains, Standing, Tables
 from ..ranges import RANGES
-from .contents import ignore
 from .meta import MetaPage, Tree, newest_meta_page, opened_data_file, read_meta_page
 from .pages import LEAF, DamagedPage, Pages, flags_of, number_of
 from .structure import check_structure
 from .verification import mark_trusted
+from .walk import ignore
 
 _PAGE_SIZES: Final = (4096, 16384, 65536, 8192, 32768, 2048, 1024, 512)
 _EMPTY: Final = Tree(0, 0, 0, 0, 0, 0, 0, None)

@@ -30,12 +30,13 @@ def show(session: str, ids: tuple[str, ...], as_json: bool) -> int:
         $ gc3session show runs Task.17
         $ gc3session select runs 'returncode != 0' --limit 3 | gc3session show runs -
     """
-    failed = False
+    failed, before = False, ""
     with open_session(session, read_only=True) as source:
         shown = _json_lines(source) if as_json else _text_lines(source)
         for id_ in ids_from_args(ids):
             try:
-                sys.stdout.write(shown(id_))
+                sys.stdout.write(before + shown(id_))
+                before = "" if as_json else "\n"
             except NotFound:
                 complain(f"there is no task {id_} in {session}; 'gc3session list -r' shows which there are")
                 failed = True
@@ -48,15 +49,7 @@ def show(session: str, ids: tuple[str, ...], as_json: bool) -> int:
 def _text_lines(session: Session) -> Callable[[str], str]:
     """Return the function that gives the lines of text for the task of an ID."""
     style = style_on(sys.stdout)
-    before = ""
-
-    def lines(id_: str) -> str:
-        nonlocal before
-        text = before + "".join(f"{line}\n" for line in object_lines(session.store.load(id_), style))
-        before = "\n"
-        return text
-
-    return lines
+    return lambda id_: "".join(f"{line}\n" for line in object_lines(session.store.load(id_), style))
 
 
 def _json_lines(session: Session) -> Callable[[str], str]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
+import weakref
 from collections.abc import Generator, Iterator
 from typing import Any, Final
 
@@ -21,13 +22,7 @@ import attrs
 
 from ..directory import SessionDirectory
 from ..errors import CorruptRecord, CorruptStore, DamagedSession, InvalidArgument, UnknownFormat
-from ..tables.interface import (
-    RECORDS,
-    Contents,
-    OnProgress,
-    Tables,
-    no_progress,
-)
+from ..tables.interface import RECORDS, Contents, OnProgress, Tables, no_progress
 from ..tables.urls import StoreURL, make_tables
 from .check_mirror import MirrorCopy
 from .check_tables import TablesCheck
@@ -44,6 +39,12 @@ class Check(Iterator[Finding]):
 
     A reference to a record that the store doesn't have is not a fault, because `remove` leaves
     references to what it removes. They are counted, and with *references* they are findings.
+
+    Attributes:
+        records: how many records have been read.
+        tasks: how many tasks of the session have been checked.
+        dangling: how many records have a reference to one that isn't in the store.
+        examples: some of these: the ID of the record, and the N that it refers to.
     """
 
     def __init__(
@@ -55,10 +56,12 @@ class Check(Iterator[Finding]):
         progress: OnProgress = no_progress,
         options: dict[str, Any] | None = None,
     ) -> None:
-        # The work has no reference to this object, so when this one is dropped, the work ends and
-        # gives back what it holds.
-        self._work = _Work(directory, tables, references, progress, options or {})
-        self._findings = self._work.check()
+        self.records = self.tasks = self.dangling = 0
+        self.examples: list[tuple[str, int]] = []
+        # The work's reference to this object is weak: when this one is dropped, the work ends and gives back what
+        # it holds.
+        work = _Work(weakref.proxy(self), directory, tables, references, progress, options or {})
+        self._findings = work.check()
 
     def __next__(self) -> Finding:
         return next(self._findings)
@@ -67,40 +70,17 @@ class Check(Iterator[Finding]):
         """End the check before all findings have been given, and close what it has open."""
         self._findings.close()
 
-    @property
-    def records(self) -> int:
-        """How many records have been read."""
-        return self._work.records
-
-    @property
-    def tasks(self) -> int:
-        """How many tasks of the session have been checked."""
-        return self._work.tasks
-
-    @property
-    def dangling(self) -> int:
-        """How many records have a reference to one that isn't in the store."""
-        return self._work.dangling
-
-    @property
-    def examples(self) -> list[tuple[str, int]]:
-        """Some of these: the ID of the record, and the N that it refers to."""
-        return self._work.examples
-
 
 @attrs.define
 class _Work:
-    """The work of a check, and its figures."""
+    """The work of a check, which notes its figures there."""
 
+    _figures: Check
     _directory: SessionDirectory
     _tables: Tables | None
     _references: bool
     _progress: OnProgress
     _options: dict[str, Any]
-    records: int = 0
-    tasks: int = 0
-    dangling: int = 0
-    examples: list[tuple[str, int]] = attrs.field(factory=list)
 
     # -- the directory
 
@@ -133,18 +113,13 @@ class _Work:
 
     def _check_files(self) -> Iterator[Finding]:
         directory = self._directory
-        for name, needed in (
-            (directory.TIMESTAMP_FILES["start"], True),
-            (directory.TIMESTAMP_FILES["end"], False),
-        ):
-            try:
-                mode = os.lstat(os.path.join(directory.path, name)).st_mode
-            except FileNotFoundError:
-                if needed:
-                    yield Finding("directory", name, "it is missing: when the session was started is not known")
-                continue
-            if not stat.S_ISREG(mode):
-                yield Finding("directory", name, "it is not a regular file")
+        for which, path in directory.timestamp_files.items():
+            name = os.path.basename(path)
+            if os.path.lexists(path):
+                if not stat.S_ISREG(os.lstat(path).st_mode):
+                    yield Finding("directory", name, "it is not a regular file")
+            elif which == "start":
+                yield Finding("directory", name, "it is missing: when the session was started is not known")
 
     def _check_no_store(self, url: str) -> Iterator[Finding]:
         try:
@@ -193,8 +168,8 @@ class _Work:
         check = TablesCheck(contents, identity, mirror, self._progress)
         for finding in check.check():
             yield finding
-            self.records, self.tasks = len(check.present), check.tasks
-        self.records, self.tasks = len(check.present), check.tasks
+            self._figures.records, self._figures.tasks = len(check.present), check.tasks
+        self._figures.records, self._figures.tasks = len(check.present), check.tasks
         if not check.known and identity is not None:
             yield from self._check_known(url)
         if any(number not in check.present for number in check.targets):
@@ -213,9 +188,9 @@ class _Work:
             except CorruptRecord:
                 continue  # it is a finding already
             if missing:
-                self.dangling += 1
-                if len(self.examples) < _MOST_EXAMPLES:
-                    self.examples.append((where, missing[0]))
+                self._figures.dangling += 1
+                if len(self._figures.examples) < _MOST_EXAMPLES:
+                    self._figures.examples.append((where, missing[0]))
                 if self._references:
                     yield Finding(
                         "reference", where, f"it refers to record {missing[0]}, which is not in the store"

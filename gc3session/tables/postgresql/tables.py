@@ -35,13 +35,12 @@ from .connections import Connections, Patience
 from .errors import AGAIN, LOCKED, OUT_OF_MEMORY, Connection, is_lost, speaks_of_loss, translated
 from .figures import figures
 from .statements import LAYOUT, Statements
-from .transaction import LocksMissing, PostgresqlReader, PostgresqlWriter
+from .transaction import Begun, LocksMissing, PostgresqlReader, PostgresqlWriter
 
 T = TypeVar("T")
 
-_BEGIN_READING: Final = (
-    b"BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"  # sees one state, and never has to run again
-)
+# Sees one state, and never has to run again.
+_BEGIN_READING: Final = b"BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 _MAY_BE_IDLE: Final = b"SET LOCAL idle_in_transaction_session_timeout = 0"  # as it keeps nobody from anything
 _BEGIN_WRITING: Final = b"BEGIN ISOLATION LEVEL READ COMMITTED"  # not READ WRITE: the site may forbid that
 _MOST_TOKENS: Final = 64  # of transactions that went through, before these are deleted
@@ -52,10 +51,6 @@ _CREATED_BY_ANOTHER: Final = (
     server.DuplicateSchema,
     server.DuplicateObject,
 )
-
-
-def _ignore(result: object) -> None:
-    pass
 
 
 class PostgresqlTables(Tables):
@@ -86,25 +81,19 @@ class PostgresqlTables(Tables):
     # -- creating
 
     def exists(self) -> bool:
-        if not self._exist:
-            if self._closed:
-                raise ClosedError(f"the store {self.url} is closed")
-            self._exist = self._look()
-        return self._exist
-
-    def _look(self) -> bool:
-        rows = self._ask(self._statements("is_there"))
-        if not rows:
-            return False
-        version = [row[0] for row in self._ask(self._statements("layout"))]
-        if not version:
-            return False
-        if version != [LAYOUT]:
+        if self._exist:
+            return True
+        if self._closed:
+            raise ClosedError(f"the store {self.url} is closed")
+        is_there = self._ask(self._statements("is_there"))
+        version = [row[0] for row in self._ask(self._statements("layout"))] if is_there else []
+        if version not in ([], [LAYOUT]):
             raise UnknownFormat(
                 f"the store {self.url} has tables of the version {', '.join(map(str, version))}; this"
                 f" version of gc3session knows version {LAYOUT} only: upgrade gc3session, or name another schema"
             )
-        return True
+        self._exist = bool(version)
+        return self._exist
 
     def _create(self) -> None:
         """Create the tables, unless another process is faster."""
@@ -124,11 +113,11 @@ class PostgresqlTables(Tables):
                     if not again or not patience.wait():
                         raise self._translated(error, connection) from error
                     continue
-            self._transact(lambda writer: writer.fill(self.on_create), _ignore)
+            self._transact(lambda writer: writer.fill(self.on_create), lambda result: None)
 
     # -- reading
 
-    def _begin(self, *, writing: bool = False) -> tuple[Connection, list[bytes]]:
+    def _begin(self, *, writing: bool = False) -> Begun:
         """Return a connection, and the statements that begin a transaction on it."""
         if self._closed:
             raise ClosedError(f"the store {self.url} is closed")
@@ -136,7 +125,7 @@ class PostgresqlTables(Tables):
         settings = self._connections.local_settings(connection)
         return connection, [_BEGIN_WRITING, *settings] if writing else [_BEGIN_READING, *settings, _MAY_BE_IDLE]
 
-    def _end(self, reader: PostgresqlReader, statement: bytes = b"ROLLBACK") -> None:
+    def _end(self, reader: PostgresqlReader) -> None:
         """End a transaction, and give its connection back to the others."""
         connection = reader.connection
         if self._connections.has(connection):
@@ -145,14 +134,14 @@ class PostgresqlTables(Tables):
                     reader.leave()
                 if connection.pgconn.transaction_status != pq.TransactionStatus.IDLE:
                     with contextlib.suppress(psycopg.Error):
-                        connection.execute(statement)
+                        connection.execute(b"ROLLBACK")
             finally:
                 if reader.spoiled:
                     self._connections.drop(connection)
                 else:
                     self._connections.give(connection)  # which closes it unless the transaction has ended
 
-    def _renewed(self, connection: Connection) -> tuple[Connection, list[bytes]]:
+    def _renewed(self, connection: Connection) -> Begun:
         """Begin again on a new connection, as the present one was lost before anything was read."""
         self._connections.drop(connection)
         return self._begin()
@@ -162,7 +151,8 @@ class PostgresqlTables(Tables):
         while True:
             connection = self._connections.take()
             settings = self._connections.local_settings(connection)
-            reader = PostgresqlReader(connection, self._statements, [b"BEGIN", *settings] if settings else [])
+            begun = connection, [b"BEGIN", *settings] if settings else []
+            reader = PostgresqlReader(begun, self._statements)
             try:
                 return reader._answer(statement, parameters)
             except psycopg.Error as error:
@@ -184,8 +174,7 @@ class PostgresqlTables(Tables):
         if not self.exists():
             yield NoTables()
             return
-        connection, begin = self._begin()
-        reader = PostgresqlReader(connection, self._statements, begin, self._renewed)
+        reader = PostgresqlReader(self._begin(), self._statements, self._renewed)
         try:
             yield reader
         except BaseException as error:
@@ -218,7 +207,7 @@ class PostgresqlTables(Tables):
     def write(
         self,
         unit: Callable[[Writer], T],
-        committed: Callable[[T], None] = _ignore,
+        committed: Callable[[T], None] = lambda result: None,
         aborted: Callable[[], object] = lambda: None,
     ) -> T:
         self.pending_commit = None
@@ -235,17 +224,16 @@ class PostgresqlTables(Tables):
         while True:
             former: list[bytes] = []
             commit_sent = False
-            connection, begin = self._begin(writing=True)
-            writer = PostgresqlWriter(connection, self._statements, begin, sessions, self._ahead)
+            connection, begin = begun = self._begin(writing=True)
+            writer = PostgresqlWriter(begun, self._statements, sessions, self._ahead)
             try:
                 token = secrets.token_bytes(16)
                 if len(self._tokens) >= _MOST_TOKENS:
                     former, self._tokens = self._tokens, []
                 result = unit(writer)
                 commit_sent = True
-                writer.commit(
-                    token, former, flushed_later=len(begin) == 1
-                )  # behind a pooler the site may not flush
+                # Behind a pooler the site may not flush.
+                writer.commit(token, former, flushed_later=len(begin) == 1)
                 committed(result)
             except BaseException as error:
                 if not self._connections.has(connection):  # this is a child, and it is the parent's transaction
@@ -258,10 +246,8 @@ class PostgresqlTables(Tables):
                 if isinstance(error, LocksMissing):
                     self._end(writer)
                     continue
-                idle = (
-                    connection.pgconn.transaction_status == pq.TransactionStatus.IDLE
-                )  # only the flush has failed
-                if commit_sent and (lost or idle or state in (None, _UNKNOWN)):
+                only_flush_failed = connection.pgconn.transaction_status == pq.TransactionStatus.IDLE
+                if commit_sent and (lost or only_flush_failed or state in (None, _UNKNOWN)):
                     self._connections.drop(connection)
                     if self._went_through(token, error):
                         self._tokens.append(token)
@@ -278,18 +264,17 @@ class PostgresqlTables(Tables):
                 if not lost and state not in (*AGAIN, _UNKNOWN):
                     raise failure from error
                 patience = patience or Patience(self.patience)
-                if not patience.wait():
-                    raise (failure if lost or state == OUT_OF_MEMORY else self._too_busy()) from error
-                continue
+                if patience.wait():
+                    continue
+                if lost or state == OUT_OF_MEMORY:
+                    raise failure from error
+                raise WriteError(
+                    f"{self.url}: other transactions came in between for {self.patience:g} s; nothing was written:"
+                    " try again, or let fewer programs change the same tasks at once"
+                ) from error
             self._tokens.append(token)
             self._connections.give(connection)
             return result
-
-    def _too_busy(self) -> Error:
-        return WriteError(
-            f"{self.url}: other transactions came in between for {self.patience:g} s; nothing was written:"
-            " try again, or let fewer programs change the same tasks at once"
-        )
 
     def _went_through(self, token: bytes, error: BaseException) -> bool:
         """Return whether the transaction with *token*, whose connection was lost, was committed."""

@@ -28,6 +28,9 @@ S = TypeVar("S")
 Statement = tuple[bytes, tuple[Any, ...]]
 """With its parameters."""
 
+Begun = tuple[Connection, Sequence[bytes]]
+"""A connection on which no transaction is open, and the statements that begin one there."""
+
 Changes = dict[str, dict[bytes, bytes | None]]
 """Table -> key -> value, None if it is missing."""
 
@@ -69,11 +72,9 @@ class PostgresqlReader(Reader):
     """A transaction, which begins with the first answer; what it returns stays valid after its end.
 
     Args:
-        connection: on which no transaction is open.
+        begun: its connection, and what begins it.
         statements: for the tables.
-        begin: the statements that begin the transaction.
-        renew: called with the connection if that is lost before anything was read; returns another
-            one, and what begins a transaction there.
+        renew: called with the connection if that is lost before anything was read; returns another beginning.
 
     Attributes:
         spoiled: whether the connection isn't to be used again: after a failure the server skips what
@@ -83,19 +84,14 @@ class PostgresqlReader(Reader):
     _locks_out: ClassVar[bool] = False
 
     def __init__(
-        self,
-        connection: Connection,
-        statements: Statements,
-        begin: Iterable[bytes],
-        renew: Callable[[Connection], tuple[Connection, Iterable[bytes]]] | None = None,
+        self, begun: Begun, statements: Statements, renew: Callable[[Connection], Begun] | None = None
     ) -> None:
-        self.connection = connection
+        self.connection, begin = begun
         self.spoiled = False
         self._statements = statements
         self._renew = renew
-        self._waiting: list[
-            tuple[Statement, tuple[str, ...]]
-        ] = []  # to be sent; and the tables that it reads for later
+        # What is to be sent, and the tables that each reads for later.
+        self._waiting: list[tuple[Statement, tuple[str, ...]]] = []
         self._locked: Changes = {}  # what nobody else changes
         self._serial: int | None = None
         self._pipeline: psycopg.Pipeline | None = None
@@ -104,7 +100,6 @@ class PostgresqlReader(Reader):
 
     @property
     def serial(self) -> int:  # type: ignore[override]
-        """A number that identifies the committed state: it is different after each commit of any process."""
         if self._serial is None:
             if _identifies_states(self.connection):
                 snapshot = self._answer(b"SELECT pg_current_snapshot()::text")[0][0]
@@ -182,7 +177,7 @@ class PostgresqlReader(Reader):
         self._pipelines.close()
 
     def get(self, table: str, key: bytes) -> bytes | None:
-        rows = self._rows(table, "get", key)
+        rows = self._answer(self._statements("get", table), (key,))
         return rows[0][0] if rows else None
 
     def get_many(self, table: str, keys: Sequence[bytes]) -> list[Item]:
@@ -240,9 +235,7 @@ class PostgresqlWriter(PostgresqlReader, Writer):
     """A transaction that changes the tables.
 
     Args:
-        connection: on which no transaction is open.
-        statements: for the tables.
-        begin: the statements that begin the transaction.
+        begun, statements: as in `PostgresqlReader`.
         sessions: those whose rows are to be locked, as keys; they become more, if LocksMissing is raised.
         ahead: what is read with these rows, as the transaction before has read it: table -> few keys.  It becomes
             what this one reads.
@@ -251,14 +244,9 @@ class PostgresqlWriter(PostgresqlReader, Writer):
     _locks_out = True
 
     def __init__(
-        self,
-        connection: Connection,
-        statements: Statements,
-        begin: Iterable[bytes],
-        sessions: set[bytes],
-        ahead: dict[str, Sequence[bytes]],
+        self, begun: Begun, statements: Statements, sessions: set[bytes], ahead: dict[str, Sequence[bytes]]
     ) -> None:
-        super().__init__(connection, statements, begin)
+        super().__init__(begun, statements)
         self._sessions = sessions
         self._ahead = ahead
         self._has_locked = False
@@ -290,16 +278,11 @@ class PostgresqlWriter(PostgresqlReader, Writer):
         known = self._locked[table]
         if known and not self._changes[table] and all(key in known for key in keys):
             return [(key, value) for key in keys if (value := known[key]) is not None]
-        self._have_changes_wait(table)
         return super().get_many(table, keys)
 
-    def scan(self, table: str, start: bytes, limit: int | None = None, prefix: bytes = b"") -> list[Item]:
-        self._have_changes_wait(table)
-        return super().scan(table, start, limit, prefix)
-
-    def scan_many(self, table: str, prefixes: Sequence[bytes]) -> list[Item]:
-        self._have_changes_wait(table)
-        return super().scan_many(table, prefixes)
+    def _rows(self, table: str, what: str, *parameters: Any) -> list[Any]:
+        self._have_changes_wait(table)  # which come first
+        return super()._rows(table, what, *parameters)
 
     def lock(self, table: str, keys: Iterable[bytes]) -> None:
         wanted = {*keys}
@@ -356,10 +339,8 @@ class PostgresqlWriter(PostgresqlReader, Writer):
 
     def _have_changes_wait(self, table: str) -> None:
         """Have the changes of a table wait to be sent."""
-        if self._changes[table]:
-            self._wait(self._putting(table))
-        if self._counts[table]:
-            self._wait(self._counting(table))
+        self._wait(self._putting(table))
+        self._wait(self._counting(table))
 
     def _putting(self, table: str) -> Iterator[Statement]:
         """Give the statements that make the changes, of which there are none then."""
@@ -385,7 +366,7 @@ class PostgresqlWriter(PostgresqlReader, Writer):
     def fill(self, on_create: Callable[[Writer], None] | None) -> None:
         """Fill new tables, unless another process has done so; their version is written last, and marks them as complete."""
         self.keep_others_out()
-        if not self._rows("", "layout"):
+        if not self._answer(self._statements("layout")):
             if self.scan(META, b"", 1):
                 raise CorruptStore(
                     f"the table {self._statements.layout_name} is empty, but the store's other tables are not: restore it,"
@@ -406,27 +387,19 @@ class PostgresqlWriter(PostgresqlReader, Writer):
         later*, the commit leaves what is locked to the others before it is on the server's disk, which the
         transaction after it waits for: so these others don't wait for each other's flush.
         """
-        statements: list[Statement] = []
-        for table, changes in self._changes.items():
-            if changes:
-                statements += self._putting(table)
+        statements = [statement for table in TABLES for statement in self._putting(table)]
         statements.append((self._statements("commit"), (token,)))
         if former:
             statements.append((self._statements("forget"), (ByteaArray(former),)))
-        for table, counts in reversed(self._counts.items()):
-            if counts:
-                statements += self._counting(table)
+        for table in reversed(TABLES):
+            statements += self._counting(table)
         if 1 < len(statements) <= _COMBINED:
             *some, last = [text for text, _ in statements]
             parts = b", ".join(b"s%d AS (%s)" % (i, text) for i, text in enumerate(some))
             statements = [(b"WITH %s %s" % (parts, last), tuple(chain.from_iterable(p for _, p in statements)))]
         self._wait(statements)
         if flushed_later:
-            early = (
-                (b"SET LOCAL synchronous_commit = off", ()),
-                (b"COMMIT", ()),
-                (self._statements("flush"), (token,)),
-            )
-            self._send(*early, last=True)
+            early = (b"SET LOCAL synchronous_commit = off", ())
+            self._send(early, (b"COMMIT", ()), (self._statements("flush"), (token,)), last=True)
         else:
             self._send((b"COMMIT", ()), last=True)

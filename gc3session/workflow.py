@@ -200,9 +200,8 @@ def _past(ran: bool, executed_at: str | None, duration: float | None) -> dict[st
     if not ran:
         return {"state": State.NEW}
     history: list[list[Any]] = []
-    with suppress(
-        ValueError, OverflowError, TypeError
-    ):  # what is no time, or a duration that no clock can show, or None
+    # What is no time, or a duration that no clock can show, or None.
+    with suppress(ValueError, OverflowError, TypeError):
         start = datetime.fromisoformat(executed_at)  # type: ignore[arg-type]
         start = start if start.tzinfo else start.replace(tzinfo=UTC)
         history.append([start.timestamp(), State.RUNNING])

@@ -15,8 +15,6 @@ from ...errors import InvalidArgument
 
 DEFAULT_SCHEMA: Final = "gc3session"
 
-_ENCODING: Final = {"client_encoding": "utf8"}
-
 _SECRETS: Final = ("password", "sslpassword")
 _FILES: Final = ("passfile", "sslcert", "sslkey", "sslrootcert", "sslcrl")
 _OPTIONS: Final = frozenset(
@@ -33,9 +31,8 @@ _OPTIONS: Final = frozenset(
 With others libpq would write to any file (sslkeylogfile), or send what is meant for one host to
 another (hostaddr, servicefile, gssdelegation).  The encoding is ours, whatever that of the database is.
 """
-_READ_ALIKE: Final = re.compile(
-    r"[^:/?#]+://([^@/?#]*@)?[^@/?#]*(/[^@?#]*)?(\?[^@#]*)?"
-)  # libpq and urlsplit split such a URL in the same places
+# libpq and urlsplit split such a URL in the same places.
+_READ_ALIKE: Final = re.compile(r"[^:/?#]+://([^@/?#]*@)?[^@/?#]*(/[^@?#]*)?(\?[^@#]*)?")
 _FORM: Final = (
     "the URL of a store on PostgreSQL is postgresql://user@host:port/database?schema=NAME; in each of these '@' is"
     " written %40, '/' %2F, '?' %3F, '#' %23, a blank %20"
@@ -106,7 +103,8 @@ def address_of(url: str) -> Address:
     except (psycopg.Error, ValueError) as error:
         raise InvalidArgument(f"{_shown(parts)}: {' '.join(str(error).split())}") from None
     _check(options, parts)
-    return Address(_text(open_), schema, {"application_name": "gc3session", **options, **secrets, **_ENCODING})
+    options = {"application_name": "gc3session", **options, **secrets, "client_encoding": "utf8"}
+    return Address(_text(open_), schema, options)
 
 
 def _check(options: dict[str, Any], parts: SplitResult) -> None:

@@ -42,9 +42,8 @@ LOCKED: Final = "55P03"
 _GONE: Final = ("42P01", "3F000")  # a table, the schema
 _READ_ONLY: Final = "25006"
 _MISCOUNTED: Final = "23514"  # a number of the table `counts` below 0
-_STANDBY: Final = (
-    "0A000"  # "feature not supported": the only one of ours is a serializable transaction on a standby
-)
+# "Feature not supported": the only one of ours is a serializable transaction on a standby.
+_STANDBY: Final = "0A000"
 _CANCELED: Final = "57014"
 
 # libpq passes on no code for a refused connection. In another language this looks like a missing right.
@@ -99,11 +98,8 @@ def translated(
         return StoreUnreachable(message) if reading else WriteError(message)
     if state == _CANCELED:
         message += "; raise the server's statement_timeout"
-        return (
-            StoreUnreachable(message)
-            if reading
-            else WriteError(f"{message}, or write smaller batches (batch_bytes)")
-        )
+        message += "" if reading else ", or write smaller batches (batch_bytes)"
+        return StoreUnreachable(message) if reading else WriteError(message)
     if state in _FULL:
         if state == OUT_OF_MEMORY:
             message += (

@@ -1,11 +1,4 @@
-"""The statements for the tables on PostgreSQL.
-
-Each table of tables/interface.py is a table of the schema with two columns of type bytea, which
-PostgreSQL sorts by bytes, as it has to be.  The schema has two more tables::
-
-    commits   token bytea -> through boolean    whether the transaction with that token was committed
-    layout    version integer                   of all this; tables of another version are refused
-"""
+"""The statements for the tables on PostgreSQL; FORMAT.md says which tables and columns there are."""
 
 from __future__ import annotations
 

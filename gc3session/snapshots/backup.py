@@ -9,7 +9,6 @@ and all that they refer to are written to a store inside the backup.
 from __future__ import annotations
 
 import os
-import shutil
 from typing import NamedTuple
 
 from ..directory import SessionDirectory
@@ -18,7 +17,7 @@ from ..index.entries import Row
 from ..store.index import Index
 from ..store.mirrored import mirrored_index
 from ..store.store import Store, make_store
-from ..system.filesystem import is_regular, opened_regular, sync, write_error
+from ..system.filesystem import sync, write_error
 from ..system.temporary import made_whole
 from ..tables.interface import OnProgress
 from ..tables.urls import StoreURL
@@ -122,11 +121,7 @@ def _complete(index: Index, store: Store, target: SessionDirectory, progress: On
 
 def _copy_timestamps(source: SessionDirectory, target: SessionDirectory) -> None:
     """Copy the files `created` and `finished`, with their times."""
-    for old, new in zip(source.timestamp_files.values(), target.timestamp_files.values(), strict=True):
-        if is_regular(old):
-            with opened_regular(old) as file, open(new, "wb") as copy:
-                shutil.copyfileobj(file, copy)
-            shutil.copystat(old, new, follow_symlinks=False)
-            sync(new)
-        elif os.path.exists(new):
-            os.unlink(new)
+    times = {which: source.timestamp_ns(which) for which in source.TIMESTAMP_FILES}
+    target.restore(source.command() or "", {which: time for which, time in times.items() if time is not None})
+    if times["start"] is None:
+        os.unlink(target.timestamp_files["start"])

@@ -14,7 +14,6 @@ from .console import Failure, open_session
 SHELLS: Final = ("bash", "zsh", "fish")
 
 _SILENT: Final = (Error, Failure, OSError)  # a shell has no place for their messages while it completes
-_VARIABLE: Final = "_GC3SESSION_COMPLETE"
 _IDS_OFFERED: Final = 50
 _IDS_READ: Final = 5000  # in search of those that fit
 
@@ -49,4 +48,4 @@ def script(program: click.Command, shell: str) -> str:
 
     completion = get_completion_class(shell)
     assert completion is not None
-    return completion(program, {}, "gc3session", _VARIABLE).source()
+    return completion(program, {}, "gc3session", "_GC3SESSION_COMPLETE").source()

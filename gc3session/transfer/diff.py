@@ -9,7 +9,7 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack
-from typing import IO, Any, Final, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from ..format.schema import Schema
 from ..session.base import SessionBase
@@ -21,10 +21,6 @@ from .dump_reader import DumpReader, DumpRecord
 
 Side = SessionBase | str | os.PathLike[str] | IO[bytes]
 """A session, the path of one or of a dump, or a binary file with a dump."""
-
-_CLASS: Final = "<class>"
-_MEMBER: Final = "<in the session>"
-_BYTES: Final = "<bytes>"
 
 
 class Difference(NamedTuple):
@@ -98,9 +94,9 @@ def _records(dump: DumpReader) -> Iterator[DumpRecord]:
 def _fields(dump: DumpReader, record: DumpRecord) -> dict[str, Any]:
     """Return what is compared of a record, by the names that `Difference.fields` has."""
     schema, fields = dump.schema_of(record), record.line.get("fields")
-    found = {_MEMBER: record.member, _CLASS: schema.tag if isinstance(schema, Schema) else ""}
+    found = {"<in the session>": record.member, "<class>": schema.tag if isinstance(schema, Schema) else ""}
     if type(fields) is not dict:
-        return found | {_BYTES: record.line.get("values") or record.line.get("record")}
+        return found | {"<bytes>": record.line.get("values") or record.line.get("record")}
     return found | {name: json.dumps(value) for name, value in fields.items()}
 
 

@@ -13,7 +13,6 @@ from typing import IO, Any, Final, cast
 from ..errors import InvalidArgument
 from ..system.filesystem import written_durably
 
-_GZIP_LEVEL: Final = 6
 _BUFFER: Final = 1 << 20  # bytes
 
 
@@ -37,7 +36,7 @@ def written(file: str | os.PathLike[str] | IO[bytes]) -> Iterator[IO[bytes]]:
 def _compressing(path: str, plain: IO[bytes]) -> Iterator[IO[bytes]]:
     if path.endswith(".gz"):
         # The file says neither its name nor its time, so that equal dumps are equal files.
-        with gzip.GzipFile("", "wb", _GZIP_LEVEL, plain, mtime=0) as out:
+        with gzip.GzipFile("", "wb", 6, plain, mtime=0) as out:
             yield cast(IO[bytes], out)
     elif path.endswith(".zst"):
         with _zstandard(path).ZstdCompressor().stream_writer(plain, closefd=False) as out:

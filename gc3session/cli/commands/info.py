@@ -18,7 +18,6 @@ from ..table import width
 _BAR_WIDTH = 40  # of the longest bar
 _LABEL_WIDTH = 40  # of what stands before the bar
 _NONE = "-"
-_NO_STATE = "(no state)"
 
 
 @click.command(short_help="Show the figures of a session and its store.")
@@ -103,7 +102,7 @@ def _states(known: Information, style: Style) -> Iterator[str]:
     counts = sorted(known.states.items(), key=lambda item: (-item[1], item[0]))
     without = known.tasks - sum(known.states.values())
     if without > 0:
-        counts.append((_NO_STATE, without))
+        counts.append(("(no state)", without))
     widest = max((width(escaped(state)) for state, _ in counts), default=0)
     longest = max(4, min(_BAR_WIDTH, (terminal_width(sys.stdout) or 0) - _LABEL_WIDTH))
     for state, count in counts:

@@ -19,7 +19,6 @@ from .environment import Environment
 from .opening import Transaction
 
 _READER: Final = re.compile(r"\s*(\d+)\s+[0-9a-f]+\s+(\d+|-)")
-_IN_MEMORY: Final = ("tmpfs", "ramfs")
 
 
 def figures(env: Environment, meta: MetaPage, reader: Transaction) -> list[Figure]:
@@ -90,7 +89,7 @@ def _durability(env: Environment) -> Figure:
     flags = env.opened().flags()
     cache = write_cache_of(env.path)
     values = {"sync": flags["sync"], "metasync": flags["metasync"], "writemap": flags["writemap"], "cache": cache}
-    if filesystem_of(env.path) in _IN_MEMORY:
+    if filesystem_of(env.path) in ("tmpfs", "ramfs"):
         return Figure("durability", "none: the filesystem is in memory, and ends with the machine", values)
     text = "each commit is flushed to disk, data and then meta page, before it returns"
     if cache is not None:

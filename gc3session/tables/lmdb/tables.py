@@ -91,9 +91,6 @@ class _LmdbWriter(_LmdbReader, Writer):
             self._txn.delete(range_ + key)
 
 
-_NO_TABLES = NoTables()
-
-
 def _ensure_same(env: Environment, txn: Transaction, error: BaseException | None) -> None:
     """Raise Error if there was a commit since *txn* began and *txn* isn't entered in `lock.mdb`.
 
@@ -212,7 +209,7 @@ class LmdbTables(Tables):
     def read(self) -> Iterator[Reader]:
         env = self._environment()
         if env is None:
-            yield _NO_TABLES
+            yield NoTables()
             return
         while True:
             with env.reading:

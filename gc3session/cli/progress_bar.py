@@ -7,13 +7,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
+from ..tables.interface import OnProgress
 from .console import CLEAR_LINE, quantity, terminal_width
 from .interrupts import Interrupts
-
-if TYPE_CHECKING:
-    from ..tables.interface import OnProgress
 
 _UPDATE_SECONDS: Final = 0.1  # between two updates
 _BAR_WIDTH: Final = 24

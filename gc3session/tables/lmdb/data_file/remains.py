@@ -117,9 +117,8 @@ def rebuild(
         new = os.path.join(temporary, "data.mdb")
         give_owner(new, path)
         keep(path)
-        lock = os.path.join(directory, "lock.mdb")
-        if os.path.lexists(lock):
-            os.unlink(lock)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(os.path.join(directory, "lock.mdb"))
         os.rename(new, path)
         sync(directory)
         mark_trusted(directory)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+import attrs
+
 from ...interface import Contents, Item
 from ..ranges import RANGES
 from .meta import MAX_DEPTH, Tree
 from .pages import BRANCH, LEAF, DamagedPage, Pages, Problem, flags_of, number_of
 
 
+@attrs.define(eq=False)
 class Walk:
     """One walk through a tree, leaf page after leaf page; a damaged page is reported and passed over.
 
@@ -27,22 +30,15 @@ class Walk:
         deepest: the depth of the deepest page.
     """
 
-    def __init__(
-        self,
-        pages: Pages,
-        tree: Tree,
-        used: bytearray,
-        problem: Problem,
-        order: Callable[[bytes], object] = bytes,
-        start: bytes = b"",
-    ) -> None:
-        self._pages = pages
-        self._tree = tree
-        self._used = used
-        self._problem = problem
-        self._order = order
-        self._start = start
-        self.branches = self.leaves = self.deepest = 0
+    _pages: Pages
+    _tree: Tree
+    _used: bytearray
+    _problem: Problem
+    _order: Callable[[bytes], object] = bytes
+    _start: bytes = b""
+    branches: int = 0
+    leaves: int = 0
+    deepest: int = 0
 
     def use(self, number: int, count: int = 1) -> bool:
         """Mark pages as used. Return False, after reporting it, if one of them was used before."""
@@ -108,6 +104,7 @@ def ignore(fault: str) -> None:
     """The `Problem` of a reader that wants what can be read, and no report of what can't."""
 
 
+@attrs.define(eq=False)
 class LmdbContents(Contents):
     """What can be read of the tables in one state of a data file.
 
@@ -116,9 +113,8 @@ class LmdbContents(Contents):
         tick: called before each page.
     """
 
-    def __init__(self, pages: Pages, tick: Callable[[], None] = lambda: None) -> None:
-        self._pages = pages
-        self._tick = tick
+    _pages: Pages
+    _tick: Callable[[], None] = lambda: None
 
     def walk(self, table: str, start: bytes = b"", prefix: bytes = b"") -> Iterator[Item]:
         """Yield the items of a part of a table; those that are out of order are left out."""

@@ -281,8 +281,8 @@ class Commit:
         alike: dict[tuple[Any, ...], list[int]] = {}
         for number in updates:
             header = self._stored[number][1]
-            before, after = header and header.schema, header_of(records[number]).schema
-            key = before, bases[number][1], after, states[number], *holding[number]
+            former, after = header and header.schema, header_of(records[number]).schema
+            key = former, bases[number][1], after, states[number], *holding[number]
             alike.setdefault(key, []).append(number)
         moves: Moves = {}
         for (_, _, schema, state, *sessions), numbers in alike.items():

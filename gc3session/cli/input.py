@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import stat
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -48,15 +47,11 @@ def opened(file: str) -> Iterator[int]:
         yield stdin("pass a file, or pipe the tasks in", "one JSON object per line").fileno()
         return
     try:
-        fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+        source = open(file, "rb", buffering=0)  # noqa: SIM115 (`with` comes next)
     except OSError as error:
         raise Failure(os_error_text(error, file)) from error
-    try:
-        if stat.S_ISDIR(os.fstat(fd).st_mode):
-            raise Failure(f"{file}: Is a directory")
-        yield fd
-    finally:
-        os.close(fd)
+    with source:
+        yield source.fileno()
 
 
 def lines_of(fd: int, interrupts: Interrupts) -> Iterator[bytes | None]:

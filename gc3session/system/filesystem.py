@@ -263,12 +263,9 @@ def touch(path: str | os.PathLike[str], time_ns: int) -> None:
             contents = file.read()
         write_durably(os.fspath(path), contents)
     flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    fd = os.open(path, flags, 0o666)
-    try:
-        os.utime(fd, ns=(time_ns, time_ns))
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+    with open(os.open(path, flags, 0o666), "wb") as file:
+        os.utime(file.fileno(), ns=(time_ns, time_ns))
+        os.fsync(file.fileno())
 
 
 def temporary_name(path: str) -> str:

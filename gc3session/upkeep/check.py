@@ -96,20 +96,16 @@ class _Work:
                 url = directory.own_store_url()
             except DamagedSession:  # its message would be the same
                 return
-        try:
-            tables = self._tables or make_tables(url, read_only=True, **self._options)
-            there = tables.exists()
-        except InvalidArgument as error:
-            yield Finding("directory", directory.STORE_URL_FILENAME, str(error))
-            return
-        try:
-            if there:
-                yield from self._check_store(tables, identity)
-            else:
-                yield from self._check_no_store(url)
-        finally:
-            if self._tables is None:
-                tables.close()
+        with contextlib.ExitStack() as stack:
+            try:
+                tables = self._tables or make_tables(url, read_only=True, **self._options)
+                if self._tables is None:
+                    stack.callback(tables.close)
+                there = tables.exists()
+            except InvalidArgument as error:
+                yield Finding("directory", directory.STORE_URL_FILENAME, str(error))
+                return
+            yield from self._check_store(tables, identity) if there else self._check_no_store(url)
 
     def _check_files(self) -> Iterator[Finding]:
         directory = self._directory

@@ -123,11 +123,8 @@ class _Repair:
             self._move_irregular_files()
             self._read_mirror()
             url, identity = self._location()
-            tables = make_tables(url, read_only=self._dry_run, **self._options)
-            try:
+            with contextlib.closing(make_tables(url, read_only=self._dry_run, **self._options)) as tables:
                 identity = self._repair_store(tables, identity)
-            finally:
-                tables.close()
             self._repair_files(identity)
         except OSError as error:
             raise write_error(
@@ -185,12 +182,9 @@ class _Repair:
                 ) from error
             return own, None
         try:
-            tables = make_tables(url, read_only=True, **self._options)
-            try:
+            with contextlib.closing(make_tables(url, read_only=True, **self._options)) as tables:
                 there = tables.exists()
                 known = directory.holds(url) or not url.is_lmdb or (there and _knows(tables, identity))
-            finally:
-                tables.close()
         except InvalidArgument as error:
             if not inside:
                 raise DamagedSession(f"{directory.url_file}: {error}; correct that file") from error

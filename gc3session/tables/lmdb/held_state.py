@@ -11,7 +11,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from typing import IO
 
 import attrs
@@ -54,15 +54,14 @@ def contents(
     Raise CorruptStore if nothing can be read, OpenError if the rights don't allow it.
     """
     path = os.path.join(directory, "data.mdb")
-    with opened_data_file(path) as file:
-        state = _HeldState(directory, path, file, problem, map_size, in_write)
-        try:
-            with nullcontext() if in_write else writers_waiting(directory):
-                state.take(held)
-            check_structure(state.pages, problem, state.tick)
-            yield LmdbContents(state.pages, state.tick)
-        finally:
-            state.close()
+    with (
+        opened_data_file(path) as file,
+        closing(_HeldState(directory, path, file, problem, map_size, in_write)) as state,
+    ):
+        with nullcontext() if in_write else writers_waiting(directory):
+            state.take(held)
+        check_structure(state.pages, problem, state.tick)
+        yield LmdbContents(state.pages, state.tick)
 
 
 @attrs.define(eq=False)

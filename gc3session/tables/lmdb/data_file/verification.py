@@ -148,8 +148,5 @@ def mark_trusted(directory: str) -> None:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(MARK, dir_fd=place)
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        fd = os.open(MARK, flags, 0o666, dir_fd=place)
-        try:
-            os.write(fd, line)
-        finally:
-            os.close(fd)
+        with open(os.open(MARK, flags, 0o666, dir_fd=place), "wb") as file:
+            file.write(line)

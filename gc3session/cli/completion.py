@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 from itertools import islice
-from typing import Final
+from typing import Any, Final
 
 import click
 
@@ -16,6 +16,13 @@ SHELLS: Final = ("bash", "zsh", "fish")
 _SILENT: Final = (Error, Failure, OSError)  # a shell has no place for their messages while it completes
 _IDS_OFFERED: Final = 50
 _IDS_READ: Final = 5000  # in search of those that fit
+
+
+class SessionPath(click.Path):
+    """The path of a session: a shell offers directories, and opening it tells what is wrong with it."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return value
 
 
 def complete_states(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:

@@ -14,7 +14,7 @@ from typing import Any, Final, TextIO
 import click
 
 from .. import Error, OpenError
-from .completion import SHELLS, script
+from .completion import SHELLS, SessionPath, script
 from .console import Failure, complain, os_error_text
 
 _INTERRUPTED: Final = 128 + signal.SIGINT
@@ -46,7 +46,7 @@ class _Program(click.Group):
         command.help = inspect.cleandoc(command.help or "").replace("\n\n    $", "\n\n\b\n    $")
         for parameter in command.params:
             if parameter.name == "session":
-                parameter.type = click.Path(file_okay=False, readable=False)  # for completion
+                parameter.type = SessionPath(file_okay=False)
         return command
 
     def resolve_command(

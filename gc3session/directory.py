@@ -167,7 +167,9 @@ class SessionDirectory:
         if store.is_lmdb:
             place = os.path.realpath(store.path)
             inside = os.path.relpath(place, os.path.realpath(self.path))
-            text = f"lmdb:{quote(inside)}" if self.holds(store) else StoreURL.of_path(place)
+            text = (
+                f"lmdb:{quote(inside, errors='surrogateescape')}" if self.holds(store) else StoreURL.of_path(place)
+            )
         return f"{text}#{identity.hex()}\n"
 
     def write_line(self, line: str) -> None:

@@ -148,7 +148,9 @@ def range_of(table: str) -> bytes:
 
 def data_file(path: str | os.PathLike[str], url: str = "") -> Path | None:
     """Return the data file of a session's store, or None if it has not been made."""
-    file = Path(path, unquote(url.removeprefix("lmdb:").removeprefix("//")) or "jobs", "data.mdb")
+    file = Path(
+        path, unquote(url.removeprefix("lmdb:").removeprefix("//"), errors="surrogateescape") or "jobs", "data.mdb"
+    )
     return file if file.exists() else None
 
 

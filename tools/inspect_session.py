@@ -243,14 +243,15 @@ def opened(path: Path, scratch: str, *, copied: bool) -> Session:
         url = match_url(line := (path / "store.url").read_text()) or sys.exit(
             f"{line!r} is not the URL of an LMDB store"
         )
-        store, identity = path / unquote(url[1].removeprefix("//")), bytes.fromhex(url[2])
+        store = path / unquote(url[1].removeprefix("//"), errors="surrogateescape")
+        identity = bytes.fromhex(url[2])
         data, lock = store / "data.mdb", store / "lock.mdb"
         if not os.path.lexists(store):
             return Session(path, lmdb.open(scratch), identity, new=True)
         if data.is_symlink() or not data.is_file() or not data.stat().st_size:
             sys.exit(f"{data} is missing, empty, or not a file; restore it from a backup")
         read: Any = partial(lmdb.open, map_size=max(1 << 30, 2 * data.stat().st_size), readonly=True)
-        env = read(str(store), lock=lock.is_file() and not lock.is_symlink() and os.access(lock, os.W_OK))
+        env = read(os.fsencode(store), lock=lock.is_file() and not lock.is_symlink() and os.access(lock, os.W_OK))
         if copied:
             env.copy(scratch)
         return Session(path, read(scratch, lock=False) if copied else env, identity)

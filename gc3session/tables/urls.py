@@ -59,7 +59,7 @@ class StoreURL(str):
     @classmethod
     def of_path(cls, path: str) -> Self:
         """Return the URL of the LMDB store in the directory *path*, which is absolute."""
-        return super().__new__(cls, f"lmdb://{quote(path)}")
+        return super().__new__(cls, f"lmdb://{quote(path, errors='surrogateescape')}")
 
     @property
     def scheme(self) -> str:
@@ -74,7 +74,7 @@ class StoreURL(str):
     @property
     def path(self) -> str:
         """The directory of an LMDB store; of a URL without `//` it is a relative path."""
-        return unquote(self.partition(":")[2].removeprefix("//"))
+        return unquote(self.partition(":")[2].removeprefix("//"), errors="surrogateescape")
 
     def is_inside(self, directory: str) -> bool:
         """Return whether the store is a directory below *directory*."""

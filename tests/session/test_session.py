@@ -37,6 +37,7 @@ from gc3session import (
     TemporarySession,
     UnsavedWarning,
     UnstorableValue,
+    check_session,
     make_store,
 )
 
@@ -93,6 +94,21 @@ def test_attributes_tell_where_and_what(session: Session, tmp_path: Path) -> Non
     assert session.store_url == session.store.url
     assert isinstance(session.created, float)
     assert session.finished is None
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_path_that_is_not_utf8_works(tmp_path: Path, inside: bool) -> None:
+    path, store, copy = (Path(os.fsdecode(os.fsencode(tmp_path / name) + b"\xff")) for name in "abc")
+    with Session(path, store_or_url=None if inside else store) as session:
+        session.add(Task(jobname="first"))
+    with Session(path) as session:
+        session.add(Task())
+        session.compact()
+        session.backup(copy)
+        assert session.info().inside == inside
+        assert session.list_names() == {"first", ""}
+    assert check(path) == check(copy) == ["Task.1", "Task.2"]
+    assert not [*check_session(path)]
 
 
 def test_path_may_be_relative_and_survives_chdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

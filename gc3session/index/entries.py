@@ -20,7 +20,7 @@ a session's row those of all of these.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from itertools import compress, repeat
+from itertools import compress, islice, repeat
 from struct import Struct
 from typing import Any, Final, NamedTuple
 from zlib import crc32
@@ -98,10 +98,11 @@ def bits_of(places: Iterable[int]) -> int:
     return int.from_bytes(bits, "little")
 
 
-def numbers_of(block: int, bits: int) -> list[int]:
-    """Return the Ns of a block whose bits are set."""
-    digits = f"{bits:b}".encode().translate(_BITS)[::-1]
-    return list(compress(range(block * BLOCK, block * BLOCK + len(digits)), digits))
+def numbers_of(block: int, bits: int, skipped: int = 0, size: int = BLOCK) -> list[int]:
+    """Return the first *size* Ns of a block whose bits are set, without those of its first *skipped* places."""
+    digits = f"{bits >> skipped:b}".encode().translate(_BITS)[::-1]
+    first = block * BLOCK + skipped
+    return list(islice(compress(range(first, first + len(digits)), digits), size))
 
 
 def pack_members(key: bytes, bits: int) -> bytes:
@@ -147,16 +148,16 @@ class Block(NamedTuple):
     number: int
     kinds: dict[Kind, int]
 
-    def entries(self, after: int = -1) -> list[Entry]:
-        """Return the members after an N, in order."""
+    def entries(self, after: int = -1, size: int = BLOCK) -> list[Entry]:
+        """Return the first *size* members after an N, in order."""
         skipped = max(0, after + 1 - self.number * BLOCK)
         by_schema: dict[int, int] = {}
         for kind, bits in self.kinds.items():
             by_schema[kind.schema] = by_schema.get(kind.schema, 0) | bits
         entries: list[Entry] = []
         for schema, bits in by_schema.items():
-            entries += zip(numbers_of(self.number, bits >> skipped << skipped), repeat(schema))
-        return entries if len(by_schema) == 1 else sorted(entries)
+            entries += zip(numbers_of(self.number, bits, skipped, size), repeat(schema))
+        return entries if len(by_schema) == 1 else sorted(entries)[:size]
 
 
 def block_at(reader: Reader, session: int, number: int, wanted: Iterable[Kind] | None = None) -> Block:

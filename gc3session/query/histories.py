@@ -76,7 +76,7 @@ class TaskHistories:
         while some := list(islice(source, CHUNK)):
             yield from self._with_inner(self._at(some))
 
-    def _at(self, numbers: list[int]) -> list[StoredTask | UnreadableTask]:
+    def _at(self, numbers: list[int]) -> Iterator[StoredTask | UnreadableTask]:
         return self._tasks.at([(number, 0) for number in numbers])
 
     def _with_inner(self, tasks: Iterable[StoredTask | UnreadableTask]) -> Iterator[History]:

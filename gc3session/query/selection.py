@@ -7,7 +7,7 @@ import weakref
 from collections.abc import Callable, Collection, Iterable, Iterator
 from datetime import datetime, timedelta
 from functools import partial
-from itertools import chain
+from itertools import chain, starmap
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import attrs
@@ -256,10 +256,8 @@ class Selected(Iterator[T_co]):
         An UnreadableTask stands for a task whose record can't be read: it may fit.
         """
         fits = self._fits
-        for entries, records in self._paged(self._with_records):
-            for task in self._tasks.of(entries, records):
-                if fits is None or isinstance(task, UnreadableTask) or fits(task):
-                    yield task
+        tasks = chain.from_iterable(starmap(self._tasks.of, self._paged(self._with_records)))
+        return tasks if fits is None else (t for t in tasks if isinstance(t, UnreadableTask) or fits(t))
 
     def _with_records(self, reader: Reader, entries: list[Entry]) -> tuple[list[Entry], list[bytes | None]]:
         """Return those entries that fit by ID and class, with their records."""

@@ -54,7 +54,7 @@ class Index(Membership):
             block = next_block(reader, session, (after + 1) // BLOCK) if session else None
             if block is None:
                 return self._merged(reader, [], after, None, size)
-            entries = block.entries(after)
+            entries = block.entries(after, size + 1)
             more = len(entries) > size
             entries = entries[:size]
             until = entries[-1][0] if more else (block.number + 1) * BLOCK - 1

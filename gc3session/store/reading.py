@@ -173,14 +173,7 @@ class StoreReading:
 
     def records(self, reader: Reader, entries: list[Entry]) -> list[bytes | None]:
         """Return the records of some entries, None for each that is gone."""
-        keys = [_key(number) for number, _ in entries]
-        items = reader.get_many(RECORDS, keys)
-        found: list[bytes | None]
-        if len(items) == len(keys):
-            found = [record for _, record in items]
-        else:
-            by_key = dict(items)
-            found = [by_key.get(key) for key in keys]
+        found = reader.records([number for number, _ in entries])
         if self.batch.records:
             staged = [self.batch.records.get(number) for number, _ in entries]
             found = [a if b is None else b or None for a, b in zip(found, staged, strict=True)]

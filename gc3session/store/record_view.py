@@ -6,15 +6,20 @@ session needs no memory for what it has passed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from itertools import chain
+from operator import itemgetter
+from struct import Struct
+from typing import TYPE_CHECKING, Any, Final
+from zlib import crc32
 
 import attrs
 
 from ..errors import CorruptRecord, LoadError, NotFound
-from ..format.frame import schema_number_or_0, unseal
+from ..format.frame import TAIL, schema_number_or_0, unseal
 from ..format.schema import COLLECTION, Schema
-from ..records.values import Decoder
+from ..records.values import DAMAGE, Decoder
 from ..tables.interface import ReadBytes
 from ..text import escaped
 from .index import CHUNK
@@ -23,6 +28,10 @@ if TYPE_CHECKING:
     from ..index.entries import Entry
     from ..tables.interface import Reader
     from .reading import StoreReading
+
+_ARRAY: Final = Struct(">BH")  # of msgpack: 0xDC, and the number of items
+_AT_ONCE: Final = 32  # records that are unpacked together; of more the collector would search the parts
+_body: Final[Any] = itemgetter(slice(-TAIL))
 
 
 class StoredTask:
@@ -38,14 +47,26 @@ class StoredTask:
             for another persistable.
     """
 
-    __slots__ = ("fields", "number", "persistent_id", "record", "schema")
+    __slots__ = ("_values", "fields", "number", "record", "schema")
 
-    def __init__(self, id_: str, number: int, schema: Schema, record: bytes, fields: dict[str, Any]) -> None:
-        self.persistent_id = id_
+    fields: dict[str, Any]
+
+    def __init__(self, number: int, schema: Schema, record: bytes, values: list[Any]) -> None:
         self.number = number
         self.schema = schema
         self.record = record
-        self.fields = fields
+        self._values = values
+
+    def __getattr__(self, name: str) -> Any:
+        if name != "fields":  # which are made once they are asked for
+            raise AttributeError(f"a StoredTask has no attribute {name!r}: see its `fields`")
+        self.fields = dict(zip(self.schema.fields, self._values, strict=True))
+        return self.fields
+
+    @property
+    def persistent_id(self) -> str:
+        """The ID."""
+        return f"{self.schema.name}.{self.number}"
 
     @property
     def parts(self) -> list[StoredReference]:
@@ -139,19 +160,33 @@ class StoredTasks:
         with self._store.lock, self._store.reading() as reader:
             return self.records(reader, [(number, 0) for number in numbers])
 
-    def of(self, entries: list[Entry], records: list[bytes | None]) -> list[StoredTask | UnreadableTask]:
-        """Return the tasks of some entries, in their order; one whose record is gone is left out.
+    def of(self, entries: list[Entry], records: list[bytes | None]) -> Iterator[StoredTask | UnreadableTask]:
+        """Give the tasks of some entries, in their order; one whose record is gone is left out.
 
         A schema of 0 in an entry says that it isn't known.
         """
+        parts = (slice(first, first + _AT_ONCE) for first in range(0, len(entries), _AT_ONCE))
+        return chain.from_iterable(self._some(entries[part], records[part]) for part in parts)
+
+    def _some(self, entries: list[Entry], records: list[Any]) -> Iterable[StoredTask | UnreadableTask]:
+        """Return what `of` does: all tasks at once, which is faster, or each by itself if any needs a closer look."""
+        numbers = [number for number, _ in entries]
+        with suppress(CorruptRecord, *DAMAGE):  # a record is gone or damaged, or its schema hasn't been read yet
+            parts = self._decoder.unpack(_ARRAY.pack(0xDC, 2 * len(records)) + b"".join(records))
+            schema_numbers, _, _, values = zip(*parts[::2], strict=True)
+            schemas: dict[int, Any] = {number: self._store.schemas.known(number) for number in {*schema_numbers}}
+            shapes = {*zip(schema_numbers, map(type, values), map(len, values), strict=True)}
+            are_right = shapes == {(number, list, len(schema.fields)) for number, schema in schemas.items()}
+            if are_right and parts[1::2] == list(map(crc32, map(_body, records), numbers)):
+                return map(StoredTask, numbers, map(schemas.__getitem__, schema_numbers), records, values)
         return [
             self._read(number, schema or schema_number_or_0(record), record)
             for (number, schema), record in zip(entries, records, strict=True)
             if record is not None
         ]
 
-    def at(self, entries: list[Entry]) -> list[StoredTask | UnreadableTask]:
-        """Return the tasks of some entries as they are now, in their order, without those that are gone."""
+    def at(self, entries: list[Entry]) -> Iterator[StoredTask | UnreadableTask]:
+        """Give the tasks of some entries as they are now, in their order, without those that are gone."""
         return self.of(entries, self.records_of([number for number, _ in entries]))
 
     def parts_of(self, task: StoredTask) -> Iterator[StoredTask | UnreadableTask]:
@@ -183,7 +218,10 @@ class StoredTasks:
             try:
                 schema_number, _, _, values = parts
                 schema = self._schema(schema_number)
-                fields = dict(zip(schema.fields, values, strict=True))
+                if len(values) != len(schema.fields) or type(values) is not list:
+                    raise ValueError(
+                        f"it has {len(values)} values for the {len(schema.fields)} fields of its schema"
+                    )
             except (ValueError, TypeError, AttributeError) as error:
                 raise CorruptRecord(f"it is not a record: {error}") from error
         except LoadError as error:
@@ -191,7 +229,7 @@ class StoredTasks:
             failure = type(error)(f"{id_} in {self._store.url}: {error}", id_)
             failure.__cause__ = error
             return UnreadableTask(id_, number, name_schema, record, failure)
-        return StoredTask(f"{schema.name}.{number}", number, schema, record, fields)
+        return StoredTask(number, schema, record, values)
 
     def id_of(self, number: int) -> str:
         """Return the ID of record N; the name in it is 'Unreadable' if the record doesn't tell."""

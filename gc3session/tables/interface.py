@@ -14,6 +14,7 @@ from enum import Enum
 from typing import Any, ClassVar, Final, NamedTuple, TypeVar
 
 from ..errors import CommitUnknown, CorruptStore, InvalidArgument
+from ..format.frame import RECORD_KEY
 
 T = TypeVar("T")
 
@@ -140,6 +141,12 @@ class Reader(Contents):
     @abstractmethod
     def scan(self, table: str, start: bytes, limit: int | None = None, prefix: bytes = b"") -> list[Item]:
         """Return at most *limit* items whose keys are at least *start* and begin with *prefix*, in order."""
+
+    def records(self, numbers: Sequence[int]) -> list[bytes | None]:
+        """Return the records of some Ns, None for each that there isn't."""
+        keys = [RECORD_KEY.pack(number) for number in numbers]
+        found = dict(self.get_many(RECORDS, keys))
+        return [found.get(key) for key in keys]
 
     def scan_many(self, table: str, prefixes: Sequence[bytes]) -> list[Item]:
         """Return the items whose keys begin with one of some *prefixes*, which are sorted, in order."""

@@ -12,9 +12,11 @@ from typing import TypeVar
 import lmdb
 
 from ...errors import ClosedError, Error, InvalidArgument, NetworkFilesystemError, ReadOnlyError
+from ...format.frame import RECORD_KEY
 from ...system.filesystem import NETWORK_FILESYSTEMS, filesystem_of, sync
 from ..interface import (
     MALFORMED,
+    RECORDS,
     Compacted,
     Contents,
     Figure,
@@ -69,6 +71,16 @@ class _LmdbReader(Reader):
         if limit and items and items[-1][0].startswith(prefix):
             return [(key[1:], value) for key, value in items]
         return [(key[1:], value) for key, value in takewhile(lambda item: item[0].startswith(prefix), items)]
+
+    def records(self, numbers: Sequence[int]) -> list[bytes | None]:
+        if len(numbers) > 1 and numbers == list(range(numbers[0], numbers[-1] + 1)):  # mostly
+            first, last = (RANGES[RECORDS] + RECORD_KEY.pack(numbers[place]) for place in (0, -1))
+            cursor = self._txn.cursor()
+            cursor.set_range(first)
+            found = list(islice(cursor.iternext(keys=False), len(numbers)))
+            if cursor.key() == last:  # there are no more keys in between
+                return found
+        return super().records(numbers)
 
     def release_memory(self) -> None:
         if self._env is not None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import select
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime, tzinfo
+from functools import cache
 from typing import IO, Any, Final
 
 import click
@@ -19,6 +20,7 @@ _COMPLAINT_END: Final = 400  # characters of the end of such a message
 CLEAR_LINE: Final = "\r\x1b[K"
 """Takes the cursor of a terminal to the beginning of its line, and clears that."""
 
+_LINES_AT_ONCE: Final = 128
 _COMPLAINTS: Final = 20  # messages of one kind that are written; of more only the number
 
 
@@ -85,6 +87,20 @@ def say(message: str) -> None:
     sys.stdout.flush()
 
 
+def write_lines(lines: Iterable[str]) -> None:
+    """Write lines, each with its line feed, on stdout, many of them at once."""
+    waiting: list[str] = []
+    try:
+        for line in lines:
+            waiting.append(line)
+            if len(waiting) == _LINES_AT_ONCE:
+                text = "".join(waiting)
+                waiting.clear()
+                sys.stdout.write(text)
+    finally:  # also before an error, or Ctrl-C
+        sys.stdout.write("".join(waiting))
+
+
 def complain(message: str) -> None:
     """Write one line on stderr, beginning with the program's name."""
     text = escaped(message)
@@ -144,7 +160,13 @@ def style_on(stream: IO[str]) -> Style:
     """Return the function that styles text for *stream*."""
     if not stream.isatty() or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
         return lambda text, _: text
-    return lambda text, style: click.style(text, **_STYLES.get(style, {"fg": style})) if text and style else text
+    return lambda text, style: text.join(_codes(style)) if text and style else text
+
+
+@cache
+def _codes(style: str) -> list[str]:
+    """Return what stands before and after a text of that style."""
+    return click.style("\0", **_STYLES.get(style, {"fg": style})).split("\0")
 
 
 _STATE_COLOURS: Final = {

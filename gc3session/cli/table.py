@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import sys
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, islice, zip_longest
-from typing import Final, NamedTuple
+from typing import Final
 
-from .console import style_on, terminal_width
+from .console import style_on, terminal_width, write_lines
 
 _MEASURED_ROWS: Final = 500
 _SPARE: Final = 4  # by how much the rows that aren't measured may be wider
@@ -22,35 +22,38 @@ _WIDEST: Final = 60  # to which a column grows; a wider cell is rare, and stands
 _NARROWEST: Final = 4  # to which a column shrinks before the first one does
 
 
-class Cell(NamedTuple):
-    """The text of a cell, which must be escaped, and its style on a terminal."""
-
-    text: str
-    style: str = ""
+Cell = tuple[str, str]
+"""The text of a cell, which must be escaped, and its style on a terminal."""
 
 
 def write_table(titles: Sequence[str], rows: Iterable[Sequence[Cell]]) -> None:
     """Write the titles and the rows on stdout."""
-    rows, style = iter(rows), style_on(sys.stdout)
-    measured = [[Cell(title, "bold") for title in titles], *islice(rows, _MEASURED_ROWS)]
+    rows = iter(rows)
+    measured = [[(title, "bold") for title in titles], *islice(rows, _MEASURED_ROWS)]
     spare = _SPARE if len(measured) > _MEASURED_ROWS else 0
     widths = [
-        min(max(width(cell.text) for cell in column), _WIDEST) + spare for column in zip(*measured, strict=True)
+        min(max(width(text) for text, _ in column), _WIDEST) + spare for column in zip(*measured, strict=True)
     ]
     available = terminal_width(sys.stdout)
     if available is not None:
         _narrow(widths, available)
-    for row in chain(measured, rows):
-        cells = [
-            [cell.text] if available is None else folded(cell.text, full)
-            for cell, full in zip(row, widths, strict=True)
-        ]
-        for pieces in zip_longest(*cells, fillvalue=""):
-            gap = ""
-            for piece, cell, full in zip(pieces, row, widths, strict=True):
-                sys.stdout.write(gap + style(piece, cell.style))
-                gap = " " * (max(0, full - width(piece)) + _GAP)
-            sys.stdout.write("\n")
+    write_lines(_lines(chain(measured, rows), widths, fold=available is not None))
+
+
+def _lines(rows: Iterable[Sequence[Cell]], widths: list[int], *, fold: bool) -> Iterator[str]:
+    """Give the lines of rows; with *fold* a cell that is wider than its column takes several."""
+    style, gap = style_on(sys.stdout), " " * _GAP
+    for row in rows:
+        blanks = [full - width(text) for (text, _), full in zip(row, widths, strict=True)]
+        if fold and min(blanks) < 0:
+            pieces = [folded(text, full) for (text, _), full in zip(row, widths, strict=True)]
+            styles = [kind for _, kind in row]
+            for texts in zip_longest(*pieces, fillvalue=""):
+                yield from _lines([list(zip(texts, styles, strict=True))], widths, fold=False)
+        else:
+            blanks[-1] = 0
+            cells = [style(text, kind) + " " * n for (text, kind), n in zip(row, blanks, strict=True)]
+            yield gap.join(cells) + "\n"
 
 
 def _narrow(widths: list[int], available: int) -> None:

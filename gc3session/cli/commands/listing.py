@@ -16,13 +16,23 @@ from ... import InvalidArgument, Session, StoredTask, UnreadableTask
 from ...query.field_path import MISSING, FieldPath, last_event
 from ...store.record_view import StoredTasks
 from ...transfer.dump import RecordLines
-from ..console import complain, escaped, in_zone, open_session, quantity, state_colour, style_on, time_of
+from ..console import (
+    complain,
+    escaped,
+    in_zone,
+    open_session,
+    quantity,
+    state_colour,
+    style_on,
+    time_of,
+    write_lines,
+)
 from ..fields_text import one_line
 from ..filters import CONDITIONS_HELP, filter_options, taken_filters
 from ..order import ListedTask, in_tree, sorted_by
 from ..table import Cell, write_table
 
-_NONE: Final = Cell("-", "dim")
+_NONE: Final = ("-", "dim")
 _DEFAULT_COLUMNS: Final = "ID,NAME,STATE,LAST EVENT"
 
 _OPTIONS: Final = (
@@ -137,6 +147,7 @@ class _Listing:
         if self._sort is not None and len(self._sort) != 1:
             raise click.UsageError("--sort takes one field.")
         self._columns = _columns_of(_DEFAULT_COLUMNS if columns is None else columns)
+        self._cells = [_cell_in(column) for column in self._columns]
         self._recursive = recursive
         self._limit = limit
         self._session = session
@@ -183,24 +194,28 @@ class _Listing:
         ids: Iterator[str] = islice(self._selected.ids(), self._limit)
         if self._recursive or self._sort or self._selected.filters.need_records:
             ids = (listed.task.persistent_id for listed in self._listed())
-        for id_ in ids:
-            sys.stdout.write(f"{escaped(id_)}\n")
+        write_lines(f"{escaped(id_)}\n" for id_ in ids)
 
     def write_table(self) -> None:
         """Write a table, on a terminal below the figures of the session."""
         if sys.stdout.isatty():
             _write_heading(self._session)
         titles = [escaped(column.text) for column in self._columns]
-        listed = self._listed(flat=False)
-        write_table(titles, ([self._cell(column, each) for column in self._columns] for each in listed))
+        write_table(titles, map(self._row, self._listed(flat=False)))
 
-    def _cell(self, column: FieldPath, listed: ListedTask) -> Cell:
-        task, indent = listed.task, "  " * listed.depth if column.text == "ID" else ""
+    def _row(self, listed: ListedTask) -> list[Cell]:
+        task = listed.task
         if isinstance(task, UnreadableTask):
-            known = {"ID": Cell(indent + escaped(task.persistent_id)), "NAME": Cell("(unreadable)", "red")}
-            return known.get(column.text, _NONE)
-        text, style = _cell_in(column, task)
-        return Cell(indent + text, style if listed.fits else "dim")
+            known = {"ID": (escaped(task.persistent_id), ""), "NAME": ("(unreadable)", "red")}
+            row = [known.get(column.text, _NONE) for column in self._columns]
+        else:
+            row = [cell(task) for cell in self._cells]
+        if not listed.fits:
+            row = [(text, "dim") for text, _ in row]
+        if listed.depth:
+            indents = ["  " * listed.depth if column.text == "ID" else "" for column in self._columns]
+            row = [(indent + text, style) for indent, (text, style) in zip(indents, row, strict=True)]
+        return row
 
     def write_csv(self) -> None:
         """Write CSV: a line with the titles, then one for each task."""
@@ -215,7 +230,7 @@ class _Listing:
 
     def write_jsonl(self) -> None:
         """Write the lines of the tasks as a dump has them."""
-        sys.stdout.writelines(map(TaskLines(self._session).of, (listed.task for listed in self._listed())))
+        write_lines(map(TaskLines(self._session).of, (listed.task for listed in self._listed())))
 
     def write_json(self) -> None:
         """Write an array of the lines that a dump has of the tasks."""
@@ -259,17 +274,14 @@ def _text_in(column: FieldPath, task: StoredTask) -> str:
     return "" if value is MISSING or value is None else _text(value)
 
 
-def _cell_in(column: FieldPath, task: StoredTask) -> Cell:
-    """Return the cell that a table has of a task in a column."""
-    if column.text == "STATE":
-        state = task.fields.get("state")
-        return _name(state, state_colour(state, task.fields.get("returncode")))
-    if column.text == "NAME":
-        return _name(task.fields.get("jobname"))
-    if column.text == "LAST EVENT":
-        return _last_event(task)
-    value = column.of(task)
-    return _NONE if value is MISSING or value is None else Cell(_text(value) or "-")
+def _cell_in(column: FieldPath) -> Callable[[StoredTask], Cell]:
+    """Return the function that gives the cell that a table has of a task in a column."""
+
+    def cell(task: StoredTask) -> Cell:
+        value = column.of(task)
+        return _NONE if value is MISSING or value is None else (_text(value) or "-", "")
+
+    return _CELLS.get(column.text, cell)
 
 
 def _text(value: Any) -> str:
@@ -279,8 +291,13 @@ def _text(value: Any) -> str:
 def _name(value: Any, style: str = "") -> Cell:
     """Return the cell of what should be a text; of another value only its type is shown."""
     if isinstance(value, str):
-        return Cell(escaped(value), style) if value else _NONE
-    return _NONE if value is None else Cell(f"({type(value).__name__})", "dim")
+        return (escaped(value), style) if value else _NONE
+    return _NONE if value is None else (f"({type(value).__name__})", "dim")
+
+
+def _state(task: StoredTask) -> Cell:
+    state = task.fields.get("state")
+    return _name(state, state_colour(state, task.fields.get("returncode")))
 
 
 def _last_event(task: StoredTask) -> Cell:
@@ -292,8 +309,16 @@ def _last_event(task: StoredTask) -> Cell:
     try:
         _, last = task.fields["history"][-1]
     except (TypeError, ValueError, LookupError):
-        return Cell(text)
-    return Cell(text if last == task.fields.get("state") else f"{text} {_name(last).text}")
+        return text, ""
+    return (text if last == task.fields.get("state") else f"{text} {_name(last)[0]}"), ""
+
+
+_CELLS: Final[dict[str, Callable[[StoredTask], Cell]]] = {
+    "ID": lambda task: (escaped(task.persistent_id), ""),
+    "NAME": lambda task: _name(task.fields.get("jobname")),
+    "STATE": _state,
+    "LAST EVENT": _last_event,
+}
 
 
 # -- lines of a dump

@@ -80,24 +80,23 @@ def log(
     return _Log(index, wanted, last, interval, alive, wait)
 
 
-def _wanted(wanted: Filters, history: History, passed: int | None) -> Iterator[tuple[float, str | None]]:
-    """Give the times and states of those events of a task that are wanted.
+def _wanted(wanted: Filters, history: History, passed: int | None) -> list[tuple[float, str | None]]:
+    """Return the times and states of those events of a task that are wanted.
 
     *passed* is how many of its events have been given; None if the task wasn't seen before. A task
     without a history has one event when it is first seen: its state, at an unknown time.
     """
     if wanted.name is not None and not wanted.name.search(history.name or ""):
-        return
+        return []
     events = history.events or ([[None, history.state]] if passed is None else [])
-    for event in islice(events, passed, None):
-        seconds, state = event_parts(event)
-        if wanted.states is not None and state not in wanted.states:
-            continue
-        if wanted.since is not None and not seconds >= wanted.since:
-            continue
-        if wanted.before is not None and not UNKNOWN_TIME < seconds < wanted.before:
-            continue
-        yield seconds, state
+    found = list(map(event_parts, events[passed:] if passed else events))
+    if wanted.states is not None:
+        found = [event for event in found if event[1] in wanted.states]
+    if wanted.since is not None:
+        found = [event for event in found if event[0] >= wanted.since]
+    if wanted.before is not None:
+        found = [event for event in found if UNKNOWN_TIME < event[0] < wanted.before]
+    return found
 
 
 def event_time(seconds: float) -> datetime | None:

@@ -11,7 +11,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import LoadError
-from ..format.schema import PERSISTABLE
+from ..format.schema import COLLECTION, PERSISTABLE
 from ..store.index import CHUNK
 from ..store.pages import Pages
 from ..store.record_view import StoredTask, StoredTasks, UnreadableTask
@@ -84,6 +84,8 @@ class TaskHistories:
         for outer in tasks:
             if (history := self._history(outer)) is not None:
                 yield history
+            if isinstance(outer, UnreadableTask) or outer.schema.kind != COLLECTION:
+                continue
             inner = deque(_parts(outer))
             while inner:
                 some: dict[int, None] = {}
@@ -98,16 +100,14 @@ class TaskHistories:
 
     def _history(self, task: StoredTask | UnreadableTask) -> History | None:
         """Return the history of what is a task and wasn't given before."""
-        if task.number in self._seen:
+        if not self._seen.add(task.number):
             return None
-        self._seen.add(task.number)
         if isinstance(task, UnreadableTask):
             self.unreadable.append(task.error)
             return None
         if task.schema.kind == PERSISTABLE:
             return None
-        field = task.fields.get
-        name, state, code, events = field("jobname"), field("state"), field("returncode"), field("history")
+        name, state, code, events = map(task.fields.get, ("jobname", "state", "returncode", "history"))
         return History(
             task.number,
             task.persistent_id,

@@ -14,7 +14,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import islice, starmap
+from itertools import chain, islice, starmap
 from typing import NamedTuple
 
 import msgpack
@@ -44,6 +44,7 @@ from ..tables.interface import (
 )
 
 _CHUNK = 512  # records read in one call
+_WRITTEN = 32  # records written in one call
 _key = RECORD_KEY.pack
 _pack = msgpack.Packer(unicode_errors="surrogatepass").pack
 
@@ -142,7 +143,7 @@ class Snapshot:
         member, kind = next(members, after_all)
         read_bytes = ReadBytes()
         for key, record in self._records():
-            read_bytes.add(self._reader, (record,))
+            read_bytes.add(self._reader, len(record))
             number = int.from_bytes(key, "big")
             while member < number:
                 self.missing.append(member)
@@ -181,8 +182,10 @@ def snapshot(index: Index, progress: OnProgress = no_progress) -> Iterator[tuple
     with copy as file:
         with index.store.reading() as reader, keeping(what):
             state = Snapshot(reader, index.identity)
-            for record in state.read():
-                file.write(_pack(record))
+            source = state.read()
+            while some := list(islice(source, _WRITTEN)):
+                file.write(_pack(some))
             file.seek(0)
         parts = msgpack.Unpacker(file, max_buffer_size=0, unicode_errors="surrogatepass")
-        yield state, with_progress(starmap(HeldRecord, parts), state.count, progress)
+        records = starmap(HeldRecord, chain.from_iterable(parts))
+        yield state, with_progress(records, state.count, progress)

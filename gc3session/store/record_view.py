@@ -47,26 +47,25 @@ class StoredTask:
             for another persistable.
     """
 
-    __slots__ = ("_values", "fields", "number", "record", "schema")
-
-    fields: dict[str, Any]
+    __slots__ = ("_values", "number", "record", "schema")
 
     def __init__(self, number: int, schema: Schema, record: bytes, values: list[Any]) -> None:
         self.number = number
         self.schema = schema
         self.record = record
-        self._values = values
-
-    def __getattr__(self, name: str) -> Any:
-        if name != "fields":  # which are made once they are asked for
-            raise AttributeError(f"a StoredTask has no attribute {name!r}: see its `fields`")
-        self.fields = dict(zip(self.schema.fields, self._values, strict=True))
-        return self.fields
+        self._values: Any = values
 
     @property
     def persistent_id(self) -> str:
         """The ID."""
         return f"{self.schema.name}.{self.number}"
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """The values by the names of the fields."""
+        if type(self._values) is list:  # until they are asked for
+            self._values = dict(zip(self.schema.fields, self._values, strict=True))
+        return self._values  # type: ignore[no-any-return]
 
     @property
     def parts(self) -> list[StoredReference]:
@@ -148,7 +147,7 @@ class StoredTasks:
     def records(self, reader: Reader, entries: list[Entry]) -> list[bytes | None]:
         """Return the records of some entries, None for each that is gone."""
         records = self._store.records(reader, entries)
-        self._read_bytes.add(reader, records)
+        self._read_bytes.add(reader, sum(map(len, filter(None, records))))
         return records
 
     def with_records(self, reader: Reader, entries: list[Entry]) -> tuple[list[Entry], list[bytes | None]]:
@@ -175,9 +174,9 @@ class StoredTasks:
             parts = self._decoder.unpack(_ARRAY.pack(0xDC, 2 * len(records)) + b"".join(records))
             schema_numbers, _, _, values = zip(*parts[::2], strict=True)
             schemas: dict[int, Any] = {number: self._store.schemas.known(number) for number in {*schema_numbers}}
-            shapes = {*zip(schema_numbers, map(type, values), map(len, values), strict=True)}
-            are_right = shapes == {(number, list, len(schema.fields)) for number, schema in schemas.items()}
-            if are_right and parts[1::2] == list(map(crc32, map(_body, records), numbers)):
+            counts = {number: len(schema.fields) for number, schema in schemas.items()}
+            are_right = [*map(list.__len__, values)] == [*map(counts.__getitem__, schema_numbers)]
+            if are_right and parts[1::2] == [*map(crc32, map(_body, records), numbers)]:
                 return map(StoredTask, numbers, map(schemas.__getitem__, schema_numbers), records, values)
         return [
             self._read(number, schema or schema_number_or_0(record), record)

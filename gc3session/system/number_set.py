@@ -21,15 +21,17 @@ class Numbers:
         for number in numbers:
             self.add(number)
 
-    def add(self, number: int) -> None:
-        """Add an N, if it isn't in the set."""
+    def add(self, number: int) -> bool:
+        """Add an N, and return whether it wasn't in the set before."""
         page = self._pages.get(number // _PAGE)
         if page is None:
             page = self._pages[number // _PAGE] = bytearray(_PAGE // 8)
         place, bit = number % _PAGE // 8, 1 << number % 8
-        if not page[place] & bit:
+        is_new = not page[place] & bit
+        if is_new:
             page[place] |= bit
             self._length += 1
+        return is_new
 
     def __contains__(self, number: int) -> bool:
         page = self._pages.get(number // _PAGE)

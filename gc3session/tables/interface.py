@@ -170,9 +170,9 @@ class ReadBytes:
     def __init__(self) -> None:
         self._count = 0
 
-    def add(self, reader: Reader, records: Iterable[bytes | None]) -> None:
-        """Count what *reader* has just read."""
-        self._count += sum(map(len, filter(None, records)))
+    def add(self, reader: Reader, count: int) -> None:
+        """Count the bytes that *reader* has just read."""
+        self._count += count
         if self._count > self._LIMIT:
             reader.release_memory()
             self._count = 0

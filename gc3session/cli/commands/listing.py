@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
 from itertools import islice
 from typing import Any, Final
@@ -29,10 +29,11 @@ from ..console import (
 )
 from ..fields_text import one_line
 from ..filters import CONDITIONS_HELP, filter_options, taken_filters
-from ..order import ListedTask, in_tree, sorted_by
+from ..order import FoundTask, ListedTask, in_tree, sorted_by
 from ..table import Cell, write_table
 
 _NONE: Final = ("-", "dim")
+_TASKS_AT_ONCE: Final = 32  # whose lines are made together
 _DEFAULT_COLUMNS: Final = "ID,NAME,STATE,LAST EVENT"
 
 _OPTIONS: Final = (
@@ -230,14 +231,13 @@ class _Listing:
 
     def write_jsonl(self) -> None:
         """Write the lines of the tasks as a dump has them."""
-        write_lines(map(TaskLines(self._session).of, (listed.task for listed in self._listed())))
+        write_lines(task_lines(self._session, (listed.task for listed in self._listed())))
 
     def write_json(self) -> None:
         """Write an array of the lines that a dump has of the tasks."""
-        lines = TaskLines(self._session)
         separator = "[\n"
-        for listed in self._listed():
-            sys.stdout.write(separator + lines.of(listed.task).removesuffix("\n"))
+        for line in task_lines(self._session, (listed.task for listed in self._listed())):
+            sys.stdout.write(separator + line.removesuffix("\n"))
             separator = ",\n"
         sys.stdout.write("[]\n" if separator == "[\n" else "\n]\n")
 
@@ -324,19 +324,18 @@ _CELLS: Final[dict[str, Callable[[StoredTask], Cell]]] = {
 # -- lines of a dump
 
 
-class TaskLines:
-    """Writes the lines of some tasks of a session as `gc3session dump` does."""
-
-    def __init__(self, session: Session) -> None:
-        self._session = session
-        self._lines = RecordLines()
-
-    def of(self, task: StoredTask | UnreadableTask) -> str:
-        """Return the line of a task, with its line feed; it says whether the session has the task."""
-        index = self._session._index
-        with self._session.store.reading() as reader:
-            member = index.holds(reader, task.number)
-            if isinstance(task, StoredTask):
-                return self._lines.of(task.schema, task.number, member, task.record)
-            state = index.state(reader, task.number) if member else ""
-        return self._lines.raw(task.persistent_id, member, state, task.record)
+def task_lines(session: Session, tasks: Iterable[FoundTask]) -> Iterator[str]:
+    """Give the lines that a dump has of some tasks, with their line feeds; they say whether the session has the task."""
+    index, lines, source = session._index, RecordLines(), iter(tasks)
+    while some := list(islice(source, _TASKS_AT_ONCE)):
+        written = []
+        with session.store.reading() as reader:
+            held = index.held(reader, [task.number for task in some])
+            for task in some:
+                member = task.number in held
+                if isinstance(task, StoredTask):
+                    written.append(lines.of(task.schema, task.number, member, task.record))
+                else:
+                    state = index.state(reader, task.number) if member else ""
+                    written.append(lines.raw(task.persistent_id, member, state, task.record))
+        yield from written

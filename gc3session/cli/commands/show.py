@@ -14,7 +14,7 @@ from ..completion import complete_ids
 from ..console import complain, open_session, style_on
 from ..fields_text import object_lines
 from ..input import ids_from_args
-from .listing import TaskLines
+from .listing import task_lines
 
 
 @click.command(short_help="Show every field of some tasks.")
@@ -54,13 +54,13 @@ def _text_lines(session: Session) -> Callable[[str], str]:
 
 def _json_lines(session: Session) -> Callable[[str], str]:
     """Return the function that gives the line of JSON for the task of an ID."""
-    tasks, writer = StoredTasks(session.store), TaskLines(session)
+    tasks = StoredTasks(session.store)
 
     def line(id_: str) -> str:
         parsed = parse_id(id_)
         task = tasks.get(parsed[1]) if parsed else None
         if task is None or task.persistent_id != id_:
             raise NotFound(f"there is no task {id_}")
-        return writer.of(task)
+        return next(task_lines(session, [task]))
 
     return line

@@ -61,11 +61,11 @@ class FieldPath:
 
     def of(self, task: Root) -> Any:
         """Return the value that the path leads to from a task, or MISSING."""
-        (first, quoted), *rest = self.parts
+        first, quoted = self.parts[0]
         if not quoted and first in _SPECIAL:
-            return _SPECIAL[first](task) if not rest else MISSING
+            return _SPECIAL[first](task) if len(self.parts) == 1 else MISSING
         value = field_of(task, first)
-        for part, quoted in rest:
+        for part, quoted in self.parts[1:]:
             if value is MISSING:
                 break
             value = _inside(value, part, quoted)

@@ -17,6 +17,7 @@ from ..filters import parsed_filters
 _TIME_WIDTH: Final = len("2026-11-25 12:00:00.000")
 _LEAST_ID_WIDTH: Final = 12
 _LEAST_STATE_WIDTH: Final = len("TERMINATING")
+_encode: Final = json.JSONEncoder(separators=(",", ":")).encode
 
 
 @click.command(short_help="Show all events in the order of time.")
@@ -109,4 +110,4 @@ def _text_writer() -> Callable[[LogEntry], None]:
 
 def _write_json(entry: LogEntry) -> None:
     fields = entry._asdict() | {"time": entry.time and entry.time.isoformat()}
-    sys.stdout.write(json.dumps(fields, separators=(",", ":")) + "\n")
+    sys.stdout.write(f"{_encode(fields)}\n")

@@ -144,9 +144,8 @@ class Reader(Contents):
 
     def records(self, numbers: Sequence[int]) -> list[bytes | None]:
         """Return the records of some Ns, None for each that there isn't."""
-        keys = [RECORD_KEY.pack(number) for number in numbers]
-        found = dict(self.get_many(RECORDS, keys))
-        return [found.get(key) for key in keys]
+        found = dict(self.get_many(RECORDS, [RECORD_KEY.pack(number) for number in numbers]))
+        return [found.get(RECORD_KEY.pack(number)) for number in numbers]
 
     def scan_many(self, table: str, prefixes: Sequence[bytes]) -> list[Item]:
         """Return the items whose keys begin with one of some *prefixes*, which are sorted, in order."""

@@ -402,6 +402,21 @@ def test_refresh_takes_over_the_stored_state(store: Store, conflict: tuple[Simul
     store.save(mine)
 
 
+def test_records_are_found_in_any_order_with_any_gaps(store: Store) -> None:
+    numbers = [store.number_of(store.save(Task(jobname=str(i)))) for i in range(9)]
+    store.remove(f"Task.{numbers[4]}")
+    first, last = numbers[0], numbers[-1]
+    with store.reading() as reader:
+        stored = {n: reader.get("records", n.to_bytes(8, "big")) for n in [*numbers, last + 1, 1 << 62]}
+        assert sum(record is not None for record in stored.values()) == 8
+        for wanted in (
+            *(numbers, numbers[::-1], numbers[:3], numbers[5:], numbers[3:5], [*numbers, last + 1], [last]),
+            *([first, numbers[2], numbers[1], numbers[3]], [first] * 2, [first, last, last, first], []),
+            *([first, 1 << 62], [1 << 62, first], [last + 1, last + 2]),
+        ):
+            assert reader.records(wanted) == [stored.get(n) for n in wanted]
+
+
 def test_force_overwrites(store: Store, open_store: MakeStore, conflict: tuple[Simulation, Simulation]) -> None:
     mine, _ = conflict
     store.save(mine, force=True)

@@ -73,12 +73,16 @@ class _LmdbReader(Reader):
         return [(key[1:], value) for key, value in takewhile(lambda item: item[0].startswith(prefix), items)]
 
     def records(self, numbers: Sequence[int]) -> list[bytes | None]:
-        if len(numbers) > 1 and numbers == list(range(numbers[0], numbers[-1] + 1)):  # mostly
-            first, last = (RANGES[RECORDS] + RECORD_KEY.pack(numbers[place]) for place in (0, -1))
+        count = len(numbers)
+        if (
+            count > 1
+            and numbers[-1] - numbers[0] == count - 1
+            and numbers == [*range(numbers[0], numbers[-1] + 1)]
+        ):
             cursor = self._txn.cursor()
-            cursor.set_range(first)
-            found = list(islice(cursor.iternext(keys=False), len(numbers)))
-            if cursor.key() == last:  # there are no more keys in between
+            cursor.set_range(RANGES[RECORDS] + RECORD_KEY.pack(numbers[0]))
+            found = list(islice(cursor.iternext(keys=False), count))
+            if cursor.key() == RANGES[RECORDS] + RECORD_KEY.pack(numbers[-1]):  # there are no more in between
                 return found
         return super().records(numbers)
 

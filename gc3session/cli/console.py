@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import select
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime, tzinfo
 from functools import cache
 from typing import IO, Any, Final
@@ -20,7 +20,6 @@ _COMPLAINT_END: Final = 400  # characters of the end of such a message
 CLEAR_LINE: Final = "\r\x1b[K"
 """Takes the cursor of a terminal to the beginning of its line, and clears that."""
 
-_LINES_AT_ONCE: Final = 128
 _COMPLAINTS: Final = 20  # messages of one kind that are written; of more only the number
 
 
@@ -85,20 +84,6 @@ def say(message: str) -> None:
     """Write one line on stdout, before whatever stderr gets afterwards."""
     sys.stdout.write(f"{escaped(message)}\n")
     sys.stdout.flush()
-
-
-def write_lines(lines: Iterable[str]) -> None:
-    """Write lines, each with its line feed, on stdout, many of them at once."""
-    waiting: list[str] = []
-    try:
-        for line in lines:
-            waiting.append(line)
-            if len(waiting) == _LINES_AT_ONCE:
-                text = "".join(waiting)
-                waiting.clear()
-                sys.stdout.write(text)
-    finally:  # also before an error, or Ctrl-C
-        sys.stdout.write("".join(waiting))
 
 
 def complain(message: str) -> None:

@@ -13,9 +13,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, islice, zip_longest
 from typing import Final
 
-from .console import style_on, terminal_width, write_lines
+from .console import style_on, terminal_width
 
 _MEASURED_ROWS: Final = 500
+_LINES_AT_ONCE: Final = 128
 _SPARE: Final = 4  # by how much the rows that aren't measured may be wider
 _GAP: Final = 2  # blanks between columns
 _WIDEST: Final = 60  # to which a column grows; a wider cell is rare, and stands out or is folded
@@ -37,23 +38,27 @@ def write_table(titles: Sequence[str], rows: Iterable[Sequence[Cell]]) -> None:
     available = terminal_width(sys.stdout)
     if available is not None:
         _narrow(widths, available)
-    write_lines(_lines(chain(measured, rows), widths, fold=available is not None))
+    lines = _lines(chain(measured, rows), widths, fold=available is not None)
+    while text := "".join(islice(lines, _LINES_AT_ONCE)):
+        sys.stdout.write(text)
 
 
 def _lines(rows: Iterable[Sequence[Cell]], widths: list[int], *, fold: bool) -> Iterator[str]:
-    """Give the lines of rows; with *fold* a cell that is wider than its column takes several."""
-    style, gap = style_on(sys.stdout), " " * _GAP
+    """Give the lines of rows; with *fold*, on a terminal, a cell that is wider than its column takes several."""
+    style, gap, padded = style_on(sys.stdout), " " * _GAP, [*widths[:-1], 0]
+    plain = gap.join([*(f"%-{full}s" for full in widths[:-1]), "%s\n"])
     for row in rows:
-        blanks = [full - width(text) for (text, _), full in zip(row, widths, strict=True)]
-        if fold and min(blanks) < 0:
-            pieces = [folded(text, full) for (text, _), full in zip(row, widths, strict=True)]
-            styles = [kind for _, kind in row]
-            for texts in zip_longest(*pieces, fillvalue=""):
-                yield from _lines([list(zip(texts, styles, strict=True))], widths, fold=False)
-        else:
-            blanks[-1] = 0
-            cells = [style(text, kind) + " " * n for (text, kind), n in zip(row, blanks, strict=True)]
-            yield gap.join(cells) + "\n"
+        line = plain % tuple([text for text, _ in row])
+        if not fold and line.isascii():  # so each character takes one column
+            yield line
+            continue
+        pieces = [folded(text, full) if fold else [text] for (text, _), full in zip(row, widths, strict=True)]
+        for texts in zip_longest(*pieces, fillvalue=""):
+            cells = zip(texts, row, padded, strict=True)
+            yield (
+                gap.join([style(text, kind) + " " * (full - width(text)) for text, (_, kind), full in cells])
+                + "\n"
+            )
 
 
 def _narrow(widths: list[int], available: int) -> None:
@@ -65,6 +70,8 @@ def _narrow(widths: list[int], available: int) -> None:
 
 def folded(text: str, full: int) -> list[str]:
     """Return *text* in pieces that are at most *full* columns wide."""
+    if width(text) <= full:
+        return [text]
     pieces, taken = [""], 0
     for c in text:
         if taken and taken + width(c) > full:

@@ -11,7 +11,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import LoadError
-from ..format.schema import COLLECTION, PERSISTABLE
+from ..format.schema import PERSISTABLE
 from ..store.index import CHUNK
 from ..store.pages import Pages
 from ..store.record_view import StoredTask, StoredTasks, UnreadableTask
@@ -84,8 +84,6 @@ class TaskHistories:
         for outer in tasks:
             if (history := self._history(outer)) is not None:
                 yield history
-            if isinstance(outer, UnreadableTask) or outer.schema.kind != COLLECTION:
-                continue
             inner = deque(_parts(outer))
             while inner:
                 some: dict[int, None] = {}

@@ -143,9 +143,8 @@ class Filters:
                 return False
             if self.before is not None and not seconds < self.before:
                 return False
-        for condition in self.where:
-            if not condition.fits(task):
-                return False
+        if not all(condition.fits(task) for condition in self.where):
+            return False
         return all(_same(field_of(task, field), value) for field, value in self.fields.items())
 
     def fit(self, task: StoredTask) -> bool:

@@ -9,15 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from itertools import chain
-from operator import itemgetter
-from struct import Struct
 from typing import TYPE_CHECKING, Any, Final
 from zlib import crc32
 
 import attrs
 
 from ..errors import CorruptRecord, LoadError, NotFound
-from ..format.frame import TAIL, schema_number_or_0, unseal
+from ..format.frame import TAIL, schema_number_or_0, values_of
 from ..format.schema import COLLECTION, Schema
 from ..records.values import DAMAGE, Decoder
 from ..tables.interface import ReadBytes
@@ -29,9 +27,7 @@ if TYPE_CHECKING:
     from ..tables.interface import Reader
     from .reading import StoreReading
 
-_ARRAY: Final = Struct(">BH")  # of msgpack: 0xDC, and the number of items
 _AT_ONCE: Final = 32  # records that are unpacked together; of more the collector would search the parts
-_body: Final[Any] = itemgetter(slice(-TAIL))
 
 
 class StoredTask:
@@ -40,11 +36,8 @@ class StoredTask:
     Values whose class the program hasn't defined are `Opaque`.
 
     Attributes:
-        persistent_id (str): its ID.
         number (int): the number at the end of the ID.
         record (bytes): the record.
-        fields (dict[str, Any]): the values by the names of the fields; a `StoredReference` stands
-            for another persistable.
     """
 
     __slots__ = ("_values", "number", "record", "schema")
@@ -57,12 +50,12 @@ class StoredTask:
 
     @property
     def persistent_id(self) -> str:
-        """The ID."""
+        """The ID (str)."""
         return f"{self.schema.name}.{self.number}"
 
     @property
     def fields(self) -> dict[str, Any]:
-        """The values by the names of the fields."""
+        """The values by the names of the fields; a `StoredReference` stands for another persistable."""
         if type(self._values) is list:  # until they are asked for
             self._values = dict(zip(self.schema.fields, self._values, strict=True))
         return self._values  # type: ignore[no-any-return]
@@ -171,12 +164,12 @@ class StoredTasks:
         """Return what `of` does: all tasks at once, which is faster, or each by itself if any needs a closer look."""
         numbers = [number for number, _ in entries]
         with suppress(CorruptRecord, *DAMAGE):  # a record is gone or damaged, or its schema hasn't been read yet
-            parts = self._decoder.unpack(_ARRAY.pack(0xDC, 2 * len(records)) + b"".join(records))
+            parts = self._decoder.unpack(b"".join([b"\xdc", (2 * len(records)).to_bytes(2, "big"), *records]))
             schema_numbers, _, _, values = zip(*parts[::2], strict=True)
             schemas: dict[int, Any] = {number: self._store.schemas.known(number) for number in {*schema_numbers}}
             counts = {number: len(schema.fields) for number, schema in schemas.items()}
             are_right = [*map(list.__len__, values)] == [*map(counts.__getitem__, schema_numbers)]
-            if are_right and parts[1::2] == [*map(crc32, map(_body, records), numbers)]:
+            if are_right and parts[1::2] == [*map(crc32, [record[:-TAIL] for record in records], numbers)]:
                 return map(StoredTask, numbers, map(schemas.__getitem__, schema_numbers), records, values)
         return [
             self._read(number, schema or schema_number_or_0(record), record)
@@ -213,16 +206,12 @@ class StoredTasks:
 
     def _read(self, number: int, name_schema: int, record: bytes) -> StoredTask | UnreadableTask:
         try:
-            parts = self._decoder.unpack(unseal(number, record))
-            try:
-                schema_number, _, _, values = parts
-                schema = self._schema(schema_number)
-                if len(values) != len(schema.fields) or type(values) is not list:
-                    raise ValueError(
-                        f"it has {len(values)} values for the {len(schema.fields)} fields of its schema"
-                    )
-            except (ValueError, TypeError, AttributeError) as error:
-                raise CorruptRecord(f"it is not a record: {error}") from error
+            schema_number, _, values = values_of(number, record, self._decoder.unpack)
+            schema = self._schema(schema_number)
+            if len(values) != len(schema.fields):
+                raise CorruptRecord(
+                    f"it has {len(values)} values for the {len(schema.fields)} fields of its schema"
+                )
         except LoadError as error:
             id_ = f"{self._name(name_schema)}.{number}"
             failure = type(error)(f"{id_} in {self._store.url}: {error}", id_)

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
+from functools import partial
 from itertools import islice
 from typing import Any, Final
 
@@ -16,17 +17,7 @@ from ... import InvalidArgument, Session, StoredTask, UnreadableTask
 from ...query.field_path import MISSING, FieldPath, last_event
 from ...store.record_view import StoredTasks
 from ...transfer.dump import RecordLines
-from ..console import (
-    complain,
-    escaped,
-    in_zone,
-    open_session,
-    quantity,
-    state_colour,
-    style_on,
-    time_of,
-    write_lines,
-)
+from ..console import complain, escaped, in_zone, open_session, quantity, state_colour, style_on, time_of
 from ..fields_text import one_line
 from ..filters import CONDITIONS_HELP, filter_options, taken_filters
 from ..order import FoundTask, ListedTask, in_tree, sorted_by
@@ -148,7 +139,7 @@ class _Listing:
         if self._sort is not None and len(self._sort) != 1:
             raise click.UsageError("--sort takes one field.")
         self._columns = _columns_of(_DEFAULT_COLUMNS if columns is None else columns)
-        self._cells = [_cell_in(column) for column in self._columns]
+        self._cells = [_CELLS.get(column.text, partial(_value, column)) for column in self._columns]
         self._recursive = recursive
         self._limit = limit
         self._session = session
@@ -195,7 +186,7 @@ class _Listing:
         ids: Iterator[str] = islice(self._selected.ids(), self._limit)
         if self._recursive or self._sort or self._selected.filters.need_records:
             ids = (listed.task.persistent_id for listed in self._listed())
-        write_lines(f"{escaped(id_)}\n" for id_ in ids)
+        sys.stdout.writelines(f"{escaped(id_)}\n" for id_ in ids)
 
     def write_table(self) -> None:
         """Write a table, on a terminal below the figures of the session."""
@@ -205,17 +196,15 @@ class _Listing:
         write_table(titles, map(self._row, self._listed(flat=False)))
 
     def _row(self, listed: ListedTask) -> list[Cell]:
-        task = listed.task
+        task, indent = listed.task, "  " * listed.depth
         if isinstance(task, UnreadableTask):
             known = {"ID": (escaped(task.persistent_id), ""), "NAME": ("(unreadable)", "red")}
             row = [known.get(column.text, _NONE) for column in self._columns]
         else:
-            row = [cell(task) for cell in self._cells]
-        if not listed.fits:
-            row = [(text, "dim") for text, _ in row]
-        if listed.depth:
-            indents = ["  " * listed.depth if column.text == "ID" else "" for column in self._columns]
-            row = [(indent + text, style) for indent, (text, style) in zip(indents, row, strict=True)]
+            row = [cell(task) if listed.fits else (cell(task)[0], "dim") for cell in self._cells]
+        if indent:
+            cells = zip(self._columns, row, strict=True)
+            row = [(indent + text if column.text == "ID" else text, style) for column, (text, style) in cells]
         return row
 
     def write_csv(self) -> None:
@@ -231,7 +220,7 @@ class _Listing:
 
     def write_jsonl(self) -> None:
         """Write the lines of the tasks as a dump has them."""
-        write_lines(task_lines(self._session, (listed.task for listed in self._listed())))
+        sys.stdout.writelines(task_lines(self._session, (listed.task for listed in self._listed())))
 
     def write_json(self) -> None:
         """Write an array of the lines that a dump has of the tasks."""
@@ -274,14 +263,9 @@ def _text_in(column: FieldPath, task: StoredTask) -> str:
     return "" if value is MISSING or value is None else _text(value)
 
 
-def _cell_in(column: FieldPath) -> Callable[[StoredTask], Cell]:
-    """Return the function that gives the cell that a table has of a task in a column."""
-
-    def cell(task: StoredTask) -> Cell:
-        value = column.of(task)
-        return _NONE if value is MISSING or value is None else (_text(value) or "-", "")
-
-    return _CELLS.get(column.text, cell)
+def _value(column: FieldPath, task: StoredTask) -> Cell:
+    value = column.of(task)
+    return _NONE if value is MISSING or value is None else (_text(value) or "-", "")
 
 
 def _text(value: Any) -> str:
@@ -319,6 +303,7 @@ _CELLS: Final[dict[str, Callable[[StoredTask], Cell]]] = {
     "STATE": _state,
     "LAST EVENT": _last_event,
 }
+"""What a table has of a task in a column; of another column it is `_value`."""
 
 
 # -- lines of a dump

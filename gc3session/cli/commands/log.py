@@ -92,18 +92,16 @@ def log(
 def _text_writer() -> Callable[[LogEntry], None]:
     """Return the function that writes an entry as text in columns, which grow with their content."""
     style = style_on(sys.stdout)
-    id_width, state_width = _LEAST_ID_WIDTH, _LEAST_STATE_WIDTH
+    widths = [_LEAST_ID_WIDTH, _LEAST_STATE_WIDTH]
 
     def write(entry: LogEntry) -> None:
-        nonlocal id_width, state_width
         id_, state = escaped(entry.id), "-" if entry.state is None else escaped(entry.state)
-        id_width = max(id_width, len(id_))
-        state_width = max(state_width, min(len(state), 2 * _LEAST_STATE_WIDTH))
+        widths[:] = max(widths[0], len(id_)), max(widths[1], min(len(state), 2 * _LEAST_STATE_WIDTH))
         local = entry.time and in_zone(entry.time)
         shown = local.isoformat(" ", "milliseconds")[:_TIME_WIDTH] if local else "(not known)"  # without the zone
         time = style(shown.ljust(_TIME_WIDTH), "dim")
-        state = style(state.ljust(state_width), state_colour(entry.state))
-        sys.stdout.write(f"{time}  {id_:{id_width}}  {state}  {escaped(entry.name or '-')}\n")
+        state = style(state.ljust(widths[1]), state_colour(entry.state))
+        sys.stdout.write(f"{time}  {id_.ljust(widths[0])}  {state}  {escaped(entry.name or '-')}\n")
 
     return write
 

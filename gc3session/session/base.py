@@ -525,12 +525,45 @@ class SessionBase(Generic[T]):
         return [number for number in numbers if number not in elsewhere]
 
     @overload
-    def edit(self, *filters: Any, kind: type[K], **more: Any) -> Edit[K]: ...
+    def edit(
+        self,
+        state: Names | None = ...,
+        name: str | re.Pattern[str] | None = ...,
+        *,
+        id: str | re.Pattern[str] | None = ...,
+        kind: type[K],
+        where: Where = ...,
+        since: Time | None = ...,
+        before: Time | None = ...,
+        **fields: Any,
+    ) -> Edit[K]: ...
 
     @overload
-    def edit(self, *filters: Any, **more: Any) -> Edit[T]: ...
+    def edit(
+        self,
+        state: Names | None = ...,
+        name: str | re.Pattern[str] | None = ...,
+        *,
+        id: str | re.Pattern[str] | None = ...,
+        kind: Kinds | None = ...,
+        where: Where = ...,
+        since: Time | None = ...,
+        before: Time | None = ...,
+        **fields: Any,
+    ) -> Edit[T]: ...
 
-    def edit(self, *filters: Any, **more: Any) -> Edit[Any]:
+    def edit(
+        self,
+        state: Names | None = None,
+        name: str | re.Pattern[str] | None = None,
+        *,
+        id: str | re.Pattern[str] | None = None,  # noqa: A002 (it is one)
+        kind: Kinds | None = None,
+        where: Where = (),
+        since: Time | None = None,
+        before: Time | None = None,
+        **fields: Any,
+    ) -> Edit[Any]:
         """`with` this, and a loop over what it gives, change any number of tasks, which are saved as the loop goes on.
 
         The arguments are those of `select`; without any it is all tasks.  What the loop changes, also
@@ -548,9 +581,10 @@ class SessionBase(Generic[T]):
         >>> [task.extra for task in session]
         [{}, {'seen': True}, {'seen': True}]
         """
+        self._ensure_open()
         from .editing import Edit
 
-        return Edit(self._index, self.select(*filters, **more).filters)
+        return Edit(self._index, self._selection.Filters(state, name, id, kind, where, since, before, fields))
 
     def update(self, selection: Selected[Any], **fields: Any) -> int:
         """Set some fields of all tasks of a selection, as `edit` does it; return how many there were.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from itertools import groupby, repeat
-from typing import Any
+from typing import Any, Final
 
 from ..errors import CorruptRecord, CorruptStore
 from ..format.frame import RECORD_KEY, header_of
@@ -12,6 +12,9 @@ from ..records.sequence import NEXT_KEY
 from ..tables.interface import HOLDERS, META, RECORDS, Reader
 from .entries import BLOCK, HOLDER_KEY, Kind, Row, bits_of, block_at, next_block, numbers_of
 from .index_writer import Listener
+
+_MANY: Final = 1 << 24
+"""Tasks for which a list takes so much memory that it is worth asking whether there can be so many."""
 
 
 class Membership:
@@ -89,7 +92,11 @@ class Membership:
     def count(self, reader: Reader) -> int:
         """Return how many entries there are."""
         row = Row.read(reader, self.identity)
-        if row is not None and row.total > RECORD_KEY.unpack(reader.get(META, NEXT_KEY) or bytes(8))[0]:
+        if (
+            row is not None
+            and row.total > _MANY
+            and row.total > RECORD_KEY.unpack(reader.get(META, NEXT_KEY) or bytes(8))[0]
+        ):
             raise CorruptStore(
                 f"session {self.identity.hex()} has more tasks by its row than the store ever had records:"
                 " 'gc3session repair' counts them"

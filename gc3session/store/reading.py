@@ -133,11 +133,9 @@ class StoreReading:
 
     def records_by_number(self, reader: Reader, numbers: Iterable[int]) -> dict[int, bytes]:
         """Return the records of some Ns as this program sees them, but for those that there aren't."""
-        staged = self.batch.records
-        stored = reader.get_many(RECORDS, [_key(number) for number in sorted({*numbers}) if number not in staged])
-        found = {RECORD_KEY.unpack(key)[0]: record for key, record in stored}
-        found |= {number: staged[number] for number in numbers if staged.get(number)}
-        return found
+        entries = [(number, 0) for number in sorted({*numbers})]
+        records = zip(entries, self.records(reader, entries), strict=True)
+        return {number: record for (number, _), record in records if record is not None}
 
     def name_of(self, reader: Reader, number: int) -> str:
         """Return what the ID of record N begins with."""

@@ -663,20 +663,24 @@ class SessionBase(Generic[T]):
     def close(self) -> None:
         """Write the batch and close the session.  Closing twice does nothing.
 
-        If the writing fails the session stays open.
+        If the writing fails the session stays open.  What else fails then is raised once it is closed.
         """
         store = self.store
-        with store.lock:
-            if not self._closed:
-                if store.read_only:
-                    self._index.reset()
-                else:
-                    store.flush()
-                    self._tidy()
-                self._closed = True
-                store.indexes.remove(self._index)
-        if self._owns_store:
-            store.close()
+        try:
+            with store.lock:
+                if not self._closed:
+                    if not store.read_only:
+                        store.flush()
+                    self._closed = True
+                    try:
+                        if not store.read_only:
+                            self._tidy()
+                    finally:
+                        self._index.reset()
+                        store.indexes.remove(self._index)
+        finally:
+            if self._closed and self._owns_store:
+                store.close()
 
     def _tidy(self) -> None:
         """Do what is to be done before closing."""

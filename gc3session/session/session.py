@@ -173,8 +173,10 @@ class Session(SessionBase[T]):
             return False
 
     def _tidy(self) -> None:
-        self._tidy_mirror()
-        self._mirror.close()
+        try:
+            self._tidy_mirror()
+        finally:
+            self._mirror.close()
 
     def _tidy_mirror(self) -> None:
         store, identity = self.store, self._index.identity

@@ -12,7 +12,7 @@ import pytest
 import gc3session.session.session as module
 from children import in_child, run_python
 from consistency import check, read_mirror
-from gc3session import Session, Task, TemporarySession, WriteError, make_store
+from gc3session import ClosedError, Session, Task, TemporarySession, WriteError, make_store
 from gc3session.index.index_writer import IndexWriter
 from gc3session.store.store import Store
 
@@ -290,3 +290,21 @@ def test_what_looks_the_same_is_told_apart(tmp_path: Path, files: str) -> None:
     else:
         shutil.copytree(tmp_path / "away", path)
         assert_refuses(session, path, ADDS["add"])
+
+
+@pytest.mark.parametrize("name", ["jobs", "jobs/data.mdb", "jobs/lock.mdb"])
+def test_session_is_closed_even_if_its_mirror_can_not_be_mended_any_more(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "s"
+    session = Session(path)
+    session.add(Task())
+    with open(path / "session_ids.txt", "a") as mirror:
+        mirror.write("Task.7\n")
+    replace_by_copy(name)(path)
+    with pytest.raises(WriteError, match=SAYS):
+        session.close()
+    with pytest.raises(ClosedError):
+        len(session)
+    session.close()
+    with Session(path) as again:  # of the files that are there now
+        again.add(Task())
+    assert len(check(path)) == 2

@@ -78,7 +78,10 @@ class StoreURL(str):
 
     def is_inside(self, directory: str) -> bool:
         """Return whether the store is a directory below *directory*."""
-        return self.is_lmdb and os.path.realpath(self.path).startswith(os.path.realpath(directory) + os.sep)
+        try:
+            return self.is_lmdb and os.path.realpath(self.path).startswith(os.path.realpath(directory) + os.sep)
+        except FileNotFoundError:  # a link on the way was taken away while it was followed
+            return False
 
 
 def make_tables(url: str | os.PathLike[str], *, read_only: bool = False, **options: Any) -> Tables:

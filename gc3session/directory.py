@@ -16,6 +16,7 @@ from .system.filesystem import (
     TEMPORARY_ENDING,
     make_directory,
     opened_regular,
+    real_path,
     sync,
     temporary_name,
     touch,
@@ -165,8 +166,8 @@ class SessionDirectory:
             raise InvalidArgument(f"the URL of a store can't have a '#' or a line break: {str(store)!r}")
         text = str(store)
         if store.is_lmdb:
-            place = os.path.realpath(store.path)
-            inside = os.path.relpath(place, os.path.realpath(self.path))
+            place = real_path(store.path)
+            inside = os.path.relpath(place, real_path(self.path))
             text = (
                 f"lmdb:{quote(inside, errors='surrogateescape')}" if self.holds(store) else StoreURL.of_path(place)
             )
@@ -270,7 +271,7 @@ class SessionDirectory:
 
     def delete(self) -> None:
         """Delete the directory: it is renamed first, so that it is gone at once. A symbolic link to it is deleted, too."""
-        real = os.path.realpath(self.path)
+        real = real_path(self.path)
         doomed = os.path.join(os.path.dirname(real), f".{self.name}.{secrets.token_hex(4)}.deleted")
         try:
             os.rename(real, doomed)
@@ -286,7 +287,7 @@ class SessionDirectory:
 
     def delete_store(self, url: str) -> None:
         """Delete the store at *url*, which is inside the directory and isn't used any more."""
-        place = os.path.realpath(StoreURL(url).path)
+        place = real_path(StoreURL(url).path)
         doomed = temporary_name(place)  # if this is interrupted, the rest is deleted as a leftover
         try:
             os.rename(place, doomed)

@@ -17,7 +17,7 @@ from ..index.entries import Row
 from ..store.index import Index
 from ..store.mirrored import mirrored_index
 from ..store.store import Store, make_store
-from ..system.filesystem import sync, write_error
+from ..system.filesystem import real_path, sync, write_error
 from ..system.temporary import made_whole
 from ..tables.interface import OnProgress
 from ..tables.urls import StoreURL
@@ -45,7 +45,7 @@ def backup_session(
 ) -> BackedUp:
     """Make the backup of a session at *dest*, whole or not at all; see `Session.backup`."""
     target = SessionDirectory(dest)
-    if os.path.realpath(target.path).startswith(os.path.realpath(directory.path) + os.sep):
+    if real_path(target.path).startswith(real_path(directory.path) + os.sep):
         raise InvalidArgument(f"{target.path} is inside the session that is to be backed up; choose another place")
     if os.path.lexists(target.path) and not _is_empty(target.path):
         raise InvalidArgument(
@@ -72,8 +72,8 @@ def _fill(index: Index, source: SessionDirectory, target: SessionDirectory, prog
     inside = source.holds(index.store.url)
     place = os.path.join(target.path, source.DEFAULT_JOBS_DIR)
     if inside:
-        there = os.path.realpath(StoreURL(index.store.url).path)
-        place = os.path.join(target.path, os.path.relpath(there, os.path.realpath(source.path)))
+        there = real_path(StoreURL(index.store.url).path)
+        place = os.path.join(target.path, os.path.relpath(there, real_path(source.path)))
     target.make(StoreURL.of_path(place), "", replace=False, identity=index.identity)
     _copy_timestamps(source, target)
     times: dict[str, int] = {}

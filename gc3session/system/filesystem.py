@@ -60,12 +60,20 @@ def write_error(error: OSError, message: str, remedy: str, otherwise: type[Error
     return otherwise(message)
 
 
+def real_path(path: str) -> str:
+    """Return what `os.path.realpath` does, which raises FileNotFoundError if a link is taken away while it is followed."""
+    for _ in range(100):
+        with contextlib.suppress(FileNotFoundError):
+            return os.path.realpath(path)
+    return os.path.abspath(path)
+
+
 def filesystem_of(path: str, mountinfo: str = _MOUNTINFO) -> str | None:
     """Return the type of the filesystem that *path* is on, such as 'ext4'.
 
     Return None if the system doesn't say. *mountinfo* is in the format of proc(5).
     """
-    real = os.path.realpath(path)
+    real = real_path(path)
     try:
         lines = Path(mountinfo).read_bytes().decode(errors="surrogateescape").splitlines()
     except OSError:

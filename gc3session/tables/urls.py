@@ -10,6 +10,7 @@ from typing import Any, Self
 from urllib.parse import quote, unquote
 
 from ..errors import InvalidArgument
+from ..system.filesystem import real_path
 from .interface import Tables
 
 _constructors: dict[str, Callable[..., Tables]] = {}
@@ -78,10 +79,7 @@ class StoreURL(str):
 
     def is_inside(self, directory: str) -> bool:
         """Return whether the store is a directory below *directory*."""
-        try:
-            return self.is_lmdb and os.path.realpath(self.path).startswith(os.path.realpath(directory) + os.sep)
-        except FileNotFoundError:  # a link on the way was taken away while it was followed
-            return False
+        return self.is_lmdb and real_path(self.path).startswith(real_path(directory) + os.sep)
 
 
 def make_tables(url: str | os.PathLike[str], *, read_only: bool = False, **options: Any) -> Tables:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import IO, Any, Final, cast
 
 from ..errors import InvalidArgument
-from ..system.filesystem import written_durably
+from ..system.filesystem import real_path, written_durably
 
 _BUFFER: Final = 1 << 20  # bytes
 
@@ -27,7 +27,7 @@ def written(file: str | os.PathLike[str] | IO[bytes]) -> Iterator[IO[bytes]]:
         with open(path, "wb") as special, _compressing(path, special) as out:
             yield out
         return
-    path = os.path.realpath(path)
+    path = real_path(path)
     with written_durably(path) as plain, _compressing(path, plain) as out:
         yield out
 

@@ -173,17 +173,33 @@ def test_attack_without_end_changes_nothing_outside(path: Path, tmp_path: Path, 
     before = state_of(tmp_path / "outside")
     attacker = Child(attack, path, tmp_path / "stop")
     opened = 0
-    for _ in range(2000 if long_form else 100):
-        try:
-            use(path, read_only=False)
-            opened += 1
-        except Error:
-            pass
-    (tmp_path / "stop").touch()
+    try:
+        for _ in range(2000 if long_form else 100):
+            with contextlib.suppress(Error):
+                use(path, read_only=False)
+                opened += 1
+    finally:
+        (tmp_path / "stop").touch()
     attacker.result()
     assert state_of(tmp_path / "outside") == before
     Session(path).close()  # an add that found its file gone after the commit has left the mirror as it was
     assert len(check(path)) >= 5 + opened
+
+
+def change_link(link: Path, stop: Path) -> None:
+    while not stop.exists():
+        link.symlink_to("place")
+        link.unlink()
+
+
+def test_a_link_that_comes_and_goes_is_followed_or_not(tmp_path: Path) -> None:
+    changer = Child(change_link, tmp_path / "link", tmp_path / "stop")
+    try:
+        found = {filesystem.real_path(str(tmp_path / "link")) for _ in range(20_000)}
+    finally:
+        (tmp_path / "stop").touch()
+    changer.result()
+    assert found <= {str(tmp_path / "link"), str(tmp_path / "place")}
 
 
 @pytest.mark.parametrize("others_may_write", [False, True])

@@ -13,7 +13,7 @@ import lmdb
 
 from ...errors import ClosedError, Error, InvalidArgument, NetworkFilesystemError, ReadOnlyError
 from ...format.frame import RECORD_KEY
-from ...system.filesystem import NETWORK_FILESYSTEMS, filesystem_of, sync
+from ...system.filesystem import NETWORK_FILESYSTEMS, filesystem_of, real_path, sync
 from ..interface import (
     MALFORMED,
     RECORDS,
@@ -163,8 +163,8 @@ def _place(path: str) -> str:
     """Return the real path of an environment; a symbolic link in its own place isn't followed, and never opened."""
     above, name = os.path.split(path.rstrip(os.sep))
     if name in ("", os.curdir, os.pardir):
-        return os.path.realpath(path)
-    return os.path.join(os.path.realpath(above), name)
+        return real_path(path)
+    return os.path.join(real_path(above), name)
 
 
 class LmdbTables(Tables):

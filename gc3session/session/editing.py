@@ -63,7 +63,7 @@ class Edit(Generic[T]):
             self._give_up(error)
             return
         try:
-            self._save()
+            self._save(look_at_all=True)
         except BaseException as failure:
             self._give_up(failure)
             raise
@@ -76,14 +76,15 @@ class Edit(Generic[T]):
         """Save what has been changed, if that is much."""
         changes = self._store.changes
         if len(changes) - self._unsaved >= PART:
-            self._save()
+            self._save(look_at_all=False)  # the program may hold very many, which are looked at in the end
         if len(self._given) > self._most:
-            self._store.look_at_all()
-            alive = {n for n in self._given if self._store.loader.living(n) is not None}
-            self._given &= alive | changes.numbers()
+            with self._store.lock:
+                changes.look_at_recent()
+                alive = {n for n in self._given if self._store.loader.living(n) is not None}
+                self._given &= alive | changes.numbers()
             self._most = max(2 * PART, 2 * len(self._given))
 
-    def _save(self) -> None:
+    def _save(self, *, look_at_all: bool) -> None:
         """Save what has been changed."""
         store = self._store
         last = self._saved
@@ -95,7 +96,7 @@ class Edit(Generic[T]):
             return chosen
 
         with store.unit(flush=True):
-            store.stage_changed(choose)
+            store.stage_changed(choose, look_at_all=look_at_all)
         self._saved, self._unsaved = last, len(store.changes)
 
     def _give_up(self, error: BaseException) -> None:

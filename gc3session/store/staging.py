@@ -548,11 +548,17 @@ class StoreStaging(StoreReading):
         assert identity is not None
         return Origin(identity, stamp.number, stamp.revision, stamp.state, stamp.schema, stamp.leftover)
 
-    def stage_changed(self, choose: Callable[[list[int]], list[int]]) -> None:
-        """Encode objects with unsaved changes into the batch: those whose Ns *choose* returns.  In a unit."""
+    def stage_changed(self, choose: Callable[[list[int]], list[int]], *, look_at_all: bool = True) -> None:
+        """Encode objects with unsaved changes into the batch: those whose Ns *choose* returns.  In a unit.
+
+        Changes inside values are looked for in all that are alive, or only in those that were loaded last.
+        """
         changes = self.changes
         with no_collection():
-            self.look_at_all()
+            if look_at_all:
+                self.look_at_all()
+            else:
+                changes.look_at_recent()
             chosen = {*choose(sorted(changes.numbers()))}
             for obj in sorted(changes.objects.values(), key=lambda obj: get_stamp(obj).number):
                 if get_stamp(obj).number in chosen and id(obj) in changes.objects:
